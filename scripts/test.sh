@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Install, then style, types and tests: what CI runs. Further words go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+[ -n "${SKIP_SETUP:-}" ] || bash scripts/setup.sh
+export PATH="${VIRTUAL_ENV:-$PWD/.venv}/bin:$PATH"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # one test process per core; more threads only get in each other's way
+
+ruff format --check .
+ruff check .
+basedpyright
+python -m pytest --numprocesses auto --dist loadfile --durations 15 "$@"
