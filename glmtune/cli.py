@@ -1,0 +1,169 @@
+"""The `glmtune` command: finds the recipe by name, and turns errors into messages."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glmtune import __version__
+from glmtune.errors import ConfigError, GlmtuneError, unknown_name
+
+if TYPE_CHECKING:
+    from recipes.compose import Command
+
+# Name -> (module holding COMMAND, one line). Kept here so that `glmtune --help` imports no recipe.
+COMMANDS = {
+    "train": ("recipes.train", "tune a model: P-Tuning v2 (+recipe=ptuning), LoRA, or all its weights"),
+    "predict": ("recipes.predict", "generate answers for a data set and score them"),
+    "score": ("recipes.score", "score existing predictions, or compare two runs"),
+    "data": ("recipes.data", "check a data set before training on it"),
+    "info": ("recipes.info", "say what a checkpoint, a prefix or this machine is"),
+}
+FLAGS = """options:
+  -h, --help          this text (instant)
+  --cfg               print the composed configuration and stop
+  --config-dir DIR    search DIR for configs too (DIR/recipe/mine.yaml -> +recipe=mine)
+  --debug             show the stack trace of an error
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments after the program's name; the process's own by default.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _print_help()
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        sys.stdout.write(f"glmtune {__version__}\n")
+        return 0
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    _quiet_libraries(debug)
+    try:
+        return _dispatch(arguments[0], arguments[1:])
+    except KeyboardInterrupt:
+        sys.stderr.write("glmtune: interrupted; what was written so far is kept.\n")
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        return _report(error)
+
+
+def _dispatch(name: str, rest: list[str]) -> int:
+    if name not in COMMANDS:
+        raise ConfigError(unknown_name("Command", name, COMMANDS))
+    command = importlib.import_module(COMMANDS[name][0]).COMMAND
+    if "-h" in rest or "--help" in rest:
+        _print_command_help(command)
+        return 0
+    show_config = "--cfg" in rest
+    overrides, extra_configs = _split_flags([word for word in rest if word != "--cfg"], command)
+    from recipes.compose import compose, load_settings
+
+    if show_config:
+        import yaml
+
+        values = compose(command, overrides, extra_configs)
+        sys.stdout.write(yaml.safe_dump(values, allow_unicode=True, sort_keys=False))
+        return 0
+    result = command.run(load_settings(command, overrides, extra_configs))
+    return result if isinstance(result, int) else 0
+
+
+def _split_flags(words: list[str], command: Command) -> tuple[list[str], Path | None]:
+    """Separate `--config-dir` from overrides, and turn a bare first word into its setting."""
+    extra: Path | None = None
+    overrides: list[str] = []
+    pending = iter(words)
+    for word in pending:
+        if word.startswith("--config-dir"):
+            value = word.partition("=")[2] or next(pending, "")
+            extra = Path(value)
+            if not value or not extra.is_dir():
+                raise ConfigError(f"`--config-dir` is `{value}`, but it must be an existing folder.")
+        elif word.startswith("--") and "=" in word:
+            raise ConfigError(
+                f"`{word}` is no override: settings are given without dashes, as `{word.lstrip('-')}`."
+            )
+        elif word.startswith("-"):
+            raise ConfigError(
+                f"`{word}` is no option here. Options: --help, --cfg, --config-dir DIR, --debug."
+            )
+        elif "=" not in word and not word.startswith("~"):
+            if command.bare_word is None or overrides:
+                raise ConfigError(
+                    f"`{word}` is no override: write `setting=value`, such as `trainer.max_steps=100`."
+                )
+            overrides.append(f"{command.bare_word}={_quoted(word)}")
+        else:
+            overrides.append(word)
+    return overrides, extra
+
+
+def _quoted(word: str) -> str:
+    return "'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _quiet_libraries(debug: bool) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not debug:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0")
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def _report(error: Exception) -> int:
+    if isinstance(error, GlmtuneError):
+        sys.stderr.write(f"glmtune: {error}\n")
+        return 2 if isinstance(error, ConfigError) else 1
+    sys.stderr.write(
+        f"glmtune: unexpected {type(error).__name__}: {error}\n"
+        "This is a fault of glmtune or of a library below it; run again with --debug for the stack trace.\n"
+    )
+    return 1
+
+
+def _print_help() -> None:
+    lines = ["usage: glmtune COMMAND [setting=value ...] [options]", "", "commands:"]
+    lines += [f"  {name:<10}{summary}" for name, (_, summary) in COMMANDS.items()]
+    lines += ["", FLAGS.rstrip(), "", "`glmtune COMMAND --help` lists the settings of a command."]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _print_command_help(command: Command) -> None:
+    from recipes.compose import config_groups, setting_rows
+
+    bare = f" [{command.bare_word.upper()}]" if command.bare_word else ""
+    lines = [f"usage: glmtune {command.name}{bare} [setting=value ...] [options]", "", command.summary]
+    if command.examples:
+        lines += ["", "examples:", *(f"  {example}" for example in command.examples)]
+    roots = {path.split(".")[0] for path, _, _ in setting_rows(command.schema)}
+    groups = {name: options for name, options in config_groups().items() if name in roots or name == "recipe"}
+    if command.name != "train":
+        groups.pop("recipe", None)
+    if groups:
+        lines += ["", "groups (name=option):"]
+        lines += [
+            f"  {'+' if name == 'recipe' else ''}{name}={'|'.join(found)}" for name, found in groups.items()
+        ]
+    rows = [
+        (path, "" if default is None else str(default), text)
+        for path, default, text in setting_rows(command.schema)
+    ]
+    width = max(len(path) for path, _, _ in rows) + 2
+    lines += ["", "settings (default):"]
+    lines += [f"  {path:<{width}}{text}{f' ({default})' if default else ''}" for path, default, text in rows]
+    sys.stdout.write("\n".join([*lines, "", FLAGS]))

@@ -1,0 +1,1 @@
+"""From files of any common layout to token rows and batches."""

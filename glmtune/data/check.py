@@ -1,0 +1,364 @@
+"""Look at a data set before training: counts, lengths, truncation, duplicates, overlap, and one sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from glmtune.data.dataset import (
+    ConversationSet,
+    TruncationCounts,
+    encode_conversations,
+    load_conversations,
+)
+from glmtune.data.encode import encode_training_row
+from glmtune.data.records import BadRow, Conversation, RowProblem
+from glmtune.data.settings import SPLITS, DataSettings
+from glmtune.data.sources import resolve_source
+from glmtune.errors import ConfigError
+from glmtune.labels import IGNORE_INDEX
+from glmtune.models.templates import TextTokenizer, template_for
+
+_NO_LIMIT = 1 << 30
+_KEPT_FRAC = 0.99
+_STEP_TOKENS = 8
+_NUM_BINS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class LengthStats:
+    """Token counts of one part of the rows, before any truncation.
+
+    Attributes:
+        mean: average.
+        median: half of the rows are at most this long.
+        p90: 90 % of the rows are at most this long.
+        p95: likewise.
+        p99: likewise.
+        max: the longest.
+    """
+
+    mean: float
+    median: int
+    p90: int
+    p95: int
+    p99: int
+    max: int
+
+
+@dataclass(frozen=True, slots=True)
+class SplitReport:
+    """What `check_data` found in one split.
+
+    Attributes:
+        split: ``train``, ``validation`` or ``test``.
+        path: the file or hub id.
+        kind: file format.
+        encoding: text encoding found, empty for binary sources.
+        layout: how the rows were read.
+        columns: the columns read.
+        unused_columns: columns in the file that are not read.
+        num_rows: usable conversations.
+        num_training_rows: rows they give for training.
+        num_multi_turn: conversations with more than one question.
+        num_bad_rows: rows that cannot be used, ``num_empty_answers`` included.
+        num_empty_answers: rows that lack nothing but their answer.
+        bad_rows: the first of them.
+        prompt_tokens: lengths of the prompts.
+        answer_tokens: lengths of the answers, end token included.
+        histogram: (lower bound, upper bound, rows) of prompt plus answer tokens.
+        truncation: what the configured limits cut.
+        num_duplicates: rows whose prompt and answer occurred before.
+        num_duplicate_prompts: rows whose prompt occurred before.
+        num_tokens: tokens after truncation.
+        loss_frac: share of them that carries loss.
+        fingerprint: sha256 of all messages.
+    """
+
+    split: str
+    path: str
+    kind: str
+    encoding: str
+    layout: str
+    columns: tuple[str, ...]
+    unused_columns: tuple[str, ...]
+    num_rows: int
+    num_training_rows: int
+    num_multi_turn: int
+    num_bad_rows: int
+    num_empty_answers: int
+    bad_rows: tuple[BadRow, ...]
+    prompt_tokens: LengthStats
+    answer_tokens: LengthStats
+    histogram: tuple[tuple[int, int, int], ...]
+    truncation: TruncationCounts
+    num_duplicates: int
+    num_duplicate_prompts: int
+    num_tokens: int
+    loss_frac: float
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class OverlapReport:
+    """Rows of another split that occur in the training split.
+
+    Attributes:
+        split: ``validation`` or ``test``.
+        num_rows: its rows.
+        num_same_prompt: rows whose prompt occurs in the training split.
+        num_same_row: rows whose prompt and answer occur in the training split.
+    """
+
+    split: str
+    num_rows: int
+    num_same_prompt: int
+    num_same_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class SamplePart:
+    """A piece of the rendered sample.
+
+    Attributes:
+        text: what the tokens say; control tokens by name.
+        num_tokens: how many they are.
+        has_loss: whether they carry loss.
+    """
+
+    text: str
+    num_tokens: int
+    has_loss: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """Everything `glmtune data check` says.
+
+    Attributes:
+        splits: one report per split.
+        overlaps: the other splits against the training split.
+        same_file: splits left out because they are the file of an earlier one, as (split, earlier split).
+        sample: the first row of the first split, as trained on.
+        sample_line: its line in the file.
+        template: name of the prompt template.
+        max_source_length: the configured limit, in tokens.
+        max_target_length: the configured limit, in tokens.
+        wanted_source_length: smallest round limit that leaves 99 % of the prompts whole, in tokens.
+        wanted_target_length: smallest round limit that leaves 99 % of the answers whole, in tokens.
+    """
+
+    splits: tuple[SplitReport, ...]
+    overlaps: tuple[OverlapReport, ...]
+    same_file: tuple[tuple[str, str], ...]
+    sample: tuple[SamplePart, ...]
+    sample_line: int
+    template: str
+    max_source_length: int
+    max_target_length: int
+    wanted_source_length: int
+    wanted_target_length: int
+
+    @property
+    def num_bad_rows(self) -> int:
+        """Bad rows of all splits."""
+        return sum(split.num_bad_rows for split in self.splits)
+
+
+def check_data(settings: DataSettings, tokenizer: TextTokenizer, *, progress: bool = False) -> DataReport:
+    """Read all splits that are given and report on them; bad rows are counted, never raised.
+
+    Args:
+        settings: the data settings as training would use them.
+        tokenizer: a GLM tokenizer; it decides the template.
+        progress: show progress bars on the error stream.
+
+    Returns:
+        The report.
+
+    Raises:
+        ConfigError: no file is given for any split.
+        DataError: a file cannot be read at all, or has no usable row.
+    """
+    loaded, same_file = _load_all(replace(settings, on_bad_row="skip"))
+    reports, lengths = [], []
+    for conversations in loaded:
+        report, prompts, answers = _check_split(conversations, tokenizer, settings, progress)
+        reports.append(report)
+        lengths.append((prompts, answers))
+    sample, line = _first_sample(loaded[0], tokenizer, settings)
+    return DataReport(
+        splits=tuple(reports),
+        overlaps=tuple(_overlap(loaded[0], other) for other in loaded[1:] if loaded[0].split == "train"),
+        same_file=same_file,
+        sample=sample,
+        sample_line=line,
+        template=template_for(tokenizer).name,
+        max_source_length=settings.max_source_length,
+        max_target_length=settings.max_target_length,
+        wanted_source_length=_wanted(np.concatenate([prompts for prompts, _ in lengths])),
+        wanted_target_length=_wanted(np.concatenate([answers for _, answers in lengths]) - 1),
+    )
+
+
+def _load_all(settings: DataSettings) -> tuple[list[ConversationSet], tuple[tuple[str, str], ...]]:
+    loaded: list[ConversationSet] = []
+    same: list[tuple[str, str]] = []
+    seen: dict[str, str] = {}
+    for split in [split for split in SPLITS if settings.file_of(split)]:
+        source = resolve_source(settings, split)
+        key = str(Path(source).resolve()) if Path(source).exists() else source
+        if key in seen:
+            same.append((split, seen[key]))
+            continue
+        seen[key] = split
+        loaded.append(load_conversations(settings, split, warn=False))
+    if not loaded:
+        raise ConfigError(
+            "`data.train_file` is not set, nor is any other file, so there is nothing to check. Choose a data"
+            " set, such as `data=ads`, or give a file: `data=files data.train_file=FILE`."
+        )
+    return loaded, tuple(same)
+
+
+def _check_split(
+    loaded: ConversationSet, tokenizer: TextTokenizer, settings: DataSettings, progress: bool
+) -> tuple[SplitReport, np.ndarray, np.ndarray]:
+    tolerant = replace(settings, on_bad_row="skip")
+    unlimited = replace(
+        tolerant, max_source_length=_NO_LIMIT, max_target_length=_NO_LIMIT, loss_on="answer", packing=False
+    )
+    whole = encode_conversations(loaded, tokenizer, unlimited, progress=progress)
+    answers = whole.num_loss_tokens_per_row
+    prompts = whole.lengths - answers
+    encoded = encode_conversations(loaded, tokenizer, tolerant, progress=progress)
+    rows = [_key(conversation.messages) for conversation in loaded.conversations]
+    asked = [_key(conversation.prompt) for conversation in loaded.conversations]
+    report = SplitReport(
+        split=loaded.split,
+        path=loaded.path,
+        kind=loaded.kind,
+        encoding=loaded.encoding,
+        layout=loaded.layout.name,
+        columns=loaded.layout.columns,
+        unused_columns=loaded.unused_columns,
+        num_rows=encoded.num_conversations,
+        num_training_rows=len(encoded.rows),
+        num_multi_turn=sum(_num_questions(item) > 1 for item in loaded.conversations),
+        num_bad_rows=len(encoded.bad),
+        num_empty_answers=sum(row.empty_answer for row in encoded.bad),
+        bad_rows=tuple(encoded.bad[:10]),
+        prompt_tokens=_stats(prompts),
+        answer_tokens=_stats(answers),
+        histogram=_histogram(whole.lengths),
+        truncation=encoded.truncation,
+        num_duplicates=len(rows) - len(set(rows)),
+        num_duplicate_prompts=len(asked) - len(set(asked)),
+        num_tokens=encoded.num_tokens,
+        loss_frac=encoded.num_loss_tokens / encoded.num_tokens,
+        fingerprint=loaded.fingerprint,
+    )
+    return report, prompts, answers
+
+
+def _key(messages: Sequence[object]) -> int:
+    return hash(tuple(messages))
+
+
+def _num_questions(conversation: Conversation) -> int:
+    return sum(message.role == "user" for message in conversation.messages)
+
+
+def _overlap(train: ConversationSet, other: ConversationSet) -> OverlapReport:
+    prompts = {_key(conversation.prompt) for conversation in train.conversations}
+    rows = {_key(conversation.messages) for conversation in train.conversations}
+    return OverlapReport(
+        split=other.split,
+        num_rows=len(other.conversations),
+        num_same_prompt=sum(_key(conversation.prompt) in prompts for conversation in other.conversations),
+        num_same_row=sum(_key(conversation.messages) in rows for conversation in other.conversations),
+    )
+
+
+def _stats(lengths: np.ndarray) -> LengthStats:
+    median, p90, p95, p99 = (
+        int(value) for value in np.percentile(lengths, [50, 90, 95, 99], method="inverted_cdf")
+    )
+    return LengthStats(float(lengths.mean()), median, p90, p95, p99, int(lengths.max()))
+
+
+def _wanted(lengths: np.ndarray) -> int:
+    """Return the smallest multiple of 8 tokens that holds 99 % of the lengths."""
+    needed = int(np.percentile(lengths, 100 * _KEPT_FRAC, method="inverted_cdf"))
+    return max(_STEP_TOKENS, -(-needed // _STEP_TOKENS) * _STEP_TOKENS)
+
+
+def _histogram(lengths: np.ndarray) -> tuple[tuple[int, int, int], ...]:
+    """Count lengths in equal bins of a round width; the last bin takes the longest percent, however long."""
+    top = int(np.percentile(lengths, 99, method="inverted_cdf"))
+    width = max(1, -(-(top + 1) // _NUM_BINS))
+    width = -(-width // _STEP_TOKENS) * _STEP_TOKENS if width > _STEP_TOKENS else width
+    num_bins = top // width + 1
+    counts = np.bincount(np.minimum(lengths // width, num_bins - 1), minlength=num_bins)
+    bins = [(index * width, (index + 1) * width - 1, int(count)) for index, count in enumerate(counts)]
+    bins[-1] = (bins[-1][0], max(bins[-1][1], int(lengths.max())), bins[-1][2])
+    return tuple(bins[int(np.flatnonzero(counts)[0]) :])
+
+
+def _first_sample(
+    loaded: ConversationSet, tokenizer: TextTokenizer, settings: DataSettings
+) -> tuple[tuple[SamplePart, ...], int]:
+    for conversation in loaded.conversations:
+        with suppress(RowProblem):
+            return render_sample(tokenizer, conversation, settings), conversation.line
+    raise AssertionError("a split without any usable row was refused before")
+
+
+def render_sample(
+    tokenizer: TextTokenizer, conversation: Conversation, settings: DataSettings
+) -> tuple[SamplePart, ...]:
+    """Decode one training row in parts with and without loss.
+
+    Args:
+        tokenizer: a GLM tokenizer.
+        conversation: ends with an answer.
+        settings: the data settings as training would use them.
+
+    Returns:
+        The parts in order; control tokens appear by name.
+
+    Raises:
+        RowProblem: the conversation cannot be encoded.
+    """
+    row = encode_training_row(tokenizer, conversation, settings)[-1]
+    names = {tokenizer.get_command(name): name for name in getattr(tokenizer, "COMMANDS", ())}
+    names[tokenizer.end_id] = "</s>"
+    parts: list[SamplePart] = []
+    start = 0
+    for stop in range(1, len(row.input_ids) + 1):
+        learnt = row.labels[start] != IGNORE_INDEX
+        if stop == len(row.input_ids) or (row.labels[stop] != IGNORE_INDEX) != learnt:
+            ids = row.input_ids[start:stop]
+            parts.append(SamplePart(_named_text(tokenizer, ids, names), len(ids), learnt))
+            start = stop
+    return tuple(parts)
+
+
+def _named_text(tokenizer: TextTokenizer, ids: Sequence[int], names: dict[int, str]) -> str:
+    """Decode ids, control tokens by name, the text between them in one piece."""
+    texts: list[str] = []
+    run: list[int] = []
+    for token in [*ids, None]:
+        if token is not None and token not in names:
+            run.append(token)
+            continue
+        if run:
+            texts.append(tokenizer.decode(run))  # pyright: ignore[reportAttributeAccessIssue]
+            run = []
+        if token is not None:
+            texts.append(names[token])
+    return "".join(texts)

@@ -1,0 +1,205 @@
+"""Make batches of rows: padded to the longest of the batch, or packed without seeing each other.
+
+Shapes: B rows in the batch, S tokens in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glmtune.errors import ConfigError
+from glmtune.labels import IGNORE_INDEX
+
+Row = Mapping[str, Sequence[int]]
+
+
+def _padded(rows: Sequence[Sequence[int]], length: int, fill: int) -> Tensor:
+    batch = torch.full((len(rows), length), fill, dtype=torch.long)
+    for number, row in enumerate(rows):
+        batch[number, : len(row)] = torch.as_tensor(row, dtype=torch.long)
+    return batch
+
+
+def _padded_length(rows: Sequence[Sequence[int]], multiple: int) -> int:
+    longest = max(len(row) for row in rows)
+    return -(-longest // multiple) * multiple
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicPaddingCollator:
+    """Pad a batch on the right to its own longest row.
+
+    Attributes:
+        pad_token_id: written to ``input_ids`` where there is no token.
+        pad_to_multiple_of: the padded length is rounded up to a multiple of this, in tokens.
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int = 1
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Build the batch.
+
+        Args:
+            rows: each with ``input_ids`` and ``labels`` of one length; other columns are left out.
+
+        Returns:
+            ``input_ids``, ``labels`` (−100 on padding) and ``attention_mask`` (1 = real), int64 ``[B, S]``.
+        """
+        tokens = [row["input_ids"] for row in rows]
+        length = _padded_length(tokens, self.pad_to_multiple_of)
+        return {
+            "input_ids": _padded(tokens, length, self.pad_token_id),
+            "labels": _padded([row["labels"] for row in rows], length, IGNORE_INDEX),
+            "attention_mask": _padded([[1] * len(row) for row in tokens], length, 0),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PackingCollator:
+    """Batch packed rows; position ids that restart at 0 are what keeps samples apart.
+
+    There is no attention mask on purpose: transformers derives the block mask from ``position_ids`` only when
+    neither an attention mask nor a cache is passed, so models must run with ``use_cache=False``. Kernels that
+    read sample borders from the positions of a single row (flash attention) need ``flatten=True``.
+
+    Attributes:
+        pad_token_id: written where there is no token (padding counts as samples of its own, without loss).
+        pad_to_multiple_of: the padded length is rounded up to a multiple of this, in tokens.
+        flatten: lay all rows end to end in one row instead of padding them beside each other.
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int = 1
+    flatten: bool = False
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Build the batch.
+
+        Args:
+            rows: from a `PackedDataset`: ``input_ids``, ``labels`` and ``position_ids`` of one length each.
+
+        Returns:
+            ``input_ids``, ``labels`` and ``position_ids``, all int64 ``[B, S]`` (``[1, S]`` if flattened).
+        """
+        names = ("input_ids", "labels", "position_ids")
+        columns = {name: [list(row[name]) for row in rows] for name in names}
+        if self.flatten:
+            columns = {name: [[item for row in parts for item in row]] for name, parts in columns.items()}
+        length = _padded_length(columns["input_ids"], self.pad_to_multiple_of)
+        for row in columns["position_ids"]:
+            row.extend(range(length - len(row)))
+        return {
+            "input_ids": _padded(columns["input_ids"], length, self.pad_token_id),
+            "labels": _padded(columns["labels"], length, IGNORE_INDEX),
+            "position_ids": _padded(columns["position_ids"], length, 0),
+        }
+
+
+def pack_lengths(lengths: Sequence[int], packing_length: int, *, seed: int = 0) -> list[list[int]]:
+    """Distribute samples over packed rows, first fit by decreasing length.
+
+    Samples of one length are shuffled by the seed, and so are the packed rows and the samples inside them, so
+    that neither order nor neighbours follow the length. The same seed gives the same rows.
+
+    Args:
+        lengths: tokens of each sample.
+        packing_length: most tokens of a packed row.
+        seed: of the shuffles.
+
+    Returns:
+        For each packed row the indices of its samples; every index occurs exactly once.
+
+    Raises:
+        ConfigError: a sample is longer than a packed row.
+
+    >>> sorted(sorted(row) for row in pack_lengths([6, 5, 4, 3], 10))
+    [[0, 2], [1, 3]]
+    """
+    import numpy as np
+
+    sizes = np.asarray(lengths, dtype=np.int64)
+    if sizes.size and sizes.max() > packing_length:
+        worst = int(sizes.argmax())
+        raise ConfigError(
+            f"`data.packing_length` is {packing_length}, but sample {worst} has {sizes[worst]} tokens and"
+            f" must fit into one packed row. Set data.packing_length to at least {sizes[worst]} or shorten"
+            " the samples with data.max_source_length and data.max_target_length."
+        )
+    generator = np.random.default_rng(seed)
+    shuffled = generator.permutation(sizes.size)
+    order = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
+    rows = _first_fit([int(index) for index in order], sizes.tolist(), packing_length)
+    for row in rows:
+        generator.shuffle(row)
+    return [rows[index] for index in generator.permutation(len(rows))]
+
+
+def _first_fit(order: Sequence[int], sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Put each sample into the first row with room, found in a tree of the most room."""
+    leaves = 1
+    while leaves < max(1, len(order)):
+        leaves *= 2
+    most_room = [capacity] * (2 * leaves)
+    rows: list[list[int]] = []
+    for index in order:
+        node = 1
+        while node < leaves:
+            node = 2 * node if most_room[2 * node] >= sizes[index] else 2 * node + 1
+        number = node - leaves
+        if number == len(rows):
+            rows.append([])
+        rows[number].append(index)
+        most_room[node] -= sizes[index]
+        while node > 1:
+            node //= 2
+            most_room[node] = max(most_room[2 * node], most_room[2 * node + 1])
+    return rows
+
+
+class PackedDataset(torch.utils.data.Dataset[dict[str, list[int]]]):
+    """Rows of several samples each, under ``packing_length`` tokens.
+
+    Positions restart at 0 with every sample, and the first label of a sample is −100, so that nothing is
+    predicted across a border.
+
+    Attributes:
+        packs: for each packed row the indices of its samples.
+        lengths: tokens of each packed row.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], lengths: Sequence[int], packing_length: int, *, seed: int = 0
+    ) -> None:
+        """Plan the packed rows; tokens are put together when a row is asked for.
+
+        Args:
+            rows: samples with ``input_ids`` and ``labels`` (a list or a `datasets.Dataset`).
+            lengths: tokens of each sample.
+            packing_length: most tokens of a packed row.
+            seed: of the shuffles.
+
+        Raises:
+            ConfigError: a sample is longer than a packed row.
+        """
+        self._rows = rows
+        self.packs = pack_lengths(lengths, packing_length, seed=seed)
+        self.lengths = [sum(int(lengths[index]) for index in pack) for pack in self.packs]
+
+    def __len__(self) -> int:
+        """Return the number of packed rows."""
+        return len(self.packs)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        """Return ``input_ids``, ``labels``, ``position_ids`` of one packed row, each ``[S]``."""
+        packed: dict[str, list[int]] = {"input_ids": [], "labels": [], "position_ids": []}
+        for sample in self.packs[index]:
+            row = self._rows[sample]
+            packed["input_ids"] += row["input_ids"]
+            packed["labels"] += [IGNORE_INDEX, *row["labels"][1:]]
+            packed["position_ids"] += range(len(row["input_ids"]))
+        return packed

@@ -1,0 +1,269 @@
+"""Turn conversations into ids and labels, shortened turn by turn where they are too long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from glmtune.data.records import Conversation, RowProblem
+from glmtune.data.settings import DataSettings
+from glmtune.errors import DataError
+from glmtune.labels import IGNORE_INDEX
+from glmtune.messages import Message
+from glmtune.models.templates import Template, TextTokenizer, template_for
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """One row to train on, and what was cut to make it fit.
+
+    Attributes:
+        input_ids: prompt ids, answer ids, end id; ``[S]``.
+        labels: the same where loss is taken, −100 elsewhere; ``[S]``.
+        dropped_turns: oldest turns left out (a turn is a question with everything up to the next question).
+        cut_question_tokens: tokens cut off the end of the current question.
+        cut_answer_tokens: tokens cut off the end of the answer.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    dropped_turns: int = 0
+    cut_question_tokens: int = 0
+    cut_answer_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FittedPrompt:
+    """A prompt of at most ``max_source_length`` tokens.
+
+    Attributes:
+        input_ids: its ids, generation prompt included; ``[S]``.
+        messages: the messages that are left.
+        dropped_turns: as in `EncodedRow`.
+        cut_question_tokens: as in `EncodedRow`.
+    """
+
+    input_ids: list[int]
+    messages: tuple[Message, ...]
+    dropped_turns: int = 0
+    cut_question_tokens: int = 0
+
+
+def encode_training_row(
+    tokenizer: TextTokenizer, conversation: Conversation, settings: DataSettings
+) -> list[EncodedRow]:
+    """Encode a conversation for training.
+
+    Args:
+        tokenizer: a GLM tokenizer; it decides the template.
+        conversation: ends with an answer; an answer alone is plain text, learnt from its first token.
+        settings: lengths, source prefix and which turns are learnt.
+
+    Returns:
+        One row; with ``loss_on="all_turns"`` one row per answer, if the template encodes earlier answers
+        differently from the answer being learnt (ChatGLM2).
+
+    Raises:
+        RowProblem: the row does not fit the template, or not even its fixed parts fit ``max_source_length``.
+    """
+    template = template_for(tokenizer)
+    messages = conversation.messages
+    if settings.loss_on == "answer" or template.one_row_per_conversation:
+        return [_training_row(tokenizer, template, messages, settings)]
+    ends = [end for end, message in enumerate(messages, start=1) if message.role == "assistant"]
+    return [_training_row(tokenizer, template, messages[:end], settings) for end in ends]
+
+
+def encode_prompt_row(
+    tokenizer: TextTokenizer, conversation: Conversation, settings: DataSettings
+) -> FittedPrompt:
+    """Encode what comes before the last answer, to generate from.
+
+    Args:
+        tokenizer: a GLM tokenizer; it decides the template.
+        conversation: with or without a reference answer at its end.
+        settings: ``max_source_length`` and the source prefix.
+
+    Returns:
+        The prompt; equal to the prompt part of the training row.
+
+    Raises:
+        RowProblem: as `encode_training_row`.
+    """
+    return fit_prompt(tokenizer, template_for(tokenizer), conversation.prompt, settings)
+
+
+def encode_reference_row(tokenizer: TextTokenizer, answer: str, max_target_length: int) -> list[int]:
+    """Encode a reference answer as the official evaluation does before it decodes and scores it.
+
+    Args:
+        tokenizer: a GLM tokenizer.
+        answer: the reference.
+        max_target_length: most tokens, those that start every input included.
+
+    Returns:
+        ``[gMASK] sop`` and the ids of the answer, cut at ``max_target_length``.
+
+    Source:
+        THUDM/ChatGLM2-6B, ptuning/main.py, ``preprocess_function_eval``.
+    """
+    return [*tokenizer.prefix_ids, *tokenizer.text_ids(answer)][:max_target_length]
+
+
+def _training_row(
+    tokenizer: TextTokenizer, template: Template, messages: Sequence[Message], settings: DataSettings
+) -> EncodedRow:
+    prompt = FittedPrompt(tokenizer.prefix_ids, ())
+    if len(messages) > 1:
+        prompt = fit_prompt(tokenizer, template, messages[:-1], settings)
+    *answer, end = _refusable(lambda: template.encode_answer(tokenizer, messages[-1]))
+    kept = [*answer[: settings.max_target_length], end]
+    labels = [IGNORE_INDEX] * len(prompt.input_ids)
+    if settings.loss_on == "all_turns" and template.one_row_per_conversation and prompt.messages:
+        whole = _with_source_prefix([*prompt.messages, messages[-1]], settings.source_prefix)
+        ids, learnt = template.encode_conversation(tokenizer, whole)
+        assert ids == [*prompt.input_ids, *answer, end], "a conversation is its last prompt and answer"
+        labels = [
+            token if loss else IGNORE_INDEX for token, loss in zip(prompt.input_ids, learnt, strict=False)
+        ]
+    return EncodedRow(
+        input_ids=[*prompt.input_ids, *kept],
+        labels=[*labels, *kept],
+        dropped_turns=prompt.dropped_turns,
+        cut_question_tokens=prompt.cut_question_tokens,
+        cut_answer_tokens=max(0, len(answer) - settings.max_target_length),
+    )
+
+
+def fit_prompt(
+    tokenizer: TextTokenizer, template: Template, messages: Sequence[Message], settings: DataSettings
+) -> FittedPrompt:
+    """Encode a prompt, dropping the oldest turns and then the end of the question until it fits.
+
+    The system message, the template around the question and the generation prompt always stay; the turns left
+    are numbered anew. A prompt that fits is encoded unchanged.
+
+    Args:
+        tokenizer: a GLM tokenizer.
+        template: its prompt rules.
+        messages: ending with the message to answer.
+        settings: ``max_source_length`` and the source prefix.
+
+    Returns:
+        The prompt and what was left out.
+
+    Raises:
+        RowProblem: the messages do not fit the template, or its fixed parts alone exceed the limit.
+    """
+    limit = settings.max_source_length
+
+    def encode(some: Sequence[Message]) -> list[int]:
+        return _prompt_ids(tokenizer, template, some, settings.source_prefix)
+
+    ids = _refusable(lambda: encode(messages))
+    if len(ids) <= limit:
+        return FittedPrompt(ids, tuple(messages))
+    system, turns = _split_turns(messages)
+    dropped = _first_that(
+        lambda count: len(encode([*system, *_joined(turns[count:])])) <= limit, 1, len(turns) - 1
+    )
+    left = [*system, *_joined(turns[dropped:])]
+    ids = encode(left)
+    if len(ids) <= limit:
+        return FittedPrompt(ids, tuple(left), dropped)
+    shortened = _shorten_question(encode, left, limit)
+    cut_ids = encode(shortened)
+    return FittedPrompt(cut_ids, tuple(shortened), dropped, len(ids) - len(cut_ids))
+
+
+def _refusable(encode: Callable[[], list[int]]) -> list[int]:
+    """Turn the template's refusal of a conversation into a problem of its row."""
+    try:
+        return encode()
+    except DataError as error:
+        raise RowProblem(str(error)) from None
+
+
+def _prompt_ids(
+    tokenizer: TextTokenizer, template: Template, messages: Sequence[Message], source_prefix: str
+) -> list[int]:
+    if not source_prefix:
+        return template.encode_prompt(tokenizer, messages)
+    if template.one_row_per_conversation:
+        return template.encode_prompt(tokenizer, _with_source_prefix(messages, source_prefix))
+    # As in the official script the prefix stands before the whole prompt text, `[Round 1]` included.
+    return [*tokenizer.prefix_ids, *tokenizer.text_ids(source_prefix + template.render(messages))]
+
+
+def _with_source_prefix(messages: Sequence[Message], source_prefix: str) -> list[Message]:
+    """Put the prefix before the first question, where a template has no text in front of it."""
+    first = next(index for index, message in enumerate(messages) if message.role == "user")
+    question = replace(messages[first], content=source_prefix + messages[first].content)
+    return [*messages[:first], question, *messages[first + 1 :]]
+
+
+def _split_turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
+    system = [message for message in messages[:1] if message.role == "system"]
+    turns: list[list[Message]] = []
+    for message in messages[len(system) :]:
+        if message.role == "user":
+            turns.append([])
+        turns[-1].append(message)
+    return system, turns
+
+
+def _joined(turns: Sequence[Sequence[Message]]) -> list[Message]:
+    return [message for turn in turns for message in turn]
+
+
+def _first_that(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """Return the smallest number from ``low`` to ``high`` that fits, by bisection; ``high`` if none does."""
+    high = max(high, 0)
+    low = min(low, high)
+    while low < high:
+        middle = (low + high) // 2
+        if fits(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+def _shorten_question(
+    encode: Callable[[Sequence[Message]], list[int]], messages: Sequence[Message], limit: int
+) -> list[Message]:
+    """Cut tool results (latest first) and then the question at their ends, as little as possible."""
+    shortened = list(messages)
+    for index in [i for i in reversed(range(len(messages))) if messages[i].role in ("observation", "user")]:
+
+        def fits(length: int, index: int = index) -> bool:
+            shortened[index] = replace(messages[index], content=messages[index].content[:length])
+            return len(encode(shortened)) <= limit
+
+        longest = _longest_that(fits, limit, len(messages[index].content))
+        shortened[index] = replace(messages[index], content=messages[index].content[: max(1, longest)])
+        if longest:
+            return shortened
+    fixed = len(encode(shortened)) - 1
+    raise RowProblem(
+        f"the prompt cannot be shortened to `data.max_source_length` = {limit} tokens: the template, the"
+        f" system message and what must stay of the current turn take {fixed} tokens without the question."
+        f" Raise data.max_source_length above {fixed}, or shorten the system message."
+    )
+
+
+def _longest_that(fits: Callable[[int], bool], guess: int, high: int) -> int:
+    """Return the largest length from 1 to ``high`` that fits, 0 if none does; starts near ``guess``."""
+    low, upper = 0, max(1, min(guess, high))
+    while upper <= high and fits(upper):
+        low = upper
+        if upper == high:
+            return high
+        upper = min(2 * upper, high)
+    while low + 1 < upper:
+        middle = (low + upper) // 2
+        if fits(middle):
+            low = middle
+        else:
+            upper = middle
+    return low

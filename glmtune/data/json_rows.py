@@ -1,0 +1,244 @@
+"""Read JSON rows with their real line numbers: arrays (pretty-printed or not), JSON Lines, loose objects."""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from glmtune.data.records import BadRow, RawRow, RowProblem
+from glmtune.errors import DataError
+
+_BLANK = re.compile(r"[ \t\r\n]*")
+
+
+@dataclass(frozen=True, slots=True)
+class JsonRows:
+    """What a JSON file holds.
+
+    Attributes:
+        rows: rows that are JSON objects.
+        bad: rows that are no objects or no JSON (single lines of JSON Lines only).
+        kind: ``json`` or ``jsonl``.
+    """
+
+    rows: Sequence[RawRow]
+    bad: Sequence[BadRow]
+    kind: str
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RowProblem(f"the key `{twice}` occurs twice in one object. Keep one of them.")
+    return values
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
+
+
+def parse_json_rows(text: str, path: str) -> JsonRows:
+    """Read all rows of a JSON file, whatever its extension says about arrays or lines.
+
+    Args:
+        text: the decoded file, not blank.
+        path: the file, for messages.
+
+    Returns:
+        Rows and bad rows with 1-based line numbers.
+
+    Raises:
+        DataError: the file is no JSON, or it breaks off or goes wrong where no further row can be found.
+    """
+    start = _skip_blank(text, 0)
+    if text[start] == "[":
+        return _parse_array(text, start + 1, path)
+    if text[start] != "{":
+        raise DataError(
+            f"a JSON data file starts with `[` or `{{`, but this one starts with"
+            f" {text[start : start + 20]!r}. Give rows as a JSON array or as one object per line.",
+            path=path,
+            line=text.count("\n", 0, start) + 1,
+        )
+    first_line = text[start:].split("\n", 1)[0]
+    if _is_json(first_line.strip().rstrip(",")) or not _starts_object_over_lines(text, start):
+        return _parse_lines(text)
+    return _parse_objects(text, start, path)
+
+
+def _skip_blank(text: str, position: int) -> int:
+    match = _BLANK.match(text, position)
+    assert match is not None
+    return match.end()
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _starts_object_over_lines(text: str, start: int) -> bool:
+    """Say whether the file begins with a pretty-printed object (else its first line is simply broken)."""
+    try:
+        json.JSONDecoder().raw_decode(text, start)
+    except ValueError:
+        # Pretty printing leaves lines that start with a quote or a bracket; JSON Lines all start with `{`.
+        lines = [line.strip() for line in text[start:].split("\n", 6)[1:6]]
+        return any(line[:1] in ('"', "}", "]") for line in lines)
+    return True
+
+
+class _Lines:
+    """Line numbers of character positions, in one pass over the text."""
+
+    def __init__(self, text: str) -> None:
+        self._ends = [match.start() for match in re.finditer("\n", text)]
+
+    def of(self, position: int) -> int:
+        return bisect_right(self._ends, position - 1) + 1
+
+
+def _parse_lines(text: str) -> JsonRows:
+    rows: list[RawRow] = []
+    bad: list[BadRow] = []
+    # Not str.splitlines: U+2028 and friends are legal inside JSON strings.
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.strip()
+        if not line:
+            continue
+        try:
+            value = _DECODER.decode(line)
+        except json.JSONDecodeError as error:
+            bad.append(BadRow(number, _explain_line(line, error)))
+        except RowProblem as problem:
+            bad.append(BadRow(number, str(problem)))
+        else:
+            _add(value, number, rows, bad)
+    return JsonRows(rows, bad, "jsonl")
+
+
+def _explain_line(line: str, error: json.JSONDecodeError) -> str:
+    if line.endswith(",") and _is_json(line[:-1]):
+        return "the line ends with a comma. Delete it, or put the whole file in `[` and `]`."
+    near = line[max(0, error.pos - 15) : error.pos + 15]
+    if error.pos >= len(line) or error.msg.startswith("Unterminated string"):
+        return (
+            f"the JSON breaks off: the line ends inside the object, after {line[-20:]!r}. Complete the line."
+        )
+    return f"no valid JSON at column {error.colno} ({error.msg.lower()}), near {near!r}. Correct the line."
+
+
+def _add(value: object, line: int, rows: list[RawRow], bad: list[BadRow]) -> None:
+    if isinstance(value, dict):
+        rows.append(RawRow(value, line))
+    else:
+        bad.append(BadRow(line, f"a row must be a JSON object like {{...}}, but it is {kind_of(value)}."))
+
+
+def _parse_array(text: str, position: int, path: str) -> JsonRows:
+    rows: list[RawRow] = []
+    bad: list[BadRow] = []
+    lines = _Lines(text)
+    position = _skip_blank(text, position)
+    after_comma = False
+    while text[position : position + 1] != "]" or after_comma:
+        line = lines.of(position)
+        if after_comma and text[position : position + 1] == "]":
+            raise DataError("a comma stands before the closing `]`. Delete it.", path=path, line=line)
+        position = _take(text, position, line, path, rows, bad)
+        mark = text[position : position + 1]
+        after_comma = mark == ","
+        if after_comma:
+            position = _skip_blank(text, position + 1)
+        elif mark != "]":
+            here = lines.of(position)
+            found = repr(text[position : position + 20]) if mark else "the end of the file"
+            raise DataError(
+                f"after the row of line {line} a comma or `]` must follow, but there is {found}."
+                + ("" if mark else " The file is incomplete: copy or download it again."),
+                path=path,
+                line=here,
+            )
+    rest = text[_skip_blank(text, position + 1) :]
+    if rest:
+        raise DataError(
+            f"more text follows the closing `]`: {rest[:20]!r}. Keep one array, or one object per"
+            " line without `[`.",
+            path=path,
+            line=lines.of(len(text) - len(rest)),
+        )
+    if not rows and not bad:
+        raise DataError("the array is empty. A data file needs at least one row.", path=path)
+    return JsonRows(rows, bad, "json")
+
+
+def _parse_objects(text: str, position: int, path: str) -> JsonRows:
+    rows: list[RawRow] = []
+    bad: list[BadRow] = []
+    lines = _Lines(text)
+    while position < len(text):
+        position = _take(text, position, lines.of(position), path, rows, bad)
+        if text[position : position + 1] == ",":
+            raise DataError(
+                "a comma stands between two objects outside an array. Put the whole file in `[` and `]`.",
+                path=path,
+                line=lines.of(position),
+            )
+    return JsonRows(rows, bad, "json")
+
+
+def _take(text: str, position: int, line: int, path: str, rows: list[RawRow], bad: list[BadRow]) -> int:
+    """Read one value, file it as row or bad row, and return where the next non-blank character is."""
+    try:
+        value, position = _DECODER.raw_decode(text, position)
+    except RowProblem as problem:
+        bad.append(BadRow(line, str(problem)))
+        _, position = json.JSONDecoder().raw_decode(text, position)
+    except json.JSONDecodeError as error:
+        raise _broken(text, error, line, path) from None
+    else:
+        _add(value, line, rows, bad)
+    return _skip_blank(text, position)
+
+
+def _broken(text: str, error: json.JSONDecodeError, line: int, path: str) -> DataError:
+    # Six characters: a file may end inside `\u1234` or `false`, whose start is where the parser points.
+    rest = text[error.pos :].strip()
+    if (len(rest) < 6 and not rest.endswith(("}", "]"))) or error.msg.startswith("Unterminated string"):
+        what = f"the file is truncated: it ends inside the row of line {line}. Copy or download it again."
+    else:
+        near = text[max(0, error.pos - 15) : error.pos + 15]
+        what = (
+            f"no valid JSON at column {error.colno} ({error.msg.lower()}), near {near!r}, in the row of"
+            f" line {line}. Correct it (a comma after the last field is not allowed)."
+        )
+    return DataError(what, path=path, line=error.lineno)
+
+
+def kind_of(value: object) -> str:
+    """Name a JSON value for messages, with a glimpse of it.
+
+    >>> kind_of(["a", "b"])
+    "a list (['a', 'b'])"
+    """
+    names: Iterable[tuple[type, str]] = (
+        (bool, "a truth value"),
+        (str, "a string"),
+        (int, "a number"),
+        (float, "a number"),
+        (list, "a list"),
+        (dict, "an object"),
+    )
+    if value is None:
+        return "null"
+    glimpse = repr(value)
+    glimpse = glimpse if len(glimpse) <= 40 else glimpse[:37] + "..."
+    name = next((name for kind, name in names if isinstance(value, kind)), f"of type {type(value).__name__}")
+    return f"{name} ({glimpse})"

@@ -1,0 +1,132 @@
+"""From conversations to questions for a model: the prompt, and the reference to score the answer against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
+
+from glmtune.data.dataset import ConversationSet
+from glmtune.data.encode import encode_prompt_row, encode_reference_row
+from glmtune.data.records import BadRow, Conversation, RowProblem, bad_rows_error
+from glmtune.data.settings import DataSettings
+from glmtune.models.templates import TextTokenizer, template_for
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One row to answer.
+
+    Attributes:
+        row: 0-based place of the row among the usable rows of its split.
+        prompt: the prompt as a person reads it.
+        input_ids: the prompt as the model reads it.
+        reference: the text to score against, cut as the official evaluation does; None if there is none.
+        full_reference: the uncut reference, where cutting changed it.
+        is_prompt_cut: whether turns or a part of the question were left out to fit ``max_source_length``.
+    """
+
+    row: int
+    prompt: str
+    input_ids: tuple[int, ...]
+    reference: str | None
+    full_reference: str | None
+    is_prompt_cut: bool
+
+
+def build_questions(
+    tokenizer: PreTrainedTokenizerBase, loaded: ConversationSet, settings: DataSettings
+) -> list[Question]:
+    """Encode the rows of a split to generate from.
+
+    Args:
+        tokenizer: one of ours; it decides the template.
+        loaded: the conversations; the last answer of each, if there is one, becomes the reference.
+        settings: lengths, source prefix, and what a row that does not fit does.
+
+    Returns:
+        One question per row that fits, in order; with ``on_bad_row="skip"`` others are left out.
+
+    Raises:
+        DataError: rows that cannot be made to fit; all of them are reported.
+    """
+    questions: list[Question] = []
+    bad: list[BadRow] = []
+    for conversation in loaded.conversations:
+        try:
+            questions.append(_question(tokenizer, len(questions), conversation, settings))
+        except RowProblem as problem:
+            bad.append(BadRow(conversation.line, str(problem)))
+    if bad and (settings.on_bad_row == "error" or not questions):
+        raise bad_rows_error(loaded.path, bad, len(loaded.conversations))
+    return questions
+
+
+def _question(
+    tokenizer: PreTrainedTokenizerBase, row: int, conversation: Conversation, settings: DataSettings
+) -> Question:
+    ours = cast("TextTokenizer", tokenizer)
+    fitted = encode_prompt_row(ours, conversation, settings)
+    if settings.source_prefix:
+        prompt = str(tokenizer.decode(fitted.input_ids, skip_special_tokens=True))
+    else:
+        prompt = template_for(ours).render(fitted.messages)
+    answer = conversation.answer
+    reference = (
+        None if answer is None else cut_reference(tokenizer, answer.content, settings.max_target_length)
+    )
+    was_cut = answer is not None and reference != answer.content.strip()
+    return Question(
+        row=row,
+        prompt=prompt,
+        input_ids=tuple(fitted.input_ids),
+        reference=reference,
+        full_reference=answer.content if answer is not None and was_cut else None,
+        is_prompt_cut=bool(fitted.dropped_turns or fitted.cut_question_tokens),
+    )
+
+
+def cut_reference(tokenizer: PreTrainedTokenizerBase, reference: str, max_target_length: int) -> str:
+    """Cut a reference to so many tokens and decode it again, as the official evaluation does.
+
+    The tokens in front of every input (``[gMASK] sop``) count, so ChatGLM2 keeps 62 of 64. Where decoding
+    would lose characters that the tokenizer does not know, the reference is cut between characters instead,
+    so that a poor vocabulary does not make the task easier.
+
+    Args:
+        tokenizer: one of ours.
+        reference: the whole answer.
+        max_target_length: tokens, those in front included.
+
+    Returns:
+        The text to score against, blanks at its ends removed.
+
+    Source:
+        THUDM/ChatGLM2-6B, ptuning/main.py, ``preprocess_function_eval`` and ``compute_metrics``.
+    """
+    ours = cast("TextTokenizer", tokenizer)
+    whole = encode_reference_row(ours, reference, len(reference.encode()) + 64)
+    if tokenizer.unk_token_id in whole[len(ours.prefix_ids) :]:
+
+        def fits(length: int) -> bool:
+            return (
+                len(encode_reference_row(ours, reference[:length], max_target_length + 1))
+                <= max_target_length
+            )
+
+        return reference[: _longest_that(fits, len(reference))].strip()
+    return str(tokenizer.decode(whole[:max_target_length], skip_special_tokens=True)).strip()
+
+
+def _longest_that(fits: Callable[[int], bool], high: int) -> int:
+    """Return the largest length from 0 to ``high`` that fits, by bisection."""
+    low = 0
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low

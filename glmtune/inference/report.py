@@ -1,0 +1,75 @@
+"""What is shown and written once all rows are answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glmtune.inference.predictions import Prediction, write_text_atomically
+from glmtune.metrics.significance import Difference
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COMPARISON_NAME = "comparison.json"
+
+
+def samples_table(
+    predictions: Sequence[Prediction], before: Sequence[Prediction] | None = None, *, num_samples: int = 3
+) -> Table:
+    """Lay out some rows in full, spread evenly over the data.
+
+    Args:
+        predictions: all rows.
+        before: the same rows answered without the prefix, if they were.
+        num_samples: how many rows to show.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="samples", title_justify="left", show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    num_shown = min(num_samples, len(predictions))
+    for number in range(num_shown):
+        place = number * len(predictions) // num_shown
+        row = predictions[place]
+        parts = [("prompt", row.prompt), ("reference", row.reference)]
+        if before is not None:
+            parts.append(("before", before[place].prediction))
+        parts.append(("prediction" if before is None else "after", row.prediction))
+        for name, text in parts:
+            if text is not None:
+                table.add_row(f"{row.row} {name}", Text(text.strip()))
+        table.add_section()
+    return table
+
+
+def write_comparison(
+    folder: Path, differences: Sequence[Difference], *, a: str, b: str, num_rows: int, test: str
+) -> Path:
+    """Write a paired comparison as ``comparison.json``.
+
+    Args:
+        folder: where to.
+        differences: one per metric.
+        a: the first run.
+        b: the second run.
+        num_rows: rows that both answered.
+        test: how the differences were tested.
+
+    Returns:
+        The file.
+    """
+    values = {
+        "a": a,
+        "b": b,
+        "num_rows": num_rows,
+        "test": test,
+        "differences": [difference.to_json() for difference in differences],
+    }
+    path = folder / COMPARISON_NAME
+    write_text_atomically(path, json.dumps(values, ensure_ascii=False, indent=2) + "\n")
+    return path

@@ -1,0 +1,171 @@
+"""Answer all questions of a split, keep each answer on disk at once, and score them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from glmtune.inference.generate import generate_completions
+from glmtune.inference.journal import RESULTS_NAME, RunIdentity, open_journal
+from glmtune.inference.predictions import (
+    PREDICTIONS_NAME,
+    Prediction,
+    append_prediction,
+    rewrite_sorted,
+    write_text_atomically,
+)
+from glmtune.inference.questions import Question
+from glmtune.inference.settings import GenerationSettings
+from glmtune.metrics.summary import TextReport, summarize
+from glmtune.metrics.text import RowScores, score_row
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedSplit:
+    """All answers of a split.
+
+    Attributes:
+        folder: where they are.
+        predictions: in the order of the data.
+        scores: of each row; empty if some row has no reference.
+        report: the scores over all rows; None if some row has no reference.
+        num_resumed: rows that were there before this call.
+        seconds: time this call took for the others.
+    """
+
+    folder: Path
+    predictions: tuple[Prediction, ...]
+    scores: tuple[RowScores, ...]
+    report: TextReport | None
+    num_resumed: int
+    seconds: float
+
+
+def predict_split(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    settings: GenerationSettings,
+    *,
+    folder: Path,
+    identity: RunIdentity,
+    resume: str = "auto",
+    console: Console | None = None,
+) -> PredictedSplit:
+    """Answer the questions that have no answer in the folder yet.
+
+    Args:
+        model: the model, its prefix attached if there is one.
+        tokenizer: its tokenizer.
+        questions: all of them.
+        settings: how to generate.
+        folder: gets ``generated_predictions.jsonl`` and ``predict_results.json``.
+        identity: of this run.
+        resume: ``auto`` or ``never``, see ``open_journal``.
+        console: shows progress; None shows nothing.
+
+    Returns:
+        The answers and their scores.
+
+    Raises:
+        ConfigError: see ``open_journal`` and ``generate_ids``.
+    """
+    done = {prediction.row: prediction for prediction in open_journal(folder, identity, resume=resume)}
+    num_resumed, path = len(done), folder / PREDICTIONS_NAME
+    fresh: dict[int, RowScores | None] = {}
+    waiting = [question for question in questions if question.row not in done]
+    began = time.perf_counter()
+    answers = generate_completions(
+        model,
+        tokenizer,
+        [question.input_ids for question in waiting],
+        settings,
+        rows=[question.row for question in waiting],
+    )
+    with _progress(console, folder.name, num_done=num_resumed, num_rows=len(questions)) as advance:
+        for answer in answers:
+            question = waiting[answer.index]
+            scored = None if question.reference is None else score_row(answer.text, question.reference)
+            prediction = Prediction(
+                row=question.row,
+                prediction=answer.text,
+                reference=question.reference,
+                prompt=question.prompt,
+                stop_reason=answer.stop_reason,
+                num_new_tokens=answer.num_new_tokens,
+                full_reference=question.full_reference,
+                scores=None if scored is None else scored.named(),
+            )
+            append_prediction(path, prediction)
+            done[question.row], fresh[question.row] = prediction, scored
+            advance(answer.num_new_tokens)
+    seconds = time.perf_counter() - began
+    predictions = tuple(done[question.row] for question in questions)
+    rewrite_sorted(path, predictions)
+    complete = all(each.reference is not None for each in predictions)
+    scores = tuple(
+        fresh.get(each.row) or score_row(each.prediction, each.reference or "")
+        for each in (predictions if complete else ())
+    )
+    split = PredictedSplit(
+        folder, predictions, scores, summarize(scores) if scores else None, num_resumed, seconds
+    )
+    write_text_atomically(
+        folder / RESULTS_NAME, json.dumps(results_json(split), ensure_ascii=False, indent=2)
+    )
+    return split
+
+
+def results_json(split: PredictedSplit) -> dict[str, Any]:
+    """Return the metrics file of a split: the official keys first, then every figure with its interval.
+
+    Args:
+        split: what was predicted.
+    """
+    num_new = len(split.predictions) - split.num_resumed
+    values: dict[str, Any] = {}
+    if split.report is not None:
+        official = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
+        values = {f"predict_{name}": round(split.report[name].value, 4) for name in official}
+    values |= {
+        "predict_samples": len(split.predictions),
+        "predict_runtime": round(split.seconds, 3),
+        "predict_samples_per_second": round(num_new / split.seconds, 3) if split.seconds else 0.0,
+        "num_resumed": split.num_resumed,
+        "num_stopped_by_length": sum(each.stop_reason == "length" for each in split.predictions),
+    }
+    return values if split.report is None else {**values, **split.report.to_json()}
+
+
+@contextmanager
+def _progress(console: Console | None, title: str, *, num_done: int, num_rows: int) -> Iterator[Any]:
+    """Show rows, tokens per second and the time left; yields what to call after each row."""
+    if console is None or num_done == num_rows:
+        yield lambda num_tokens: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]:.0f} tokens/s"), TimeRemainingColumn(),
+    )  # fmt: skip
+    began, num_tokens = time.perf_counter(), 0
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=num_rows, completed=num_done, speed=0.0)
+
+        def advance(new_tokens: int) -> None:
+            nonlocal num_tokens
+            num_tokens += new_tokens
+            bar.update(task, advance=1, speed=num_tokens / (time.perf_counter() - began))
+
+        yield advance

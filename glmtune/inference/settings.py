@@ -1,0 +1,91 @@
+"""Settings of text generation: how the next token is chosen, how long, and how many rows at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glmtune.errors import ConfigError
+from glmtune.settings import setting
+
+OFFICIAL_TOP_P = 0.7
+OFFICIAL_TEMPERATURE = 0.95
+OFFICIAL_TOP_K = 50
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How answers are generated. The default is greedy: the same model and prompt give the same answer."""
+
+    do_sample: bool = setting(False, "draw tokens at random instead of taking the most likely one")
+    temperature: float | None = setting(None, "with do_sample: divides the logits; official 0.95 if not set")
+    top_p: float | None = setting(
+        None, "with do_sample: keep the likeliest tokens up to this sum; official 0.7"
+    )
+    top_k: int | None = setting(None, "with do_sample: keep at most this many tokens, 0 = all; official 50")
+    num_beams: int = setting(1, "beams of the beam search; 1 = none")
+    repetition_penalty: float = setting(1.0, "divides the logits of tokens seen before; 1 = none")
+    max_new_tokens: int = setting(128, "longest answer, in tokens, end token included")
+    batch_size: int = setting(64, "most rows generated at once")
+    max_batch_tokens: int = setting(
+        16384, "most tokens at once: rows x beams x (longest prompt + max_new_tokens)"
+    )
+    seed: int = setting(42, "of the drawing; each row has its own stream, so batches do not matter")
+
+    def __post_init__(self) -> None:
+        """Check every rule and report all problems together.
+
+        Raises:
+            ConfigError: naming each setting, its value, the rule and the way out.
+        """
+        problems: list[str] = []
+        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        given = [f"`generation.{name}` {value}" for name, value in sampling.items() if value is not None]
+        if given and not self.do_sample:
+            problems.append(
+                f"{', '.join(given)} cannot be obeyed: `generation.do_sample` is false, so the most likely"
+                " token is always taken. Add `generation.do_sample=true` or leave them out."
+            )
+        if self.do_sample and self.num_beams > 1:
+            problems.append(
+                f"`generation.num_beams` is {self.num_beams}, but beams and `generation.do_sample=true`"
+                " exclude each other. Use one of them."
+            )
+        for name, low in (
+            ("num_beams", 1),
+            ("max_new_tokens", 1),
+            ("batch_size", 1),
+            ("max_batch_tokens", 1),
+        ):
+            if getattr(self, name) < low:
+                problems.append(
+                    f"`generation.{name}` is {getattr(self, name)}, but it must be at least {low}."
+                )
+        if self.temperature is not None and not self.temperature > 0:
+            problems.append(
+                f"`generation.temperature` is {self.temperature}, but it must be above 0. For the most likely"
+                " token each time use `generation.do_sample=false`."
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            problems.append(f"`generation.top_p` is {self.top_p}, but it must be above 0 and at most 1.")
+        if self.top_k is not None and self.top_k < 0:
+            problems.append(
+                f"`generation.top_k` is {self.top_k}, but it must be at least 0 (0 keeps all tokens)."
+            )
+        if not self.repetition_penalty > 0:
+            problems.append(
+                f"`generation.repetition_penalty` is {self.repetition_penalty}, but it must be above 0"
+                " (1 = none)."
+            )
+        if self.seed < 0:
+            problems.append(f"`generation.seed` is {self.seed}, but it must be at least 0.")
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+    @property
+    def sampling(self) -> tuple[float, int, float]:
+        """Temperature, top-k and top-p in force; the official values where none were given."""
+        return (
+            OFFICIAL_TEMPERATURE if self.temperature is None else self.temperature,
+            OFFICIAL_TOP_K if self.top_k is None else self.top_k,
+            OFFICIAL_TOP_P if self.top_p is None else self.top_p,
+        )

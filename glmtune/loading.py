@@ -1,0 +1,84 @@
+"""The two loaders of the public interface: a base model with or without a prefix, and its tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from glmtune.errors import ConfigError
+from glmtune.models.config import read_config
+from glmtune.models.families import Family, detect_family, parse_family
+from glmtune.models.load import load_base
+from glmtune.models.source import family_of_source, resolve_source
+from glmtune.models.tokenizers import load_tokenizer_folder
+from glmtune.prefix.attach import attach_prefix
+from glmtune.prefix.checkpoint import load_prefix
+from glmtune.prefix.encoder import PrefixEncoder
+
+
+def load_model(
+    source: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    quantization: object | None = None,
+    prefix: PrefixEncoder | str | Path | None = None,
+    family: Family | str | None = None,
+    check_base: bool = True,
+) -> PreTrainedModel:
+    """Load a GLM for generation or further work; no code of the checkpoint runs.
+
+    Args:
+        source: preset name (``glm-tiny``, ``chatglm2-6b``, ...), hub id (THUDM/, zai-org/), or a folder.
+        dtype: torch type, its name, or None / "auto" for the checkpoint's own where it runs well.
+        device: torch device, its name, or None / "auto" for CUDA if there is one.
+        quantization: must be None in this version.
+        prefix: a prefix to attach: an encoder, a run folder, a checkpoint folder, or a file (ours, or an
+            official ``pytorch_model.bin``).
+        family: release line, only where no name tells it, such as ``chatglm2-32k``.
+        check_base: refuse a prefix file that names another base than this one.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        ConfigError: unknown source, dtype, device or family; no such CUDA device; quantization.
+        CheckpointError: the checkpoint or the prefix is damaged, or they do not fit each other.
+        ShapeError: an encoder was made for another geometry.
+    """
+    if quantization is not None:
+        raise ConfigError(
+            f"`quantization` is {quantization!r}, but this version of glmtune runs no quantized models. "
+            "Leave it out; `dtype='bfloat16'` needs two bytes per parameter."
+        )
+    model = load_base(source, dtype=dtype, device=device, family=family)
+    if prefix is not None:
+        if not isinstance(prefix, PrefixEncoder):
+            prefix = load_prefix(prefix, model, check_base=check_base)
+        attach_prefix(model, prefix)
+    return model
+
+
+def load_tokenizer(source: str | Path, *, family: Family | str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that belongs to a model.
+
+    Args:
+        source: as for `load_model`; a folder may hold the tokenizer's files alone.
+        family: release line, only where no name tells it.
+
+    Returns:
+        A transformers tokenizer; it pads on the left.
+
+    Raises:
+        ConfigError: unknown source or family.
+        CheckpointError: the tokenizer's files are missing, damaged or of a family without support.
+    """
+    folder = resolve_source(source)
+    chosen = parse_family(family) if family is not None else family_of_source(source)
+    if chosen is None:
+        # Tokenizers that we saved name their family, so their folder needs no config.json.
+        alone = (folder / "tokenizer_config.json").is_file() and not (folder / "config.json").is_file()
+        chosen = detect_family(folder, {} if alone else read_config(folder))
+    return load_tokenizer_folder(folder, chosen)

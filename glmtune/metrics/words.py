@@ -1,0 +1,39 @@
+"""Chinese words as jieba cuts them, without touching a cache file or a log."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+
+@functools.cache
+def _segmenter() -> Any:
+    """Return a jieba tokenizer with the shipped dictionary only.
+
+    jieba's own start-up reads and writes a cache in the temporary folder, which anyone may have put there
+    and which fails loudly on a read-only disk; and words that other code adds to the shared tokenizer would
+    change scores. Building the dictionary takes half a second and has neither trouble.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import jieba
+    segmenter = jieba.Tokenizer()
+    segmenter.FREQ, segmenter.total = segmenter.gen_pfdict(segmenter.get_dict_file())
+    segmenter.initialized = True
+    return segmenter
+
+
+def segment(text: str) -> list[str]:
+    """Cut a text into words, blanks and punctuation marks included, as ``jieba.cut`` does by default.
+
+    Args:
+        text: any text; characters outside Chinese pass through as jieba treats them.
+
+    Returns:
+        The words; joined they give the text back.
+
+    >>> segment("这件衬衫很好看。")
+    ['这件', '衬衫', '很', '好看', '。']
+    """
+    return list(_segmenter().cut(text))

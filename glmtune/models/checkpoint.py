@@ -1,0 +1,215 @@
+"""Official checkpoints into a model and back, tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import GlmConfig, GlmForCausalLM
+
+from glmtune.errors import CheckpointError
+from glmtune.models.config import official_config
+from glmtune.models.families import Family
+from glmtune.models.names import FusedLayout, is_derived, name_table, official_tensor, split_fused
+from glmtune.models.shards import (
+    INDEX_SUFFIX,
+    SAFETENSORS_FILE,
+    TensorRecord,
+    copy_into,
+    read_records,
+    read_tensor,
+)
+
+DEFAULT_SHARD_BYTES = 2 * 2**30
+
+
+def read_into(model: nn.Module, folder: Path, config: GlmConfig) -> None:
+    """Fill a model's parameters from an official checkpoint, reading every byte once.
+
+    Args:
+        model: parameters allocated in the wanted dtype and device (not meta); overwritten.
+        folder: the checkpoint's folder.
+        config: as made by `native_config`.
+
+    Raises:
+        CheckpointError: missing, leftover or misshapen tensors, all of them named; nothing is read then.
+    """
+    records = read_records(folder)
+    check_records(records, config, folder)
+    parameters, layout = dict(model.named_parameters()), FusedLayout.of(config)
+    entries = sorted(name_table(config), key=lambda entry: _place(records[entry.official]))
+    with torch.no_grad():
+        for entry in entries:
+            record = records[entry.official]
+            if len(entry.native) == 1:
+                copy_into(parameters[entry.native[0]].data, record)
+                continue
+            for name, part in zip(entry.native, split_fused(read_tensor(record), layout), strict=True):
+                parameters[name].copy_(part)
+
+
+def check_records(records: Mapping[str, TensorRecord], config: GlmConfig, folder: Path) -> None:
+    """Compare what a checkpoint holds with what the configuration asks for.
+
+    Raises:
+        CheckpointError: missing, leftover or misshapen tensors, all of them named.
+    """
+    table = {entry.official: entry for entry in name_table(config)}
+    missing = [name for name in table if name not in records]
+    leftover = sorted(name for name in records if name not in table and not is_derived(name))
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} missing: {_listed(missing)}")
+    if leftover:
+        problems.append(f"{len(leftover)} leftover, which the model has no place for: {_listed(leftover)}")
+    shaped = [(name, records[name], entry.shape) for name, entry in table.items() if name in records]
+    wrong = [
+        f"{name} is {list(record.shape)}, but config.json asks for {list(shape)}"
+        for name, record, shape in shaped
+        if record.shape != shape
+    ]
+    codes = [f"{name} ({record.dtype})" for name, record, _ in shaped if not record.dtype.is_floating_point]
+    if wrong:
+        problems.append(f"{len(wrong)} of another shape: {_listed(wrong, 4)}")
+    if codes:
+        problems.append(f"{len(codes)} hold integer codes, but must be floating point: {_listed(codes, 4)}")
+    if problems:
+        hint = "config.json and the weights must come from the same, complete, unquantized checkpoint."
+        if leftover and all(".prefix_encoder." in name for name in leftover):
+            hint = "The leftover ones are a tuned prefix: load the base model, and this folder as its prefix."
+        raise CheckpointError(
+            f"{folder}: tensors do not fit:\n" + "\n".join(f"- {p}" for p in problems) + f"\n{hint}"
+        )
+
+
+def save_official(
+    model: GlmForCausalLM,
+    folder: str | Path,
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    dtype: torch.dtype | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> list[Path]:
+    """Write a model as an official checkpoint: official names, official config.json, safetensors.
+
+    Each file appears whole or not at all; weights of an earlier save in the folder are removed at the end.
+
+    Args:
+        model: configured by `native_config`.
+        folder: created if absent.
+        max_shard_bytes: a new file begins where the next tensor would exceed it.
+        dtype: floating type to store; None keeps each tensor's own.
+        state_dict: native name → tensor, where they are not the model's own (gathered by a trainer).
+
+    Returns:
+        The files written, config.json last.
+
+    Raises:
+        CheckpointError: parameters of the model are missing from ``state_dict``.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config: GlmConfig = model.config
+    family = Family(getattr(config, "glmtune_family", Family.GLM4))
+    state = model.state_dict() if state_dict is None else state_dict
+    missing = [name for entry in name_table(config) for name in entry.native if name not in state]
+    if missing:
+        raise CheckpointError(
+            f"Cannot save {folder}: {len(missing)} tensors are missing: {_listed(missing)}."
+        )
+    shards = _plan_shards(state, config, max_shard_bytes, dtype)
+    names = _shard_names(len(shards))
+    weight_map: dict[str, str] = {}
+    total_bytes, stored = 0, dtype
+    for name, shard in zip(names, shards, strict=True):
+        tensors = {}
+        for entry in shard:
+            tensor = official_tensor(entry, state, FusedLayout.of(config)).detach()
+            tensors[entry.official] = tensor.to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
+            total_bytes += tensors[entry.official].nbytes
+        stored = next(iter(tensors.values())).dtype
+        write_atomically(
+            folder / name, lambda path, data=tensors: save_file(data, path, metadata={"format": "pt"})
+        )
+        weight_map |= dict.fromkeys(tensors, name)
+    written = [folder / name for name in names]
+    if len(names) > 1:
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+        written.append(_write_json(folder / f"{SAFETENSORS_FILE}{INDEX_SUFFIX}", index))
+    official = official_config(config, family) | {"torch_dtype": str(stored).removeprefix("torch.")}
+    written.append(_write_json(folder / "config.json", official))
+    for stale in _earlier_weights(folder):
+        if stale not in written:
+            stale.unlink()
+    return written
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary neighbour of ``path``, then put it in place, durably.
+
+    Args:
+        path: the file to appear.
+        write: receives the temporary path.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_json(path: Path, content: object) -> Path:
+    text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return path
+
+
+def _plan_shards(
+    state: Mapping[str, Tensor], config: GlmConfig, max_shard_bytes: int, dtype: torch.dtype | None
+) -> list[list]:
+    shards: list[list] = [[]]
+    used = 0
+    for entry in name_table(config):
+        num_bytes = sum(state[name].numel() * (dtype or state[name].dtype).itemsize for name in entry.native)
+        if shards[-1] and used + num_bytes > max_shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(entry)
+        used += num_bytes
+    return shards
+
+
+def _shard_names(count: int) -> list[str]:
+    if count == 1:
+        return [SAFETENSORS_FILE]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def _earlier_weights(folder: Path) -> Iterator[Path]:
+    pattern = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+    return (file for file in folder.iterdir() if pattern.fullmatch(file.name))
+
+
+def _place(record: TensorRecord) -> tuple[str, int]:
+    return record.file.name, record.offset
+
+
+def _listed(names: list[str], limit: int = 12) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

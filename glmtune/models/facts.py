@@ -1,0 +1,109 @@
+"""The size and shape of a checkpoint, from its configuration and file headers alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glmtune.models.config import read_config
+from glmtune.models.families import Family, detect_family, parse_family
+from glmtune.models.names import is_derived
+from glmtune.models.shards import read_records
+from glmtune.models.source import family_of_source, resolve_source
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What can be said about a checkpoint without reading its weights.
+
+    Attributes:
+        source: as the user named it.
+        folder: where it lies.
+        family: release line.
+        num_layers: blocks.
+        hidden_size: width of the residual stream.
+        num_heads: query heads.
+        num_kv_heads: key/value heads.
+        head_dim: width of a head.
+        vocab_size: rows of the embedding, padding included.
+        max_positions: positions the model was made for, tokens.
+        dtype: type of most weights as stored, such as "float16".
+        quantization_bit: 0, 4 or 8, as config.json says.
+        num_parameters: stored numbers, rotary tables left out; packed codes and scales count as stored.
+        num_bytes: bytes of these weights.
+        files: names of the weight files.
+    """
+
+    source: str
+    folder: Path
+    family: Family
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    dtype: str
+    quantization_bit: int
+    num_parameters: int
+    num_bytes: int
+    files: tuple[str, ...]
+
+
+def describe(source: str | Path, *, family: str | Family | None = None) -> ModelFacts:
+    """Read a checkpoint's facts; works for quantized and first-generation ones too.
+
+    Args:
+        source: preset name, hub id under THUDM/ or zai-org/, or a folder.
+        family: release line, None to detect it.
+
+    Returns:
+        The facts; nothing beyond config.json and file headers was read.
+
+    Raises:
+        ConfigError: unknown source or family.
+        CheckpointError: files missing or damaged.
+    """
+    folder = resolve_source(source)
+    official = read_config(folder)
+    chosen = parse_family(family) if family is not None else family_of_source(source)
+    chosen = chosen or detect_family(folder, official)
+    records = [record for record in read_records(folder).values() if not is_derived(record.name)]
+    bytes_of: dict[str, int] = {}
+    for record in records:
+        name = str(record.dtype).removeprefix("torch.")
+        bytes_of[name] = bytes_of.get(name, 0) + record.num_bytes
+    return ModelFacts(
+        source=str(source),
+        folder=folder,
+        family=chosen,
+        **_sizes(official, chosen),
+        dtype=max(bytes_of, key=lambda name: bytes_of[name], default="none"),
+        quantization_bit=int(official.get("quantization_bit") or 0),
+        num_parameters=sum(math.prod(record.shape) for record in records),
+        num_bytes=sum(bytes_of.values()),
+        files=tuple(sorted({record.file.name for record in records})),
+    )
+
+
+def _sizes(official: dict[str, Any], family: Family) -> dict[str, int]:
+    heads, hidden = int(official.get("num_attention_heads", 0)), int(official.get("hidden_size", 0))
+    sizes = {"num_layers": int(official.get("num_layers", 0)), "hidden_size": hidden, "num_heads": heads}
+    if family is Family.CHATGLM:
+        return sizes | {
+            "num_kv_heads": heads,
+            "head_dim": hidden // max(1, heads),
+            "vocab_size": int(official.get("vocab_size", 0)),
+            "max_positions": int(official.get("max_sequence_length", 0)),
+        }
+    return sizes | {
+        "num_kv_heads": int(official.get("multi_query_group_num", 1))
+        if official.get("multi_query_attention", False)
+        else heads,
+        "head_dim": int(official.get("kv_channels", 0)),
+        "vocab_size": int(official.get("padded_vocab_size", 0)),
+        "max_positions": int(official.get("seq_length", 0)),
+    }

@@ -1,0 +1,160 @@
+"""The releases that share `model_type: chatglm`, and how to tell them apart."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from glmtune.errors import CheckpointError, ConfigError, unknown_name
+
+LOGGER = logging.getLogger(__name__)
+
+FIRST_GENERATION_KEYS = frozenset({"inner_hidden_size", "position_encoding_2d", "max_sequence_length"})
+LATER_GENERATION_KEYS = frozenset(
+    {"ffn_hidden_size", "kv_channels", "padded_vocab_size", "multi_query_group_num"}
+)
+
+FAMILY_KEY = "glmtune_family"
+"""Key we write into config.json and tokenizer_config.json; it decides whenever it is present."""
+
+
+class Family(StrEnum):
+    """One release line: same architecture rules, same tokenizer, same prompt."""
+
+    CHATGLM = "chatglm"
+    CHATGLM2 = "chatglm2"
+    CHATGLM2_32K = "chatglm2-32k"
+    CODEGEEX2 = "codegeex2"
+    CHATGLM3 = "chatglm3"
+    CHATGLM3_32K = "chatglm3-32k"
+    GLM4 = "glm4"
+
+
+SECOND_GENERATION = frozenset({Family.CHATGLM2, Family.CHATGLM2_32K, Family.CODEGEEX2})
+"""Families whose long-context releases divide positions; later ones multiply the rotary base."""
+
+
+def parse_family(value: str) -> Family:
+    """Turn a setting into a family.
+
+    Args:
+        value: a family's name, such as ``chatglm2-32k``.
+
+    Raises:
+        ConfigError: no family has that name; the valid ones are listed, nearest first.
+    """
+    try:
+        return Family(value)
+    except ValueError:
+        raise ConfigError(
+            unknown_name("`model.family`", value, [family.value for family in Family])
+        ) from None
+
+
+def detect_family(folder: Path, config: Mapping[str, Any]) -> Family:
+    """Decide which release line a checkpoint belongs to.
+
+    The generation comes from the keys of config.json. Names (in config.json, tokenizer_config.json and the
+    folder, in this order) separate the lines that share their keys. A `glmtune_family` key wins over all.
+
+    Args:
+        folder: the checkpoint's folder; only its name and its tokenizer_config.json are looked at.
+        config: content of its config.json.
+
+    Returns:
+        The family.
+
+    Raises:
+        CheckpointError: not a GLM configuration, or a rope_ratio whose rule no name decides.
+    """
+    tokenizer_config = _read_json(folder / "tokenizer_config.json")
+    for holder in (config, tokenizer_config):
+        if FAMILY_KEY in holder:
+            return parse_family(str(holder[FAMILY_KEY]))
+    if FIRST_GENERATION_KEYS & config.keys():
+        return Family.CHATGLM
+    if not LATER_GENERATION_KEYS & config.keys():
+        raise CheckpointError(
+            f"{folder}/config.json is no official GLM configuration: model_type is "
+            f"{config.get('model_type')!r} and it has neither {', '.join(sorted(FIRST_GENERATION_KEYS))} "
+            f"(ChatGLM-6B) nor {', '.join(sorted(LATER_GENERATION_KEYS))} (later ones). "
+            "Point `model.source` at an official checkpoint."
+        )
+    if isinstance(config.get("eos_token_id"), list):
+        return Family.GLM4
+    return _by_name(folder, config, tokenizer_config)
+
+
+def _by_name(folder: Path, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> Family:
+    """Separate ChatGLM2, CodeGeeX2, ChatGLM3 and GLM-4, whose keys are the same."""
+    found = [family for name in _names(folder, config, tokenizer_config) if (family := family_of_name(name))]
+    if "<|assistant|>" in json.dumps(tokenizer_config):
+        found.append(Family.CHATGLM3)
+    ratio = config.get("rope_ratio", 1)
+    if ratio != 1 and len({family in SECOND_GENERATION for family in found}) != 1:
+        raise CheckpointError(
+            f"{folder}/config.json has rope_ratio {ratio}, which ChatGLM2-32K applies to the positions and "
+            f"later releases to the rotary base, and no name in it tells which one it is "
+            f"(names point at: {', '.join(found) or 'nothing'}). "
+            f"Pass `family=` (`model.family=`): {Family.CHATGLM2_32K}, {Family.CHATGLM3_32K} or "
+            f"{Family.GLM4}."
+        )
+    if not found:
+        LOGGER.warning(
+            "%s: no name in config.json, tokenizer_config.json or the folder tells ChatGLM2 from ChatGLM3; "
+            "taking chatglm2. Pass family= (model.family=) if its prompts should be another release's.",
+            folder,
+        )
+        return Family.CHATGLM2
+    family = Family.CODEGEEX2 if Family.CODEGEEX2 in found else found[0]
+    if ratio != 1:
+        return {Family.CHATGLM2: Family.CHATGLM2_32K, Family.CHATGLM3: Family.CHATGLM3_32K}.get(
+            family, family
+        )
+    return family
+
+
+def family_of_name(name: str) -> Family | None:
+    """Read a family out of a repository or folder name, or return None.
+
+    >>> family_of_name("THUDM/chatglm2-6b-32k"), family_of_name("models--zai-org--glm-4-9b")
+    (<Family.CHATGLM2_32K: 'chatglm2-32k'>, <Family.GLM4: 'glm4'>)
+    """
+    match = re.search(r"(codegeex2)|(chatglm[-_]?3)|(chatglm[-_]?2)|(?<![a-z])(glm[-_]?4)", name.lower())
+    if match is None:
+        return None
+    long_context = re.search(r"(32|128)k", name.lower()) is not None
+    if match[1]:
+        return Family.CODEGEEX2
+    if match[2]:
+        return Family.CHATGLM3_32K if long_context else Family.CHATGLM3
+    if match[3]:
+        return Family.CHATGLM2_32K if long_context else Family.CHATGLM2
+    return Family.GLM4
+
+
+def _names(folder: Path, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> list[str]:
+    """Names that may tell the release, the most telling first."""
+    names = [
+        str(config.get("_name_or_path") or ""),
+        str(tokenizer_config.get("name_or_path") or ""),
+        folder.name,
+    ]
+    if folder.parent.name == "snapshots":  # the hub's cache: models--org--name/snapshots/<commit>
+        names.append(folder.parent.parent.name)
+    return [re.sub(r".*/(?=[^/]+/[^/]+$)", "", name) for name in names if name]
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is no valid JSON ({error}). Download the file again.") from None
+    return content if isinstance(content, dict) else {}

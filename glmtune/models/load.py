@@ -1,0 +1,135 @@
+"""Load an official checkpoint as a native model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import GlmConfig
+
+from glmtune.errors import ConfigError
+from glmtune.models.checkpoint import read_into
+from glmtune.models.config import native_config, read_config
+from glmtune.models.families import Family, detect_family, parse_family
+from glmtune.models.glm import OfficialGlmForCausalLM
+from glmtune.models.settings import DTYPES
+from glmtune.models.shards import read_records
+from glmtune.models.source import family_of_source, resolve_source
+from glmtune.settings import check_choice
+
+SMALL_MODEL_PARAMETERS = 1_000_000_000
+"""Below this many, float16 checkpoints run in float32 on a CPU; above, in bfloat16."""
+
+
+def load_base(
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    family: str | Family | None = None,
+    attn_implementation: str | None = None,
+) -> OfficialGlmForCausalLM:
+    """Load a base model; weights pass through memory once and no code of the checkpoint runs.
+
+    Args:
+        source: preset name, hub id under THUDM/ or zai-org/, or a folder.
+        dtype: torch type, its name, or None / "auto": the checkpoint's own type, except that on a CPU float16
+            becomes float32 below a billion parameters and bfloat16 above (CPUs are slow in float16).
+        device: torch device, its name, or None / "auto": CUDA if there is one, else the CPU.
+        family: release line, where no name tells it; None detects it.
+        attn_implementation: a name transformers knows ("sdpa", "eager", ...); None takes its default.
+
+    Returns:
+        The model in evaluation mode, all parameters trainable, with `family`, `source` and `fingerprint()`.
+
+    Raises:
+        ConfigError: unknown source, dtype or device; CUDA asked for where there is none.
+        CheckpointError: the checkpoint is incomplete, damaged, or of an architecture not supported.
+    """
+    place = choose_device(device)
+    folder = resolve_source(source)
+    config = load_config(source, folder, family)
+    if attn_implementation is not None:
+        config._attn_implementation = attn_implementation
+    with torch.device("meta"):
+        model = OfficialGlmForCausalLM(config)
+    kind = choose_dtype(dtype, place, stored=config.dtype, num_parameters=model.num_parameters())
+    config.dtype = kind
+    model._apply(lambda tensor: torch.empty_like(tensor, dtype=kind, device=place))
+    model.rebuild_rotary()
+    read_into(model, folder, config)
+    model.source = str(source)
+    return model.eval()
+
+
+def load_config(source: str | Path, folder: Path, family: str | Family | None = None) -> GlmConfig:
+    """Read a checkpoint's configuration in native form.
+
+    Args:
+        source: what the user named; a preset or hub id tells the family.
+        folder: the resolved folder.
+        family: release line, None to detect it.
+
+    Raises:
+        CheckpointError: see `native_config` and `detect_family`.
+    """
+    official = read_config(folder)
+    chosen = parse_family(family) if family is not None else family_of_source(source)
+    config = native_config(official, chosen or detect_family(folder, official))
+    if config.dtype is None:
+        first = next(
+            record.dtype for record in read_records(folder).values() if record.dtype.is_floating_point
+        )
+        config.dtype = first
+    return config
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """Turn a setting into a device that exists.
+
+    Raises:
+        ConfigError: not a device, or a CUDA device this machine does not have.
+    """
+    if device is None or device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(
+            f"`model.device` is `{device}`, but it must be auto, cpu, cuda or cuda:N."
+        ) from None
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if place.type == "cuda" and (place.index or 0) >= count:
+        raise ConfigError(
+            f"`model.device` is `{device}`, but PyTorch sees {count} CUDA devices here. "
+            "Use `model.device=cpu`, or `auto`, or install a PyTorch build for your GPU."
+        )
+    return place
+
+
+def choose_dtype(
+    dtype: str | torch.dtype | None,
+    device: torch.device,
+    *,
+    stored: str | torch.dtype | None,
+    num_parameters: int,
+) -> torch.dtype:
+    """Turn a setting into the floating type to load.
+
+    Args:
+        dtype: torch type, its name, or None / "auto".
+        device: where the model will run.
+        stored: the checkpoint's own type.
+        num_parameters: of the model; decides what float16 becomes on a CPU.
+
+    Raises:
+        ConfigError: not one of float32, bfloat16, float16.
+    """
+    if dtype is not None and dtype != "auto":
+        name = str(dtype).removeprefix("torch.")
+        check_choice("model.dtype", name, DTYPES)
+        return getattr(torch, name)
+    own = getattr(torch, str(stored or torch.float32).removeprefix("torch."))
+    if device.type == "cpu" and own == torch.float16:
+        return torch.float32 if num_parameters < SMALL_MODEL_PARAMETERS else torch.bfloat16
+    return own

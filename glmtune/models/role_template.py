@@ -1,0 +1,130 @@
+"""The template of ChatGLM3, where every message opens with the token of its role."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from glmtune.errors import DataError
+from glmtune.messages import Message
+from glmtune.models.template_base import TextTokenizer, check_last, check_roles
+
+_ASSISTANT = "<|assistant|>"
+
+
+class ChatGLM3Template:
+    """Role tokens of ChatGLM3.
+
+    A message is the id of its role, the ids of its metadata and a line break, and the ids of its content;
+    metadata is a tool's name and mostly empty. The prompt ends with the assistant's id, so the model itself
+    writes the line break (or a tool's name) and then the answer. An answer ends with the end id, an answer
+    that calls a tool with ``<|observation|>``, after which the tool's result follows; inside a conversation
+    the role token of the next message ends it.
+    """
+
+    name: ClassVar[str] = "chatglm3"
+    one_row_per_conversation: ClassVar[bool] = True
+    knows_tools: ClassVar[bool] = True
+
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
+        """Return the messages with the names of their role tokens, each on a line with the metadata."""
+        check_roles(messages)
+        text = "".join(f"<|{message.role}|>{message.metadata}\n{message.content}" for message in messages)
+        return text + _ASSISTANT if generation_prompt and messages[-1].role != "assistant" else text
+
+    def encode_prompt(
+        self, tokenizer: TextTokenizer, messages: Sequence[Message], *, generation_prompt: bool = True
+    ) -> list[int]:
+        """Return ``[gMASK] sop``, the messages, and the assistant's id."""
+        check_last(messages, ("user", "observation"))
+        ids = tokenizer.prefix_ids
+        for message in messages:
+            ids += _message_ids(tokenizer, message)
+        return [*ids, tokenizer.get_command(_ASSISTANT)] if generation_prompt else ids
+
+    def encode_answer(self, tokenizer: TextTokenizer, answer: Message) -> list[int]:
+        """Return metadata, line break and content, and the id that ends the answer."""
+        return [*_body_ids(tokenizer, answer), _end_id(tokenizer, answer)]
+
+    def encode_continuation(self, tokenizer: TextTokenizer, messages: Sequence[Message]) -> list[int]:
+        """Return the last message and the assistant's id."""
+        check_last(messages, ("user", "observation"))
+        if len(messages) == 1:
+            return self.encode_prompt(tokenizer, messages)
+        return [*_message_ids(tokenizer, messages[-1]), tokenizer.get_command(_ASSISTANT)]
+
+    def encode_conversation(
+        self, tokenizer: TextTokenizer, messages: Sequence[Message]
+    ) -> tuple[list[int], list[bool]]:
+        """Return all ids; loss falls on what the model writes: every answer and the token that ends it."""
+        check_last(messages, ("assistant",))
+        ids = tokenizer.prefix_ids
+        mask = [False] * len(ids)
+        ends_answer = False
+        for message in messages:
+            body = _body_ids(tokenizer, message)
+            answered = message.role == "assistant"
+            ids += [tokenizer.get_command(f"<|{message.role}|>"), *body]
+            mask += [ends_answer, *[answered] * len(body)]
+            ends_answer = answered
+        return [*ids, _end_id(tokenizer, messages[-1])], [*mask, True]
+
+    def stop_ids(self, tokenizer: TextTokenizer) -> tuple[int, ...]:
+        """Return the end id and the roles that take over: user and observation."""
+        return (tokenizer.end_id, tokenizer.get_command("<|user|>"), tokenizer.get_command("<|observation|>"))
+
+    def clean_answer(self, text: str) -> str:
+        """Return the last message written: its stripped text, or a tool call, the tool's name first."""
+        last = self.parse_answer(text)[-1]
+        if last.metadata:
+            return f"{last.metadata}\n{last.content}"
+        return last.content.replace("[[训练时间]]", "2023年")
+
+    def parse_answer(self, text: str) -> tuple[Message, ...]:
+        """Split decoded output into messages; the first line of each is its metadata.
+
+        Args:
+            text: decoded output, from behind the prompt's ``<|assistant|>`` on.
+
+        Returns:
+            One message per ``<|assistant|>`` in between. Plain answers are stripped; a tool call loses only
+            the blank that decoding puts in front, so that encoding it again gives the ids generated.
+        """
+        messages: list[Message] = []
+        for part in text.split(_ASSISTANT):
+            metadata, line_break, content = part.partition("\n")
+            if not line_break:
+                metadata, content = "", part
+            metadata = metadata.strip()
+            messages.append(
+                Message("assistant", content.removeprefix(" ") if metadata else content.strip(), metadata)
+            )
+        return tuple(messages)
+
+
+def system_with_tools(content: str, tools: Sequence[Mapping[str, object]]) -> Message:
+    """Write the system message that announces tools to ChatGLM3.
+
+    Args:
+        content: what the system message says.
+        tools: their descriptions; written as indented JSON under the text.
+    """
+    return Message("system", f"{content}\n{json.dumps(list(tools), indent=4, ensure_ascii=False)}")
+
+
+def _body_ids(tokenizer: TextTokenizer, message: Message) -> list[int]:
+    if "\n" in message.metadata:
+        raise DataError(
+            f"The metadata of a message is {message.metadata!r}, but it must be one line: a tool's name or "
+            "nothing. Move the rest to the content."
+        )
+    return tokenizer.text_ids(f"{message.metadata}\n") + tokenizer.text_ids(message.content)
+
+
+def _message_ids(tokenizer: TextTokenizer, message: Message) -> list[int]:
+    return [tokenizer.get_command(f"<|{message.role}|>"), *_body_ids(tokenizer, message)]
+
+
+def _end_id(tokenizer: TextTokenizer, answer: Message) -> int:
+    return tokenizer.get_command("<|observation|>") if answer.metadata else tokenizer.end_id

@@ -1,0 +1,179 @@
+"""Attach a prefix to a base model, detach it, and freeze everything else.
+
+The decoder stack inside the causal LM gets the encoder as its submodule ``prefix_encoder`` and one forward
+hook, which hands the prefix to the layers as the keyword argument ``prefix_key_values``. Nothing is kept
+between forwards and nothing enters the generation cache; token positions are not shifted.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from glmtune.errors import ConfigError, ShapeError
+from glmtune.prefix.attention import WITH_PREFIX, register_attention
+from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
+
+_ATTACHMENT = "_glmtune_prefix"
+
+
+@dataclass
+class _Attachment:
+    """What `detach_prefix` needs; lives on the base model and is copied and pickled with it."""
+
+    hook: RemovableHandle
+    stock_attention: str
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        register_attention()  # a model unpickled in a fresh process finds our attention by name
+
+
+def attach_prefix(model: PreTrainedModel, encoder: PrefixEncoder) -> None:
+    """Let every forward of a model see a prefix; a prefix attached before is detached first.
+
+    The model's attention implementation is switched to our variant of the same one, the encoder moves to the
+    model's device and takes its training mode. Call `freeze_base` to train the prefix alone.
+
+    Args:
+        model: a causal LM (or its decoder stack), mutated.
+        encoder: becomes the submodule ``prefix_encoder`` of the decoder stack.
+
+    Raises:
+        ConfigError: the attention implementation cannot carry a prefix.
+        ShapeError: the encoder was made for another geometry.
+    """
+    detach_prefix(model)
+    base = _decoder(model)
+    stock = str(model.config._attn_implementation)
+    if stock not in WITH_PREFIX:
+        raise ConfigError(
+            f"The model's attention implementation is `{stock}`, but a prefix needs one of "
+            f"{_listed(WITH_PREFIX)}. "
+            "Call `model.set_attn_implementation('sdpa')` before attaching the prefix."
+        )
+    expected = prefix_shape(model.config)
+    if encoder.shape != expected:
+        raise ShapeError(
+            f"The prefix was made for {encoder.shape}, but the model has {expected}. "
+            "Use the base the prefix was trained on, or make a new prefix for this model."
+        )
+    register_attention()
+    model.set_attn_implementation(WITH_PREFIX[stock])
+    base.prefix_encoder = encoder.to(_embeddings(base).device).train(model.training)
+    hook = base.register_forward_pre_hook(_hand_down_prefix, with_kwargs=True)
+    setattr(base, _ATTACHMENT, _Attachment(hook, stock))
+
+
+def detach_prefix(model: PreTrainedModel) -> PrefixEncoder | None:
+    """Take the prefix off a model and restore its stock attention.
+
+    Args:
+        model: the model given to `attach_prefix`, mutated.
+
+    Returns:
+        The encoder that was attached, or None if there was none.
+    """
+    base = _decoder(model)
+    encoder = prefix_of(model)
+    if encoder is None:
+        return None
+    attachment: _Attachment = getattr(base, _ATTACHMENT)
+    attachment.hook.remove()
+    if model.config._attn_implementation == WITH_PREFIX[attachment.stock_attention]:
+        model.set_attn_implementation(attachment.stock_attention)
+    delattr(base, _ATTACHMENT)
+    del base.prefix_encoder
+    return encoder
+
+
+def prefix_of(model: PreTrainedModel) -> PrefixEncoder | None:
+    """Return the encoder attached to a model, or None."""
+    return getattr(_decoder(model), "prefix_encoder", None)
+
+
+@contextmanager
+def without_prefix(model: PreTrainedModel) -> Iterator[None]:
+    """Run a block with the bare base, then put the same prefix back (also after an error)."""
+    encoder = detach_prefix(model)
+    try:
+        yield
+    finally:
+        if encoder is not None:
+            attach_prefix(model, encoder)
+
+
+def freeze_base(model: PreTrainedModel) -> int:
+    """Stop all parameters from training except those of the attached prefix.
+
+    Args:
+        model: mutated: ``requires_grad`` becomes False for the base and True for the prefix.
+
+    Returns:
+        How many numbers (parameter elements) of the base are frozen.
+    """
+    encoder = prefix_of(model)
+    own = {id(weight) for weight in encoder.parameters()} if encoder is not None else set()
+    frozen = 0
+    for weight in model.parameters():
+        if id(weight) in own:
+            weight.requires_grad_(True)
+        else:
+            weight.requires_grad_(False)
+            frozen += int(getattr(weight, "ds_numel", weight.numel()))  # ZeRO-3 leaves local weights empty
+    return frozen
+
+
+def _decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the stack of decoder layers inside a causal LM, or the model itself if it is one."""
+    return model.base_model  # pyright: ignore[reportReturnType]
+
+
+def _embeddings(base: PreTrainedModel) -> Tensor:
+    return base.get_input_embeddings().weight  # pyright: ignore[reportReturnType]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _hand_down_prefix(
+    base: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook of the decoder stack: add ``prefix_key_values`` for this batch to its arguments."""
+    _check_can_carry(base)
+    input_ids: Tensor | None = kwargs.get("input_ids", args[0] if args else None)
+    inputs: Tensor = kwargs["inputs_embeds"] if input_ids is None else input_ids
+    # Quantized embeddings do not tell the floating type; attention casts once more in any case.
+    weight = _embeddings(base)
+    dtype = weight.dtype if weight.is_floating_point() else torch.float32
+    encoder: Any = base.prefix_encoder
+    return args, {**kwargs, "prefix_key_values": encoder.layer_states(inputs.shape[0], dtype)}
+
+
+def _check_can_carry(base: nn.Module) -> None:
+    """Raise ConfigError where the prefix would be ignored or get no gradient."""
+    implementation = base.config._attn_implementation  # pyright: ignore[reportAttributeAccessIssue]
+    if implementation not in WITH_PREFIX.values():
+        raise ConfigError(
+            f"The attention implementation was changed to `{implementation}` while a prefix is attached; "
+            f"it would ignore the prefix, which needs one of {_listed(WITH_PREFIX.values())}. "
+            "Detach the prefix, change the implementation, and attach it again."
+        )
+    if not (base.training and torch.is_grad_enabled() and getattr(base, "gradient_checkpointing", False)):
+        return
+    function = getattr(base, "_gradient_checkpointing_func", None)
+    if isinstance(function, functools.partial) and function.keywords.get("use_reentrant", True):
+        raise ConfigError(
+            "Gradient checkpointing runs with `use_reentrant=True`, under which the prefix of a frozen base "
+            "gets no gradient; it must be False. "
+            "Set `gradient_checkpointing_kwargs={'use_reentrant': False}`."
+        )

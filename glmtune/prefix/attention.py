@@ -1,0 +1,104 @@
+"""Attention and mask functions that put a prefix in front of a layer's keys and values.
+
+They wrap the stock functions of transformers and are chosen by name through its attention interface, so the
+models themselves stay as they are.
+
+Shapes: B batch, N query heads, K key/value heads, Q query length, S key length (with cache), P prefix length,
+H head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+from transformers.models.glm.modeling_glm import eager_attention_forward
+
+from glmtune.prefix.encoder import LayerStates
+
+WITH_PREFIX = {"sdpa": "glmtune_sdpa", "eager": "glmtune_eager"}
+"""Stock attention implementation -> ours; what is not listed cannot carry a prefix."""
+
+
+def prepend(
+    layer: int, key: Tensor, value: Tensor, attention_mask: Tensor | None, states: LayerStates
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Put a layer's prefix in front of its keys and values and let every query see it.
+
+    Args:
+        layer: index of the layer.
+        key: ``[B, K, S, H]``, rotated.
+        value: ``[B, K, S, H]``.
+        attention_mask: ``[B, 1 or N, Q, S]``, boolean (True = visible) or additive; None = all visible.
+        states: the prefix of all layers, un-rotated, each ``[B, K, P, H]``.
+
+    Returns:
+        Key and value ``[B, K, P + S, H]`` and the mask ``[B, 1 or N, Q, P + S]`` (None stays None).
+    """
+    prefix_key, prefix_value = states[layer]
+    # Under autocast keys and values may differ in type, and layers may sit on different devices.
+    key = torch.cat([prefix_key.to(key), key], dim=2)
+    value = torch.cat([prefix_value.to(value), value], dim=2)
+    if attention_mask is not None:
+        visible = True if attention_mask.dtype == torch.bool else 0.0
+        attention_mask = nn.functional.pad(attention_mask, (prefix_key.shape[2], 0), value=visible)
+    return key, value, attention_mask
+
+
+def sdpa_with_prefix(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    prefix_key_values: LayerStates | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Run PyTorch's fused attention over prefix and tokens; arguments as in the attention interface."""
+    # Its causal shortcut aligns queries with the first keys, which here would be the prefix.
+    assert attention_mask is not None or query.shape[2] == 1, "a prefix needs an explicit mask"
+    if prefix_key_values is not None:
+        layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
+        key, value, attention_mask = prepend(layer, key, value, attention_mask, prefix_key_values)
+    kwargs["is_causal"] = False
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+def eager_with_prefix(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    prefix_key_values: LayerStates | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Run step-by-step attention over prefix and tokens; the weights ``[B, N, Q, P + S]`` show both."""
+    if prefix_key_values is not None:
+        layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
+        key, value, attention_mask = prepend(layer, key, value, attention_mask, prefix_key_values)
+    return eager_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+def sdpa_mask_with_prefix(
+    *, q_length: int, allow_is_causal_skip: bool = True, **kwargs: Any
+) -> Tensor | None:
+    """Build the boolean mask ``[B, 1, Q, S]`` of the tokens, causality always written out.
+
+    None is returned only where nothing is hidden: one query and no padding.
+    """
+    return sdpa_mask(q_length=q_length, allow_is_causal_skip=allow_is_causal_skip and q_length == 1, **kwargs)
+
+
+def register_attention() -> None:
+    """Make the names of `WITH_PREFIX` known to transformers; doing it again changes nothing."""
+    AttentionInterface.register("glmtune_sdpa", sdpa_with_prefix)
+    AttentionInterface.register("glmtune_eager", eager_with_prefix)
+    AttentionMaskInterface.register("glmtune_sdpa", sdpa_mask_with_prefix)
+    AttentionMaskInterface.register("glmtune_eager", eager_mask)

@@ -1,0 +1,104 @@
+"""Make a new prefix for a base model, starting at random, at zero or at a written instruction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from glmtune.errors import ConfigError
+from glmtune.prefix.attach import without_prefix
+from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
+from glmtune.prefix.settings import PrefixSettings
+
+
+def build_prefix_encoder(
+    model: PreTrainedModel, settings: PrefixSettings, tokenizer: PreTrainedTokenizerBase | None = None
+) -> PrefixEncoder:
+    """Make a prefix encoder that fits a model; attaching it is a separate step.
+
+    ``random``: PyTorch's defaults from its global generator, as in the official code (embedding: N(0, 1)).
+
+    ``zero``: all prefix keys and values are zero. This is not "no prefix": a zero key scores 0 against every
+    query, so the P positions take their share of the attention and add nothing to the output. With projection
+    the last linear layer is zero and the rest random, so the first step moves only that layer.
+
+    ``text``: the un-rotated keys and values that the base computes for the instruction, with the tokenizer's
+    special tokens in front. An instruction of more tokens than ``pre_seq_len`` loses its end; a shorter one
+    is repeated from its start (its keys and values are copied) until the prefix is full.
+
+    Args:
+        model: the base; evaluated once for ``text``, otherwise only its config is read.
+        settings: length, projection, initialisation, dropout.
+        tokenizer: needed for ``text``.
+
+    Returns:
+        The encoder, on the CPU.
+
+    Raises:
+        ConfigError: ``text`` was asked for without a tokenizer.
+    """
+    shape = prefix_shape(model.config)
+    hidden_size = model.config.hidden_size if settings.prefix_projection else None
+    encoder = PrefixEncoder(
+        shape, pre_seq_len=settings.pre_seq_len, hidden_size=hidden_size, dropout=settings.dropout
+    )
+    if settings.init == "zero":
+        last = encoder.trans[2] if settings.prefix_projection else encoder.embedding
+        for weight in last.parameters():
+            nn.init.zeros_(weight)
+    if settings.init == "text":
+        if tokenizer is None:
+            raise ConfigError(
+                "`prefix.init` is `text`, which needs the base's tokenizer, but none was given. "
+                "Pass `tokenizer=load_tokenizer(...)`, or use `prefix.init=random`."
+            )
+        ids = tokenizer(settings.init_text, return_tensors="pt")["input_ids"]
+        rows = text_rows(model, torch.as_tensor(ids)[:, : settings.pre_seq_len])
+        repeats = torch.arange(settings.pre_seq_len) % rows.shape[0]
+        with torch.no_grad():
+            encoder.embedding.weight.copy_(rows[repeats])
+    return encoder
+
+
+@torch.no_grad()
+def text_rows(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """Compute what a text puts into attention, in the layout of a prefix embedding.
+
+    The outputs of the key and value projections are recorded, before rotation: prefix keys are never rotated.
+
+    Args:
+        model: the base; an attached prefix is left out of this one forward.
+        input_ids: int64 ``[1, T]``.
+
+    Returns:
+        float32 ``[T, L*2*K*H]`` on the CPU.
+    """
+    shape = prefix_shape(model.config)
+    recorded: dict[tuple[int, int], Tensor] = {}
+
+    def recorder(layer: int, part: int) -> Callable[[nn.Module, object, Tensor], None]:
+        def record(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            recorded[layer, part] = output[0].float().cpu()
+
+        return record
+
+    base: Any = model.base_model
+    hooks = []
+    was_training = model.training
+    model.eval()
+    try:
+        for index, layer in enumerate(base.layers):
+            for part, projection in enumerate((layer.self_attn.k_proj, layer.self_attn.v_proj)):
+                hooks.append(projection.register_forward_hook(recorder(index, part)))
+        with without_prefix(model):
+            base(input_ids=input_ids.to(base.get_input_embeddings().weight.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(was_training)
+    parts = [recorded[layer, part] for layer in range(shape.num_layers) for part in (0, 1)]
+    return torch.cat(parts, dim=-1)

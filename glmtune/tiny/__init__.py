@@ -1,0 +1,1 @@
+"""The embedded model glm-tiny: its corpus, tokenizer and rebuild."""

@@ -1,0 +1,107 @@
+"""Attribute lists and the advertisements they become, from the clothing words of ``lexicon/ads.yaml``."""
+
+from __future__ import annotations
+
+from functools import cache
+from random import Random
+
+from glmtune.tiny.sample import Sample, chat, lexicon, pick
+
+Attributes = list[tuple[str, str]]
+VALUE_TO_PROSE = 0.75
+
+
+@cache
+def value_names() -> dict[str, tuple[str, ...]]:
+    """Return the values every attribute can take, common ones first."""
+    words = lexicon("ads")
+    names: dict[str, tuple[str, ...]] = {}
+    for key in words["fallback"]:
+        names[key] = (*words["values"].get(key, {}), *words["only_fallback"].get(key, ()))
+    for key, original in words["same"].items():
+        names[key] = names[original]
+    return names
+
+
+def draw_attributes(rng: Random, *, fewest: int = 3, most: int = 8) -> Attributes:
+    """Draw a garment: its type and some attributes with values, in the usual order of such lists.
+
+    Args:
+        rng: source of randomness.
+        fewest: smallest number of pairs, the type included.
+        most: largest number of pairs.
+
+    Returns:
+        Pairs of attribute and value; the first is the type. Style, pattern and detail may repeat.
+    """
+    words = lexicon("ads")
+    garment = rng.choice(list(words["types"]))
+    keys = words["types"][garment]
+    wanted = rng.randint(fewest, most) - 1
+    chosen = sorted(rng.sample(range(len(keys)), min(wanted, len(keys))))
+    pairs: Attributes = [("类型", garment)]
+    for index in chosen:
+        key = keys[index]
+        times = 2 if key[-2:] in ("图案", "风格", "款式") and rng.random() < 0.2 else 1
+        seen = {pick(rng, value_names()[key], skew=0.7) for _ in range(times)}
+        pairs += [(key, value) for value in sorted(seen)]
+    return pairs
+
+
+def content(pairs: Attributes) -> str:
+    """Write attributes the way AdvertiseGen does.
+
+    >>> content([("类型", "裙"), ("颜色", "红色")])
+    '类型#裙*颜色#红色'
+    """
+    return "*".join(f"{key}#{value}" for key, value in pairs)
+
+
+def clause(rng: Random, key: str, value: str) -> str:
+    """Word one attribute as a clause without final punctuation."""
+    words = lexicon("ads")
+    key = words["same"].get(key, key)
+    special = words["values"].get(key, {}).get(value)
+    if special and rng.random() < VALUE_TO_PROSE:
+        return pick(rng, special)
+    return pick(rng, words["fallback"][key]).format(v=value)
+
+
+def advertisement(rng: Random, pairs: Attributes) -> str:
+    """Write connected prose that mentions every attribute."""
+    words = lexicon("ads")
+    noun = pick(rng, words["nouns"][pairs[0][1]][:1])
+    rest = pairs[1:]
+    styles = [pair for pair in rest if pair[0] in ("风格", "版型", "颜色") and len(pair[1]) < 4]
+    if styles and rng.random() < 0.5:
+        first = rng.choice(styles)
+        rest = [pair for pair in rest if pair != first]
+        text = pick(rng, words["opening"]).format(v=first[1], t=noun)
+    else:
+        text = pick(rng, words["plain_opening"]).format(t=noun)
+    for index, (key, value) in enumerate(rest):
+        joint = "，" if index == 0 else pick(rng, words["connectors"])
+        text += joint + clause(rng, key, value)
+    if rng.random() < 0.7:
+        text += pick(rng, ["，", "。"]) + pick(rng, words["closing"])
+    return text + "。"
+
+
+def ads(rng: Random) -> Sample:
+    """Turn an attribute list into an advertisement, or an advertisement back into a list."""
+    pairs = draw_attributes(rng)
+    text = advertisement(rng, pairs)
+    kind = rng.random()
+    if kind < 0.8:
+        return chat("ads", content(pairs), text, key="|".join(value for _, value in pairs[1:]))
+    if kind < 0.9:
+        value = rng.choice(pairs[1:])
+        ask = f"{content(pairs)}\n用一句话介绍{value[0]}。"
+        return chat("ads", ask, clause(rng, *value) + "。", key=value[1])
+    return chat("ads", f"为下面的商品写广告：\n{content(pairs)}", text, key="|".join(v for _, v in pairs[1:]))
+
+
+def ads_text(rng: Random) -> Sample:
+    """Write an attribute list and its advertisement as plain text."""
+    pairs = draw_attributes(rng)
+    return Sample("ads_text", text=f"商品：{content(pairs)}\n广告：{advertisement(rng, pairs)}")

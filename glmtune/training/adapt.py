@@ -1,0 +1,210 @@
+"""Choose what of a model is trained (a prefix, low-rank adapters, everything) and how that part is kept."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from glmtune.models.chat_tokenizer import GlmTokenizer
+from glmtune.models.checkpoint import read_into, save_official
+from glmtune.models.glm import OfficialGlmForCausalLM
+from glmtune.models.load import choose_device, load_config
+from glmtune.models.source import resolve_source
+from glmtune.prefix.attach import attach_prefix, freeze_base, without_prefix
+from glmtune.prefix.checkpoint import PrefixMeta, load_prefix, save_prefix
+from glmtune.prefix.encoder import PrefixEncoder
+from glmtune.settings import check_choice
+from glmtune.training.settings import LoraSettings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+class Tuned(Protocol):
+    """The part of a model that training changes, and how it is kept on disk."""
+
+    @property
+    def model(self) -> OfficialGlmForCausalLM | PeftModel:
+        """The whole model, base included."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the tuned part into an existing folder."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read the tuned part back, in place and without loss."""
+        ...
+
+    def base_alone(self) -> AbstractContextManager[None]:
+        """Run a block with the base as it was before tuning."""
+        ...
+
+
+@dataclass(frozen=True)
+class TunedPrefix:
+    """A prefix over a frozen base.
+
+    Attributes:
+        model: the base, prefix attached.
+        encoder: the prefix, float32.
+        meta: what the file says of its origin.
+    """
+
+    model: OfficialGlmForCausalLM
+    encoder: PrefixEncoder
+    meta: PrefixMeta
+
+    def save(self, folder: Path) -> None:
+        """Write ``prefix_encoder.safetensors``."""
+        save_prefix(self.encoder, folder, meta=self.meta)
+
+    def load(self, folder: Path) -> None:
+        """Read the prefix back in place."""
+        self.encoder.load_state_dict(load_prefix(folder, self.model).state_dict())
+
+    def base_alone(self) -> AbstractContextManager[None]:
+        """Run a block with the untuned base."""
+        return without_prefix(self.model)
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """All weights of a model, float32.
+
+    Attributes:
+        model: the model.
+        tokenizer: written beside the weights, so that the folder is a complete checkpoint.
+    """
+
+    model: OfficialGlmForCausalLM
+    tokenizer: GlmTokenizer
+
+    def save(self, folder: Path) -> None:
+        """Write an official checkpoint."""
+        save_official(self.model, folder)
+        self.tokenizer.save_pretrained(str(folder))
+
+    def load(self, folder: Path) -> None:
+        """Read the weights back in place."""
+        read_into(self.model, folder, self.model.config)
+
+    def base_alone(self) -> AbstractContextManager[None]:
+        """Do nothing: before training the model is its own base."""
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class TunedAdapter:
+    """Low-rank adapters in a frozen base.
+
+    Attributes:
+        model: the base with adapters, as PEFT wraps it.
+    """
+
+    model: PeftModel
+
+    def save(self, folder: Path) -> None:
+        """Write ``adapter_model.safetensors`` and ``adapter_config.json``, which PEFT reads."""
+        self.model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form; the run has a model card
+
+    def load(self, folder: Path) -> None:
+        """Read the adapters back in place."""
+        from peft import set_peft_model_state_dict
+
+        weights = load_file(folder / "adapter_model.safetensors")
+        set_peft_model_state_dict(self.model, weights)
+
+    def base_alone(self) -> AbstractContextManager[None]:
+        """Run a block with the untuned base."""
+        return self.model.disable_adapter()
+
+
+def tune_adapter(model: OfficialGlmForCausalLM, settings: LoraSettings) -> TunedAdapter:
+    """Add low-rank adapters, float32, and freeze everything else.
+
+    Args:
+        model: mutated.
+        settings: rank, scale, dropout and the layers to adapt.
+
+    Raises:
+        ConfigError: a target is no linear layer of the model.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    layers = {
+        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
+    for target in settings.targets:
+        check_choice("lora.targets", target, sorted(layers))
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=cast(int, settings.alpha),
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks for a property that transformers renamed
+        adapted = cast("PeftModel", get_peft_model(model, config))
+    adapted.peft_config["default"].base_model_name_or_path = model.source
+    return TunedAdapter(adapted)
+
+
+def tune_prefix(model: OfficialGlmForCausalLM, encoder: PrefixEncoder, meta: PrefixMeta) -> TunedPrefix:
+    """Attach a new prefix and freeze everything else.
+
+    Args:
+        model: mutated.
+        encoder: where training starts.
+        meta: what every saved file will say of its origin.
+    """
+    attach_prefix(model, encoder)
+    freeze_base(model)
+    return TunedPrefix(model, encoder, meta)
+
+
+def tune_all(model: OfficialGlmForCausalLM, tokenizer: GlmTokenizer) -> TunedModel:
+    """Make every weight trainable, in float32 so that small updates are not rounded away.
+
+    Args:
+        model: mutated.
+        tokenizer: saved with every checkpoint.
+    """
+    model.float()
+    model.requires_grad_(True)
+    model.config.dtype = torch.float32
+    return TunedModel(model, tokenizer)
+
+
+def fresh_model(source: str, *, device: str, family: str | None) -> OfficialGlmForCausalLM:
+    """Make a model with random weights from the config.json of a checkpoint folder, in float32.
+
+    Args:
+        source: see ``glmtune.models.source.resolve_source``; weights need not exist.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        family: release line, None to detect it.
+    """
+    config = load_config(source, resolve_source(source), family)
+    config.dtype = torch.float32
+    config.initializer_range = config.hidden_size**-0.5  # the usual 0.02 suits widths of thousands
+    model = OfficialGlmForCausalLM(config)
+    # Head and embedding start equal (and then part): copying is learnt once, not token by token.
+    model.lm_head.weight.data.copy_(model.model.embed_tokens.weight.data)
+    model.source = source
+    nn.Module.to(model, device=choose_device(device), dtype=torch.float32)
+    return model
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Return how many numbers are trained, and how many there are in all."""
+    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)

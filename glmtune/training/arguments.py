@@ -1,0 +1,124 @@
+"""From our settings to `TrainingArguments`, and the checks that need to know the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from glmtune.errors import ConfigError
+from glmtune.training.settings import METRICS, TrainerSettings
+
+# Renamed within transformers 5; the older name warns where the newer one exists.
+_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
+CHECKPOINTING = (
+    "activation_checkpointing" if "activation_checkpointing" in _NAMES else "gradient_checkpointing"
+)
+
+
+def compute_precision(settings: TrainerSettings, *, tune: str, dtype: torch.dtype, device: str) -> str:
+    """Decide what autocast does: ``no`` (compute in the weights' dtype), ``bf16`` or ``fp16``.
+
+    Args:
+        settings: ``precision`` is read.
+        tune: ``prefix``, ``full`` or ``lora``.
+        dtype: of the base weights as loaded.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        ConfigError: fp16 without a GPU, or fp32 over weights loaded in another type.
+    """
+    if settings.precision == "fp16" and device == "cpu":
+        raise ConfigError(
+            "`trainer.precision` is `fp16`, but that needs a GPU and training runs on the CPU. "
+            "Use `trainer.precision=bf16`, or `auto`."
+        )
+    if settings.precision == "fp32" and tune != "full" and dtype != torch.float32:
+        raise ConfigError(
+            "`trainer.precision` is `fp32`, but the frozen base was loaded in "
+            f"{str(dtype).removeprefix('torch.')}. Add `model.dtype=float32`, or use "
+            "`trainer.precision=auto`."
+        )
+    if settings.precision == "auto":
+        wants_autocast = tune == "full" and device == "cuda" and torch.cuda.is_bf16_supported()
+        return "bf16" if wants_autocast else "no"
+    return "no" if settings.precision == "fp32" else settings.precision
+
+
+def training_arguments(
+    settings: TrainerSettings,
+    *,
+    output_dir: Path,
+    seed: int,
+    device: str,
+    autocast: str,
+    evaluates: bool,
+) -> TrainingArguments:
+    """Translate the settings.
+
+    Args:
+        settings: ours.
+        output_dir: the run folder.
+        seed: of everything random.
+        device: ``cpu`` or ``cuda``.
+        autocast: see ``compute_precision``.
+        evaluates: whether there are rows to evaluate on.
+
+    Raises:
+        ConfigError: a tracker's package is not installed.
+    """
+    trackers = [tracker for tracker in settings.report_to if tracker != "tensorboard"]
+    for tracker in trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise ConfigError(
+                f"`trainer.report_to` names `{tracker}`, but the package {tracker} is not installed. "
+                f"Install it with `pip install {tracker}`, or leave it out."
+            )
+    arguments = TrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=settings.max_steps or -1,
+        num_train_epochs=settings.num_train_epochs or 1.0,
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        per_device_eval_batch_size=settings.per_device_eval_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_scheduler_type,
+        warmup_steps=settings.warmup_steps or settings.warmup_ratio,
+        optim=settings.optim,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        adam_epsilon=settings.adam_epsilon,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=autocast == "bf16",
+        fp16=autocast == "fp16",
+        **{
+            CHECKPOINTING: settings.gradient_checkpointing,
+            f"{CHECKPOINTING}_kwargs": {"use_reentrant": False},
+        },
+        logging_steps=settings.logging_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=settings.eval_steps or settings.save_steps,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        metric_for_best_model=settings.metric_for_best_model,
+        greater_is_better=METRICS[settings.metric_for_best_model],
+        include_num_input_tokens_seen="non_padding",
+        dataloader_num_workers=settings.dataloader_num_workers,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        ddp_find_unused_parameters=False,
+        use_cpu=device == "cpu",
+        seed=seed,
+        disable_tqdm=True,
+        report_to=trackers,
+    )
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        _ = arguments.device  # decided on first use
+        arguments._n_gpu = min(arguments._n_gpu, 1)  # several GPUs are for torchrun, not for DataParallel
+    return arguments

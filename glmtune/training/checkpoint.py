@@ -1,0 +1,237 @@
+"""Checkpoints that are either complete or not there: written aside, synced to disk, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from glmtune.errors import CheckpointError, TrainingError
+
+MANIFEST = "checkpoint.json"
+PARTIAL = ".partial"
+REPLACED = ".replaced"
+# What only resuming needs; everything else in a checkpoint is the tuned model.
+STATE_FILES = frozenset(
+    {
+        "optimizer.pt",
+        "scheduler.pt",
+        "scaler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+        "loss_state.json",
+        MANIFEST,
+    }
+)
+# What a run folder holds besides checkpoint-N.
+RUN_FILES = frozenset(
+    {"last", "best", "runs", "config.yaml", "environment.json", "trainer_log.jsonl", "training_loss.png"}
+    | {"all_results.json", "train_results.json", "eval_results.json", "README.md"}
+)
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+
+
+@contextmanager
+def writing(final: Path, *, facts: dict[str, Any] | None = None) -> Iterator[Path]:
+    """Yield a folder to fill; it takes the name ``final`` only when everything is on disk.
+
+    Args:
+        final: the folder to appear; one of that name is replaced.
+        facts: plain values kept in the manifest.
+
+    Yields:
+        An empty folder beside ``final``.
+
+    Raises:
+        TrainingError: a file could not be written (disk full, no permission, ...); ``final`` is as it was.
+    """
+    partial = partial_of(final)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        seal(partial, final, facts=facts)
+    except WRITE_ERRORS as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise TrainingError(write_problem(final, error)) from error
+
+
+def partial_of(final: Path) -> Path:
+    """Return the folder in which ``final`` is prepared."""
+    return final.with_name(f".{final.name}{PARTIAL}")
+
+
+def seal(partial: Path, final: Path, *, facts: dict[str, Any] | None = None) -> None:
+    """Write the manifest of a filled folder, sync it to disk and give it its final name.
+
+    Args:
+        partial: the folder with every file in it.
+        final: its name from now on; a folder of that name is replaced.
+        facts: plain values kept in the manifest.
+    """
+    files = {
+        str(path.relative_to(partial)): path.stat().st_size
+        for path in sorted(partial.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {"files": files, **(facts or {})}
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
+    for path in partial.rglob("*"):
+        sync(path)
+    sync(partial)
+    replaced = final.with_name(f".{final.name}{REPLACED}")
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    partial.rename(final)
+    sync(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Force a file or folder onto the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file so that readers see the old or the new content, never half of it."""
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    partial.write_text(text, encoding="utf-8")
+    sync(partial)
+    partial.replace(path)
+
+
+def write_problem(path: Path, error: BaseException) -> str:
+    """Word a failed write: what, why, what is still there, what to do."""
+    newest = latest_checkpoint(path.parent)
+    kept = f"{newest.name} is intact" if newest else "no checkpoint had been written yet"
+    return (
+        f"`{path}` could not be written: {error}. A run needs space and permission in `output_dir`; {kept}, "
+        "so only the steps after it are lost. Free some space (or lower `trainer.save_total_limit`) and run "
+        "the same command again: it goes on from there."
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return a checkpoint's manifest, or None where the checkpoint is not complete."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        whole = all((folder / name).stat().st_size == size for name, size in manifest["files"].items())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    return manifest if whole else None
+
+
+def step_of(folder: Path) -> int | None:
+    """Return N of a folder named ``checkpoint-N``, else None."""
+    kind, _, number = folder.name.partition("-")
+    return int(number) if kind == "checkpoint" and number.isdigit() else None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the complete checkpoints of a run folder, oldest first."""
+    found = [
+        folder for folder in run.glob("checkpoint-*") if step_of(folder) is not None and read_manifest(folder)
+    ]
+    return sorted(found, key=lambda folder: step_of(folder) or 0)
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """Return the newest complete checkpoint of a run folder, if any."""
+    return found[-1] if (found := checkpoints(run)) else None
+
+
+def checkpoint_at(path: Path) -> Path:
+    """Return a checkpoint named by the user, if it is one and complete.
+
+    Raises:
+        CheckpointError: the folder is missing or incomplete.
+    """
+    if read_manifest(path) is None or step_of(path) is None:
+        raise CheckpointError(
+            f"`resume` is `{path}`, but that is no complete checkpoint (a folder checkpoint-N with every "
+            f"file that its {MANIFEST} lists). Name another one, or use `resume=auto`: it takes the newest."
+        )
+    return path
+
+
+def repair(run: Path) -> None:
+    """Remove what a killed run left half-written, and put back a folder caught while being replaced."""
+    for leftover in run.glob(f".*{REPLACED}"):
+        original = run / leftover.name.removeprefix(".").removesuffix(REPLACED)
+        if original.exists():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.rename(original)
+    for leftover in run.glob(f".*{PARTIAL}"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def drop_after(run: Path, step: int) -> None:
+    """Remove checkpoints of later steps than the one a run goes on from; they would be written again."""
+    for folder in run.glob("checkpoint-*"):
+        number = step_of(folder)
+        if number is not None and (number > step or read_manifest(folder) is None):
+            shutil.rmtree(folder)
+
+
+def rotate(run: Path, *, keep: int | None) -> None:
+    """Remove the oldest checkpoints until ``keep`` are left; None keeps all."""
+    for folder in checkpoints(run)[: -keep if keep else 0]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(checkpoint: Path, final: Path, *, facts: dict[str, Any] | None = None) -> None:
+    """Offer the tuned model of a checkpoint under a fixed name (``last``, ``best``), without optimizer state.
+
+    Files are hard links where the file system allows, so they take no space, and outlive the checkpoint.
+
+    Args:
+        checkpoint: a complete checkpoint.
+        final: the folder to appear; one of that name is replaced.
+        facts: plain values kept in its manifest.
+
+    Raises:
+        TrainingError: see ``writing``.
+    """
+    with writing(final, facts=facts) as folder:
+        for path in sorted(checkpoint.rglob("*")):
+            name = path.relative_to(checkpoint)
+            if path.is_dir() or name.parts[0] in STATE_FILES or name.name.startswith("rng_state"):
+                continue
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, folder / name)
+            except OSError:
+                shutil.copy2(path, folder / name)
+
+
+def set_aside(run: Path) -> Path | None:
+    """Move everything of an earlier run into ``previous/N``, so that nothing of it is lost or mixed up.
+
+    Returns:
+        The folder it was moved to; None where there was nothing.
+    """
+    found = [
+        path
+        for path in run.glob("*")
+        if path.name in RUN_FILES or path.name.startswith("predict") or step_of(path) is not None
+    ]
+    if not found:
+        return None
+    taken = [int(path.name) for path in (run / "previous").glob("*") if path.name.isdigit()]
+    target = run / "previous" / str(max(taken, default=0) + 1)
+    target.mkdir(parents=True)
+    for path in found:
+        path.rename(target / path.name)
+    return target

@@ -1,0 +1,74 @@
+"""The order of training rows: decided by the seed and the epoch alone, so that a resumed run repeats it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+BATCHES_SORTED_TOGETHER = 50
+
+
+class EpochSampler(Sampler[int]):
+    """Shuffled row numbers, optionally with rows of similar length side by side."""
+
+    def __init__(self, lengths: Sequence[int], *, batch_size: int, group_by_length: bool, seed: int) -> None:
+        """Keep what decides the order.
+
+        Args:
+            lengths: tokens of every row.
+            batch_size: rows in one forward pass.
+            group_by_length: sort within pools of 50 batches, then shuffle the batches; the longest goes
+                first, so that a batch too large for the memory fails at once.
+            seed: with the epoch, decides the order.
+        """
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.group_by_length = group_by_length
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives, counted from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        return iter(self._grouped(order, generator) if self.group_by_length else order)
+
+    def _grouped(self, order: list[int], generator: torch.Generator) -> list[int]:
+        pool_size = self.batch_size * BATCHES_SORTED_TOGETHER
+        batches: list[list[int]] = []
+        for start in range(0, len(order), pool_size):
+            pool = sorted(order[start : start + pool_size], key=lambda row: self.lengths[row])
+            batches += [pool[at : at + self.batch_size] for at in range(0, len(pool), self.batch_size)]
+        # The loader cuts every `batch_size` rows, so the one short batch has to stay at the end.
+        short = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
+        shuffled = [batches[at] for at in torch.randperm(len(batches), generator=generator).tolist()]
+        if shuffled:
+            longest = max(range(len(shuffled)), key=lambda at: sum(self.lengths[row] for row in shuffled[at]))
+            shuffled[0], shuffled[longest] = shuffled[longest], shuffled[0]
+        return [row for batch in shuffled + short for row in batch]
+
+
+class LengthOrder(Sampler[int]):
+    """Row numbers from the longest to the shortest, for evaluation with little padding."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        """Sort once.
+
+        Args:
+            lengths: tokens of every row.
+        """
+        self.order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order)

@@ -1,0 +1,210 @@
+"""One session of a run: begin or go on, train under watch, and report."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from rich.console import Console
+from rich.table import Table
+from transformers.integrations import TensorBoardCallback
+
+from glmtune import __version__
+from glmtune.errors import TrainingError
+from glmtune.training.adapt import count_parameters
+from glmtune.training.callbacks import (
+    LOG_FILE,
+    ProgressDisplay,
+    StopOnSignal,
+    TrainingLog,
+    append_entry,
+    read_log,
+)
+from glmtune.training.checkpoint import step_of, write_problem, write_text
+from glmtune.training.report import SCORES, environment, model_card, plot_loss, summarize, write_json
+from glmtune.training.run_folder import RESULTS_FILE, RunStart, check_facts, start_run
+from glmtune.training.trainer import GlmTrainer
+
+
+def begin(
+    output_dir: str, resume: str, settings: Mapping[str, Any], device: torch.device, num_threads: int | None
+) -> RunStart:
+    """Open the run folder, in the first process, and tell all processes what was found.
+
+    Args:
+        output_dir: the run folder.
+        resume: see ``glmtune.training.run_folder.start_run``.
+        settings: all settings, nested plain values.
+        device: where training will run.
+        num_threads: CPU threads of torch, None leaves them.
+
+    Returns:
+        How the run begins.
+
+    Raises:
+        ConfigError: see ``start_run``; so are CheckpointError and TrainingError.
+    """
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    processes = PartialState(cpu=device.type == "cpu")
+    found: list[RunStart | None] = [None]
+    if processes.is_main_process:
+        found = [start_run(output_dir, resume=resume, settings=settings)]
+    if processes.num_processes > 1:
+        broadcast_object_list(found)
+    start = found[0]
+    assert start is not None
+    if processes.is_main_process:
+        _announce(start)
+    return start
+
+
+def train(trainer: GlmTrainer, checkpoint: Path | None, *, tensorboard: bool = True) -> int | None:
+    """Train to the end, or until a signal asks to stop.
+
+    Args:
+        trainer: ready.
+        checkpoint: where to go on from, None starts at step 0.
+        tensorboard: write ``runs/``.
+
+    Returns:
+        The number of the signal that stopped training (a checkpoint was saved), else None.
+
+    Raises:
+        TrainingError: a loss was not finite, or something could not be written.
+        ConfigError: the checkpoint was made with another model or other data.
+    """
+    run = trainer.run_folder
+    if checkpoint is not None:
+        check_facts(checkpoint, trainer.facts)
+    log, signals = TrainingLog(run), StopOnSignal()
+    progress = ProgressDisplay(log)
+    try:
+        with signals:
+            if trainer.is_world_process_zero():
+                write_json(run / "environment.json", environment(seed=trainer.args.seed))
+            if checkpoint is not None and trainer.has_ended(checkpoint):
+                return None
+            if checkpoint is None:
+                _measure_baseline(trainer)
+            for callback in (log, progress, signals):
+                trainer.add_callback(callback)
+            if tensorboard and trainer.is_world_process_zero():
+                trainer.add_callback(_tensorboard(run, after=step_of(checkpoint) if checkpoint else None))
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except OSError as error:
+        raise TrainingError(write_problem(run / LOG_FILE, error)) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise TrainingError(_memory_problem(trainer)) from error
+    finally:
+        progress.close()
+    if signals.received is not None and trainer.is_world_process_zero():
+        name = signal.Signals(signals.received).name
+        _say(
+            f"{name}: stopped after step {trainer.state.global_step}, which is saved in {run}. "
+            "The same command goes on from there."
+        )
+    return signals.received
+
+
+def report(trainer: GlmTrainer, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the results, the loss curve and the model card of a finished run, and show the main numbers.
+
+    Args:
+        trainer: trained to the end.
+        settings: all settings, nested plain values.
+        facts: where model and data came from.
+
+    Returns:
+        Content of ``all_results.json``.
+    """
+    run = trainer.run_folder
+    entries = read_log(run)
+    trained, total = count_parameters(trainer.tuned.model)
+    results = {
+        "finished": True,
+        "glmtune": __version__,
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        **summarize(entries, metric=str(trainer.args.metric_for_best_model)),
+        "trained_parameters": trained,
+        "all_parameters": total,
+        **facts,
+    }
+    if trainer.is_world_process_zero():
+        try:
+            plot_loss(entries, run / "training_loss.png")
+            write_text(run / "README.md", model_card(settings, results))
+            write_json(run / RESULTS_FILE, results)
+        except OSError as error:
+            raise TrainingError(write_problem(run / RESULTS_FILE, error)) from error
+        _show(run, results)
+    return results
+
+
+def _memory_problem(trainer: GlmTrainer) -> str:
+    args = trainer.args
+    return (
+        f"Memory ran out at step {trainer.state.global_step + 1}, with `trainer.per_device_train_batch_size` "
+        f"{args.per_device_train_batch_size} (evaluation: {args.per_device_eval_batch_size}) and "
+        f"`trainer.gradient_checkpointing` {bool(args.gradient_checkpointing)}. The longest batch comes "
+        "first, so what passes it will last. Try `trainer.gradient_checkpointing=true`, half the batch size "
+        "with twice `trainer.gradient_accumulation_steps`, a smaller `data.max_source_length` or "
+        "`data.max_target_length`, or `model.dtype=bfloat16`."
+    )
+
+
+def _measure_baseline(trainer: GlmTrainer) -> None:
+    """Start the log anew, with the evaluation loss of the base alone as its first line."""
+    run = trainer.run_folder
+    if trainer.is_world_process_zero():
+        write_text(run / LOG_FILE, "")
+    if trainer.eval_dataset is None:
+        return
+    with trainer.tuned.base_alone():
+        metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        append_entry(run, {"step": 0, "epoch": 0.0, **metrics})
+        _say(f"eval loss before tuning {metrics['eval_loss']:.4f}")
+
+
+def _tensorboard(run: Path, *, after: int | None) -> TensorBoardCallback:
+    """Write to ``runs/``; a resumed run takes back what an earlier session wrote for later steps."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return TensorBoardCallback(
+        SummaryWriter(str(run / "runs"), purge_step=None if after is None else after + 1)
+    )
+
+
+def _announce(start: RunStart) -> None:
+    if start.set_aside is not None:
+        _say(f"the earlier run in {start.folder} was moved to {start.set_aside}")
+    if start.finished is not None:
+        _say(
+            f"{start.folder} holds this run, finished at step {start.finished['steps']}. To train anew, add "
+            "`resume=never` or name another `output_dir`."
+        )
+    elif start.checkpoint is not None:
+        _say(f"going on from {start.checkpoint}")
+
+
+def _show(run: Path, results: Mapping[str, Any]) -> None:
+    table = Table(box=None, show_header=False)
+    for name in ("steps", *SCORES):
+        if name in results:
+            value = results[name]
+            table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
+    table.add_row("trained", f"{results['trained_parameters']:,} of {results['all_parameters']:,} parameters")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(f"saved in {run / 'last'}", markup=False)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)

@@ -1,0 +1,305 @@
+"""`transformers.Trainer` plus exact resuming, atomic checkpoints and token-weighted evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
+
+from glmtune.errors import TrainingError
+from glmtune.labels import IGNORE_INDEX
+from glmtune.training import checkpoint as checkpoints
+from glmtune.training.adapt import Tuned
+from glmtune.training.sampling import EpochSampler, LengthOrder
+
+LOSS_STATE = "loss_state.json"
+
+
+class GlmTrainer(Trainer):
+    """Trains the tuned part of a model; a killed run that goes on gives the very same numbers."""
+
+    def __init__(
+        self,
+        tuned: Tuned,
+        args: TrainingArguments,
+        *,
+        collator: Callable[[list[Any]], dict[str, Tensor]],
+        train_rows: Dataset[Any] | datasets.Dataset,
+        train_lengths: Sequence[int],
+        eval_rows: Dataset[Any] | datasets.Dataset | None = None,
+        eval_lengths: Sequence[int] = (),
+        pad_token_id: int = 0,
+        group_by_length: bool = True,
+        keep_checkpoints: int | None = None,
+        patience: int | None = None,
+        facts: dict[str, Any] | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        """Wire everything together.
+
+        Args:
+            tuned: the model and how its tuned part is saved.
+            args: see ``glmtune.training.arguments``; ``output_dir`` is the run folder.
+            collator: makes a batch (``input_ids``, ``labels`` ``[B, S]``, and a mask or positions) of rows.
+            train_rows: encoded rows to learn.
+            train_lengths: tokens of every training row.
+            eval_rows: encoded rows for evaluation, if any.
+            eval_lengths: tokens of every evaluation row.
+            pad_token_id: not counted as a real token in batches without a mask.
+            group_by_length: batch rows of similar length.
+            keep_checkpoints: newest checkpoints kept; None keeps all.
+            patience: evaluations without a new best after which training stops; None never stops early.
+            facts: plain values kept in each checkpoint's manifest and checked on resuming.
+            callbacks: added to the trainer's own.
+        """
+        self.tuned = tuned
+        self.run_folder = Path(str(args.output_dir))
+        self.keep_checkpoints = keep_checkpoints
+        self.patience = patience
+        self.pad_token_id = pad_token_id
+        self.facts = dict(facts or {})
+        self._train_sampler = EpochSampler(
+            train_lengths,
+            batch_size=args.per_device_train_batch_size,
+            group_by_length=group_by_length,
+            seed=args.seed,
+        )
+        self._eval_lengths = eval_lengths
+        self._improved = False
+        self._stopped_early = False
+        self._resumed_loss: dict[str, float] | None = None
+        super().__init__(
+            model=tuned.model,
+            args=args,
+            data_collator=collator,
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
+            callbacks=[_Flow(self), *callbacks],
+        )
+        self.remove_callback(PrinterCallback)
+
+    # ---- order of rows
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return self._train_sampler
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
+        return LengthOrder(self._eval_lengths)
+
+    # ---- loss
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Let the model form logits only where there is something to learn."""
+        return super().compute_loss(model, {**inputs, "labelled_only": True}, *args, **kwargs)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # The last moment before the weights change: what is not finite here must not reach them.
+        norm = super()._get_grad_norm(model, grad_norm)
+        finite_loss = bool(torch.isfinite(self._tr_loss))
+        scaler = getattr(
+            self.accelerator, "scaler", None
+        )  # under fp16 it skips steps of infinite gradients itself
+        if not finite_loss or (scaler is None and not math.isfinite(float(norm or 0.0))):
+            self._stop_not_finite("loss" if not finite_loss else "gradient norm")
+        return norm
+
+    def _stop_not_finite(self, what: str) -> None:
+        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry][-5:]
+        newest = checkpoints.latest_checkpoint(self.run_folder)
+        kept = (
+            f"The last good checkpoint, {newest.name}, is intact." if newest else "No checkpoint was due yet."
+        )
+        history = ", ".join(f"{loss:.4g}" for loss in losses) or "none yet"
+        raise TrainingError(
+            f"The {what} of step {self.state.global_step + 1} is not finite (learning rate "
+            f"{self._get_learning_rate():.3g}; losses logged before: {history}); a step with it would "
+            f"destroy the weights, so training stopped. {kept} Try a smaller `trainer.learning_rate`, some "
+            "`trainer.warmup_steps`, a smaller `trainer.max_grad_norm`, or `trainer.precision=bf16`."
+        )
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        mask = inputs.get("attention_mask")
+        real = mask if mask is not None else inputs["input_ids"] != self.pad_token_id
+        self.state.num_input_tokens_seen += int(cast(Tensor, self.accelerator.gather(real.sum())).sum())
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Count nothing: nobody reads it, and counting walks all parameters at every step."""
+        return 0
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Measure the mean loss per answer token, whatever the batch size.
+
+        The random numbers of training stay as they were.
+
+        Args:
+            eval_dataset: not used; the rows given at construction are evaluated.
+            ignore_keys: not used.
+            metric_key_prefix: what the names of the metrics start with.
+
+        Returns:
+            ``eval_loss`` (nats per answer token), ``eval_accuracy`` (share of answer tokens that are the most
+            probable ones), ``eval_tokens``, ``eval_runtime`` (seconds).
+        """
+        start = time.monotonic()
+        loader = self.get_eval_dataloader()
+        model = self.model_wrapped
+        assert model is not None
+        was_training = model.training
+        sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        model.eval()
+        with torch.random.fork_rng(devices), torch.no_grad(), self.accelerator.autocast():
+            for batch in loader:
+                inputs = self._prepare_inputs(batch)
+                labels = inputs["labels"][..., 1:]
+                count = (labels != IGNORE_INDEX).sum()
+                output = model(**inputs, num_items_in_batch=count.clamp(min=1), labelled_only=True)
+                hits = (output["logits"].argmax(-1) == labels[labels != IGNORE_INDEX]).sum()
+                sums += torch.stack([output["loss"].double() * count, hits.double(), count.double()])
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        model.train(was_training)
+        loss_sum, num_hits, tokens = cast(Tensor, self.accelerator.reduce(sums)).tolist()
+        metrics = {
+            f"{metric_key_prefix}_loss": loss_sum / max(tokens, 1),
+            f"{metric_key_prefix}_accuracy": num_hits / max(tokens, 1),
+            f"{metric_key_prefix}_tokens": int(tokens),
+            f"{metric_key_prefix}_runtime": time.monotonic() - start,
+        }
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        self._improved = super()._determine_best_metric(metrics, trial)
+        key = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+        since = [
+            entry["step"]
+            for entry in self.state.log_history
+            if key in entry and entry["step"] > (self.state.best_global_step or 0)
+        ]
+        if self.patience is not None and len(since) >= self.patience:
+            self._stopped_early = True
+            self.control.should_training_stop = True
+            self.control.should_save = True
+        return self._improved
+
+    # ---- saving
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self._improved = False
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self._improved and self.args.should_save:
+            self._publish_best()
+
+    def _publish_best(self) -> None:
+        step = self.state.global_step
+        facts = {**self.facts, "step": step, "metric": self.state.best_metric}
+        at_this_step = self.run_folder / f"checkpoint-{step}"
+        best = self.run_folder / "best"
+        if checkpoints.read_manifest(at_this_step) is not None:
+            checkpoints.publish(at_this_step, best, facts=facts)
+        else:
+            with checkpoints.writing(best, facts=facts) as folder:
+                self.tuned.save(folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        step = self.state.global_step
+        final = self.run_folder / f"checkpoint-{step}"
+        ended = step >= self.state.max_steps or self._stopped_early
+        facts = {**self.facts, "step": step, "max_steps": self.state.max_steps, "ended": ended}
+        loss = cast(Tensor, self.accelerator.reduce(cast(Tensor, self._tr_loss).clone(), "mean"))
+        writes = self.args.should_save
+        # Every process adds its own random state to the folder that the first one opens and seals.
+        opened = (
+            checkpoints.writing(final, facts=facts) if writes else nullcontext(checkpoints.partial_of(final))
+        )
+        with opened as folder:
+            self.accelerator.wait_for_everyone()
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            self._save_rng_state(str(folder))
+            if writes:
+                self.tuned.save(folder)
+                self.state.save_to_json(str(folder / "trainer_state.json"))
+                loss_state = {"sum": loss.item(), "last_logged_step": self._globalstep_last_logged}
+                (folder / LOSS_STATE).write_text(json.dumps(loss_state), encoding="utf-8")
+            self.accelerator.wait_for_everyone()
+        if writes:
+            checkpoints.publish(final, self.run_folder / "last", facts=facts)
+            checkpoints.rotate(self.run_folder, keep=self.keep_checkpoints)
+
+    # ---- resuming
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        self.tuned.load(folder)
+        self._resumed_loss = json.loads((folder / LOSS_STATE).read_text(encoding="utf-8"))
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        counts = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)  # the settings of today, not those in the checkpoint
+        return counts
+
+    def has_ended(self, checkpoint: Path) -> bool:
+        """Tell whether a checkpoint is the last one of its run; if so, take over its weights and its state.
+
+        Args:
+            checkpoint: a complete one. A run whose number of steps was raised since has not ended.
+        """
+        manifest = checkpoints.read_manifest(checkpoint) or {}
+        planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        if not manifest.get("ended") or manifest.get("max_steps") != planned:
+            return False
+        self.tuned.load(checkpoint)
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        return True
+
+    def restore_loss(self) -> None:
+        """Go on with the running sum of losses that the checkpoint held between two lines of the log."""
+        if self._resumed_loss is not None:
+            self._tr_loss += self._resumed_loss["sum"]
+            self._globalstep_last_logged = int(self._resumed_loss["last_logged_step"])
+            self._resumed_loss = None
+
+
+class _Flow(TrainerCallback):
+    """What the trainer's own flow leaves out.
+
+    Tells the sampler its epoch, also in the middle of a resumed one; restores the running loss; logs the last
+    step, whatever ``logging_steps`` is.
+    """
+
+    def __init__(self, trainer: GlmTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer.restore_loss()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer._train_sampler.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True

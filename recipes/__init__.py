@@ -1,0 +1,1 @@
+"""One flat, runnable flow per command; the only code that knows Hydra."""

@@ -1,0 +1,179 @@
+"""From a command line to a settings object: Hydra composes the YAML tree, the schema checks it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glmtune.errors import ConfigError, unknown_name
+from glmtune.settings import build_settings, nested_settings, type_hints
+
+PACKAGE = Path(__file__).resolve().parent.parent / "glmtune"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One `glmtune` command.
+
+    Attributes:
+        name: the word typed, also the name of its YAML file.
+        summary: one line for `--help`.
+        schema: root settings class, a frozen dataclass.
+        run: what the command does with its settings.
+        bare_word: setting that a first word without `=` stands for, if any.
+        examples: command lines shown by `--help`.
+    """
+
+    name: str
+    summary: str
+    schema: type
+    run: Callable[[Any], Any]
+    bare_word: str | None = None
+    examples: tuple[str, ...] = ()
+
+
+def config_dir() -> Path:
+    """Return the folder of the Hydra tree, in a checkout and in an installed wheel alike."""
+    installed = PACKAGE / "_configs"
+    return installed if installed.is_dir() else PACKAGE.parent / "configs"
+
+
+def group_options(group: str, extra: Path | None = None) -> list[str]:
+    """Return the names that ``group=NAME`` accepts, sorted.
+
+    Args:
+        group: a folder of the config tree, such as ``recipe``.
+        extra: a user's own config tree, searched too.
+    """
+    roots = [config_dir(), *([extra] if extra else [])]
+    return sorted({file.stem for root in roots for file in (root / group).glob("*.yaml")})
+
+
+def config_groups() -> dict[str, list[str]]:
+    """Return every config group with its options."""
+    names = sorted(folder.name for folder in config_dir().iterdir() if folder.is_dir())
+    return {name: options for name in names if (options := group_options(name))}
+
+
+def default_values(schema: type) -> dict[str, Any]:
+    """Return the nested defaults of a schema as plain values; ``???`` where there is none."""
+    hints = type_hints(schema)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(schema):
+        inner = nested_settings(hints[field.name])
+        if field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+        elif inner is not None:
+            values[field.name] = default_values(inner)
+        elif field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+        else:
+            values[field.name] = "???"
+    return values
+
+
+def setting_rows(schema: type, path: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Yield (path, default, help) for every setting of a schema, depth first."""
+    hints, defaults = type_hints(schema), default_values(schema)
+    for field in dataclasses.fields(schema):
+        inner = nested_settings(hints[field.name])
+        if inner is not None:
+            yield from setting_rows(inner, f"{path}{field.name}.")
+        else:
+            yield f"{path}{field.name}", defaults[field.name], field.metadata.get("help", "")
+
+
+def compose(command: Command, overrides: Sequence[str], extra_configs: Path | None = None) -> dict[str, Any]:
+    """Compose the YAML of a command with overrides into plain nested values.
+
+    Args:
+        command: which command; ``configs/<name>.yaml`` is its root.
+        overrides: Hydra overrides such as ``+recipe=ptuning`` or ``trainer.max_steps=100``.
+        extra_configs: a user's own tree of the same form, searched as well.
+
+    Returns:
+        Nested plain values, interpolations resolved, every setting of the schema present.
+
+    Raises:
+        ConfigError: an override cannot be parsed, or names a group option or key that does not exist.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _check_group_options(overrides, extra_configs)
+    ConfigStore.instance().store(name=f"{command.name}_schema", node=default_values(command.schema))
+    OmegaConf.register_new_resolver("by_size", _by_size, replace=True)
+    arguments = [*overrides]
+    if extra_configs is not None:
+        arguments.append(f"hydra.searchpath=[file://{extra_configs.resolve()}]")
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="glmtune"):
+            composed = hydra_compose(command.name, overrides=arguments)
+        values = OmegaConf.to_container(composed, resolve=True)
+        missing = sorted(OmegaConf.missing_keys(composed))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(str(error), command)) from error
+    if missing:
+        raise ConfigError(f"`{missing[0]}` must be given: add `{missing[0]}=VALUE`.")
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _by_size(tiny: Any, large: Any, *, _root_: Any) -> Any:
+    """Resolve ``${by_size:TINY,LARGE}``: a recipe's value for glm-tiny, and for all other models."""
+    return tiny if _root_.model.source == "glm-tiny" else large
+
+
+def load_settings(command: Command, overrides: Sequence[str], extra_configs: Path | None = None) -> Any:
+    """Compose and check: the settings object of a command line.
+
+    Raises:
+        ConfigError: see ``compose`` and ``glmtune.settings.build_settings``.
+    """
+    return build_settings(command.schema, compose(command, overrides, extra_configs))
+
+
+def _check_group_options(overrides: Sequence[str], extra: Path | None) -> None:
+    groups = config_groups()
+    for override in overrides:
+        match = re.fullmatch(r"\+{0,2}([a-z_]+)(?:@[\w.]+)?=([\w.-]+)", override)
+        if (
+            match
+            and match[1] in groups
+            and match[2] not in ("null", *(options := group_options(match[1], extra)))
+        ):
+            raise ConfigError(unknown_name(f"`{match[1]}`", match[2], options))
+
+
+def _explain(message: str, command: Command) -> str:
+    """Reword Hydra's messages: say which key is meant, and the nearest one that exists."""
+    unknown = re.search(r"Could not override '([^']+)'", message) or re.search(
+        r"Key '([^']+)' is not in struct", message
+    )
+    first_line = message.strip().splitlines()[0]
+    if unknown is None:
+        return f"{first_line} Overrides look like `trainer.max_steps=100` or `data=ads`."
+    key = unknown[1]
+    known = [path for path, _, _ in setting_rows(command.schema)]
+    if key in config_groups():
+        return f"`{key}` is a group added to `{command.name}`: write `+{key}=NAME`."
+    initials = [path for path in known if key == path.rpartition(".")[0] + "." + _initials(path)]
+    near = initials or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    guess = f" Did you mean `{near[0]}`?" if near else ""
+    return f"`{key}` is no setting of `glmtune {command.name}`.{guess} See `glmtune {command.name} --help`."
+
+
+def _initials(path: str) -> str:
+    """Return the first letters of a setting's words: `trainer.learning_rate` -> `lr`."""
+    return "".join(word[0] for word in path.rpartition(".")[2].split("_"))

@@ -1,0 +1,243 @@
+"""Generate answers for a data set and score them: `glmtune predict`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from glmtune.data.settings import SPLITS, DataSettings
+from glmtune.errors import ConfigError
+from glmtune.inference.settings import GenerationSettings
+from glmtune.models.settings import ModelSettings
+from glmtune.settings import check_choice, setting
+from recipes.compose import Command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from glmtune.data.dataset import ConversationSet
+    from glmtune.inference.journal import RunIdentity
+    from glmtune.inference.run import PredictedSplit
+    from glmtune.metrics.significance import Difference
+    from glmtune.models.glm import OfficialGlmForCausalLM
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """What to answer, with which model, and where the answers go."""
+
+    model: ModelSettings = setting(ModelSettings, "the base model")
+    data: DataSettings = setting(DataSettings, "the questions and reference answers")
+    generation: GenerationSettings = setting(GenerationSettings, "how answers are generated")
+    prefix_path: str | None = setting(
+        None,
+        "tuned prefix: a run folder, one of its checkpoints, or a file (also the official pytorch_model.bin)",
+    )
+    pre_seq_len: int | None = setting(
+        None, "length the prefix must have, in tokens; it is read from the file"
+    )
+    split: str = setting(
+        "test", "which rows: test (else validation, if no test file is given), validation, train"
+    )
+    compare_base: bool = setting(False, "answer without the prefix as well, and compare before and after")
+    output_dir: str | None = setting(
+        None, "folder of the answers; default: `predict` in the prefix's run folder"
+    )
+    resume: str = setting("auto", "auto goes on where a run stopped, never deletes its rows and starts again")
+
+    def __post_init__(self) -> None:
+        """Check what needs no file."""
+        check_choice("split", self.split, SPLITS)
+        check_choice("resume", self.resume, ("auto", "never"))
+        for name, given in (("compare_base", self.compare_base), ("pre_seq_len", self.pre_seq_len)):
+            if given and self.prefix_path is None:
+                raise ConfigError(
+                    f"`{name}` is {given}, but no prefix is given. Add `prefix_path=RUN`, or leave `{name}`"
+                    " out."
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class PredictResult:
+    """What came out.
+
+    Attributes:
+        tuned: with the prefix, or of the base if none is given.
+        base: without the prefix, if asked for.
+        differences: paired comparison of the two, one per metric; else empty.
+    """
+
+    tuned: PredictedSplit
+    base: PredictedSplit | None
+    differences: tuple[Difference, ...]
+
+
+def run(config: PredictConfig) -> PredictResult:
+    """Load, generate, score, and print what came out.
+
+    Args:
+        config: all settings.
+
+    Returns:
+        The answers and scores; the folder holds ``generated_predictions.jsonl`` and ``predict_results.json``.
+
+    Raises:
+        GlmtuneError: a setting, the data, the checkpoint or the prefix cannot be used.
+    """
+    from rich.console import Console
+
+    from glmtune.data.dataset import load_conversations
+    from glmtune.inference.questions import build_questions
+    from glmtune.inference.run import predict_split
+    from glmtune.loading import load_model, load_tokenizer
+    from glmtune.prefix.attach import attach_prefix
+    from glmtune.prefix.checkpoint import find_prefix, load_prefix
+
+    console = Console()
+    prefix_file = None if config.prefix_path is None else find_prefix(config.prefix_path)
+    folder = (
+        Path(config.output_dir).expanduser() if config.output_dir else _default_folder(config, prefix_file)
+    )
+    loaded = load_conversations(config.data, config.split, need_answers=False)
+    tokenizer = load_tokenizer(config.model.source, family=config.model.family)
+    questions = build_questions(tokenizer, loaded, config.data)
+    source = config.model
+    model = load_model(source.source, dtype=source.dtype, device=source.device, family=source.family)
+    prefix = None if prefix_file is None else load_prefix(prefix_file, model)
+    length = 0 if prefix is None else prefix.pre_seq_len
+    if config.pre_seq_len not in (None, length):
+        raise ConfigError(
+            f"`pre_seq_len` is {config.pre_seq_len}, but the prefix {prefix_file} has length {length}. Leave"
+            " `pre_seq_len` out (the file tells), or give another prefix."
+        )
+    _announce(console, config, loaded, prefix_file, length, folder)
+
+    def predict(where: Path, prefix_used: Path | None) -> PredictedSplit:
+        native = cast("OfficialGlmForCausalLM", model)
+        identity = _identity(
+            config, native, loaded, len(questions), prefix_used, length if prefix_used else 0
+        )
+        return predict_split(
+            model,
+            tokenizer,
+            questions,
+            config.generation,
+            folder=where,
+            identity=identity,
+            resume=config.resume,
+            console=console,
+        )
+
+    base = predict(folder / "base", None) if config.compare_base else None
+    if prefix is not None:
+        attach_prefix(model, prefix)
+    tuned = predict(folder, prefix_file)
+    differences = _report(console, tuned, base)
+    return PredictResult(tuned=tuned, base=base, differences=differences)
+
+
+def _default_folder(config: PredictConfig, prefix_file: Path | None) -> Path:
+    """Return `predict` in the run folder of the prefix, or a folder under `runs` for a base model."""
+    if prefix_file is None:
+        return Path("runs") / f"predict-base-{Path(config.model.source).name}"
+    folder = prefix_file.parent
+    if folder.name == "last":
+        return folder.parent / "predict"
+    if folder.name == "best" or folder.name.startswith("checkpoint-"):
+        return folder.parent / f"predict-{folder.name}"
+    return folder / "predict"
+
+
+def _identity(
+    config: PredictConfig,
+    model: OfficialGlmForCausalLM,
+    loaded: ConversationSet,
+    num_rows: int,
+    prefix_file: Path | None,
+    pre_seq_len: int,
+) -> RunIdentity:
+    from glmtune import __version__
+    from glmtune.inference.journal import RunIdentity, deciding_settings
+    from glmtune.models.templates import template_for
+
+    return RunIdentity(
+        model=config.model.source,
+        model_fingerprint=model.fingerprint(),
+        prefix=str(prefix_file or ""),
+        prefix_sha256=hashlib.sha256(prefix_file.read_bytes()).hexdigest() if prefix_file else "",
+        pre_seq_len=pre_seq_len,
+        template=template_for(model.family).name,
+        dtype=str(model.dtype).removeprefix("torch."),
+        data=loaded.path,
+        split=config.split,
+        data_fingerprint=loaded.fingerprint,
+        num_rows=num_rows,
+        max_source_length=config.data.max_source_length,
+        max_target_length=config.data.max_target_length,
+        source_prefix=config.data.source_prefix,
+        generation=deciding_settings(config.generation),
+        glmtune_version=__version__,
+    )
+
+
+def _announce(
+    console: Console,
+    config: PredictConfig,
+    loaded: ConversationSet,
+    prefix_file: Path | None,
+    pre_seq_len: int,
+    folder: Path,
+) -> None:
+    tuned = f"prefix {prefix_file} ({pre_seq_len} tokens)" if prefix_file else "no prefix"
+    lines = (
+        f"model  {config.model.source}, {tuned}",
+        f"data   {loaded.path}: {len(loaded.conversations)} rows",
+        f"output {folder}",
+    )
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _report(console: Console, tuned: PredictedSplit, base: PredictedSplit | None) -> tuple[Difference, ...]:
+    """Print tables and samples; return the paired comparison if there is one."""
+    from glmtune.inference.report import samples_table, write_comparison
+    from glmtune.metrics.significance import paired_bootstrap
+    from glmtune.metrics.tables import comparison_table, report_table
+
+    differences: tuple[Difference, ...] = ()
+    if tuned.report is None:
+        console.print("Some rows have no reference answer, so nothing is scored.")
+    else:
+        console.print(report_table(tuned.report, "scores"))
+    if base is not None and tuned.scores and base.scores:
+        differences = paired_bootstrap(base.scores, tuned.scores)
+        table = comparison_table(differences, a="before", b="after", num_rows=len(tuned.scores))
+        console.print(table)
+        write_comparison(
+            tuned.folder,
+            differences,
+            a=str(base.folder),
+            b=str(tuned.folder),
+            num_rows=len(tuned.scores),
+            test="paired bootstrap; a without the prefix, b with it",
+        )
+        main = next(item for item in differences if item.metric == "bleu-4")
+        console.print(main.verdict("before", "after"), highlight=False, soft_wrap=True)
+    console.print(samples_table(tuned.predictions, None if base is None else base.predictions))
+    console.print(f"Written: {tuned.folder}", markup=False, highlight=False, soft_wrap=True)
+    return differences
+
+
+COMMAND = Command(
+    name="predict",
+    summary="generate answers for a data set and score them",
+    schema=PredictConfig,
+    run=run,
+    examples=(
+        "glmtune predict data=ads prefix_path=runs/ads compare_base=true",
+        "glmtune predict data=adgen prefix_path=runs/adgen/checkpoint-3000 generation=official_sampling",
+        "glmtune predict model=chatglm2-6b data.test_file=questions.jsonl output_dir=runs/answers",
+    ),
+)

@@ -1,0 +1,247 @@
+"""Tune a model: load -> adapt -> data -> train -> save -> report."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from glmtune.data.settings import DataSettings
+from glmtune.errors import ConfigError
+from glmtune.models.settings import ModelSettings
+from glmtune.prefix.settings import PrefixSettings
+from glmtune.settings import check_choice, setting
+from glmtune.training.settings import TUNE, LoraSettings, TrainerSettings
+from recipes.compose import Command
+
+if TYPE_CHECKING:
+    import datasets
+    from torch.utils.data import Dataset
+
+    from glmtune.data.dataset import EncodedSplit
+    from glmtune.models.chat_tokenizer import GlmTokenizer
+    from glmtune.models.glm import OfficialGlmForCausalLM
+    from glmtune.training.adapt import Tuned
+    from glmtune.training.trainer import GlmTrainer
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training run."""
+
+    model: ModelSettings = setting(ModelSettings, "the base model")
+    tune: str = setting("prefix", "what is trained: prefix (P-Tuning v2), lora, or full (every weight)")
+    from_scratch: bool = setting(False, "start from random weights; model.source gives config and tokenizer")
+    prefix: PrefixSettings | None = setting(PrefixSettings, "the prefix; null unless tune=prefix")
+    lora: LoraSettings | None = setting(None, "the adapters; null unless tune=lora")
+    data: DataSettings = setting(DataSettings, "the rows to learn")
+    trainer: TrainerSettings = setting(TrainerSettings, "how to learn them")
+    output_dir: str = setting("runs/train", "folder of the run")
+    seed: int = setting(42, "seed of everything random")
+    resume: str = setting("auto", "auto, never, force, or the path of a checkpoint-N to go on from")
+
+    def __post_init__(self) -> None:
+        """Check what only the whole can tell.
+
+        Raises:
+            ConfigError: settings contradict each other.
+        """
+        check_choice("tune", self.tune, TUNE)
+        for name, value, recipe in (("prefix", self.prefix, "ptuning"), ("lora", self.lora, "lora")):
+            if self.tune == name and value is None:
+                raise ConfigError(f"`{name}` is null, but `tune={name}` needs it. Use `+recipe={recipe}`.")
+            if self.tune != name and value is not None:
+                raise ConfigError(
+                    f"`{name}` has settings, but `tune` is `{self.tune}`, which ignores them. "
+                    f"Add `{name}=null`."
+                )
+        if self.from_scratch and self.tune != "full":
+            raise ConfigError(
+                f"`from_scratch` is true, but `tune` is `{self.tune}`, which freezes the base, and a base of "
+                "random weights is of no use. Add `tune=full prefix=null`."
+            )
+        for name in ("eval_steps", "early_stopping_patience"):
+            value = getattr(self.trainer, name)
+            if value is not None and self.data.validation_file is None:
+                raise ConfigError(
+                    f"`trainer.{name}` is {value}, but `data.validation_file` is null, so nothing can be "
+                    f"evaluated. Name a file, or add `trainer.{name}=null`."
+                )
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        output_dir: the run folder.
+        steps: optimizer steps of the whole run, earlier sessions included.
+        results: content of ``all_results.json``; empty when a signal stopped the run.
+        stopped_by: number of that signal, None if the run came to its end.
+    """
+
+    output_dir: Path
+    steps: int
+    results: dict[str, Any]
+    stopped_by: int | None = None
+
+
+def run(config: TrainConfig) -> TrainResult:
+    """Train, or go on with a run that was stopped.
+
+    Args:
+        config: all settings.
+
+    Returns:
+        Where the results are and what they say.
+
+    Raises:
+        GlmtuneError: settings, data, checkpoint or training cannot be used; the message says what to do.
+    """
+    from transformers import set_seed
+
+    from glmtune.models.load import choose_device
+    from glmtune.training import session
+
+    settings = dataclasses.asdict(config)
+    device = choose_device(config.model.device)
+    start = session.begin(config.output_dir, config.resume, settings, device, config.trainer.num_threads)
+    if start.finished is not None:
+        return TrainResult(start.folder, start.finished["steps"], start.finished)
+    set_seed(config.seed)
+
+    model, tokenizer = _load(config)
+    train, validation = _data(config, tokenizer)
+    facts = {"base_fingerprint": model.fingerprint(), "data_fingerprint": train.fingerprint}
+    tuned = _adapt(config, model, tokenizer, facts)
+    trainer = _trainer(config, tuned, tokenizer, train, validation, facts)
+    tensorboard = "tensorboard" in config.trainer.report_to
+    stopped_by = session.train(trainer, start.checkpoint, tensorboard=tensorboard)
+    if stopped_by is not None:
+        return TrainResult(start.folder, trainer.state.global_step, {}, stopped_by)
+    origin = {"train_path": train.path, "train_rows": len(train.lengths), **facts}
+    return TrainResult(start.folder, trainer.state.global_step, session.report(trainer, settings, origin))
+
+
+def _load(config: TrainConfig) -> tuple[OfficialGlmForCausalLM, GlmTokenizer]:
+    from glmtune.models.load import load_base
+    from glmtune.models.source import resolve_source
+    from glmtune.models.tokenizers import load_tokenizer_folder
+    from glmtune.training.adapt import fresh_model
+
+    source = config.model.source
+    if config.from_scratch:
+        model = fresh_model(source, device=config.model.device, family=config.model.family)
+    else:
+        model = load_base(
+            source, dtype=config.model.dtype, device=config.model.device, family=config.model.family
+        )
+    return model, load_tokenizer_folder(resolve_source(source), model.family)
+
+
+def _data(config: TrainConfig, tokenizer: GlmTokenizer) -> tuple[EncodedSplit, EncodedSplit | None]:
+    from glmtune.data.dataset import load_split
+    from glmtune.tiny.generated import resolve_generated
+
+    data = dataclasses.replace(
+        config.data,
+        train_file=resolve_generated(config.data.train_file),
+        validation_file=resolve_generated(config.data.validation_file),
+    )
+    train = load_split(data, "train", tokenizer, progress=True)
+    has_validation = data.validation_file is not None
+    return train, load_split(data, "validation", tokenizer) if has_validation else None
+
+
+def _adapt(
+    config: TrainConfig,
+    model: OfficialGlmForCausalLM,
+    tokenizer: GlmTokenizer,
+    facts: dict[str, str],
+) -> Tuned:
+    from glmtune.models.templates import template_for
+    from glmtune.prefix.checkpoint import PrefixMeta
+    from glmtune.prefix.init import build_prefix_encoder
+    from glmtune.training.adapt import tune_adapter, tune_all, tune_prefix
+
+    if config.tune == "full":
+        return tune_all(model, tokenizer)
+    if config.lora is not None:
+        return tune_adapter(model, config.lora)
+    assert config.prefix is not None
+    encoder = build_prefix_encoder(model, config.prefix, tokenizer)
+    meta = PrefixMeta(base_source=config.model.source, template=template_for(tokenizer).name, **facts)
+    return tune_prefix(model, encoder, meta)
+
+
+def _trainer(
+    config: TrainConfig,
+    tuned: Tuned,
+    tokenizer: GlmTokenizer,
+    train: EncodedSplit,
+    validation: EncodedSplit | None,
+    facts: dict[str, str],
+) -> GlmTrainer:
+    from glmtune.data.collate import DynamicPaddingCollator, PackingCollator
+    from glmtune.training.arguments import compute_precision, training_arguments
+    from glmtune.training.trainer import GlmTrainer
+
+    device, dtype = tuned.model.device.type, tuned.model.dtype
+    pad = cast(int, tokenizer.pad_token_id)
+    collator = PackingCollator if config.data.packing else DynamicPaddingCollator
+    rows, lengths = _rows(config, train)
+    eval_rows, eval_lengths = _rows(config, validation) if validation else (None, [])
+    arguments = training_arguments(
+        config.trainer,
+        output_dir=Path(config.output_dir).expanduser(),
+        seed=config.seed,
+        device=device,
+        autocast=compute_precision(config.trainer, tune=config.tune, dtype=dtype, device=device),
+        evaluates=validation is not None,
+    )
+    return GlmTrainer(
+        tuned,
+        arguments,
+        collator=collator(pad, config.data.pad_to_multiple_of),
+        train_rows=rows,
+        train_lengths=lengths,
+        eval_rows=eval_rows,
+        eval_lengths=eval_lengths,
+        pad_token_id=pad,
+        group_by_length=config.trainer.group_by_length,
+        keep_checkpoints=config.trainer.save_total_limit,
+        patience=config.trainer.early_stopping_patience,
+        facts=facts,
+    )
+
+
+def _rows(config: TrainConfig, split: EncodedSplit) -> tuple[Dataset | datasets.Dataset, list[int]]:
+    """Return the rows to batch and their lengths: samples, or packs of samples."""
+    from glmtune.data.collate import PackedDataset
+
+    if not config.data.packing:
+        return split.rows, split.lengths.tolist()
+    lengths = split.lengths.tolist()
+    packed = PackedDataset(cast(Any, split.rows), lengths, config.data.packing_length, seed=config.seed)
+    return packed, packed.lengths
+
+
+def _main(config: TrainConfig) -> int:
+    """Run, and exit as shells expect of a process that a signal stopped: 128 + its number."""
+    result = run(config)
+    return 0 if result.stopped_by is None else 128 + result.stopped_by
+
+
+COMMAND = Command(
+    name="train",
+    summary="Tune a model: P-Tuning v2 (+recipe=ptuning) or all its weights (+recipe=full).",
+    schema=TrainConfig,
+    run=_main,
+    examples=(
+        "glmtune train +recipe=ptuning",
+        "glmtune train +recipe=ptuning data=adgen model=chatglm2-6b",
+        "glmtune train +recipe=ptuning_chat data.train_file=my_chats.jsonl",
+        "glmtune train +recipe=full data=files data.train_file=my.json",
+    ),
+)
