@@ -1,0 +1,126 @@
+"""Write an official-format checkpoint of random weights, shard by shard, for measurements on real shapes.
+
+The defaults are ChatGLM2-6B's shape (12.5 GB in bfloat16):
+
+    python benchmarks/make_checkpoint.py --out /tmp/chatglm2-6b-random
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from glmtune.models.config import native_config, official_config
+from glmtune.models.families import Family
+from glmtune.models.names import name_table
+
+SHARD_BYTES = 1_900_000_000
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--family", default="chatglm2", choices=[family.value for family in Family][1:])
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--hidden", type=int, default=4096)
+    parser.add_argument("--ffn", type=int, default=13696, help="width of the MLP")
+    parser.add_argument("--heads", type=int, default=32)
+    parser.add_argument("--kv-heads", type=int, default=2)
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--vocab", type=int, default=65024)
+    parser.add_argument("--seq-length", type=int, default=32768, help="positions")
+    parser.add_argument("--rope-ratio", type=float, default=1)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--format", default="bin", choices=["bin", "safetensors"])
+    parser.add_argument("--shard-bytes", type=int, default=SHARD_BYTES)
+    parser.add_argument("--std", type=float, default=0.02, help="standard deviation of the weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--tokenizer", type=Path, help="tokenizer file or folder of files to copy next to the weights"
+    )
+    return parser.parse_args(arguments)
+
+
+def official_values(options: argparse.Namespace) -> dict[str, object]:
+    """Build config.json's content."""
+    values = {
+        "hidden_size": options.hidden,
+        "ffn_hidden_size": options.ffn,
+        "kv_channels": options.head_dim,
+        "num_layers": options.layers,
+        "num_attention_heads": options.heads,
+        "multi_query_attention": True,
+        "multi_query_group_num": options.kv_heads,
+        "padded_vocab_size": options.vocab,
+        "seq_length": options.seq_length,
+        "rope_ratio": options.rope_ratio,
+        "add_qkv_bias": True,
+        "torch_dtype": options.dtype,
+    }
+    family = Family(options.family)
+    return official_config(native_config(values, family), family)
+
+
+def shards(options: argparse.Namespace, official: dict[str, object]) -> Iterator[dict[str, Tensor]]:
+    """Yield the tensors of one file after the other."""
+    dtype, generator = getattr(torch, options.dtype), torch.Generator().manual_seed(options.seed)
+    shard: dict[str, Tensor] = {}
+    used = 0
+    for entry in name_table(native_config(official, Family(options.family))):
+        tensor = torch.empty(entry.shape, dtype=dtype)
+        if "layernorm" in entry.official:
+            tensor.fill_(1)
+        else:
+            tensor.normal_(std=options.std, generator=generator)
+        if shard and used + tensor.nbytes > options.shard_bytes:
+            yield shard
+            shard, used = {}, 0
+        shard[entry.official] = tensor
+        used += tensor.nbytes
+    yield shard
+
+
+def write(options: argparse.Namespace) -> Path:
+    """Write the checkpoint and return its folder."""
+    official = official_values(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem, suffix = ("pytorch_model", "bin") if options.format == "bin" else ("model", "safetensors")
+    files: list[tuple[Path, list[str]]] = []
+    total = 0
+    for number, shard in enumerate(shards(options, official), start=1):
+        file = options.out / f"{stem}-{number:05d}.partial"
+        torch.save(shard, file) if options.format == "bin" else save_file(
+            shard, file, metadata={"format": "pt"}
+        )
+        files.append((file, list(shard)))
+        total += sum(tensor.nbytes for tensor in shard.values())
+        del shard
+    weight_map: dict[str, str] = {}
+    for number, (file, names) in enumerate(files, start=1):
+        single = len(files) == 1
+        name = f"{stem}.{suffix}" if single else f"{stem}-{number:05d}-of-{len(files):05d}.{suffix}"
+        file.rename(options.out / name)
+        weight_map |= dict.fromkeys(names, name)
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (options.out / f"{stem}.{suffix}.index.json").write_text(json.dumps(index, indent=2))
+    (options.out / "config.json").write_text(json.dumps(official, indent=2))
+    if options.tokenizer is not None:
+        is_folder = options.tokenizer.is_dir()
+        for file in options.tokenizer.iterdir() if is_folder else [options.tokenizer]:
+            shutil.copy(file, options.out / file.name)
+    return options.out
+
+
+if __name__ == "__main__":
+    write(parse_arguments())

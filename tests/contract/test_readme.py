@@ -1,0 +1,91 @@
+"""Every command of both READMEs runs, on a smaller job; both READMEs hold the same commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+# What makes a command of the README small enough for a test, without changing its path through the code.
+SMALL = {
+    "train": ["trainer.max_steps=2", "data.max_train_samples=32", "data.max_eval_samples=8"],
+    "predict": ["data.max_predict_samples=4", "generation.max_new_tokens=8"],
+}
+# These are run by CI itself, or only change the shell.
+ELSEWHERE = ("bash scripts/test.sh", "bash scripts/setup.sh", "source ")
+
+
+def commands(readme: str) -> list[str]:
+    text = (REPO / readme).read_text(encoding="utf-8")
+    lines: list[str] = []
+    for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL):
+        lines += [line.split("  #")[0].strip() for line in block.replace("\\\n", " ").splitlines()]
+    return [re.sub(r"\s+", " ", line) for line in lines if line and not line.startswith("#")]
+
+
+def test_both_readmes_hold_the_same_commands() -> None:
+    assert commands("README.md") == commands("README.zh.md")
+
+
+def test_first_screen_has_exactly_two_commands() -> None:
+    first = re.search(r"```bash\n(.*?)```", (REPO / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert first is not None
+    assert [line.split("  #")[0].strip() for line in first[1].strip().splitlines()] == [
+        "bash scripts/quickstart.sh",
+        "bash scripts/test.sh",
+    ]
+
+
+def test_python_examples_run(tmp_path: Path) -> None:
+    examples = re.findall(
+        r"```python\n(.*?)```", (REPO / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    assert examples
+    for example in examples:
+        code = re.sub(r'"(THUDM|zai-org)/[^"]+"', '"glm-tiny"', example)
+        code = re.sub(r', prefix="[^"]+"', "", code)
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the README's commands run one after the other, with a little data in the places it names."""
+    folder = tmp_path_factory.mktemp("readme")
+    adgen = folder / "AdvertiseGen"
+    adgen.mkdir()
+    for source, name in (("train", "train.json"), ("dev", "dev.json")):
+        lines = (REPO / "data" / "ads" / f"{source}.jsonl").read_text(encoding="utf-8").splitlines()[:40]
+        (adgen / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    shutil.copy(adgen / "train.json", folder / "my_train.json")
+    shutil.copy(adgen / "dev.json", folder / "my_dev.json")
+    return folder
+
+
+def test_every_command_runs(workplace: Path) -> None:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "SKIP_SETUP": "1",
+        "OMP_NUM_THREADS": "1",
+        "RUN": str(workplace / "quickstart"),
+        "VIRTUAL_ENV": str(Path(sys.executable).parents[1]),
+    }
+    for line in commands("README.md"):
+        if line.startswith(ELSEWHERE):
+            continue
+        words = [re.sub(r"^model=(?!glm-tiny).*", "model=glm-tiny", word) for word in shlex.split(line)]
+        if words[0] == "glmtune":
+            words += SMALL.get(words[1], [])
+        elif words[:2] == ["bash", "scripts/quickstart.sh"]:
+            words += SMALL["train"]
+        cwd = REPO if words[0] == "bash" else workplace
+        done = subprocess.run(
+            words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"

@@ -1,0 +1,155 @@
+"""A run killed with SIGKILL at the worst moments and resumed equals one never stopped, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+# One process imports everything once and forks a child per session; the child kills itself where asked.
+DRIVER = '''
+import json, os, signal, sys
+
+import matplotlib.figure, peft, torch.utils.tensorboard
+
+plan = json.loads(sys.argv[1])
+from glmtune.training import adapt, checkpoint, session, trainer
+from recipes.compose import load_settings
+from recipes.train import COMMAND, run
+
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(owner, name, *, step=None, after=False):
+    """Replace a function by one that kills the process, at a step if given, before or after its work."""
+    original = getattr(owner, name)
+
+    def deadly(self, *args, **kwargs):
+        current = getattr(getattr(self, "state", None), "global_step", None)
+        if not after and (step is None or current == step):
+            die()
+        result = original(self, *args, **kwargs)
+        if after and (step is None or current == step):
+            die()
+        return result
+
+    setattr(owner, name, deadly)
+
+
+DEATHS = {
+    "before the first checkpoint": lambda: die_at(trainer.GlmTrainer, "_get_grad_norm", step=3),
+    "between two micro-batches": lambda: die_at(trainer.GlmTrainer, "training_step", step=9, after=True),
+    "while a checkpoint is written": lambda: die_at(trainer.GlmTrainer, "_save_rng_state", step=14),
+    "before a checkpoint gets its name": lambda: setattr(checkpoint, "sync", die),
+    "between checkpoint and last": lambda: die_at(checkpoint, "publish"),
+    "while best is written": lambda: die_at(trainer.GlmTrainer, "_publish_best", step=16),
+    "while last is replaced": lambda: setattr(
+        checkpoint.Path, "rename", lambda self, target: die() if self.name == ".last.partial" else os.rename(self, target)
+    ),
+    "after training, before the report": lambda: setattr(session, "report", die),
+}
+
+
+def session_in_child(overrides, death):
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            if death:
+                DEATHS[death]()
+            run(load_settings(COMMAND, overrides))
+            code = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+codes = {}
+for name, part in plan.items():
+    codes[name] = [session_in_child(part["overrides"] + ["output_dir=" + part["reference"]], None)]
+    for death in [*(part["deaths"] or DEATHS), None]:
+        codes[name].append(session_in_child(part["overrides"] + ["output_dir=" + part["killed"]], death))
+print(json.dumps(codes))
+'''
+COMMON = [
+    "data=files",
+    "data.layout=adgen",
+    "trainer.max_steps=22",
+    "trainer.per_device_train_batch_size=3",
+    "trainer.gradient_accumulation_steps=2",
+    "trainer.logging_steps=4",
+    "trainer.eval_steps=8",
+    "trainer.save_steps=7",
+    "trainer.save_total_limit=2",
+]
+METHODS = {
+    "prefix": ["+recipe=ptuning", "prefix.pre_seq_len=4", "prefix.dropout=0.3"],
+    "full": ["+recipe=full", "trainer.learning_rate=1e-3", "trainer.gradient_checkpointing=true"],
+}
+
+
+def learnt(log: Path) -> list[dict[str, float]]:
+    """The lines of a log without what depends on the clock."""
+    clock = ("tokens_per_second", "seconds_per_step", "memory_bytes", "eval_runtime")
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    return [{name: value for name, value in entry.items() if name not in clock} for entry in entries]
+
+
+@pytest.fixture(scope="module")
+def sessions(
+    tiny_base: Path, tiny_rows: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, list[int]], str]:
+    """All runs, whole and killed: their folder, exit codes by way of tuning, and what was printed as errors."""
+    folder = tmp_path_factory.mktemp("killed")
+    plan = {
+        tune: {
+            "reference": str(folder / tune / "reference"),
+            "killed": str(folder / tune / "killed"),
+            "deaths": deaths,
+            "overrides": [
+                *METHODS[tune],
+                *COMMON,
+                f"model.source={tiny_base}",
+                f"data.train_file={tiny_rows['train']}",
+                f"data.validation_file={tiny_rows['validation']}",
+            ],
+        }
+        for tune, deaths in (("prefix", None), ("full", ["while a checkpoint is written"]))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps(plan)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, json.loads(done.stdout.splitlines()[-1]), done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("tune", ["prefix", "full"])
+def test_killed_and_resumed_equals_never_stopped(
+    tune: str, sessions: tuple[Path, dict[str, list[int]], str]
+) -> None:
+    folder, codes, errors = sessions
+    assert codes[tune][0] == codes[tune][-1] == 0, errors
+    assert set(codes[tune][1:-1]) == {-9}, (codes, errors)
+
+    reference, killed = folder / tune / "reference", folder / tune / "killed"
+    assert learnt(killed / "trainer_log.jsonl") == learnt(reference / "trainer_log.jsonl")
+    for name in ("last", "best"):
+        weights = "prefix_encoder.safetensors" if tune == "prefix" else "model.safetensors"
+        before, after = load_file(reference / name / weights), load_file(killed / name / weights)
+        assert before.keys() == after.keys()
+        assert all(bool((before[key] == after[key]).all()) for key in before), name
+    assert not [path.name for path in killed.iterdir() if path.name.startswith(".")]
+    assert sorted(path.name for path in killed.glob("checkpoint-*")) == ["checkpoint-21", "checkpoint-22"]

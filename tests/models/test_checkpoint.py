@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from glmtune.errors import CheckpointError
+from glmtune.models.checkpoint import save_official, write_atomically
+from glmtune.models.load import load_base
+from glmtune.models.shards import read_records, read_tensor
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "models"
+EMBEDDING = "transformer.embedding.word_embeddings.weight"
+NORM = "transformer.encoder.final_layernorm.weight"
+
+
+def stored(folder: Path) -> dict[str, Tensor]:
+    records = read_records(folder)
+    return {name: read_tensor(record) for name, record in records.items() if "inv_freq" not in name}
+
+
+def rewrite(
+    source: Path, target: Path, change: Callable[[dict[str, Tensor]], object], kind: str = "bin"
+) -> Path:
+    """Copy a checkpoint into one file after changing its tensors."""
+    target.mkdir()
+    shutil.copy(source / "config.json", target)
+    tensors = stored(source)
+    change(tensors)
+    if kind == "bin":
+        torch.save(tensors, target / "pytorch_model.bin")
+    else:
+        save_file(tensors, target / "model.safetensors")
+    return target
+
+
+@pytest.mark.parametrize("name", ["chatglm2", "chatglm2-32k", "chatglm3", "glm4", "per-head"])
+@pytest.mark.parametrize("max_shard_bytes", [2**30, 6000])
+def test_saving_gives_back_every_bit(name: str, max_shard_bytes: int, tmp_path: Path) -> None:
+    before = stored(GOLDEN / name)
+    model = load_base(GOLDEN / name, dtype=next(iter(before.values())).dtype, device="cpu")
+    written = save_official(model, tmp_path, max_shard_bytes=max_shard_bytes)
+    after = stored(tmp_path)
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert after[key].dtype == value.dtype
+        assert torch.equal(after[key], value)
+    assert sorted(written) == sorted(tmp_path.iterdir())
+    assert (len(written) > 2) == (max_shard_bytes == 6000)
+    again = load_base(tmp_path, dtype=torch.float32, device="cpu")
+    assert again.family == model.family
+    assert again.fingerprint() == model.fingerprint()
+
+
+def test_oracle_checkpoints_come_back_bit_equal_from_every_form(oracles: Path, tmp_path: Path) -> None:
+    for form in ("checkpoint_bin", "checkpoint_bin_sharded", "checkpoint_safetensors"):
+        before = stored(oracles / "v2" / form)
+        save_official(load_base(oracles / "v2" / form, dtype=torch.float16), tmp_path / form)
+        after = stored(tmp_path / form)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_save_pretrained_writes_the_official_layout(tmp_path: Path) -> None:
+    model = load_base(GOLDEN / "glm4", dtype="float32", device="cpu")
+    model.save_pretrained(tmp_path, is_main_process=False)
+    assert not list(tmp_path.iterdir())
+    model.save_pretrained(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "float32"
+    again = load_base(tmp_path, device="cpu")
+    assert again.dtype == torch.float32
+    assert again.generation_config.eos_token_id == [40, 41, 42]
+    half = {name: value.half() for name, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path, state_dict=half)
+    assert stored(tmp_path)[NORM].dtype == torch.float16
+
+
+def test_a_state_dictionary_in_official_names_can_be_loaded(tmp_path: Path) -> None:
+    model = load_base(GOLDEN / "chatglm2", dtype="float32", device="cpu")
+    other = load_base(GOLDEN / "chatglm2", dtype="float32", device="cpu")
+    torch.nn.init.zeros_(other.lm_head.weight)
+    model.save_pretrained(tmp_path)
+    assert not other.load_state_dict(load_file(tmp_path / "model.safetensors")).missing_keys
+    assert torch.equal(other.lm_head.weight, model.lm_head.weight)
+
+
+def test_a_trainer_saves_and_resumes_official_checkpoints(tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    rows = [{"input_ids": [3, 4, 5, 6], "labels": [3, 4, 5, 6]}] * 4
+    common = {
+        "output_dir": str(tmp_path),
+        "per_device_train_batch_size": 2,
+        "save_steps": 1,
+        "report_to": "none",
+    }
+    common |= {
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        "learning_rate": 1e-2,
+        "seed": 1,
+    }
+    whole = load_base(GOLDEN / "chatglm2", dtype="float32", device="cpu")
+    Trainer(whole, TrainingArguments(**common, max_steps=2), train_dataset=rows).train()
+    saved = load_base(tmp_path / "checkpoint-2", device="cpu")
+    assert torch.equal(saved.lm_head.weight, whole.lm_head.weight)
+    resumed = load_base(GOLDEN / "chatglm2", dtype="float32", device="cpu")
+    trainer = Trainer(resumed, TrainingArguments(**common, max_steps=2), train_dataset=rows)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert torch.equal(resumed.lm_head.weight, whole.lm_head.weight)
+
+
+def test_a_dtype_can_be_asked_for(tmp_path: Path) -> None:
+    model = load_base(GOLDEN / "chatglm2", dtype="float32", device="cpu")
+    save_official(model, tmp_path, dtype=torch.bfloat16)
+    assert {value.dtype for value in stored(tmp_path).values()} == {torch.bfloat16}
+
+
+def test_a_second_save_leaves_nothing_of_the_first(tmp_path: Path) -> None:
+    model = load_base(GOLDEN / "chatglm2", dtype="float16", device="cpu")
+    save_official(model, tmp_path, max_shard_bytes=4000)
+    (tmp_path / "tokenizer.model").touch()
+    save_official(model, tmp_path)
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["config.json", "model.safetensors", "tokenizer.model"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_saving_an_incomplete_state_names_what_is_missing(tmp_path: Path) -> None:
+    model = load_base(GOLDEN / "chatglm2", dtype="float16", device="cpu")
+    state = {name: value for name, value in model.state_dict().items() if name != "model.norm.weight"}
+    with pytest.raises(CheckpointError, match=r"1 tensors are missing: model\.norm\.weight"):
+        save_official(model, tmp_path, state_dict=state)
+
+
+@pytest.mark.parametrize("kind", ["bin", "safetensors"])
+def test_missing_leftover_and_misshapen_tensors_are_all_named(kind: str, tmp_path: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        del tensors[NORM]
+        tensors["classifier_head.weight"] = torch.zeros(2)
+        tensors[EMBEDDING] = tensors[EMBEDDING][:40].clone()
+
+    folder = rewrite(GOLDEN / "chatglm2", tmp_path / "changed", change, kind)
+    with pytest.raises(CheckpointError) as error:
+        load_base(folder)
+    text = str(error.value)
+    assert f"1 missing: {NORM}" in text
+    assert "1 leftover" in text
+    assert "classifier_head.weight" in text
+    assert f"{EMBEDDING} is [40, 24], but config.json asks for [48, 24]" in text
+
+
+def test_a_prefix_inside_is_pointed_out(tmp_path: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors["transformer.prefix_encoder.embedding.weight"] = torch.zeros(2)
+
+    with pytest.raises(CheckpointError, match="a tuned prefix: load the base model"):
+        load_base(rewrite(GOLDEN / "chatglm2", tmp_path / "changed", change))
+
+
+def test_codes_in_place_of_weights_are_refused(tmp_path: Path) -> None:
+    name = "transformer.encoder.layers.0.mlp.dense_4h_to_h.weight"
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors[name] = torch.zeros(tensors[name].shape, dtype=torch.int8)
+
+    with pytest.raises(CheckpointError, match=r"1 hold integer codes.*dense_4h_to_h.weight \(torch.int8\)"):
+        load_base(rewrite(GOLDEN / "chatglm2", tmp_path / "changed", change))
+
+
+def test_views_and_transposed_tensors_in_a_pickle_are_read_right(tmp_path: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors["transformer.output_layer.weight"] = (
+            tensors["transformer.output_layer.weight"].t().contiguous().t()
+        )
+        both = torch.stack((tensors[NORM], tensors[NORM] + 1))
+        tensors[NORM] = both[0]
+        name = "transformer.encoder.layers.0.input_layernorm.weight"
+        tensors[name] = both[1]
+
+    model = load_base(rewrite(GOLDEN / "chatglm2", tmp_path / "changed", change), dtype="float16")
+    plain = load_base(GOLDEN / "chatglm2", dtype="float16")
+    assert torch.equal(model.lm_head.weight, plain.lm_head.weight)
+    assert torch.equal(model.model.norm.weight, plain.model.norm.weight)
+    assert torch.equal(model.model.layers[0].input_layernorm.weight, plain.model.norm.weight + 1)
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(GOLDEN / "chatglm2", folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"names 2 files, but 1 .*: model-00002-of-00002.safetensors"):
+        load_base(folder)
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no valid index"):
+        load_base(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"holds no weights: expected model\.safetensors, pytorch_model\.bin"
+    ):
+        load_base(folder)
+
+
+def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(GOLDEN / "chatglm2", folder)
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    shutil.copy(folder / "model-00001-of-00002.safetensors", folder / "extra.safetensors")
+    content["weight_map"]["more"] = "extra.safetensors"
+    index.write_text(json.dumps(content))
+    with pytest.raises(
+        CheckpointError, match=r"is in model-00001-of-00002.safetensors and in extra.safetensors"
+    ):
+        load_base(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (
+            "pytorch_model.bin",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            r"git-lfs pointer \(43 bytes\)",
+        ),
+        ("pytorch_model.bin", b"\x80\x02legacy", "no zip-based PyTorch file"),
+        ("pytorch_model.bin", b"PK\x03\x04cut", "cannot be read as a plain state dictionary"),
+        ("model.safetensors", b"\xff\xff\xff\x00\x00\x00\x00\x00{", "no complete safetensors file"),
+        ("model.safetensors", b"abc", "no complete safetensors file"),
+    ],
+)
+def test_damaged_files(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=words):
+        read_records(tmp_path)
+
+
+def test_truncated_safetensors(tmp_path: Path) -> None:
+    whole = (GOLDEN / "chatglm2" / "model-00001-of-00002.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[:-10])
+    with pytest.raises(CheckpointError, match="no complete safetensors file"):
+        read_records(tmp_path)
+
+
+def test_a_file_cut_between_header_and_reading(tmp_path: Path) -> None:
+    folder = rewrite(GOLDEN / "chatglm2", tmp_path / "copy", lambda tensors: None)
+    records = read_records(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="ends inside tensor"):
+        read_tensor(records[NORM])
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.system, ("touch executed",))
+
+
+@pytest.mark.parametrize("content", [{"weight": Harmful()}, {"weight": "text"}, [torch.zeros(1)]])
+def test_pickles_with_anything_but_tensors_are_refused(
+    content: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(
+        CheckpointError, match=r"plain state dictionary|must be a tensor|a state dictionary is needed"
+    ):
+        read_records(tmp_path)
+    assert not (tmp_path / "executed").exists()

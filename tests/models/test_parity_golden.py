@@ -1,0 +1,56 @@
+"""The project's own golden models: what an independent forward pass says, wherever the tests run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from glmtune.models.load import load_base
+from glmtune.models.names import state_to_official
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "models"
+FAMILIES = {
+    "chatglm2": "chatglm2",
+    "chatglm2-32k": "chatglm2-32k",
+    "chatglm3": "chatglm3",
+    "glm4": "glm4",
+    "per-head": "chatglm2",
+}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_logits_loss_and_gradients(name: str, attention: str) -> None:
+    model = load_base(GOLDEN / name, dtype=torch.float32, device="cpu", attn_implementation=attention)
+    assert model.family == FAMILIES[name]
+    expected = load_file(GOLDEN / name / "expected.safetensors")
+    ids = expected["input_ids"][None]
+    labels = ids.clone()
+    labels[:, :6] = -100
+    output = model(ids, labels=labels)
+    far = model(ids, position_ids=expected["far_position_ids"][None])
+    for logits, key in ((output.logits, "logits"), (far.logits, "far_logits")):
+        torch.testing.assert_close(logits[0].double(), expected[key], atol=1e-5, rtol=0)
+    assert output.loss.item() == pytest.approx(expected["loss"].item(), abs=1e-5)
+    output.loss.backward()
+    gradients = {
+        key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None
+    }
+    official = state_to_official(gradients, model.config)
+    for key, gradient in expected.items():
+        if key.startswith("gradient."):
+            found = official[key.removeprefix("gradient.")].double()
+            torch.testing.assert_close(found, gradient, atol=1e-5 * gradient.abs().max().item(), rtol=0)
+
+
+@torch.no_grad()
+def test_left_padding_changes_nothing() -> None:
+    model = load_base(GOLDEN / "chatglm2", dtype=torch.float32, device="cpu")
+    expected = load_file(GOLDEN / "chatglm2" / "expected.safetensors")
+    ids = torch.nn.functional.pad(expected["input_ids"][None], (3, 0), value=0)
+    mask = (torch.arange(15)[None] >= 3).long()
+    logits = model(ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits
+    torch.testing.assert_close(logits[0, 3:].double(), expected["logits"], atol=1e-5, rtol=0)

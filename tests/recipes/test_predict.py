@@ -1,0 +1,207 @@
+"""`glmtune predict` on a tiny random base with a random prefix."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+
+from glmtune.cli import main
+from glmtune.data.settings import DataSettings
+from glmtune.errors import CheckpointError, ConfigError
+from glmtune.inference import run as inference_run
+from glmtune.inference.settings import GenerationSettings
+from glmtune.models.settings import ModelSettings
+from recipes.predict import PredictConfig, run
+
+SUMMARIES = ("面料柔软，穿着舒服。", "颜色很白。", "小明有3个苹果。", "早点休息。", "今天想去哪里？", "裙子")
+OFFICIAL = {
+    "model_type": "chatglm", "add_bias_linear": False, "add_qkv_bias": True, "ffn_hidden_size": 48,
+    "hidden_size": 32, "kv_channels": 8, "layernorm_epsilon": 1e-5, "multi_query_attention": True,
+    "multi_query_group_num": 2, "num_attention_heads": 4, "num_layers": 2, "padded_vocab_size": 0,
+    "post_layer_norm": True, "rmsnorm": True, "seq_length": 128, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tiny_tokenizer_folder, tiny_tokenizer):
+    """A random base in the official layout, with large weights so that answers vary."""
+    from glmtune.models.checkpoint import save_official
+    from glmtune.models.config import native_config
+    from glmtune.models.families import Family
+    from glmtune.models.glm import OfficialGlmForCausalLM
+
+    torch.manual_seed(0)
+    size = 64 * -(-tiny_tokenizer.vocab_size // 64)
+    config = native_config({**OFFICIAL, "padded_vocab_size": size}, Family.CHATGLM2)
+    model = OfficialGlmForCausalLM(config)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.3)
+    folder = tmp_path_factory.mktemp("chatglm2-tiny")
+    save_official(model, folder)
+    for file in tiny_tokenizer_folder.iterdir():
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory, base):
+    """A run folder whose `last` holds a random prefix of five positions."""
+    from glmtune.models.load import load_base
+    from glmtune.prefix.checkpoint import PrefixMeta, save_prefix
+    from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
+
+    torch.manual_seed(1)
+    model = load_base(base)
+    encoder = PrefixEncoder(prefix_shape(model.config), pre_seq_len=5)
+    folder = tmp_path_factory.mktemp("run")
+    save_prefix(encoder, folder / "last", meta=PrefixMeta(base_fingerprint=model.fingerprint()))
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "dev.jsonl"
+    rows = [
+        {"content": f"类型#裙*颜色#{'白' * (i + 1)}", "summary": text} for i, text in enumerate(SUMMARIES)
+    ]
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def config(base, data, tmp_path):
+    return PredictConfig(
+        model=ModelSettings(source=str(base), family="chatglm2", dtype="float32"),
+        data=DataSettings(test_file=str(data)),
+        generation=GenerationSettings(max_new_tokens=12, batch_size=2),
+        output_dir=str(tmp_path / "out"),
+    )
+
+
+def lines(folder):
+    return (folder / "generated_predictions.jsonl").read_text(encoding="utf-8").splitlines()
+
+
+def test_before_and_after_are_generated_scored_and_compared(config, prefix, tmp_path, capsys):
+    result = run(dataclasses.replace(config, prefix_path=str(prefix), compare_base=True, pre_seq_len=5))
+    rows = [json.loads(line) for line in lines(tmp_path / "out")]
+    assert [row["row"] for row in rows] == list(range(6))
+    assert rows[2]["prompt"] == "[Round 1]\n\n问：类型#裙*颜色#白白白\n\n答："
+    assert [row["reference"] for row in rows] == list(SUMMARIES)
+    assert set(rows[0]["scores"]) >= {"bleu-4", "rouge-1", "exact-match"}
+    assert {row["stop_reason"] for row in rows} <= {"eos", "length"}
+    before = [json.loads(line)["prediction"] for line in lines(tmp_path / "out" / "base")]
+    assert before != [row["prediction"] for row in rows]
+    written = json.loads((tmp_path / "out" / "predict_results.json").read_text(encoding="utf-8"))
+    assert written["predict_bleu-4"] == written["metrics"]["bleu-4"]["value"]
+    assert written["predict_samples"] == 6
+    assert result.base is not None
+    assert len(result.differences) == 7
+    compared = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
+    assert compared["differences"][3]["change"] == result.differences[3].change
+    shown = capsys.readouterr().out
+    assert "before → after: 6 paired rows" in shown
+    assert shown.count(" reference") == 3
+
+
+def test_prefix_changes_only_its_own_answers(config, prefix, tmp_path):
+    alone = run(config)
+    both = run(
+        dataclasses.replace(
+            config, prefix_path=str(prefix), compare_base=True, output_dir=str(tmp_path / "b")
+        )
+    )
+    assert both.base is not None
+    assert [row.prediction for row in both.base.predictions] == [
+        row.prediction for row in alone.tuned.predictions
+    ]
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+def test_a_killed_run_goes_on_and_ends_the_same(config, tmp_path, monkeypatch, sampling):
+    if sampling:
+        generation = GenerationSettings(do_sample=True, temperature=2.0, max_new_tokens=12, batch_size=2)
+        config = dataclasses.replace(config, generation=generation)
+    whole = run(dataclasses.replace(config, output_dir=str(tmp_path / "whole"))).tuned
+    real, asked = inference_run.generate_completions, []
+
+    def spy(model, tokenizer, prompts, *rest, **keywords):
+        asked.append(len(prompts))
+        for number, answer in enumerate(real(model, tokenizer, prompts, *rest, **keywords)):
+            if len(asked) == 1 and number == 3:
+                raise KeyboardInterrupt
+            yield answer
+
+    monkeypatch.setattr(inference_run, "generate_completions", spy)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    file = tmp_path / "out" / "generated_predictions.jsonl"
+    file.write_bytes(file.read_bytes()[:-9])
+    resumed = run(config).tuned
+    assert asked == [6, 4]
+    assert resumed.num_resumed == 2
+    assert resumed.predictions == whole.predictions
+    assert lines(tmp_path / "out") == lines(tmp_path / "whole")
+    assert run(config).tuned.num_resumed == 6
+
+
+def test_rows_made_otherwise_are_refused(config, prefix):
+    run(config)
+    with pytest.raises(ConfigError, match=r"6 rows of another run \(prefix_sha256.*resume=never"):
+        run(dataclasses.replace(config, prefix_path=str(prefix)))
+    with pytest.raises(ConfigError, match=r"max_new_tokens.: 12.* there, .*max_new_tokens.: 9"):
+        run(dataclasses.replace(config, generation=GenerationSettings(max_new_tokens=9)))
+    longer = dataclasses.replace(config, generation=GenerationSettings(max_new_tokens=9), resume="never")
+    assert run(longer).tuned.num_resumed == 0
+
+
+def test_answers_go_beside_the_prefix_by_default(config, prefix):
+    result = run(
+        dataclasses.replace(config, prefix_path=str(prefix / "last"), output_dir=None, resume="never")
+    )
+    assert result.tuned.folder == prefix / "predict"
+
+
+def test_questions_without_answers_are_answered_but_not_scored(config, tmp_path, capsys):
+    path = tmp_path / "ask.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "你好"}]}), encoding="utf-8")
+    result = run(dataclasses.replace(config, data=DataSettings(test_file=str(path))))
+    assert result.tuned.report is None
+    assert "nothing is scored" in capsys.readouterr().out
+    assert json.loads(lines(tmp_path / "out")[0])["reference"] is None
+
+
+def test_command_line(base, data, prefix, tmp_path, capsys):
+    arguments = [f"model.source={base}", "model.family=chatglm2", "data=files", f"data.test_file={data}"]
+    arguments += [f"prefix_path={prefix}", f"output_dir={tmp_path / 'cli'}", "data.max_target_length=8"]
+    assert main(["predict", *arguments, "generation.batch_size=3"]) == 0
+    assert "adgen-official" in capsys.readouterr().out
+    made = json.loads((tmp_path / "cli" / "predict_config.json").read_text(encoding="utf-8"))
+    assert made["generation"]["max_new_tokens"] == 8
+    assert made["pre_seq_len"] == 5
+
+
+def test_another_length_or_base_is_refused(config, prefix, base, tmp_path):
+    with pytest.raises(ConfigError, match=r"`pre_seq_len` is 128, but the prefix .* has length 5"):
+        run(dataclasses.replace(config, prefix_path=str(prefix), pre_seq_len=128))
+    with pytest.raises(CheckpointError, match="No prefix at"):
+        run(dataclasses.replace(config, prefix_path=str(tmp_path / "nothing")))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"compare_base": True}, r"`compare_base` is True, but no prefix is given"),
+        ({"pre_seq_len": 128}, r"`pre_seq_len` is 128, but no prefix is given"),
+        ({"split": "dev"}, r"`split` is `dev`"),
+        ({"resume": "yes"}, r"`resume` is `yes`"),
+    ],
+)
+def test_wrong_settings_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        PredictConfig(**values)

@@ -1,0 +1,105 @@
+"""The corpus: the same for the same seed, every skill in it, answers that are right."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from glmtune.errors import ConfigError
+from glmtune.tiny import ads, ads_style, chat_style
+from glmtune.tiny.arithmetic import columns
+from glmtune.tiny.corpus import MIX, draw, stream, write
+from glmtune.tiny.exam import exam, is_right
+from glmtune.tiny.generated import resolve_generated
+from glmtune.tiny.sample import lexicon
+
+FIRST_ROWS = "4fe9d3ea52bf893c103ac62b769054d12b3aeb89e71e6f397f3be8c3bfc30a64"
+REPO = Path(__file__).resolve().parents[2]
+
+
+def test_first_rows_are_those_the_shipped_model_was_trained_on():
+    digest = hashlib.sha256()
+    for sample in stream(0, 3000):
+        digest.update(repr(sample).encode())
+    assert digest.hexdigest() == FIRST_ROWS
+
+
+def test_a_row_does_not_depend_on_the_ones_before_it():
+    assert draw(0, 700) == list(stream(0, 701))[700]
+    assert draw(0, 700) != draw(1, 700)
+    assert draw(0, 700) != draw(0, 700, salt="validation")
+
+
+def test_every_skill_occurs_about_as_often_as_the_mix_says():
+    counts = Counter(sample.skill for sample in stream(3, 4000))
+    total = sum(weight for _, weight in MIX.values())
+    for skill, (_, weight) in MIX.items():
+        assert abs(counts[skill] / 4000 - weight / total) < 0.03
+
+
+def test_reference_answers_pass_the_exam():
+    for sample in exam(60):
+        if sample.skill != "ads":
+            assert is_right(sample, sample.messages[-1].content), sample
+
+
+def test_sums_are_right():
+    for index in range(300):
+        sample = MIX["arithmetic"][0](Random(index))
+        for equation in sample.messages[-1].content.replace("，", ",").split(","):
+            left, _, right = equation.strip(" 个十百千位。").partition("=")
+            right = right.split("。")[0].split(".")[0]
+            if right.isdigit() and not left.strip("0123456789+-×÷*/"):
+                assert eval(left.replace("×", "*").replace("÷", "/")) == int(right), equation
+    assert columns(99, 1) == "个位9+1=10，十位9+0+1=10"
+
+
+def test_special_clauses_name_their_value():
+    for values in lexicon("ads")["values"].values():
+        for value, clauses in values.items():
+            assert all(value in clause for clause in clauses), value
+
+
+def test_advertisements_name_every_value():
+    for index in range(200):
+        pairs = ads.draw_attributes(Random(index))
+        text = ads.advertisement(Random(index), pairs)
+        assert all(value in text for _, value in pairs[1:]), (pairs, text)
+
+
+def test_written_rows_are_conversations(tmp_path: Path):
+    write(tmp_path / "rows.jsonl", seed=0, count=50)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 50
+    assert all(row["messages"][-1]["role"] == "assistant" for row in rows)
+
+
+def test_generated_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_generated(None) is None
+    assert resolve_generated("my.jsonl") == "my.jsonl"
+    path = resolve_generated("generated:glm-tiny/train/7")
+    assert path is not None
+    assert len(Path(path).read_text(encoding="utf-8").splitlines()) == 7
+    with pytest.raises(ConfigError, match=r"generated:glm-tiny/tset/7.*generated:glm-tiny/train/ROWS"):
+        resolve_generated("generated:glm-tiny/tset/7")
+
+
+def test_shipped_files_are_what_the_generators_write(tmp_path: Path):
+    ads_style.write(tmp_path / "ads")
+    chat_style.write(tmp_path / "chat")
+    for name in ("ads/train", "ads/dev", "chat/train", "chat/dev"):
+        made = (tmp_path / f"{name}.jsonl").read_bytes()
+        assert made == (REPO / "data" / f"{name}.jsonl").read_bytes(), name
+
+
+def test_shipped_advertisements_do_not_repeat():
+    ads_train, ads_dev = ads_style.rows("train", 300), ads_style.rows("dev", 200)
+    contents = [row["content"] for row in ads_train + ads_dev]
+    assert len(set(contents[:300])) == 300
+    assert all(row["summary"].startswith("【") for row in ads_train)

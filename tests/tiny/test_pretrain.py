@@ -1,0 +1,67 @@
+"""Training glm-tiny goes through the ordinary train command, plain text included."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from glmtune.data.encode import encode_training_row
+from glmtune.data.layouts import Layout, convert
+from glmtune.data.records import Conversation, RowProblem
+from glmtune.data.settings import DataSettings
+from glmtune.messages import Message
+from glmtune.models.families import Family
+from glmtune.models.source import resolve_source
+from glmtune.models.tokenizers import load_tokenizer_folder
+from glmtune.training.adapt import fresh_model
+from recipes.compose import load_settings
+from recipes.train import COMMAND, TrainConfig, run
+
+
+def test_plain_text_is_learnt_from_its_first_token():
+    tokenizer = load_tokenizer_folder(resolve_source("glm-tiny"), Family.CHATGLM2)
+    row = Conversation((Message("assistant", "问题：1+1=?\n回答：2"),), "x", 1)
+    encoded = encode_training_row(tokenizer, row, DataSettings())[0]
+    assert encoded.input_ids[:2] == tokenizer.prefix_ids
+    assert encoded.labels[:2] == [-100, -100]
+    assert encoded.labels[2:] == encoded.input_ids[2:]
+    assert encoded.input_ids[-1] == tokenizer.end_id
+
+
+def test_a_lone_answer_is_a_text_for_training_and_no_question_for_prediction():
+    layout = Layout("openai", ("messages",), "messages")
+    values = {"messages": [{"role": "assistant", "content": "你好"}]}
+    assert convert(layout, values) == (Message("assistant", "你好"),)
+    with pytest.raises(RowProblem, match="assistant"):
+        convert(layout, values, need_answer=False)
+
+
+def test_a_fresh_model_starts_with_head_and_embedding_equal():
+    model = fresh_model("glm-tiny", device="cpu", family=None)
+    assert model.lm_head.weight.equal(model.model.embed_tokens.weight)
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+
+
+def test_a_few_steps_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_settings(COMMAND, ["+recipe=pretrain_tiny"])
+    assert isinstance(config, TrainConfig)
+    data = dataclasses.replace(
+        config.data,
+        train_file="generated:glm-tiny/train/32",
+        validation_file="generated:glm-tiny/validation/8",
+    )
+    trainer = dataclasses.replace(
+        config.trainer,
+        max_steps=2,
+        per_device_train_batch_size=8,
+        eval_steps=None,
+        num_threads=1,
+        report_to=[],
+    )
+    result = run(dataclasses.replace(config, data=data, trainer=trainer, output_dir=str(tmp_path / "run")))
+    assert result.steps == 2
+    assert result.results["train_rows"] == 32
+    assert (tmp_path / "run" / "last" / "config.json").exists()

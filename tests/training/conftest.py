@@ -1,0 +1,70 @@
+"""A tiny model with rows of uneven length, and a trainer around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+
+from glmtune.data.collate import DynamicPaddingCollator
+from glmtune.models.load import load_base
+from glmtune.prefix.checkpoint import PrefixMeta
+from glmtune.prefix.init import build_prefix_encoder
+from glmtune.prefix.settings import PrefixSettings
+from glmtune.training.adapt import tune_prefix
+from glmtune.training.arguments import training_arguments
+from glmtune.training.settings import TrainerSettings
+from glmtune.training.trainer import GlmTrainer
+
+
+@pytest.fixture
+def rows() -> datasets.Dataset:
+    """24 rows of 6 to 29 tokens; the loss lies on the last third of each."""
+    generator = torch.Generator().manual_seed(0)
+    encoded: list[dict[str, Any]] = []
+    for number in range(24):
+        ids = torch.randint(3, 400, (6 + number,), generator=generator).tolist()
+        quiet = len(ids) * 2 // 3
+        encoded.append({"input_ids": ids, "labels": [-100] * quiet + ids[quiet:], "length": len(ids)})
+    return datasets.Dataset.from_list(encoded)
+
+
+MakeTrainer = Callable[..., GlmTrainer]
+
+
+@pytest.fixture
+def make_trainer(tiny_base: Path, rows: datasets.Dataset, tmp_path: Path) -> MakeTrainer:
+    """Build a trainer of a prefix (4 positions, no dropout) from settings; `folder` names its run."""
+
+    def make(*, folder: str = "run", patience: int | None = None, **values: Any) -> GlmTrainer:
+        torch.manual_seed(7)
+        model = load_base(tiny_base, device="cpu")
+        encoder = build_prefix_encoder(model, PrefixSettings(pre_seq_len=4, dropout=0.0))
+        defaults = {"max_steps": 4, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+        settings = TrainerSettings(**{**defaults, "logging_steps": 1, "group_by_length": False, **values})
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return GlmTrainer(
+            tune_prefix(model, encoder, PrefixMeta()),
+            training_arguments(
+                settings,
+                output_dir=tmp_path / folder,
+                seed=1,
+                device="cpu",
+                autocast="no",
+                evaluates=True,
+            ),
+            collator=DynamicPaddingCollator(0),
+            train_rows=rows,
+            train_lengths=rows["length"][:],
+            eval_rows=rows.select(range(10)),
+            eval_lengths=rows["length"][:10],
+            group_by_length=settings.group_by_length,
+            keep_checkpoints=settings.save_total_limit,
+            patience=patience,
+        )
+
+    return make

@@ -1,0 +1,119 @@
+"""Checkpoints: complete or absent, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from glmtune.errors import CheckpointError, TrainingError
+from glmtune.training import checkpoint as checkpoints
+
+
+def write(run: Path, step: int, **files: str) -> Path:
+    final = run / f"checkpoint-{step}"
+    with checkpoints.writing(final, facts={"step": step}) as folder:
+        for name, text in (files or {"weights": "w", "optimizer.pt": "o"}).items():
+            (folder / name).write_text(text)
+    return final
+
+
+def test_complete_after_writing(tmp_path: Path) -> None:
+    final = write(tmp_path, 5)
+    manifest = checkpoints.read_manifest(final)
+    assert manifest == {"files": {"optimizer.pt": 1, "weights": 1}, "step": 5}
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("stream write")]
+)
+def test_failed_write_leaves_the_older_one(tmp_path: Path, error: Exception) -> None:
+    final = write(tmp_path, 5, weights="old")
+
+    def fail(folder: Path) -> None:
+        (folder / "weights").write_text("new, half of")
+        raise error
+
+    with pytest.raises(TrainingError) as caught, checkpoints.writing(final) as folder:
+        fail(folder)
+    assert (final / "weights").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+    for word in (str(error), "checkpoint-5 is intact", "save_total_limit", "same command again"):
+        assert word in str(caught.value)
+
+
+def test_failed_first_write_says_so(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no checkpoint had been written yet"):
+        with checkpoints.writing(tmp_path / "checkpoint-1"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_damaged_ones_do_not_count(tmp_path: Path) -> None:
+    for step in (2, 10, 30, 40):
+        write(tmp_path, step)
+    (tmp_path / "checkpoint-30" / "weights").write_text("")  # cut off
+    (tmp_path / "checkpoint-40" / checkpoints.MANIFEST).unlink()
+    (tmp_path / "checkpoint-x").mkdir()
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-10"]
+    assert checkpoints.latest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    with pytest.raises(CheckpointError, match=r"checkpoint-30.*no complete checkpoint.*resume=auto"):
+        checkpoints.checkpoint_at(tmp_path / "checkpoint-30")
+    assert checkpoints.checkpoint_at(tmp_path / "checkpoint-2") == tmp_path / "checkpoint-2"
+
+
+def test_repair(tmp_path: Path) -> None:
+    (tmp_path / ".checkpoint-7.partial").mkdir()
+    (tmp_path / ".checkpoint-7.partial" / "weights").write_text("half")
+    (tmp_path / ".config.yaml.partial").write_text("half")
+    write(tmp_path, 5).rename(tmp_path / ".last.replaced")  # killed between the two renames
+    checkpoints.repair(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+    (tmp_path / ".last.replaced").mkdir()  # killed after them
+    checkpoints.repair(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_rotate_and_drop_after(tmp_path: Path) -> None:
+    for step in (2, 9, 10, 11):
+        write(tmp_path, step)
+    checkpoints.rotate(tmp_path, keep=None)
+    assert len(checkpoints.checkpoints(tmp_path)) == 4
+    checkpoints.rotate(tmp_path, keep=3)
+    assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(tmp_path)] == [9, 10, 11]
+    checkpoints.drop_after(tmp_path, 10)
+    assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(tmp_path)] == [9, 10]
+
+
+def test_publish_holds_the_model_alone(tmp_path: Path) -> None:
+    source = write(
+        tmp_path, 3, **{"weights": "w", "optimizer.pt": "o", "rng_state_1.pth": "r", "loss_state.json": "l"}
+    )
+    checkpoints.publish(source, tmp_path / "last", facts={"step": 3})
+    assert sorted(path.name for path in (tmp_path / "last").iterdir()) == ["checkpoint.json", "weights"]
+    assert json.loads((tmp_path / "last" / "checkpoint.json").read_text())["step"] == 3
+    checkpoints.rotate(tmp_path, keep=1)
+    write(tmp_path, 4)
+    checkpoints.rotate(tmp_path, keep=1)
+    assert not source.exists()
+    assert (tmp_path / "last" / "weights").read_text() == "w"
+
+
+def test_set_aside_takes_the_run_and_nothing_else(tmp_path: Path) -> None:
+    assert checkpoints.set_aside(tmp_path) is None
+    for round_number in (1, 2):
+        write(tmp_path, 3)
+        (tmp_path / "config.yaml").write_text("a: 1")
+        (tmp_path / "notes.txt").write_text("mine")
+        assert checkpoints.set_aside(tmp_path) == tmp_path / "previous" / str(round_number)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "previous"]
+    assert (tmp_path / "previous" / "2" / "checkpoint-3" / "weights").exists()
+
+
+def test_write_text_replaces_at_once(tmp_path: Path) -> None:
+    checkpoints.write_text(tmp_path / "log", "one")
+    checkpoints.write_text(tmp_path / "log", "two")
+    assert (tmp_path / "log").read_text() == "two"
+    assert len(list(tmp_path.iterdir())) == 1
