@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from glmtune.errors import DataError
 from glmtune.messages import Message
+from glmtune.models.responses import fill_in_year, split_messages
 from glmtune.models.template_base import TextTokenizer, check_last, check_roles
 
 _ASSISTANT = "<|assistant|>"
@@ -76,31 +77,8 @@ class ChatGLM3Template:
 
     def clean_answer(self, text: str) -> str:
         """Return the last message written: its stripped text, or a tool call, the tool's name first."""
-        last = self.parse_answer(text)[-1]
-        if last.metadata:
-            return f"{last.metadata}\n{last.content}"
-        return last.content.replace("[[训练时间]]", "2023年")
-
-    def parse_answer(self, text: str) -> tuple[Message, ...]:
-        """Split decoded output into messages; the first line of each is its metadata.
-
-        Args:
-            text: decoded output, from behind the prompt's ``<|assistant|>`` on.
-
-        Returns:
-            One message per ``<|assistant|>`` in between. Plain answers are stripped; a tool call loses only
-            the blank that decoding puts in front, so that encoding it again gives the ids generated.
-        """
-        messages: list[Message] = []
-        for part in text.split(_ASSISTANT):
-            metadata, line_break, content = part.partition("\n")
-            if not line_break:
-                metadata, content = "", part
-            metadata = metadata.strip()
-            messages.append(
-                Message("assistant", content.removeprefix(" ") if metadata else content.strip(), metadata)
-            )
-        return tuple(messages)
+        last = split_messages(text)[-1]
+        return f"{last.metadata}\n{last.content}" if last.metadata else fill_in_year(last.content)
 
 
 def system_with_tools(content: str, tools: Sequence[Mapping[str, object]]) -> Message:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from glmtune.errors import DataError
 from glmtune.messages import Message
+from glmtune.models.responses import clean_chatglm2, keep_text
 from glmtune.models.template_base import TextTokenizer, check_last, split_system
 
 
@@ -81,7 +82,7 @@ class ChatGLM2Template(_TextTemplate):
 
     def clean_answer(self, text: str) -> str:
         """Strip the text and fill in the year the release writes for its placeholder."""
-        return text.strip().replace("[[训练时间]]", "2023年")
+        return clean_chatglm2(text)
 
 
 class CodeGeeX2Template(_TextTemplate):
@@ -109,4 +110,4 @@ class CodeGeeX2Template(_TextTemplate):
 
     def clean_answer(self, text: str) -> str:
         """Return the text as it is; leading blanks matter in code."""
-        return text
+        return keep_text(text)
