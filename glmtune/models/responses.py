@@ -1,4 +1,4 @@
-"""What the released `chat` functions make of decoded output: pure functions, one set of rules per generation."""
+"""What the released `chat` makes of decoded output: pure functions, one set of rules per generation."""
 
 from __future__ import annotations
 
@@ -116,9 +116,9 @@ def read_json_parameters(content: str) -> Mapping[str, Any] | None:
 
 
 def read_python_parameters(content: str) -> Mapping[str, Any] | None:
-    """Read the parameters of a ChatGLM3 tool call: literals by name in one call, in a fenced block.
+    r"""Read the parameters of a ChatGLM3 tool call: literals by name in one call, in a fenced block.
 
-    >>> read_python_parameters("```python\\ntool_call(city='Beijing', days=3)\\n```")
+    >>> read_python_parameters("```python\ntool_call(city='Beijing', days=3)\n```")
     {'city': 'Beijing', 'days': 3}
     """
     code = "\n".join(content.strip().split("\n")[1:-1])
