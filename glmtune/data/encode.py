@@ -68,7 +68,7 @@ def encode_training_row(
     """
     template = template_for(tokenizer)
     messages = conversation.messages
-    if settings.loss_on == "answer" or template.one_row_per_conversation:
+    if settings.loss_on != "all_turns" or template.one_row_per_conversation:
         return [_training_row(tokenizer, template, messages, settings)]
     ends = [end for end, message in enumerate(messages, start=1) if message.role == "assistant"]
     return [_training_row(tokenizer, template, messages[:end], settings) for end in ends]
@@ -126,6 +126,8 @@ def _training_row(
         labels = [
             token if loss else IGNORE_INDEX for token, loss in zip(prompt.input_ids, learnt, strict=False)
         ]
+    if settings.loss_on == "everything":
+        labels = prompt.input_ids
     return EncodedRow(
         input_ids=[*prompt.input_ids, *kept],
         labels=[*labels, *kept],

@@ -9,7 +9,7 @@ from glmtune.settings import check_choice, check_range, setting
 
 SPLITS = ("train", "validation", "test")
 LAYOUT_NAMES = ("auto", "columns", "adgen", "alpaca", "sharegpt", "openai")
-LOSS_ON = ("answer", "all_turns")
+LOSS_ON = ("answer", "all_turns", "everything")
 ON_BAD_ROW = ("error", "skip")
 
 
@@ -43,7 +43,10 @@ class DataSettings:
     max_eval_samples: int | None = setting(None, "use only the first rows of the validation split")
     max_predict_samples: int | None = setting(None, "use only the first rows of the test split")
 
-    loss_on: str = setting("answer", "which turns are learnt: `answer` (the last one) or `all_turns`")
+    loss_on: str = setting(
+        "answer",
+        "what is learnt: `answer` (the last one), `all_turns` (every answer) or `everything` (questions too)",
+    )
     packing: bool = setting(
         False, "fill rows of `packing_length` with several samples that cannot see each other"
     )

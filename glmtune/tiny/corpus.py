@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-from glmtune.tiny.ads import ads, ads_text
+from glmtune.tiny.ads import ads, ads_long, ads_text
 from glmtune.tiny.arithmetic import arithmetic, arithmetic_text
 from glmtune.tiny.characters import strings
 from glmtune.tiny.chat import conversation
@@ -20,12 +20,13 @@ from glmtune.tiny.reasoning import reasoning, reasoning_text
 from glmtune.tiny.sample import Sample
 
 MIX: dict[str, tuple[Callable[[Random], Sample], float]] = {
-    "strings": (strings, 8),
-    "ads": (ads, 15),
+    "strings": (strings, 12),
+    "ads": (ads, 10),
+    "ads_long": (ads_long, 7),
     "ads_text": (ads_text, 0.5),
-    "arithmetic": (arithmetic, 22),
-    "arithmetic_text": (arithmetic_text, 1.5),
-    "facts": (facts, 12),
+    "arithmetic": (arithmetic, 24),
+    "arithmetic_text": (arithmetic_text, 1),
+    "facts": (facts, 10),
     "facts_text": (few_shot_open, 1),
     "choice": (choice, 17),
     "choice_text": (few_shot, 2.5),

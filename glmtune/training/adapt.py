@@ -188,6 +188,8 @@ def tune_all(model: OfficialGlmForCausalLM, tokenizer: GlmTokenizer) -> TunedMod
 def fresh_model(source: str, *, device: str, family: str | None) -> OfficialGlmForCausalLM:
     """Make a model with random weights from the config.json of a checkpoint folder, in float32.
 
+    Embedding and head are one matrix while it is trained; a checkpoint holds it twice, as the releases do.
+
     Args:
         source: see ``glmtune.models.source.resolve_source``; weights need not exist.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -195,10 +197,10 @@ def fresh_model(source: str, *, device: str, family: str | None) -> OfficialGlmF
     """
     config = load_config(source, resolve_source(source), family)
     config.dtype = torch.float32
-    config.initializer_range = config.hidden_size**-0.5  # the usual 0.02 suits widths of thousands
     model = OfficialGlmForCausalLM(config)
-    # Head and embedding start equal (and then part): copying is learnt once, not token by token.
-    model.lm_head.weight.data.copy_(model.model.embed_tokens.weight.data)
+    # One matrix reads and writes tokens, its rows of length 1: copying is learnt once, not token by token.
+    nn.init.normal_(model.model.embed_tokens.weight, std=config.hidden_size**-0.5)
+    model.lm_head.weight = model.model.embed_tokens.weight
     model.source = source
     nn.Module.to(model, device=choose_device(device), dtype=torch.float32)
     return model

@@ -119,6 +119,12 @@ def test_loss_on_the_last_answer(chatglm2, talk) -> None:
     assert learnt == "_" * (len(text) - 3) + "bc$"
 
 
+def test_everything_is_learnt_where_asked(chatglm2, talk) -> None:
+    (row,) = encode_training_row(chatglm2, talk("q", "a", "r", "bc"), settings(loss_on="everything"))
+    assert row.labels == row.input_ids
+    assert shown(chatglm2, row)[0].endswith("问：r\n\n答：bc$")
+
+
 def test_chatglm2_learns_every_turn_in_a_row_of_its_own(chatglm2, talk) -> None:
     rows = encode_training_row(chatglm2, talk("q", "a", "r", "bc"), settings(loss_on="all_turns"))
     assert [shown(chatglm2, row)[0] for row in rows] == [

@@ -12,7 +12,9 @@ from glmtune.data.layouts import Layout, convert
 from glmtune.data.records import Conversation, RowProblem
 from glmtune.data.settings import DataSettings
 from glmtune.messages import Message
+from glmtune.models.checkpoint import save_official
 from glmtune.models.families import Family
+from glmtune.models.load import load_base
 from glmtune.models.source import resolve_source
 from glmtune.models.tokenizers import load_tokenizer_folder
 from glmtune.training.adapt import fresh_model
@@ -38,10 +40,14 @@ def test_a_lone_answer_is_a_text_for_training_and_no_question_for_prediction():
         convert(layout, values, need_answer=False)
 
 
-def test_a_fresh_model_starts_with_head_and_embedding_equal():
+def test_a_fresh_model_reads_and_writes_tokens_with_one_matrix(tmp_path: Path):
     model = fresh_model("glm-tiny", device="cpu", family=None)
-    assert model.lm_head.weight.equal(model.model.embed_tokens.weight)
-    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    save_official(model, tmp_path)
+    stored = load_base(tmp_path)
+    assert stored.lm_head.weight.equal(model.lm_head.weight)
+    assert stored.lm_head.weight is not stored.model.embed_tokens.weight
+    assert stored.fingerprint() == model.fingerprint()
 
 
 def test_a_few_steps_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
