@@ -41,6 +41,11 @@ class GlmTokenizer(PreTrainedTokenizer):
         raise NotImplementedError
 
     @property
+    def suffix_ids(self) -> list[int]:
+        """The ids every input ends with."""
+        return []
+
+    @property
     def end_id(self) -> int:
         """The id that ends an answer."""
         raise NotImplementedError

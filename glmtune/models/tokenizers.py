@@ -1,4 +1,4 @@
-"""The tokenizers of ChatGLM2, CodeGeeX2 and ChatGLM3 as transformers tokenizers without remote code."""
+"""The tokenizer of each release as a transformers tokenizer without remote code, and how a folder is read."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import CheckpointError
-from glmtune.models.chat_tokenizer import GlmTokenizer
+from glmtune.models.chatglm_tokenizer import ChatGLMTokenizer, image_token_settings
 from glmtune.models.families import Family
+from glmtune.models.glm4_tokenizer import ChatGLM4Tokenizer
 from glmtune.models.sentencepiece_tokenizer import SentencePieceGlmTokenizer
+from glmtune.models.vocabulary_tokenizer import VocabularyTokenizer
 
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 _ROLE_TOKEN = re.compile(f"({'|'.join(map(re.escape, ROLE_TOKENS))})")
@@ -60,44 +62,43 @@ class ChatGLM3Tokenizer(SentencePieceGlmTokenizer):
         return super()._convert_id_to_token(index)
 
 
-TOKENIZERS: dict[Family, type[SentencePieceGlmTokenizer]] = {
+TOKENIZERS: dict[Family, type[VocabularyTokenizer]] = {
+    Family.CHATGLM: ChatGLMTokenizer,
     Family.CHATGLM2: ChatGLM2Tokenizer,
     Family.CHATGLM2_32K: ChatGLM2Tokenizer,
     Family.CODEGEEX2: ChatGLM2Tokenizer,
     Family.CHATGLM3: ChatGLM3Tokenizer,
     Family.CHATGLM3_32K: ChatGLM3Tokenizer,
+    Family.GLM4: ChatGLM4Tokenizer,
 }
 
 
-def load_tokenizer_folder(folder: str | Path, family: Family) -> GlmTokenizer:
+def load_tokenizer_folder(folder: str | Path, family: Family) -> VocabularyTokenizer:
     """Read the tokenizer of a checkpoint folder.
 
     Args:
-        folder: holds ``tokenizer.model`` and, as a rule, ``tokenizer_config.json``.
+        folder: holds ``tokenizer.model`` (ChatGLM-6B: ``ice_text.model``) and, as a rule,
+            ``tokenizer_config.json``.
         family: the release; decides the class and the prompt rules.
 
     Returns:
         A tokenizer whose ``family`` is the one given.
 
     Raises:
-        CheckpointError: a file is missing or broken, or the family is not supported yet.
+        CheckpointError: a file is missing or broken.
     """
     folder = Path(folder)
-    tokenizer_class = TOKENIZERS.get(Family(family))
-    if tokenizer_class is None:
-        known = ", ".join(sorted(TOKENIZERS))
-        raise CheckpointError(
-            f"{folder}: the tokenizer of `{family}` cannot be read yet; supported are: {known}. "
-            "If the folder holds one of these, pass `family=` with its name."
-        )
-    if not (folder / "tokenizer.model").is_file():
+    tokenizer_class = TOKENIZERS[Family(family)]
+    file = tokenizer_class.vocab_files_names["vocab_file"]
+    if not (folder / file).is_file():
         found = (
             ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no such folder"
         )
         raise CheckpointError(
-            f"{folder} holds no `tokenizer.model`, which the tokenizer of `{family}` needs; found: {found}. "
+            f"{folder} holds no `{file}`, which the tokenizer of `{family}` needs; found: {found}. "
             "Copy the file from the official release."
         )
-    return tokenizer_class.from_pretrained(
-        str(folder), local_files_only=True, glmtune_family=Family(family).value
-    )
+    settings: dict[str, Any] = {"local_files_only": True, "glmtune_family": Family(family).value}
+    if tokenizer_class is ChatGLMTokenizer:
+        settings |= image_token_settings(folder)
+    return tokenizer_class.from_pretrained(str(folder), **settings)

@@ -325,14 +325,6 @@ def test_generation_with_left_padding_equals_single_rows(tokenizer):
     assert beams.shape[0] == 2
 
 
-@pytest.mark.parametrize("family", [Family.CHATGLM, Family.GLM4])
-def test_families_not_read_yet_are_refused(tiny_tokenizer_folder, family):
-    with pytest.raises(
-        CheckpointError, match=f"tokenizer of `{family}` cannot be read yet.*chatglm2.*family="
-    ):
-        load_tokenizer_folder(tiny_tokenizer_folder, family)
-
-
 def test_missing_file_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"no `tokenizer.model`.*found: config.json.*official release"):
