@@ -7,13 +7,15 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import GlmConfig, GlmForCausalLM
+from transformers import GlmConfig, PreTrainedModel
 
 from glmtune.errors import CheckpointError
+from glmtune.models.chatglm_config import ChatGlmConfig
 from glmtune.models.config import official_config
 from glmtune.models.families import Family
 from glmtune.models.names import FusedLayout, is_derived, name_table, official_tensor, split_fused
@@ -29,7 +31,7 @@ from glmtune.models.shards import (
 DEFAULT_SHARD_BYTES = 2 * 2**30
 
 
-def read_into(model: nn.Module, folder: Path, config: GlmConfig) -> None:
+def read_into(model: nn.Module, folder: Path, config: GlmConfig | ChatGlmConfig) -> None:
     """Fill a model's parameters from an official checkpoint, reading every byte once.
 
     Args:
@@ -43,7 +45,8 @@ def read_into(model: nn.Module, folder: Path, config: GlmConfig) -> None:
     records = read_records(folder)
     check_records(records, config, folder)
     parameters, layout = dict(model.named_parameters()), FusedLayout.of(config)
-    entries = sorted(name_table(config), key=lambda entry: _place(records[entry.official]))
+    needed = (entry for entry in name_table(config) if not entry.is_copy)
+    entries = sorted(needed, key=lambda entry: _place(records[entry.official]))
     with torch.no_grad():
         for entry in entries:
             record = records[entry.official]
@@ -54,14 +57,16 @@ def read_into(model: nn.Module, folder: Path, config: GlmConfig) -> None:
                 parameters[name].copy_(part)
 
 
-def check_records(records: Mapping[str, TensorRecord], config: GlmConfig, folder: Path) -> None:
+def check_records(
+    records: Mapping[str, TensorRecord], config: GlmConfig | ChatGlmConfig, folder: Path
+) -> None:
     """Compare what a checkpoint holds with what the configuration asks for.
 
     Raises:
         CheckpointError: missing, leftover or misshapen tensors, all of them named.
     """
     table = {entry.official: entry for entry in name_table(config)}
-    missing = [name for name in table if name not in records]
+    missing = [name for name, entry in table.items() if name not in records and not entry.is_copy]
     leftover = sorted(name for name in records if name not in table and not is_derived(name))
     problems = []
     if missing:
@@ -89,7 +94,7 @@ def check_records(records: Mapping[str, TensorRecord], config: GlmConfig, folder
 
 
 def save_official(
-    model: GlmForCausalLM,
+    model: PreTrainedModel,
     folder: str | Path,
     *,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
@@ -115,7 +120,7 @@ def save_official(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config: GlmConfig = model.config
+    config: Any = model.config
     family = Family(getattr(config, "glmtune_family", Family.GLM4))
     state = model.state_dict() if state_dict is None else state_dict
     missing = [name for entry in name_table(config) for name in entry.native if name not in state]
@@ -131,7 +136,8 @@ def save_official(
         tensors = {}
         for entry in shard:
             tensor = official_tensor(entry, state, FusedLayout.of(config)).detach()
-            tensors[entry.official] = tensor.to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
+            # A copy: head and embedding may be one matrix, and every file entry needs bytes of its own.
+            tensors[entry.official] = tensor.to("cpu", dtype or tensor.dtype, copy=True).contiguous()
             total_bytes += tensors[entry.official].nbytes
         stored = next(iter(tensors.values())).dtype
         write_atomically(
@@ -181,7 +187,10 @@ def _write_json(path: Path, content: object) -> Path:
 
 
 def _plan_shards(
-    state: Mapping[str, Tensor], config: GlmConfig, max_shard_bytes: int, dtype: torch.dtype | None
+    state: Mapping[str, Tensor],
+    config: GlmConfig | ChatGlmConfig,
+    max_shard_bytes: int,
+    dtype: torch.dtype | None,
 ) -> list[list]:
     shards: list[list] = [[]]
     used = 0

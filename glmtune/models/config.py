@@ -1,4 +1,4 @@
-"""Official config.json of the second generation and later, to transformers' GlmConfig and back."""
+"""Official config.json to a native configuration (ChatGlmConfig for ChatGLM-6B, else GlmConfig) and back."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 
 from transformers import GlmConfig
 
-from glmtune.errors import CheckpointError
+from glmtune.errors import CheckpointError, unknown_name
+from glmtune.models.chatglm_config import POSITION_RULES, ChatGlmConfig
 from glmtune.models.families import FAMILY_KEY, FIRST_GENERATION_KEYS, SECOND_GENERATION, Family
 
 ROPE_BASE = 10000.0
+POSITION_RULE_KEY = "glmtune_position_rule"
+"""Key we write into config.json of ChatGLM-6B; it decides between the releases' position rules."""
 
 SIZES = {
     "hidden_size": "hidden_size",
@@ -25,6 +28,21 @@ SIZES = {
 }
 """Official name → GlmConfig name of the sizes that must be present."""
 
+FIRST_SIZES = {
+    "hidden_size": "hidden_size",
+    "inner_hidden_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_attention_heads": "num_attention_heads",
+    "vocab_size": "vocab_size",
+    "max_sequence_length": "max_position_embeddings",
+}
+"""Official name → ChatGlmConfig name of the sizes that must be present in the first generation."""
+
+FIRST_TOKENS = {"mask_token_id": 0, "gmask_token_id": 1, "bos_token_id": 4, "eos_token_id": 5}
+"""Special tokens of the first generation, counted from the first one; early files leave some out."""
+NUM_TEXT_TOKENS, NUM_IMAGE_TOKENS, FIRST_PAD = 130_000, 20_000, 3
+"""Where the special tokens start, what the files of March 2023 have in front of all, and the pad piece."""
+
 ONLY_VALUE: dict[str, tuple[Any, str]] = {
     "rmsnorm": (True, "LayerNorm with bias instead of RMSNorm"),
     "add_bias_linear": (False, "biases on every linear layer"),
@@ -36,6 +54,13 @@ ONLY_VALUE: dict[str, tuple[Any, str]] = {
     "interleaved_qkv": (False, "interleaved query, key and value rows"),
 }
 """Switch → (the value of every release, what another value would mean); another value is refused."""
+
+FIRST_ONLY_VALUE: dict[str, tuple[Any, str]] = {
+    "tie_word_embeddings": (True, "separate matrices for embedding and head"),
+    "hidden_dropout": (0.0, "dropout on the residual branches"),
+    "attention_dropout": (0.0, "dropout on the attention weights"),
+}
+"""The same for the first generation."""
 
 NO_EFFECT = frozenset(
     {"original_rope", "bias_dropout_fusion", "apply_query_key_layer_scaling", "attention_softmax_in_fp32"}
@@ -50,6 +75,13 @@ HANDLED = frozenset({
     "pre_seq_len", "prefix_projection", "classifier_dropout",
 })
 """Official keys read here, or meant for other parts (prefix, quantization, classifier)."""
+
+FIRST_HANDLED = frozenset({
+    *FIRST_TOKENS, "pad_token_id", "layernorm_epsilon", "position_encoding_2d", "use_cache", "torch_dtype",
+    "dtype", "quantization_bit", "quantization_embeddings", "pre_seq_len", "prefix_projection",
+    POSITION_RULE_KEY,
+})
+"""The same for the first generation."""
 
 BOOKKEEPING = frozenset({
     "_name_or_path", "_commit_hash", "_attn_implementation", "_attn_implementation_autoset",
@@ -85,7 +117,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def native_config(official: Mapping[str, Any], family: Family) -> GlmConfig:
+def native_config(official: Mapping[str, Any], family: Family) -> GlmConfig | ChatGlmConfig:
     """Translate an official configuration.
 
     Args:
@@ -94,19 +126,106 @@ def native_config(official: Mapping[str, Any], family: Family) -> GlmConfig:
             later ones multiply the rotary base.
 
     Returns:
-        The configuration of an equivalent `GlmForCausalLM`, with two attributes of ours: `glmtune_family`,
-        and `fused_per_head` (the checkpoint's fused projection is laid out head by head).
+        For ChatGLM-6B a `ChatGlmConfig`. For the others the configuration of an equivalent
+        `GlmForCausalLM`, with two attributes of ours: `glmtune_family`, and `fused_per_head` (the
+        checkpoint's fused projection is laid out head by head).
 
     Raises:
-        CheckpointError: missing sizes, unknown keys, unsupported switches, a quantized or first-generation
-            checkpoint; everything is named.
+        CheckpointError: missing sizes, unknown keys, unsupported switches, a quantized checkpoint, a family
+            of another generation; everything is named.
     """
     _refuse_other_formats(official, family)
-    problems = _key_problems(official)
-    if problems:
+    if family is Family.CHATGLM:
+        _refuse(_key_problems(official, FIRST_SIZES, FIRST_ONLY_VALUE, FIRST_HANDLED))
+        return _first_native_config(official)
+    _refuse(
+        _key_problems(official, SIZES, ONLY_VALUE, HANDLED | NO_EFFECT) + _repeated_key_problems(official)
+    )
+    return _later_native_config(official, family)
+
+
+def official_config(config: GlmConfig | ChatGlmConfig, family: Family) -> dict[str, Any]:
+    """Translate back: the inverse of `native_config` up to bookkeeping keys.
+
+    Args:
+        config: as made by `native_config`.
+        family: release line, written into the file so that no name has to tell it.
+
+    Returns:
+        Content of an official config.json, without `torch_dtype` when the configuration names none.
+    """
+    is_first = isinstance(config, ChatGlmConfig)
+    official = _first_official_config(config) if is_first else _later_official_config(config, family)
+    official |= {
+        "model_type": "chatglm",
+        "architectures": ["ChatGLMModel"],
+        "auto_map": _auto_map(family),
+        FAMILY_KEY: family.value,
+    }
+    if config.dtype is not None:
+        official["torch_dtype"] = str(config.dtype).removeprefix("torch.")
+    return dict(sorted(official.items()))
+
+
+def identity_facts(config: GlmConfig | ChatGlmConfig) -> dict[str, Any]:
+    """List what of an architecture decides its results, under names that never change, for fingerprints."""
+    if isinstance(config, ChatGlmConfig):
+        facts = {name: getattr(config, native) for name, native in sorted(FIRST_SIZES.items())}
+        facts |= {"eps": config.layer_norm_eps, "position_encoding_2d": config.position_encoding_2d}
+        return facts | {"position_rule": config.position_rule}
+    facts = {name: getattr(config, native) for name, native in sorted(SIZES.items())}
+    facts |= {"kv_heads": config.num_key_value_heads, "qkv_bias": config.attention_bias}
+    facts |= {"eps": config.rms_norm_eps, "rope_ratio": rope_ratio(config)}
+    return facts | {"rope_type": (config.rope_parameters or {}).get("rope_type", "default")}
+
+
+def _first_native_config(official: Mapping[str, Any]) -> ChatGlmConfig:
+    sizes: dict[str, Any] = {native: int(official[name]) for name, native in FIRST_SIZES.items()}
+    two_streams = bool(official.get("position_encoding_2d", True))
+    unit = sizes["num_attention_heads"] * (4 if two_streams else 2)
+    if sizes["hidden_size"] % unit:
         raise CheckpointError(
-            "config.json cannot be used:\n" + "\n".join(f"- {problem}" for problem in problems)
+            f"config.json: hidden_size is {sizes['hidden_size']}, but it must be a multiple of {unit}: "
+            f"{sizes['num_attention_heads']} heads of rotary pairs. Correct the file or download it again."
         )
+    images = NUM_IMAGE_TOKENS if sizes["vocab_size"] > NUM_TEXT_TOKENS + NUM_IMAGE_TOKENS else 0
+    tokens: dict[str, Any] = {
+        name: NUM_TEXT_TOKENS + images + offset for name, offset in FIRST_TOKENS.items()
+    }
+    tokens["pad_token_id"] = FIRST_PAD + images
+    tokens |= {name: int(official[name]) for name in tokens if official.get(name) is not None}
+    outside = {name: token for name, token in tokens.items() if token >= sizes["vocab_size"]}
+    if outside:
+        raise CheckpointError(
+            f"config.json: {', '.join(f'{name} {token}' for name, token in outside.items())} must be below "
+            f"vocab_size, which is {sizes['vocab_size']}. Correct or add these keys in the file."
+        )
+    rule = official.get(POSITION_RULE_KEY, POSITION_RULES[1] if images else POSITION_RULES[0])
+    if rule not in POSITION_RULES:
+        raise CheckpointError("config.json: " + unknown_name(f"`{POSITION_RULE_KEY}`", rule, POSITION_RULES))
+    return ChatGlmConfig(
+        **sizes,
+        **tokens,
+        layer_norm_eps=float(official.get("layernorm_epsilon", 1e-5)),
+        position_encoding_2d=two_streams,
+        position_rule=rule,
+        use_cache=bool(official.get("use_cache", True)),
+        dtype=official.get("torch_dtype", official.get("dtype")),
+    )
+
+
+def _first_official_config(config: ChatGlmConfig) -> dict[str, Any]:
+    return {
+        **{name: getattr(config, native) for name, native in FIRST_SIZES.items()},
+        **{name: getattr(config, name) for name in (*FIRST_TOKENS, "pad_token_id")},
+        "layernorm_epsilon": config.layer_norm_eps,
+        "position_encoding_2d": config.position_encoding_2d,
+        POSITION_RULE_KEY: config.position_rule,
+        "use_cache": config.use_cache,
+    }
+
+
+def _later_native_config(official: Mapping[str, Any], family: Family) -> GlmConfig:
     sizes = {native: int(official[name]) for name, native in SIZES.items()}
     num_heads = sizes["num_attention_heads"]
     shared_heads = bool(official.get("multi_query_attention", False))
@@ -136,22 +255,9 @@ def native_config(official: Mapping[str, Any], family: Family) -> GlmConfig:
     )
 
 
-def official_config(config: GlmConfig, family: Family) -> dict[str, Any]:
-    """Translate back: the inverse of `native_config` up to bookkeeping keys.
-
-    Args:
-        config: as made by `native_config`.
-        family: release line, written into the file so that no name has to tell it.
-
-    Returns:
-        Content of an official config.json, without `torch_dtype` when the configuration names none.
-    """
+def _later_official_config(config: GlmConfig, family: Family) -> dict[str, Any]:
     grouped = not getattr(config, "fused_per_head", False)
     official: dict[str, Any] = {
-        "model_type": "chatglm",
-        "architectures": ["ChatGLMModel"],
-        "auto_map": _auto_map(family),
-        FAMILY_KEY: family.value,
         **{name: getattr(config, native) for name, native in SIZES.items()},
         **{name: value for name, (value, _) in ONLY_VALUE.items() if name != "interleaved_qkv"},
         **dict.fromkeys(sorted(NO_EFFECT), True),
@@ -171,9 +277,7 @@ def official_config(config: GlmConfig, family: Family) -> dict[str, Any]:
     ratio = rope_ratio(config)
     if ratio != 1:
         official["rope_ratio"] = int(ratio) if ratio == int(ratio) else ratio
-    if config.dtype is not None:
-        official["torch_dtype"] = str(config.dtype).removeprefix("torch.")
-    return dict(sorted(official.items()))
+    return official
 
 
 def rope_ratio(config: GlmConfig) -> float:
@@ -210,11 +314,19 @@ def _end_and_pad(official: Mapping[str, Any], family: Family) -> tuple[int | lis
     return eos, pad
 
 
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        listed = "\n".join(f"- {problem}" for problem in problems)
+        raise CheckpointError(f"config.json cannot be used:\n{listed}")
+
+
 def _refuse_other_formats(official: Mapping[str, Any], family: Family) -> None:
-    if family is Family.CHATGLM or FIRST_GENERATION_KEYS & official.keys():
+    is_first = bool(FIRST_GENERATION_KEYS & official.keys())
+    if is_first != (family is Family.CHATGLM):
+        kind = "the first generation (ChatGLM-6B)" if is_first else "ChatGLM2 or a later release"
         raise CheckpointError(
-            "config.json describes the first generation (ChatGLM-6B: keys like inner_hidden_size), which "
-            f"is not supported yet (family: {family}). Use a checkpoint of ChatGLM2 or later."
+            f"config.json has the keys of {kind}, but it was to be read as family: {family.value}. "
+            "Leave `family` (`model.family`) out, or name the family of this checkpoint."
         )
     bits = official.get("quantization_bit") or 0
     if bits:
@@ -224,9 +336,14 @@ def _refuse_other_formats(official: Mapping[str, Any], family: Family) -> None:
         )
 
 
-def _key_problems(official: Mapping[str, Any]) -> list[str]:
-    problems = [f"{name} is missing; every official file has it" for name in SIZES if name not in official]
-    for name, (value, meaning) in ONLY_VALUE.items():
+def _key_problems(
+    official: Mapping[str, Any],
+    sizes: Mapping[str, str],
+    only_value: Mapping[str, tuple[Any, str]],
+    handled: frozenset[str],
+) -> list[str]:
+    problems = [f"{name} is missing; every official file has it" for name in sizes if name not in official]
+    for name, (value, meaning) in only_value.items():
         if name in official and official[name] != value:
             problems.append(
                 f"{name} is {official[name]!r} ({meaning}), but only {value!r}, as in every release, "
@@ -235,26 +352,31 @@ def _key_problems(official: Mapping[str, Any]) -> list[str]:
     stored = official.get("torch_dtype", official.get("dtype"))
     if stored not in (None, "float32", "bfloat16", "float16"):
         problems.append(f"torch_dtype is {stored!r}, but must be float32, bfloat16 or float16")
-    known = SIZES.keys() | ONLY_VALUE.keys() | NO_EFFECT | HANDLED | BOOKKEEPING
-    unknown = sorted(official.keys() - known)
+    unknown = sorted(official.keys() - (sizes.keys() | only_value.keys() | handled | BOOKKEEPING))
     if unknown:
         problems.append(
             f"unknown keys: {', '.join(f'{name} = {official[name]!r}' for name in unknown)}; they may change "
             "the architecture, so nothing was loaded. Remove them from the file if you know that they do not"
         )
-    for name, same in (("num_hidden_layers", "num_layers"), ("vocab_size", "padded_vocab_size")):
-        if name in official and same in official and official[name] != official[same]:
-            problems.append(
-                f"{name} is {official[name]}, but it must equal {same}, which is {official[same]}"
-            )
     return problems
+
+
+def _repeated_key_problems(official: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} is {official[name]}, but it must equal {same}, which is {official[same]}"
+        for name, same in (("num_hidden_layers", "num_layers"), ("vocab_size", "padded_vocab_size"))
+        if name in official and same in official and official[name] != official[same]
+    ]
 
 
 def _auto_map(family: Family) -> dict[str, str]:
     """Where the released code would look for its classes, for tools that still use it."""
     model = "modeling_chatglm.ChatGLMForConditionalGeneration"
     names = {"AutoConfig": "configuration_chatglm.ChatGLMConfig", "AutoModel": model}
-    names |= {"AutoModelForCausalLM": model, "AutoModelForSeq2SeqLM": model}
+    names["AutoModelForSeq2SeqLM"] = model
+    if family is Family.CHATGLM:
+        return names
+    names["AutoModelForCausalLM"] = model
     if family not in SECOND_GENERATION:
         names["AutoModelForSequenceClassification"] = "modeling_chatglm.ChatGLMForSequenceClassification"
     return names

@@ -8,6 +8,8 @@ import torch
 from transformers import GlmConfig
 
 from glmtune.errors import ConfigError
+from glmtune.models.chatglm import ChatGlmForCausalLM
+from glmtune.models.chatglm_config import ChatGlmConfig
 from glmtune.models.checkpoint import read_into
 from glmtune.models.config import native_config, read_config
 from glmtune.models.families import Family, detect_family, parse_family
@@ -28,7 +30,7 @@ def load_base(
     device: str | torch.device | None = None,
     family: str | Family | None = None,
     attn_implementation: str | None = None,
-) -> OfficialGlmForCausalLM:
+) -> OfficialGlmForCausalLM | ChatGlmForCausalLM:
     """Load a base model; weights pass through memory once and no code of the checkpoint runs.
 
     Args:
@@ -40,7 +42,8 @@ def load_base(
         attn_implementation: a name transformers knows ("sdpa", "eager", ...); None takes its default.
 
     Returns:
-        The model in evaluation mode, all parameters trainable, with `family`, `source` and `fingerprint()`.
+        The model in evaluation mode, all parameters trainable, with `family`, `source` and `fingerprint()`:
+        a `ChatGlmForCausalLM` for ChatGLM-6B, an `OfficialGlmForCausalLM` for all later releases.
 
     Raises:
         ConfigError: unknown source, dtype or device; CUDA asked for where there is none.
@@ -52,17 +55,30 @@ def load_base(
     if attn_implementation is not None:
         config._attn_implementation = attn_implementation
     with torch.device("meta"):
-        model = OfficialGlmForCausalLM(config)
+        model = build_model(config)
     kind = choose_dtype(dtype, place, stored=config.dtype, num_parameters=model.num_parameters())
     config.dtype = kind
     model._apply(lambda tensor: torch.empty_like(tensor, dtype=kind, device=place))
-    model.rebuild_rotary()
+    model.tie_weights()
+    if isinstance(model, OfficialGlmForCausalLM):
+        model.rebuild_rotary()
     read_into(model, folder, config)
     model.source = str(source)
     return model.eval()
 
 
-def load_config(source: str | Path, folder: Path, family: str | Family | None = None) -> GlmConfig:
+def build_model(config: GlmConfig | ChatGlmConfig) -> OfficialGlmForCausalLM | ChatGlmForCausalLM:
+    """Build the model of a configuration with fresh weights.
+
+    Args:
+        config: as made by `native_config`.
+    """
+    return ChatGlmForCausalLM(config) if isinstance(config, ChatGlmConfig) else OfficialGlmForCausalLM(config)
+
+
+def load_config(
+    source: str | Path, folder: Path, family: str | Family | None = None
+) -> GlmConfig | ChatGlmConfig:
     """Read a checkpoint's configuration in native form.
 
     Args:

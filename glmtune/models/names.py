@@ -1,4 +1,6 @@
-"""Two-way table between official parameter names and those of `GlmForCausalLM`.
+"""Two-way tables between official parameter names and those of the native models.
+
+`GlmForCausalLM` has other names and a cut fused projection; `ChatGlmForCausalLM` has the official names.
 
 Shapes: H hidden, N query heads, K key/value heads, D head width.
 """
@@ -13,6 +15,7 @@ from torch import Tensor
 from transformers import GlmConfig
 
 from glmtune.errors import CheckpointError
+from glmtune.models.chatglm_config import ChatGlmConfig
 
 OUTER = {
     "transformer.embedding.word_embeddings.weight": "model.embed_tokens.weight",
@@ -40,11 +43,13 @@ class Entry:
         official: name in the checkpoint.
         native: name in the model, or the three names of query, key and value in this order.
         shape: shape of the official tensor.
+        is_copy: it repeats an earlier tensor (a tied head): written, as the releases do, but never needed.
     """
 
     official: str
     native: tuple[str, ...]
     shape: tuple[int, ...]
+    is_copy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,7 @@ class FusedLayout:
         return self.num_heads * self.head_dim, shared, shared
 
     @classmethod
-    def of(cls, config: GlmConfig) -> FusedLayout:
+    def of(cls, config: GlmConfig | ChatGlmConfig) -> FusedLayout:
         """Read the layout from a configuration made by `native_config`."""
         num_kv_heads, head_dim = config.num_key_value_heads, config.head_dim
         assert num_kv_heads is not None
@@ -79,7 +84,7 @@ class FusedLayout:
         return cls(config.num_attention_heads, num_kv_heads, head_dim, per_head)
 
 
-def name_table(config: GlmConfig) -> tuple[Entry, ...]:
+def name_table(config: GlmConfig | ChatGlmConfig) -> tuple[Entry, ...]:
     """List every tensor that a checkpoint of this configuration holds, embedding first, head last.
 
     Args:
@@ -88,6 +93,31 @@ def name_table(config: GlmConfig) -> tuple[Entry, ...]:
     Returns:
         One entry per official tensor, in the order of the forward pass.
     """
+    return _first_generation(config) if isinstance(config, ChatGlmConfig) else _later_generations(config)
+
+
+def _first_generation(config: ChatGlmConfig) -> tuple[Entry, ...]:
+    """The same names on both sides; the tied head is stored beside the embedding."""
+    hidden, vocab, inner = config.hidden_size, config.vocab_size, config.intermediate_size
+    norm: dict[str, tuple[int, ...]] = {"weight": (hidden,), "bias": (hidden,)}
+    layer = {
+        "input_layernorm": norm,
+        "attention.query_key_value": {"weight": (3 * hidden, hidden), "bias": (3 * hidden,)},
+        "attention.dense": {"weight": (hidden, hidden), "bias": (hidden,)},
+        "post_attention_layernorm": norm,
+        "mlp.dense_h_to_4h": {"weight": (inner, hidden), "bias": (inner,)},
+        "mlp.dense_4h_to_h": {"weight": (hidden, inner), "bias": (hidden,)},
+    }
+    shapes = {"transformer.word_embeddings.weight": (vocab, hidden)}
+    for index in range(config.num_hidden_layers):
+        for module, parameters in layer.items():
+            shapes |= {f"transformer.layers.{index}.{module}.{kind}": s for kind, s in parameters.items()}
+    shapes |= {f"transformer.final_layernorm.{kind}": shape for kind, shape in norm.items()}
+    entries = [Entry(name, (name,), shape) for name, shape in shapes.items()]
+    return (*entries, Entry("lm_head.weight", ("lm_head.weight",), (vocab, hidden), is_copy=True))
+
+
+def _later_generations(config: GlmConfig) -> tuple[Entry, ...]:
     hidden, vocab, inner = config.hidden_size, config.vocab_size, config.intermediate_size
     layout = FusedLayout.of(config)
     fused = sum(layout.rows)
@@ -168,7 +198,7 @@ def fuse(query: Tensor, key: Tensor, value: Tensor, layout: FusedLayout) -> Tens
     return torch.stack(parts, dim=1).reshape(-1, *rest)
 
 
-def state_to_native(official: Mapping[str, Tensor], config: GlmConfig) -> dict[str, Tensor]:
+def state_to_native(official: Mapping[str, Tensor], config: GlmConfig | ChatGlmConfig) -> dict[str, Tensor]:
     """Rename and cut a whole official state dictionary (weights or gradients); rotary tables are left out.
 
     Args:
@@ -212,7 +242,7 @@ def official_tensor(entry: Entry, native: Mapping[str, Tensor], layout: FusedLay
     return fuse(query, key, value, layout)
 
 
-def state_to_official(native: Mapping[str, Tensor], config: GlmConfig) -> dict[str, Tensor]:
+def state_to_official(native: Mapping[str, Tensor], config: GlmConfig | ChatGlmConfig) -> dict[str, Tensor]:
     """Rename and join a native state dictionary (weights or gradients); the inverse of `state_to_native`.
 
     Args:

@@ -8,6 +8,7 @@ import pytest
 from transformers import GlmConfig
 
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.models.chatglm_config import ChatGlmConfig
 from glmtune.models.config import BOOKKEEPING, native_config, official_config, read_config, rope_ratio
 from glmtune.models.families import Family
 from glmtune.models.settings import ModelSettings
@@ -23,6 +24,20 @@ OFFICIAL: dict[str, Any] = {
     "multi_query_attention": True,
     "multi_query_group_num": 2,
     "add_qkv_bias": True,
+}
+FIRST: dict[str, Any] = {
+    "hidden_size": 64,
+    "inner_hidden_size": 80,
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 176,
+    "max_sequence_length": 256,
+    "position_encoding_2d": True,
+    "mask_token_id": 160,
+    "gmask_token_id": 161,
+    "bos_token_id": 164,
+    "eos_token_id": 165,
+    "pad_token_id": 3,
 }
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "models"
 
@@ -143,13 +158,66 @@ def test_token_ids_and_dtype_are_checked() -> None:
     assert (config.eos_token_id, config.pad_token_id) == ([151329, 151336, 151338], 151329)
 
 
-def test_quantized_and_first_generation_are_refused_for_now() -> None:
+def test_quantized_checkpoints_are_refused_for_now() -> None:
     with pytest.raises(CheckpointError, match=r"quantization_bit 4: .* not supported yet"):
         native_config(OFFICIAL | {"quantization_bit": 4}, Family.CHATGLM2)
-    with pytest.raises(CheckpointError, match=r"first generation .*not supported yet"):
-        native_config({"inner_hidden_size": 4}, Family.CHATGLM)
-    with pytest.raises(CheckpointError, match="family: chatglm2"):
-        native_config({"inner_hidden_size": 4}, Family.CHATGLM2)
+    with pytest.raises(CheckpointError, match=r"quantization_bit 8: .* not supported yet"):
+        native_config(FIRST | {"quantization_bit": 8, "quantization_embeddings": False}, Family.CHATGLM)
+
+
+def test_a_family_of_another_generation_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"keys of ChatGLM2 or .* family: chatglm\."):
+        native_config(OFFICIAL, Family.CHATGLM)
+    with pytest.raises(CheckpointError, match=r"keys of the first generation .* family: chatglm2\."):
+        native_config(FIRST, Family.CHATGLM2)
+
+
+def test_first_generation_there_and_back() -> None:
+    config = native_config(FIRST | {"torch_dtype": "float16"}, Family.CHATGLM)
+    assert isinstance(config, ChatGlmConfig)
+    assert (config.hidden_size, config.intermediate_size, config.head_dim) == (64, 80, 16)
+    assert (config.num_hidden_layers, config.num_key_value_heads, config.max_position_embeddings) == (
+        2,
+        4,
+        256,
+    )
+    official = official_config(config, Family.CHATGLM)
+    assert FIRST.items() <= official.items()
+    assert official["auto_map"].keys() == {"AutoConfig", "AutoModel", "AutoModelForSeq2SeqLM"}
+    assert native_config(official, Family.CHATGLM).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("vocab", "mask", "gmask", "sop", "eop", "pad", "rule"),
+    [
+        (130528, 130000, 130001, 130004, 130005, 3, "final"),
+        (150528, 150000, 150001, 150004, 150005, 20003, "march_2023"),
+    ],
+)
+def test_vocabulary_layouts_of_the_first_generation(
+    vocab: int, mask: int, gmask: int, sop: int, eop: int, pad: int, rule: str
+) -> None:
+    sizes = {name: value for name, value in FIRST.items() if not name.endswith("token_id")}
+    config = native_config(sizes | {"vocab_size": vocab}, Family.CHATGLM)
+    assert isinstance(config, ChatGlmConfig)
+    assert (config.mask_token_id, config.gmask_token_id, config.bos_token_id) == (mask, gmask, sop)
+    assert (config.eos_token_id, config.pad_token_id, config.position_rule) == (eop, pad, rule)
+    chosen = {"vocab_size": vocab, "glmtune_position_rule": "final"}
+    assert native_config(sizes | chosen, Family.CHATGLM).position_rule == "final"
+
+
+def test_problems_of_a_first_generation_file_are_named() -> None:
+    missing = {name: value for name, value in FIRST.items() if name != "inner_hidden_size"}
+    with pytest.raises(CheckpointError, match="inner_hidden_size is missing") as caught:
+        native_config(missing | {"zebra": 7, "tie_word_embeddings": False}, Family.CHATGLM)
+    assert "unknown keys: zebra = 7" in str(caught.value)
+    assert "tie_word_embeddings is False (separate matrices" in str(caught.value)
+    with pytest.raises(CheckpointError, match="hidden_size is 72, but it must be a multiple of 16"):
+        native_config(FIRST | {"hidden_size": 72}, Family.CHATGLM)
+    with pytest.raises(CheckpointError, match="bos_token_id 176 must be below vocab_size, which is 176"):
+        native_config(FIRST | {"bos_token_id": 176}, Family.CHATGLM)
+    with pytest.raises(CheckpointError, match=r"`glmtune_position_rule` is `march`, .* `march_2023`"):
+        native_config(FIRST | {"glmtune_position_rule": "march"}, Family.CHATGLM)
 
 
 def test_config_file_problems(tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""What ChatGLM-6B derives from token ids: where the context ends, and the positions of every token.
+
+A row is context, a mask token (gMASK or MASK, which may stand inside the context), sop, answer.
+Shapes: B rows, S tokens, T position streams (1 or 2).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from glmtune.errors import DataError, ShapeError
+from glmtune.models.chatglm_config import ChatGlmConfig
+
+
+def context_lengths(input_ids: Tensor, config: ChatGlmConfig) -> Tensor:
+    """Find the first sop of every row; the tokens before it, padding included, are the context.
+
+    Args:
+        input_ids: int64 ``[B, S]``.
+        config: names the token.
+
+    Returns:
+        int64 ``[B]``.
+
+    Raises:
+        DataError: a row has no sop.
+    """
+    return _first(input_ids == config.bos_token_id, f"sop ({config.bos_token_id})")
+
+
+def token_positions(input_ids: Tensor, config: ChatGlmConfig, attention_mask: Tensor | None = None) -> Tensor:
+    """Number the tokens of whole rows, as the final release does.
+
+    The first stream counts the real tokens of the context and stands still at the mask token's number from
+    sop on (gMASK's if the row has one, otherwise MASK's). The second is 0 in the context and counts from 1 at
+    sop. With one stream (`position_encoding_2d` false) it never stands still under gMASK.
+
+    Args:
+        input_ids: int64 ``[B, S]``, from the first token on.
+        config: token ids and rules.
+        attention_mask: ``[B, S]``, nonzero = real; None: all are.
+
+    Returns:
+        int64 ``[B, T, S]``; 0 on padding in front.
+
+    Raises:
+        DataError: a row has no sop, or neither gMASK nor MASK.
+    """
+    real = torch.ones_like(input_ids) if attention_mask is None else (attention_mask != 0).long()
+    count = (real.cumsum(-1) - 1).clamp(min=0)
+    sop = context_lengths(input_ids, config)[:, None]
+    column = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    gmask, mask = input_ids == config.gmask_token_id, input_ids == config.mask_token_id
+    has_gmask = gmask.any(-1, keepdim=True)
+    what = f"gMASK ({config.gmask_token_id}) and no MASK ({config.mask_token_id})"
+    place = count.gather(1, _first(torch.where(has_gmask, gmask, mask), what)[:, None])
+    if not config.position_encoding_2d:
+        return torch.where((column >= sop) & ~has_gmask, place, count)[:, None]
+    stands_still = column >= sop
+    if config.position_rule == "march_2023":
+        stands_still &= (column > sop) | ~has_gmask
+    return torch.stack((torch.where(stands_still, place, count), (column - sop + 1).clamp(min=0)), dim=1)
+
+
+def continue_positions(position_ids: Tensor, length: int, config: ChatGlmConfig) -> Tensor:
+    """Number the tokens that follow given ones.
+
+    Args:
+        position_ids: int64 ``[B, T, S]`` (``[B, S]`` where T is 1), up to sop or beyond.
+        length: tokens in all, at least S.
+        config: decides whether the first stream stands still.
+
+    Returns:
+        int64 ``[B, T, length]``.
+    """
+    given = position_streams(position_ids, config)
+    steps = torch.arange(1, length - given.shape[-1] + 1, device=given.device).repeat(given.shape[1], 1)
+    if config.position_encoding_2d:
+        steps[0] = 0
+    return torch.cat((given, given[..., -1:] + steps), dim=-1)
+
+
+def position_streams(position_ids: Tensor, config: ChatGlmConfig) -> Tensor:
+    """Check positions and bring them into the form ``[B, T, S]``.
+
+    Raises:
+        ShapeError: there are more or fewer streams than the model has.
+    """
+    streams = config.num_position_streams
+    shaped = position_ids[:, None] if position_ids.dim() == 2 else position_ids
+    if shaped.dim() != 3 or shaped.shape[1] != streams:
+        raise ShapeError(
+            f"position_ids is {list(position_ids.shape)}, but this ChatGLM-6B takes {streams} numbers per "
+            f"token: [batch, {streams}, length]. Leave them out, and the model derives them from input_ids; "
+            "packed rows, which mark their samples by positions, do not exist in this generation."
+        )
+    return shaped
+
+
+def _first(found_BS: Tensor, what: str) -> Tensor:
+    """Column of the first hit in every row."""
+    if not torch.compiler.is_compiling() and not bool(found_BS.any(-1).all()):
+        row = int(found_BS.any(-1).logical_not().nonzero()[0])
+        raise DataError(
+            f"Row {row} of input_ids has no {what}, but ChatGLM-6B reads every row as context, gMASK or "
+            "MASK, sop, answer. Encode it with the model's tokenizer, special tokens included, or pass "
+            "attention_mask and position_ids in their official forms."
+        )
+    return found_BS.long().argmax(-1)

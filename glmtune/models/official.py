@@ -1,0 +1,112 @@
+"""What the models of every generation share: official checkpoints out, an identity, and a sparing loss."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from glmtune.labels import IGNORE_INDEX
+from glmtune.models.checkpoint import DEFAULT_SHARD_BYTES, save_official
+from glmtune.models.config import identity_facts
+from glmtune.models.conversation import ChatMixin
+from glmtune.models.families import Family
+from glmtune.models.names import name_table
+
+SAMPLES_PER_TENSOR = 4096
+
+
+class OfficialModel(ChatMixin):
+    """Makes a causal LM of transformers write official checkpoints and know its release line and fingerprint.
+
+    Attributes:
+        source: what the user named; the folder's path or "" for a model made from a configuration.
+    """
+
+    config: Any
+    generation_config: GenerationConfig | None
+    named_parameters: Any
+    source: str = ""
+
+    @property
+    def family(self) -> Family:
+        """The release line, stored in the configuration."""
+        return Family(getattr(self.config, "glmtune_family", Family.GLM4))
+
+    def save_pretrained(  # the parent's own arguments that mean something here
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        max_shard_size: int = DEFAULT_SHARD_BYTES,
+        **_: object,
+    ) -> None:
+        """Write an official checkpoint and generation_config.json, which `load_base` reads back.
+
+        Args:
+            save_directory: created if absent.
+            is_main_process: other processes of a distributed run write nothing.
+            state_dict: weights gathered by a trainer, native names; None takes the model's own.
+            max_shard_size: bytes per weight file.
+            **_: arguments of the parent without meaning here (safetensors are always written).
+        """
+        if not is_main_process:
+            return
+        save_official(
+            cast(PreTrainedModel, self),
+            Path(save_directory),
+            max_shard_bytes=max_shard_size,
+            state_dict=state_dict,
+        )
+        if self.generation_config is not None:
+            self.generation_config.save_pretrained(save_directory)
+
+    def fingerprint(self) -> str:
+        """Identify the base model: architecture and weights.
+
+        Only the signs of some 4,096 spread elements per tensor enter, because a sign survives every cast; so
+        the same weights in float32, bfloat16 and float16 have one fingerprint, and prefixes or adapters
+        attached to the model do not change it. Training the weights does.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        digest = hashlib.sha256(json.dumps(identity_facts(self.config), sort_keys=True).encode())
+        named = self.named_parameters(remove_duplicate=False)  # a tied head has two names
+        parameters = {name.replace(".base_layer", ""): tensor for name, tensor in named}
+        entries = (entry for entry in name_table(self.config) if not entry.is_copy)
+        for name in (name for entry in entries for name in entry.native):
+            flat = parameters[name].detach().reshape(-1)  # ".base_layer": below an adapter of PEFT
+            step = max(1, flat.numel() // SAMPLES_PER_TENSOR) | 1  # odd: no column is met again and again
+            digest.update(name.encode() + torch.signbit(flat[::step]).cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def labelled_loss(
+    hidden_BSD: Tensor, labels: Tensor, lm_head: nn.Module, num_items: Tensor | int | None
+) -> CausalLMOutputWithPast:
+    """Form logits only where a label asks for one: the head is spared on prompts and padding.
+
+    Args:
+        hidden_BSD: last hidden state.
+        labels: int64 ``[B, S]``, −100 = no loss; shifted by one inside.
+        lm_head: hidden to vocabulary.
+        num_items: divides the summed loss; None: the number of labels.
+
+    Returns:
+        The loss, and logits float32 ``[labels, vocab]``, one row per label, in reading order.
+    """
+    asked_BS = labels[:, 1:] != IGNORE_INDEX
+    targets_T = labels[:, 1:][asked_BS]
+    logits_TV = lm_head(hidden_BSD[:, :-1][asked_BS]).float()
+    loss = nn.functional.cross_entropy(logits_TV, targets_T, reduction="sum")
+    loss = loss / (targets_T.numel() if num_items is None else num_items)
+    return CausalLMOutputWithPast(loss=loss, logits=logits_TV)  # pyright: ignore[reportArgumentType]
