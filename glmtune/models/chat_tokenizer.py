@@ -75,7 +75,7 @@ class GlmTokenizer(PreTrainedTokenizer):
 
         Args:
             conversation: messages (ours, or dictionaries with ``role`` and ``content``), or a batch of such.
-            tools: announced in the system message (ChatGLM3).
+            tools: announced in the system message (ChatGLM3, GLM-4).
             add_generation_prompt: end with the prompt for an answer.
             continue_final_message: leave the last answer open, without the id that ends it.
             tokenize: return ids rather than text. The ids hold what text cannot: ``[gMASK] sop`` in front
