@@ -256,6 +256,9 @@ def _official_facts(config_file: Path) -> dict[str, Any]:
     if not config_file.is_file():
         return {}
     config = json.loads(config_file.read_text(encoding="utf-8"))
+    if "inner_hidden_size" in config:  # ChatGLM-6B: as many key/value heads as query heads
+        heads = config.get("num_attention_heads", 1)
+        config |= {"multi_query_group_num": heads, "kv_channels": config.get("hidden_size", 0) // heads}
     names = {
         "num_layers": "num_layers",
         "num_kv_heads": "multi_query_group_num",

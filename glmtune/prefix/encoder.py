@@ -66,7 +66,8 @@ class PrefixEncoder(nn.Module):
     Kaiming-uniform for the projection (see `glmtune.prefix.init` for the others).
 
     Source:
-        Liu et al. 2021, arXiv:2110.07602; class ``PrefixEncoder`` of THUDM/ChatGLM2-6B's modelling file.
+        Liu et al. 2021, arXiv:2110.07602; class ``PrefixEncoder`` of the modelling files of THUDM/ChatGLM-6B
+        and THUDM/ChatGLM2-6B.
     """
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glmtune.errors import ConfigError
+from glmtune.models.chatglm_config import ChatGlmConfig
+from glmtune.models.names import FusedLayout, split_fused
 from glmtune.prefix.attach import without_prefix
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
 from glmtune.prefix.settings import PrefixSettings
@@ -27,8 +28,8 @@ def build_prefix_encoder(
     the last linear layer is zero and the rest random, so the first step moves only that layer.
 
     ``text``: the un-rotated keys and values that the base computes for the instruction, with the tokenizer's
-    special tokens in front. An instruction of more tokens than ``pre_seq_len`` loses its end; a shorter one
-    is repeated from its start (its keys and values are copied) until the prefix is full.
+    special tokens where it puts them. An instruction of more tokens than ``pre_seq_len`` loses its end; a
+    shorter one is repeated from its start (its keys and values are copied) until the prefix is full.
 
     Args:
         model: the base; evaluated once for ``text``, otherwise only its config is read.
@@ -42,9 +43,13 @@ def build_prefix_encoder(
         ConfigError: ``text`` was asked for without a tokenizer.
     """
     shape = prefix_shape(model.config)
-    hidden_size = model.config.hidden_size if settings.prefix_projection else None
+    hidden_size: int | None = model.config.hidden_size if settings.prefix_projection else None
     encoder = PrefixEncoder(
-        shape, pre_seq_len=settings.pre_seq_len, hidden_size=hidden_size, dropout=settings.dropout
+        shape,
+        pre_seq_len=settings.pre_seq_len,
+        hidden_size=hidden_size,
+        embedding_width=hidden_size if isinstance(model.config, ChatGlmConfig) else None,
+        dropout=settings.dropout,
     )
     if settings.init == "zero":
         last = encoder.trans[2] if settings.prefix_projection else encoder.embedding
@@ -57,7 +62,7 @@ def build_prefix_encoder(
                 "Pass `tokenizer=load_tokenizer(...)`, or use `prefix.init=random`."
             )
         ids = tokenizer(settings.init_text, return_tensors="pt")["input_ids"]
-        rows = text_rows(model, torch.as_tensor(ids)[:, : settings.pre_seq_len])
+        rows = text_rows(model, torch.as_tensor(ids))[: settings.pre_seq_len]
         repeats = torch.arange(settings.pre_seq_len) % rows.shape[0]
         with torch.no_grad():
             encoder.embedding.weight.copy_(rows[repeats])
@@ -77,28 +82,27 @@ def text_rows(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     Returns:
         float32 ``[T, L*2*K*H]`` on the CPU.
     """
-    shape = prefix_shape(model.config)
-    recorded: dict[tuple[int, int], Tensor] = {}
+    is_fused = isinstance(model.config, ChatGlmConfig)
+    names = ("attention.query_key_value",) if is_fused else ("self_attn.k_proj", "self_attn.v_proj")
+    recorded: list[Tensor] = []  # layer by layer, in the order of the names: that of the forward pass
 
-    def recorder(layer: int, part: int) -> Callable[[nn.Module, object, Tensor], None]:
-        def record(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            recorded[layer, part] = output[0].float().cpu()
-
-        return record
+    def record(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        recorded.append(output[0].float().cpu())
 
     base: Any = model.base_model
     hooks = []
     was_training = model.training
     model.eval()
     try:
-        for index, layer in enumerate(base.layers):
-            for part, projection in enumerate((layer.self_attn.k_proj, layer.self_attn.v_proj)):
-                hooks.append(projection.register_forward_hook(recorder(index, part)))
+        for layer in base.layers:
+            hooks += [layer.get_submodule(name).register_forward_hook(record) for name in names]
         with without_prefix(model):
             base(input_ids=input_ids.to(base.get_input_embeddings().weight.device), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
         model.train(was_training)
-    parts = [recorded[layer, part] for layer in range(shape.num_layers) for part in (0, 1)]
-    return torch.cat(parts, dim=-1)
+    if isinstance(model.config, ChatGlmConfig):
+        layout = FusedLayout.of(model.config)
+        recorded = [part.T for fused in recorded for part in split_fused(fused.T, layout)[1:]]
+    return torch.cat(recorded, dim=-1)
