@@ -191,17 +191,20 @@ def check_data(settings: DataSettings, tokenizer: TextTokenizer, *, progress: bo
         reports.append(report)
         lengths.append((prompts, answers))
     sample, line = _first_sample(loaded[0], tokenizer, settings)
+    template = template_for(tokenizer)
     return DataReport(
         splits=tuple(reports),
         overlaps=tuple(_overlap(loaded[0], other) for other in loaded[1:] if loaded[0].split == "train"),
         same_file=same_file,
         sample=sample,
         sample_line=line,
-        template=template_for(tokenizer).name,
+        template=template.name,
         max_source_length=settings.max_source_length,
         max_target_length=settings.max_target_length,
         wanted_source_length=_wanted(np.concatenate([prompts for prompts, _ in lengths])),
-        wanted_target_length=_wanted(np.concatenate([answers for _, answers in lengths]) - 1),
+        wanted_target_length=_wanted(
+            np.concatenate([answers for _, answers in lengths]) - (not template.bidirectional_context)
+        ),
     )
 
 
@@ -335,8 +338,8 @@ def render_sample(
         RowProblem: the conversation cannot be encoded.
     """
     row = encode_training_row(tokenizer, conversation, settings)[-1]
-    names = {tokenizer.get_command(name): name for name in getattr(tokenizer, "COMMANDS", ())}
-    names[tokenizer.end_id] = "</s>"
+    names = {tokenizer.get_command(name): name for name in getattr(tokenizer, "command_names", ())}
+    names.setdefault(tokenizer.end_id, "</s>")
     parts: list[SamplePart] = []
     start = 0
     for stop in range(1, len(row.input_ids) + 1):

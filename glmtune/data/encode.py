@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from glmtune.data.records import Conversation, RowProblem
 from glmtune.data.settings import DataSettings
-from glmtune.errors import DataError
+from glmtune.errors import ConfigError, DataError
 from glmtune.labels import IGNORE_INDEX
 from glmtune.messages import Message
 from glmtune.models.templates import Template, TextTokenizer, template_for
@@ -64,9 +64,11 @@ def encode_training_row(
         differently from the answer being learnt (ChatGLM2).
 
     Raises:
+        ConfigError: a setting that the model's way of reading its context excludes.
         RowProblem: the row does not fit the template, or not even its fixed parts fit ``max_source_length``.
     """
     template = template_for(tokenizer)
+    _refuse_settings(template, settings)
     messages = conversation.messages
     if settings.loss_on != "all_turns" or template.one_row_per_conversation:
         return [_training_row(tokenizer, template, messages, settings)]
@@ -102,23 +104,45 @@ def encode_reference_row(tokenizer: TextTokenizer, answer: str, max_target_lengt
         max_target_length: most tokens, those that start every input included.
 
     Returns:
-        ``[gMASK] sop`` and the ids of the answer, cut at ``max_target_length``.
+        The ids of the answer, cut so that they fit with ``[gMASK] sop`` on the tokenizer's side of them.
 
     Source:
-        THUDM/ChatGLM2-6B, ptuning/main.py, ``preprocess_function_eval``.
+        THUDM/ChatGLM-6B and THUDM/ChatGLM2-6B, ptuning/main.py, ``preprocess_function_eval``.
     """
-    return [*tokenizer.prefix_ids, *tokenizer.text_ids(answer)][:max_target_length]
+    before, after = tokenizer.prefix_ids, tokenizer.suffix_ids
+    room = max(0, max_target_length - len(before) - len(after))
+    return [*before, *tokenizer.text_ids(answer)[:room], *after]
+
+
+def _refuse_settings(template: Template, settings: DataSettings) -> None:
+    """Refuse what would show a model that reads its context in both directions what it is to predict."""
+    if not template.bidirectional_context:
+        return
+    if settings.loss_on == "everything":
+        raise ConfigError(
+            "`data.loss_on` is `everything`, but ChatGLM-6B reads its context in both directions, so there "
+            "is nothing to predict in a prompt. Use `answer` or `all_turns`."
+        )
+    if settings.packing:
+        raise ConfigError(
+            "`data.packing` is true, but ChatGLM-6B reads everything before the first `sop` of a row as one "
+            "context, so samples in one row would see each other. Set data.packing=false; batches are padded "
+            "to their longest row, and `trainer.group_by_length` keeps padding small."
+        )
 
 
 def _training_row(
     tokenizer: TextTokenizer, template: Template, messages: Sequence[Message], settings: DataSettings
 ) -> EncodedRow:
-    prompt = FittedPrompt(tokenizer.prefix_ids, ())
+    prompt = FittedPrompt([*tokenizer.prefix_ids, *tokenizer.suffix_ids], ())
     if len(messages) > 1:
         prompt = fit_prompt(tokenizer, template, messages[:-1], settings)
     *answer, end = _refusable(lambda: template.encode_answer(tokenizer, messages[-1]))
-    kept = [*answer[: settings.max_target_length], end]
+    limit = max(0, settings.max_target_length - 2 * template.bidirectional_context)  # `sop` and the end count
+    kept = [*answer[:limit], end]
     labels = [IGNORE_INDEX] * len(prompt.input_ids)
+    if template.bidirectional_context:
+        labels[-1] = prompt.input_ids[-1]
     if settings.loss_on == "all_turns" and template.one_row_per_conversation and prompt.messages:
         whole = _with_source_prefix([*prompt.messages, messages[-1]], settings.source_prefix)
         ids, learnt = template.encode_conversation(tokenizer, whole)
@@ -133,7 +157,7 @@ def _training_row(
         labels=[*labels, *kept],
         dropped_turns=prompt.dropped_turns,
         cut_question_tokens=prompt.cut_question_tokens,
-        cut_answer_tokens=max(0, len(answer) - settings.max_target_length),
+        cut_answer_tokens=max(0, len(answer) - limit),
     )
 
 
@@ -162,18 +186,19 @@ def fit_prompt(
     def encode(some: Sequence[Message]) -> list[int]:
         return _prompt_ids(tokenizer, template, some, settings.source_prefix)
 
+    def size(some: Sequence[Message]) -> int:
+        return len(encode(some)) - template.bidirectional_context  # `sop` counts as a token of the answer
+
     ids = _refusable(lambda: encode(messages))
-    if len(ids) <= limit:
+    if len(ids) - template.bidirectional_context <= limit:
         return FittedPrompt(ids, tuple(messages))
     system, turns = _split_turns(messages)
-    dropped = _first_that(
-        lambda count: len(encode([*system, *_joined(turns[count:])])) <= limit, 1, len(turns) - 1
-    )
+    dropped = _first_that(lambda count: size([*system, *_joined(turns[count:])]) <= limit, 1, len(turns) - 1)
     left = [*system, *_joined(turns[dropped:])]
     ids = encode(left)
-    if len(ids) <= limit:
+    if size(left) <= limit:
         return FittedPrompt(ids, tuple(left), dropped)
-    shortened = _shorten_question(encode, left, limit)
+    shortened = _shorten_question(size, left, limit)
     cut_ids = encode(shortened)
     return FittedPrompt(cut_ids, tuple(shortened), dropped, len(ids) - len(cut_ids))
 
@@ -194,7 +219,8 @@ def _prompt_ids(
     if template.one_row_per_conversation:
         return template.encode_prompt(tokenizer, _with_source_prefix(messages, source_prefix))
     # As in the official script the prefix stands before the whole prompt text, `[Round 1]` included.
-    return [*tokenizer.prefix_ids, *tokenizer.text_ids(source_prefix + template.render(messages))]
+    text_ids = tokenizer.text_ids(source_prefix + template.render(messages))
+    return [*tokenizer.prefix_ids, *text_ids, *tokenizer.suffix_ids]
 
 
 def _with_source_prefix(messages: Sequence[Message], source_prefix: str) -> list[Message]:
@@ -232,7 +258,7 @@ def _first_that(fits: Callable[[int], bool], low: int, high: int) -> int:
 
 
 def _shorten_question(
-    encode: Callable[[Sequence[Message]], list[int]], messages: Sequence[Message], limit: int
+    size: Callable[[Sequence[Message]], int], messages: Sequence[Message], limit: int
 ) -> list[Message]:
     """Cut tool results (latest first) and then the question at their ends, as little as possible."""
     shortened = list(messages)
@@ -240,13 +266,13 @@ def _shorten_question(
 
         def fits(length: int, index: int = index) -> bool:
             shortened[index] = replace(messages[index], content=messages[index].content[:length])
-            return len(encode(shortened)) <= limit
+            return size(shortened) <= limit
 
         longest = _longest_that(fits, limit, len(messages[index].content))
         shortened[index] = replace(messages[index], content=messages[index].content[: max(1, longest)])
         if longest:
             return shortened
-    fixed = len(encode(shortened)) - 1
+    fixed = size(shortened) - 1
     raise RowProblem(
         f"the prompt cannot be shortened to `data.max_source_length` = {limit} tokens: the template, the"
         f" system message and what must stay of the current turn take {fixed} tokens without the question."

@@ -117,7 +117,11 @@ def cut_reference(tokenizer: PreTrainedTokenizerBase, reference: str, max_target
             )
 
         return reference[: _longest_that(fits, len(reference))].strip()
-    return str(tokenizer.decode(whole[:max_target_length], skip_special_tokens=True)).strip()
+    cut = encode_reference_row(ours, reference, max_target_length)
+    text = str(tokenizer.decode(cut, skip_special_tokens=True)).strip()
+    template = template_for(ours)
+    # Answers are cleaned before they are scored; roles' clean-up would take a first line for a tool's name.
+    return text if template.knows_tools else template.clean_answer(text)
 
 
 def _longest_that(fits: Callable[[int], bool], high: int) -> int:

@@ -11,7 +11,7 @@ from transformers.utils import get_json_schema
 from glmtune.errors import ConfigError, DataError
 from glmtune.messages import Message
 from glmtune.models.template_base import check_last
-from glmtune.models.templates import Template, TextTokenizer, system_with_tools, template_for
+from glmtune.models.templates import Template, TextTokenizer, template_for
 
 ChatMessage = Message | Mapping[str, Any]
 Conversation = Sequence[ChatMessage]
@@ -81,7 +81,7 @@ def chat_messages(
             "message first that says what the tools are for."
         )
     system = messages.pop(0)
-    return [system_with_tools(system.content, [_description(tool) for tool in tools]), *messages]
+    return [template.announce_tools(system.content, [_description(tool) for tool in tools]), *messages]
 
 
 def _message(item: ChatMessage, place: int, template: Template) -> Message:
@@ -113,7 +113,7 @@ def _message(item: ChatMessage, place: int, template: Template) -> Message:
                 "announces tools. Move them there."
             )
         _check_tools(template, given["tools"], f"Message {place}")
-        return system_with_tools(content, [_description(tool) for tool in given["tools"]])
+        return template.announce_tools(content, [_description(tool) for tool in given["tools"]])
     return Message(role, content, str(given.get("metadata", "")))
 
 

@@ -151,6 +151,11 @@ class ChatGLMTokenizer(VocabularyTokenizer):
         return self._convert_token_to_id(token)
 
     @property
+    def command_names(self) -> tuple[str, ...]:
+        """Names of the command pieces of the vocabulary."""
+        return _CONTROL_PIECES
+
+    @property
     def suffix_ids(self) -> list[int]:
         """The ids every input ends with: ``[gMASK] <sop>``."""
         return [self.get_command("[gMASK]"), self.get_command("<sop>")]

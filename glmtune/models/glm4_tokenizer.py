@@ -17,7 +17,7 @@ from glmtune.errors import CheckpointError
 from glmtune.models.families import Family
 from glmtune.models.vocabulary_tokenizer import VocabularyTokenizer
 
-_WORDS = (
+WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
     r"|[^\r\n\p{L}\p{N}]?\p{L}+"
     r"|\p{N}{1,3}"
@@ -75,7 +75,7 @@ class ChatGLM4Tokenizer(VocabularyTokenizer):
 
     def _load(self, content: bytes) -> None:
         ranks = _read_ranks(content, Path("tokenizer.model"))
-        self.encoding = tiktoken.Encoding("glm4", pat_str=_WORDS, mergeable_ranks=ranks, special_tokens={})
+        self.encoding = tiktoken.Encoding("glm4", pat_str=WORDS, mergeable_ranks=ranks, special_tokens={})
         self._ranks = ranks
         self._commands = {name: len(ranks) + offset for offset, name in enumerate(self.COMMANDS)}
 

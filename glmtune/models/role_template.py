@@ -1,4 +1,4 @@
-"""The template of ChatGLM3, where every message opens with the token of its role."""
+"""The templates of ChatGLM3 and GLM-4, where every message opens with the token of its role."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from glmtune.models.template_base import TextTokenizer, check_last, check_roles
 _ASSISTANT = "<|assistant|>"
 
 
-class ChatGLM3Template:
-    """Role tokens of ChatGLM3.
+class _RoleTemplate:
+    """What the templates have in common where every message opens with the token of its role."""
 
-    A message is the id of its role, the ids of its metadata and a line break, and the ids of its content;
-    metadata is a tool's name and mostly empty. The prompt ends with the assistant's id, so the model itself
-    writes the line break (or a tool's name) and then the answer. An answer ends with the end id, an answer
-    that calls a tool with ``<|observation|>``, after which the tool's result follows; inside a conversation
-    the role token of the next message ends it.
-    """
-
-    name: ClassVar[str] = "chatglm3"
+    name: ClassVar[str]
     one_row_per_conversation: ClassVar[bool] = True
     knows_tools: ClassVar[bool] = True
+    bidirectional_context: ClassVar[bool] = False
+    _opening: ClassVar[str] = ""
+
+    def _shown(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Return the messages that appear in a prompt."""
+        return messages
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
         """Return the messages with the names of their role tokens, each on a line with the metadata."""
         check_roles(messages)
-        text = "".join(f"<|{message.role}|>{message.metadata}\n{message.content}" for message in messages)
-        return text + _ASSISTANT if generation_prompt and messages[-1].role != "assistant" else text
+        parts = [f"<|{item.role}|>{item.metadata}\n{item.content}" for item in self._shown(messages)]
+        ending = _ASSISTANT if generation_prompt and messages[-1].role != "assistant" else ""
+        return self._opening + "".join(parts) + ending
 
     def encode_prompt(
         self, tokenizer: TextTokenizer, messages: Sequence[Message], *, generation_prompt: bool = True
@@ -40,7 +40,7 @@ class ChatGLM3Template:
         """Return ``[gMASK] sop``, the messages, and the assistant's id."""
         check_last(messages, ("user", "observation"))
         ids = tokenizer.prefix_ids
-        for message in messages:
+        for message in self._shown(messages):
             ids += _message_ids(tokenizer, message)
         return [*ids, tokenizer.get_command(_ASSISTANT)] if generation_prompt else ids
 
@@ -53,7 +53,8 @@ class ChatGLM3Template:
         check_last(messages, ("user", "observation"))
         if len(messages) == 1:
             return self.encode_prompt(tokenizer, messages)
-        return [*_message_ids(tokenizer, messages[-1]), tokenizer.get_command(_ASSISTANT)]
+        ids = [token for item in self._shown(messages[-1:]) for token in _message_ids(tokenizer, item)]
+        return [*ids, tokenizer.get_command(_ASSISTANT)]
 
     def encode_conversation(
         self, tokenizer: TextTokenizer, messages: Sequence[Message]
@@ -63,7 +64,7 @@ class ChatGLM3Template:
         ids = tokenizer.prefix_ids
         mask = [False] * len(ids)
         ends_answer = False
-        for message in messages:
+        for message in [*self._shown(messages[:-1]), messages[-1]]:
             body = _body_ids(tokenizer, message)
             answered = message.role == "assistant"
             ids += [tokenizer.get_command(f"<|{message.role}|>"), *body]
@@ -79,6 +80,51 @@ class ChatGLM3Template:
         """Return the last message written: its stripped text, or a tool call, the tool's name first."""
         last = split_messages(text)[-1]
         return f"{last.metadata}\n{last.content}" if last.metadata else fill_in_year(last.content)
+
+
+class ChatGLM3Template(_RoleTemplate):
+    """Role tokens of ChatGLM3.
+
+    A message is the id of its role, the ids of its metadata and a line break, and the ids of its content;
+    metadata is a tool's name and mostly empty. The prompt ends with the assistant's id, so the model itself
+    writes the line break (or a tool's name) and then the answer. An answer ends with the end id, an answer
+    that calls a tool with ``<|observation|>``, after which the tool's result follows; inside a conversation
+    the role token of the next message ends it.
+    """
+
+    name: ClassVar[str] = "chatglm3"
+
+    def announce_tools(self, content: str, tools: Sequence[Mapping[str, object]]) -> Message:
+        """Return a system message with the descriptions as indented JSON under its text."""
+        return system_with_tools(content, tools)
+
+
+class GLM4Template(_RoleTemplate):
+    """Role tokens of GLM-4, laid out as ChatGLM3's; messages without content do not appear."""
+
+    name: ClassVar[str] = "glm4"
+    _opening: ClassVar[str] = "[gMASK]<sop>"
+
+    def _shown(self, messages: Sequence[Message]) -> Sequence[Message]:
+        return [message for message in messages if message.content]
+
+    def announce_tools(self, content: str, tools: Sequence[Mapping[str, object]]) -> Message:
+        """Return a system message with a heading and the description of each tool.
+
+        The release writes a sentence about itself where ``content`` stands here.
+        """
+        parts = [f"{content}\n\n# 可用工具"]
+        for tool in tools:
+            if "name" not in tool:
+                raise DataError(
+                    f"A tool is described as {str(dict(tool))[:60]}, but GLM-4 calls tools by their `name`. "
+                    "Give it a name, or describe it in the system message's content."
+                )
+            description = json.dumps(dict(tool), indent=4, ensure_ascii=False)
+            parts.append(
+                f"## {tool['name']}\n\n{description}\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
+            )
+        return Message("system", "\n\n".join(parts))
 
 
 def system_with_tools(content: str, tools: Sequence[Mapping[str, object]]) -> Message:

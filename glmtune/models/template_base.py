@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
 
 from glmtune.errors import DataError, unknown_name
@@ -21,6 +21,11 @@ class TextTokenizer(Protocol):
     @property
     def prefix_ids(self) -> list[int]:
         """The ids every input starts with."""
+        ...
+
+    @property
+    def suffix_ids(self) -> list[int]:
+        """The ids every input ends with."""
         ...
 
     @property
@@ -45,11 +50,15 @@ class Template(Protocol):
         one_row_per_conversation: whether one sequence of ids can carry the loss of every assistant turn
             (then ``encode_conversation`` works); otherwise each assistant turn needs a row of its own.
         knows_tools: whether a system message can announce tools, and messages carry metadata.
+        bidirectional_context: whether the context is read in both directions (ChatGLM-6B). Then ``sop``, the
+            last id of a prompt, starts the answer: it carries loss and, like the end id, is one of
+            ``max_target_length`` rather than of ``max_source_length``.
     """
 
     name: ClassVar[str]
     one_row_per_conversation: ClassVar[bool]
     knows_tools: ClassVar[bool]
+    bidirectional_context: ClassVar[bool]
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
         """Return the conversation as text.
@@ -82,6 +91,9 @@ class Template(Protocol):
 
         The cache is expected to end with the last answer, without the id that ended it. Without an
         earlier turn this equals ``encode_prompt``.
+
+        Raises:
+            DataError: as ``encode_prompt``, and if no cache can be kept from one turn to the next.
         """
         ...
 
@@ -92,6 +104,18 @@ class Template(Protocol):
 
         Raises:
             DataError: the template has no such form, or the last message is no answer.
+        """
+        ...
+
+    def announce_tools(self, content: str, tools: Sequence[Mapping[str, object]]) -> Message:
+        """Return the system message that announces tools.
+
+        Args:
+            content: what the system message says.
+            tools: their descriptions: ``name``, ``description`` and ``parameters``.
+
+        Raises:
+            DataError: the template knows no tools, or a description has no name.
         """
         ...
 

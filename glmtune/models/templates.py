@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from glmtune.errors import ConfigError, unknown_name
 from glmtune.messages import Message
 from glmtune.models.families import Family
-from glmtune.models.role_template import ChatGLM3Template, system_with_tools
+from glmtune.models.role_template import ChatGLM3Template, GLM4Template, system_with_tools
 from glmtune.models.template_base import Template, TextTokenizer
-from glmtune.models.text_templates import ChatGLM2Template, CodeGeeX2Template
+from glmtune.models.text_templates import ChatGLM2Template, ChatGLMTemplate, CodeGeeX2Template
 
 __all__ = [
     "TEMPLATES",
     "ChatGLM2Template",
     "ChatGLM3Template",
+    "ChatGLMTemplate",
     "CodeGeeX2Template",
+    "GLM4Template",
     "Template",
     "TextTokenizer",
     "render_prompt",
@@ -24,15 +26,24 @@ __all__ = [
 ]
 
 TEMPLATES: dict[str, Template] = {
-    template.name: template for template in (ChatGLM2Template(), CodeGeeX2Template(), ChatGLM3Template())
+    template.name: template
+    for template in (
+        ChatGLMTemplate(),
+        ChatGLM2Template(),
+        CodeGeeX2Template(),
+        ChatGLM3Template(),
+        GLM4Template(),
+    )
 }
 
 _TEMPLATE_NAMES: dict[Family, str] = {
+    Family.CHATGLM: "chatglm",
     Family.CHATGLM2: "chatglm2",
     Family.CHATGLM2_32K: "chatglm2",
     Family.CODEGEEX2: "codegeex2",
     Family.CHATGLM3: "chatglm3",
     Family.CHATGLM3_32K: "chatglm3",
+    Family.GLM4: "glm4",
 }
 
 
@@ -43,7 +54,7 @@ def template_for(tokenizer_or_family: TextTokenizer | Family | str) -> Template:
         tokenizer_or_family: a tokenizer of ours, a family, or its value such as ``"chatglm2-32k"``.
 
     Raises:
-        ConfigError: no such family, or its template is not supported yet.
+        ConfigError: no such family.
     """
     asked = tokenizer_or_family
     value = asked if isinstance(asked, str) else asked.family

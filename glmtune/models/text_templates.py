@@ -1,13 +1,13 @@
-"""Templates whose prompt is one text: the numbered rounds of ChatGLM2 and the plain text of CodeGeeX2."""
+"""Templates whose prompt is one text: numbered rounds of ChatGLM-6B and ChatGLM2, plain text of CodeGeeX2."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from glmtune.errors import DataError
 from glmtune.messages import Message
-from glmtune.models.responses import clean_chatglm2, keep_text
+from glmtune.models.responses import clean_chatglm, clean_chatglm2, keep_text
 from glmtune.models.template_base import TextTokenizer, check_last, split_system
 
 
@@ -16,6 +16,8 @@ class _TextTemplate:
 
     one_row_per_conversation: ClassVar[bool] = False
     knows_tools: ClassVar[bool] = False
+    bidirectional_context: ClassVar[bool] = False
+    name: ClassVar[str]
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
         """Return the conversation as text."""
@@ -24,10 +26,10 @@ class _TextTemplate:
     def encode_prompt(
         self, tokenizer: TextTokenizer, messages: Sequence[Message], *, generation_prompt: bool = True
     ) -> list[int]:
-        """Return ``[gMASK] sop`` and the ids of the rendered text."""
+        """Return the ids of the rendered text, with ``[gMASK] sop`` on the tokenizer's side of it."""
         check_last(messages, ("user",))
         text = self.render(messages, generation_prompt=generation_prompt)
-        return tokenizer.prefix_ids + tokenizer.text_ids(text)
+        return [*tokenizer.prefix_ids, *tokenizer.text_ids(text), *tokenizer.suffix_ids]
 
     def encode_answer(self, tokenizer: TextTokenizer, answer: Message) -> list[int]:
         """Return the ids of the answer's text and the end id."""
@@ -43,9 +45,59 @@ class _TextTemplate:
             "Make one row per assistant turn."
         )
 
+    def announce_tools(self, content: str, tools: Sequence[Mapping[str, object]]) -> Message:
+        """Refuse: these releases know no tools."""
+        names = ", ".join(f"`{tool.get('name')}`" for tool in tools)
+        raise DataError(
+            f"Template `{self.name}` knows no tools, but {names} should be announced. Drop them, or use "
+            "ChatGLM3 or GLM-4."
+        )
+
     def stop_ids(self, tokenizer: TextTokenizer) -> tuple[int, ...]:
         """Return the end id alone."""
         return (tokenizer.end_id,)
+
+
+class ChatGLMTemplate(_TextTemplate):
+    """Numbered rounds of ChatGLM-6B: rounds from 0, single line breaks, answers after ``答：``.
+
+    A question without earlier turns is the bare question. A system message, which the release has no place
+    for, stands in front as its text and a line break. The context is read in both directions, so a cache of
+    an earlier turn does not hold for the next one. ChatGLM-6B knows no tools.
+    """
+
+    name: ClassVar[str] = "chatglm"
+    bidirectional_context: ClassVar[bool] = True
+
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
+        """Return the rounds as text, ending with ``答：`` if the last message is a question."""
+        system, turns = split_system(messages, self.name)
+        before = f"{system.content}\n" if system else ""
+        if len(turns) == 1:
+            return before + turns[0].content
+        rounds: list[str] = []
+        for index, message in enumerate(turns):
+            if index % 2 == 0:
+                rounds.append(f"[Round {index // 2}]\n问：{message.content}")
+            else:
+                rounds[-1] += f"\n答：{message.content}"
+        after = "\n答：" if generation_prompt and len(turns) % 2 else ""
+        return before + "\n".join(rounds) + after
+
+    def encode_continuation(self, tokenizer: TextTokenizer, messages: Sequence[Message]) -> list[int]:
+        """Return the prompt of a first turn; refuse later ones, whose cache does not hold."""
+        check_last(messages, ("user",))
+        if len(messages) > 1 + (messages[0].role == "system"):
+            raise DataError(
+                f"The conversation of {len(messages)} messages should continue from a cache, but ChatGLM-6B "
+                "reads the whole context in both directions, so every turn is a new prompt. Use "
+                "`encode_prompt`."
+            )
+        return self.encode_prompt(tokenizer, messages)
+
+    def clean_answer(self, text: str) -> str:
+        """Strip the text, fill in the year, and write punctuation beside Chinese characters full-width."""
+        return clean_chatglm(text)
 
 
 class ChatGLM2Template(_TextTemplate):

@@ -172,6 +172,11 @@ class VocabularyTokenizer(GlmTokenizer):
         return named + [name for name in self.COMMANDS if name not in named]
 
     @property
+    def command_names(self) -> tuple[str, ...]:
+        """Names of the command tokens, wherever their ids lie."""
+        return self.COMMANDS
+
+    @property
     def prefix_ids(self) -> list[int]:
         """The ids every input starts with."""
         return [self.get_command(name) for name in self.PREFIX]

@@ -17,8 +17,9 @@ COMMANDS = ("[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>", "<|obse
 class CharacterTokenizer:
     """Ids are code points; control tokens lie above Unicode."""
 
-    COMMANDS = COMMANDS
+    command_names = COMMANDS
     prefix_ids_: tuple[int, ...] = (0x110001, 0x110002)
+    suffix_ids_: tuple[int, ...] = ()
     end_id = 0x110000
 
     def __init__(self, family: Family) -> None:
@@ -27,6 +28,10 @@ class CharacterTokenizer:
     @property
     def prefix_ids(self) -> list[int]:
         return list(self.prefix_ids_)
+
+    @property
+    def suffix_ids(self) -> list[int]:
+        return list(self.suffix_ids_)
 
     def text_ids(self, text: str) -> list[int]:
         return [ord(character) for character in text]
@@ -41,6 +46,14 @@ class CharacterTokenizer:
         """Ids as text: `$` is the end id, control tokens and everything without loss are `_`."""
         shown = {self.end_id: "$"}
         return "".join(shown.get(index, chr(index) if 0 <= index < 0x110000 else "_") for index in ids)
+
+
+@pytest.fixture
+def chatglm() -> CharacterTokenizer:
+    """ChatGLM-6B puts its control tokens behind the text."""
+    tokenizer = CharacterTokenizer(Family.CHATGLM)
+    tokenizer.prefix_ids_, tokenizer.suffix_ids_ = (), tokenizer.prefix_ids_
+    return tokenizer
 
 
 @pytest.fixture
