@@ -9,6 +9,7 @@ import pytest
 from glmtune.data.encode import encode_prompt_row, encode_reference_row, encode_training_row
 from glmtune.data.records import Conversation, RowProblem
 from glmtune.data.settings import DataSettings
+from glmtune.errors import ConfigError
 from glmtune.labels import IGNORE_INDEX
 from glmtune.messages import Message
 from glmtune.models.families import Family
@@ -109,7 +110,100 @@ def test_chatglm3_rows_with_the_released_tokenizer(released_tokenizers, talk) ->
     assert 64796 not in learnt
 
 
+@pytest.mark.parametrize("name", ["v1", "tiny_v1"])
+@pytest.mark.parametrize("history", ["without_history", "with_history"])
+def test_rows_of_chatglm_equal_the_official_ones(oracles, request, name: str, history: str) -> None:
+    """Rows of its training script, except where that script cuts: it cuts ids, we cut turns and characters.
+
+    With a history column that script numbers rounds even where a row has no history; its evaluation, the chat
+    and we do not.
+    """
+    case = json.loads((oracles / "tokenizers" / f"{name}.json").read_text(encoding="utf-8"))["finetune"]
+    released = name == "v1"
+    folder = (
+        request.getfixturevalue("released_tokenizers") / "chatglm-6b"
+        if released
+        else oracles / "tokenizers" / name
+    )
+    tokenizer = load_tokenizer_folder(folder, Family.CHATGLM)
+    limits = settings(case["max_source_length"], case["max_target_length"])
+    whole = []
+    for number in range(3):
+        pairs = case["examples"]["history"][number] if history == "with_history" else []
+        messages = [part for q, a in pairs for part in (Message("user", q), Message("assistant", a))]
+        answer = case["examples"]["summary"][number]
+        messages += [Message("user", case["examples"]["content"][number]), Message("assistant", answer)]
+        conversation = Conversation(tuple(messages), "rows", number + 1)
+        (row,) = encode_training_row(tokenizer, conversation, limits)
+        train, evaluation = case[history]["train"], case[history]["eval"]
+        ids, labels = train["input_ids"][number], train["labels"][number]
+        assert (
+            encode_reference_row(tokenizer, answer, limits.max_target_length) == evaluation["labels"][number]
+        )
+        learnt = [label for label in row.labels if label != IGNORE_INDEX]
+        assert learnt == [label for label in labels if label != IGNORE_INDEX]
+        assert learnt[0] == tokenizer.bos_token_id
+        assert len(row.input_ids) <= limits.max_source_length + limits.max_target_length
+        if row.dropped_turns or row.cut_question_tokens or (history == "with_history" and not pairs):
+            continue
+        whole.append(number)
+        length = len(row.input_ids)
+        assert (row.input_ids, row.labels) == (ids[:length], labels[:length])
+        assert set(ids[length:]) <= {tokenizer.pad_token_id}
+    assert whole == ([0, 1, 2] if history == "without_history" else [])
+
+
 # ---- what carries loss ----
+
+
+def test_chatglm_learns_the_start_of_the_answer_too(chatglm, talk) -> None:
+    (row,) = encode_training_row(chatglm, talk("q", "ab"), settings())
+    assert chatglm.show(row.input_ids) == "q__ab$"
+    assert row.labels == [IGNORE_INDEX, IGNORE_INDEX, *row.input_ids[2:]]
+    rows = encode_training_row(chatglm, talk("q", "a", "r", "b"), settings(loss_on="all_turns"))
+    assert [chatglm.show(row.input_ids) for row in rows] == [
+        "q__a$",
+        "[Round 0]\n问：q\n答：a\n[Round 1]\n问：r\n答：__b$",
+    ]
+
+
+def test_limits_of_chatglm_count_as_its_script_does(chatglm, talk) -> None:
+    """Source: text and gMASK. Target: sop, text and eop."""
+    (row,) = encode_training_row(chatglm, talk("q" * 9, "a" * 9), settings(8, 6))
+    assert chatglm.show(row.input_ids) == "qqqqqqq__aaaa$"
+    assert (row.cut_question_tokens, row.cut_answer_tokens) == (2, 5)
+    (row,) = encode_training_row(chatglm, talk("q" * 7, "a" * 4), settings(8, 6))
+    assert (row.cut_question_tokens, row.cut_answer_tokens) == (0, 0)
+    assert encode_reference_row(chatglm, "a" * 9, 6) == [*[ord("a")] * 4, *chatglm.suffix_ids]
+    prefixed = encode_prompt_row(chatglm, talk("q", "a"), settings(source_prefix="P:"))
+    assert chatglm.show(prefixed.input_ids) == "P:q__"
+    with pytest.raises(RowProblem, match=r"max_source_length` = 1 tokens.*take 1 tokens.*above 1"):
+        encode_prompt_row(chatglm, talk("q", "a"), settings(1))
+
+
+def test_chatglm_refuses_what_its_context_would_see(chatglm, talk) -> None:
+    for setting, error in (
+        ({"loss_on": "everything"}, r"data.loss_on` is `everything`.*ChatGLM-6B.*both directions"),
+        ({"packing": True, "packing_length": 4000}, r"data.packing` is true.*ChatGLM-6B.*data.packing=false"),
+    ):
+        with pytest.raises(ConfigError, match=error):
+            encode_training_row(chatglm, talk("q", "a"), settings(**setting))
+
+
+def test_rows_of_glm4_end_with_its_end_token(oracles, talk) -> None:
+    tokenizer = load_tokenizer_folder(oracles / "tokenizers" / "tiny_glm4", Family.GLM4)
+    (row,) = encode_training_row(tokenizer, talk("你好", "你好！"), settings(loss_on="all_turns"))
+    ids = tokenizer.convert_tokens_to_ids
+    head = [
+        ids("[gMASK]"),
+        ids("<sop>"),
+        ids("<|user|>"),
+        *tokenizer.text_ids("\n"),
+        *tokenizer.text_ids("你好"),
+    ]
+    answer = [*tokenizer.text_ids("\n"), *tokenizer.text_ids("你好！"), ids("<|endoftext|>")]
+    assert row.input_ids == [*head, ids("<|assistant|>"), *answer]
+    assert row.labels == [*[IGNORE_INDEX] * (len(head) + 1), *answer]
 
 
 def test_loss_on_the_last_answer(chatglm2, talk) -> None:

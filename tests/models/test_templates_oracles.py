@@ -18,7 +18,12 @@ from glmtune.models.tokenizers import load_tokenizer_folder
 
 
 def load(name: str, family: Family, oracles: Path, released: Path):
-    folder = oracles / "tokenizers" / "tiny_v2" if name.startswith("tiny") else released / "chatglm2-6b"
+    folder = {
+        "v1": released / "chatglm-6b",
+        "v2": released / "chatglm2-6b",
+        "glm3": released / "chatglm2-6b",
+        "tiny_glm3": oracles / "tokenizers" / "tiny_v2",
+    }.get(name, oracles / "tokenizers" / name)
     expected = json.loads((oracles / "tokenizers" / f"{name}.json").read_text(encoding="utf-8"))
     return load_tokenizer_folder(folder, family), expected
 
@@ -31,6 +36,17 @@ def rounds(request: pytest.FixtureRequest, oracles: Path, released_tokenizers: P
 @pytest.fixture(scope="module", params=["glm3", "tiny_glm3"])
 def roles(request: pytest.FixtureRequest, oracles: Path, released_tokenizers: Path):
     return load(request.param, Family.CHATGLM3, oracles, released_tokenizers)
+
+
+@pytest.fixture(scope="module", params=["v1", "tiny_v1", "v2", "tiny_v2"])
+def numbered(request: pytest.FixtureRequest, oracles: Path, released_tokenizers: Path):
+    family = Family.CHATGLM if request.param.endswith("v1") else Family.CHATGLM2
+    return load(request.param, family, oracles, released_tokenizers)
+
+
+@pytest.fixture(scope="module")
+def glm4(oracles: Path, released_tokenizers: Path):
+    return load("tiny_glm4", Family.GLM4, oracles, released_tokenizers)
 
 
 def conversation(query: str, history: list[list[str]]) -> list[Message]:
@@ -48,12 +64,12 @@ def message(item: Mapping[str, Any]) -> Message:
     return Message(item["role"], item["content"], item.get("metadata", ""))
 
 
-def test_prompts_of_chatglm2(rounds):
-    tokenizer, expected = rounds
+def test_prompts_of_rounds(numbered):
+    tokenizer, expected = numbered
     template = template_for(tokenizer)
     for case in expected["prompts"]:
         history = [tuple(turn) for turn in case["history"]]
-        assert render_prompt(case["query"], history) == case["prompt"]
+        assert render_prompt(case["query"], history, template=template.name) == case["prompt"]
         messages = conversation(case["query"], case["history"])
         assert template.encode_prompt(tokenizer, messages) == case["ids"]
         chat = [{"role": item.role, "content": item.content} for item in messages]
@@ -77,6 +93,21 @@ def test_answers_cleaned_as_chatglm2_does(rounds):
     tokenizer, expected = rounds
     for raw, cleaned in expected["process_response"]:
         assert template_for(tokenizer).clean_answer(raw) == cleaned
+
+
+def test_chat_inputs_of_glm4(glm4):
+    tokenizer, expected = glm4
+    template = template_for(tokenizer)
+    for case in expected["chat_inputs"]:
+        prompt = case["add_generation_prompt"]
+        messages = [*map(message, case["messages"])]
+        assert template.render(messages, generation_prompt=prompt) == case["text"]
+        assert [template.encode_prompt(tokenizer, messages, generation_prompt=prompt)] == case["input_ids"]
+        chat, settings = case["messages"], {"add_generation_prompt": prompt}
+        assert tokenizer.apply_chat_template(chat, tokenize=False, **settings) == case["text"]
+        batch = tokenizer.apply_chat_template(chat, return_tensors="pt", **settings)
+        for name in ("input_ids", "attention_mask", "position_ids"):
+            assert batch[name].tolist() == case[name]
 
 
 def test_chat_inputs_of_chatglm3(roles):
