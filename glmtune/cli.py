@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": ("recipes.predict", "generate answers for a data set and score them"),
     "score": ("recipes.score", "score existing predictions, or compare two runs"),
     "data": ("recipes.data", "check a data set before training on it"),
+    "export": ("recipes.export", "write a tuned model for transformers, vLLM or the official tools"),
     "info": ("recipes.info", "say what a checkpoint, a prefix or this machine is"),
 }
 FLAGS = """options:

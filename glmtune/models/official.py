@@ -79,15 +79,25 @@ class OfficialModel(ChatMixin):
         Returns:
             64 hexadecimal digits.
         """
-        digest = hashlib.sha256(json.dumps(identity_facts(self.config), sort_keys=True).encode())
         named = self.named_parameters(remove_duplicate=False)  # a tied head has two names
         parameters = {name.replace(".base_layer", ""): tensor for name, tensor in named}
-        entries = (entry for entry in name_table(self.config) if not entry.is_copy)
-        for name in (name for entry in entries for name in entry.native):
-            flat = parameters[name].detach().reshape(-1)  # ".base_layer": below an adapter of PEFT
-            step = max(1, flat.numel() // SAMPLES_PER_TENSOR) | 1  # odd: no column is met again and again
-            digest.update(name.encode() + torch.signbit(flat[::step]).cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return weights_fingerprint(self.config, parameters)  # ".base_layer": below an adapter of PEFT
+
+
+def weights_fingerprint(config: Any, weights: Mapping[str, Tensor]) -> str:
+    """Return the fingerprint of `OfficialModel.fingerprint` for weights that need not be in a model.
+
+    Args:
+        config: as made by `native_config`.
+        weights: native name → tensor, each looked at once.
+    """
+    digest = hashlib.sha256(json.dumps(identity_facts(config), sort_keys=True).encode())
+    entries = (entry for entry in name_table(config) if not entry.is_copy)
+    for name in (name for entry in entries for name in entry.native):
+        flat = weights[name].detach().reshape(-1)
+        step = max(1, flat.numel() // SAMPLES_PER_TENSOR) | 1  # odd: no column is met again and again
+        digest.update(name.encode() + torch.signbit(flat[::step]).cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def labelled_loss(

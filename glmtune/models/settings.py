@@ -32,3 +32,16 @@ class ModelSettings:
             raise ConfigError("`model.source` is empty, but it must be a preset name, a hub id or a folder.")
         if self.family is not None:
             parse_family(self.family)
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """Which checkpoint to look at, without loading it as a whole."""
+
+    source: str | None = setting(None, "preset name, hub id under THUDM/ or zai-org/, or a folder")
+    family: str | None = setting(None, "release line, only if names cannot tell it, such as chatglm2-32k")
+
+    def __post_init__(self) -> None:
+        """Check the family's name."""
+        if self.family is not None:
+            parse_family(self.family)

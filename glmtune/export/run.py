@@ -1,0 +1,354 @@
+"""Export a base with its prefix or adapter: write aside, reload, compare logits, then put it in place."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from glmtune import __version__
+from glmtune.adapter import find_adapter, load_adapter
+from glmtune.errors import CheckpointError, ConfigError
+from glmtune.export.streamed import hollow, probe_ids, probe_logits, stream_weights
+from glmtune.export.tensors import (
+    LazyTensors,
+    merge_adapter,
+    native_tensors,
+    official_tensors,
+    stored_dtype,
+    stored_tensors,
+)
+from glmtune.export.tokenizer import fast_tokenizer, save_fast_tokenizer
+from glmtune.export.writer import write_json, write_shards
+from glmtune.models.config import official_config
+from glmtune.models.families import FAMILY_KEY, Family
+from glmtune.models.load import build_model, load_config
+from glmtune.models.official import weights_fingerprint
+from glmtune.models.source import resolve_source
+from glmtune.models.templates import template_for
+from glmtune.models.tokenizers import load_tokenizer_folder
+from glmtune.prefix.attach import attach_prefix
+from glmtune.prefix.checkpoint import export_official_prefix, find_prefix, load_prefix
+
+MARKER = "glmtune_export.json"
+"""Written last into every export; only folders that hold it are ever replaced."""
+PREFIX_FOLDER = "prefix_encoder"
+TOKENIZER_FILES = ("tokenizer.model", "ice_text.model", "tokenizer_config.json", "special_tokens_map.json")
+EXACT, ROUNDED = 1e-5, 16
+"""Largest difference of logits, as a fraction of the largest logit: where every number is kept, and in units
+of the written type's spacing where numbers are rounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to export.
+
+    Attributes:
+        source: preset name, hub id or folder of the base.
+        format: one of ``WRITERS``.
+        output_dir: folder to appear.
+        family: release line, None to detect it.
+        prefix_path: a tuned prefix, as for `find_prefix`.
+        adapter_path: a LoRA adapter, as for `find_adapter`; merged into the weights.
+        dtype: floating type of the weights; None keeps the stored one.
+        max_shard_bytes: largest weight file.
+        overwrite: replace an earlier export in ``output_dir``.
+    """
+
+    source: str
+    format: str
+    output_dir: Path
+    family: str | None
+    prefix_path: str | None
+    adapter_path: str | None
+    dtype: torch.dtype | None
+    max_shard_bytes: int
+    overwrite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written, and how near it is to its source.
+
+    Attributes:
+        folder: where it lies.
+        dtype: floating type of the weights.
+        num_bytes: of all weights (of the prefix alone with ``format=prefix``).
+        max_difference: largest difference of a logit between source and export, computed in float32.
+        max_logit: largest logit of the source.
+        limit: difference allowed.
+    """
+
+    folder: Path
+    dtype: str
+    num_bytes: int
+    max_difference: float
+    max_logit: float
+    limit: float
+
+
+class _Source:
+    """The base as the user has it: lazily read weights, and a hollow model with prefix or adapter."""
+
+    def __init__(self, job: Job) -> None:
+        self.folder = resolve_source(job.source)
+        self.config: Any = load_config(job.source, self.folder, job.family)
+        self.family = Family(getattr(self.config, FAMILY_KEY))
+        _check_format(job, self.family)
+        self.stored_dtype = stored_dtype(self.folder)
+        self.dtype = job.dtype or self.stored_dtype
+        self.base = native_tensors(self.folder, self.config)
+        self.model = self._hollow_base(job.source)
+        self.weights, self.runnable, self.prefix = self.base, self.model, None
+        if job.adapter_path is not None:
+            self.runnable = load_adapter(find_adapter(job.adapter_path), self.model)
+            self.weights = merge_adapter(self.base, self.runnable)
+        if job.prefix_path is not None:
+            self.prefix = load_prefix(find_prefix(job.prefix_path), self.model)
+            attach_prefix(self.model, self.prefix)
+        stream_weights(self.runnable, self.base)
+
+    def _hollow_base(self, name: str) -> PreTrainedModel:
+        model: Any = hollow(lambda: build_model(copy.deepcopy(self.config)))
+        model.source = name
+        model.fingerprint = lambda: weights_fingerprint(self.config, self.base)
+        return model
+
+
+def export(job: Job) -> Exported:
+    """Write an export, prove it against its source, and put it in place.
+
+    Weights pass through memory one shard at a time; the logits are computed in float32 with the weights read
+    module by module, from the source and from the files written.
+
+    Args:
+        job: what to export.
+
+    Returns:
+        What was written, with the figures of the comparison.
+
+    Raises:
+        ConfigError: the format cannot hold what was asked for, or ``output_dir`` is taken.
+        CheckpointError: the source is damaged, or the export does not answer as its source does.
+    """
+    final = job.output_dir.expanduser()
+    check_output(final, overwrite=job.overwrite)
+    source = _Source(job)
+    if final.exists() and source.folder.resolve().is_relative_to(final.resolve()):
+        raise ConfigError(
+            f"`output_dir` is `{final}`, which holds the source `{source.folder}`. Give another folder."
+        )
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        num_bytes = WRITERS[job.format](source, partial, job)
+        figures = _compare(source, partial, job)
+        exported = Exported(final, str(source.dtype).removeprefix("torch."), num_bytes, *figures)
+        write_json(partial / MARKER, _record(job, exported))
+        _replace(final, partial)
+    except OSError as error:
+        raise CheckpointError(
+            f"`{final}` could not be written: {error}. What was there before is as it was. Free some "
+            "space, or give a folder you may write to."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return exported
+
+
+def check_output(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds anything, unless it is an earlier export that may be replaced.
+
+    Raises:
+        ConfigError: the folder is taken.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / MARKER).is_file():
+        raise ConfigError(
+            f"`output_dir` is `{folder}`, but it holds files that are no export of glmtune (no {MARKER}), "
+            "which are never replaced. Give a new folder."
+        )
+    if not overwrite:
+        raise ConfigError(
+            f"`output_dir` is `{folder}`, which holds an earlier export. Give a new folder, or add "
+            "`overwrite=true` to replace it."
+        )
+
+
+def _check_format(job: Job, family: Family) -> None:
+    if job.prefix_path is not None and job.adapter_path is not None:
+        raise ConfigError(
+            "`prefix_path` and `adapter_path` are both set, but a model is tuned one way. Leave one out."
+        )
+    if job.format == "transformers" and family is Family.CHATGLM:
+        raise ConfigError(
+            "`format` is `transformers`, but transformers has no class for ChatGLM-6B (two-dimensional "
+            "positions, prefix mask). Use `format=official`."
+        )
+    if job.format == "transformers" and job.prefix_path is not None:
+        raise ConfigError(
+            "`format` is `transformers`, but `GlmForCausalLM` has no place for a prefix. Use "
+            "`format=official` (base and prefix side by side) or `format=prefix`; or tune with LoRA, "
+            "which can be merged."
+        )
+    if job.format == "prefix" and job.prefix_path is None:
+        raise ConfigError("`format` is `prefix`, but no prefix is given. Add `prefix_path=RUN`.")
+
+
+def _write_transformers(source: _Source, folder: Path, job: Job) -> int:
+    config = native_values(source.config, source.dtype)
+    write_json(folder / "config.json", config)
+    _write_generation(source, folder)
+    if (source.folder / "tokenizer.model").is_file():
+        save_fast_tokenizer(fast_tokenizer(load_tokenizer_folder(source.folder, source.family)), folder)
+    return write_shards(folder, source.weights, dtype=source.dtype, max_shard_bytes=job.max_shard_bytes)
+
+
+def _write_official(source: _Source, folder: Path, job: Job) -> int:
+    tensors = official_tensors(source.weights, source.config)
+    num_bytes = write_shards(folder, tensors, dtype=source.dtype, max_shard_bytes=job.max_shard_bytes)
+    values = official_config(source.config, source.family)
+    write_json(folder / "config.json", values | {"torch_dtype": str(source.dtype).removeprefix("torch.")})
+    _write_generation(source, folder)
+    for name in TOKENIZER_FILES:
+        if (source.folder / name).is_file():
+            shutil.copyfile(source.folder / name, folder / name)
+    if source.prefix is not None:
+        _write_prefix(source, folder / PREFIX_FOLDER, job)
+    return num_bytes
+
+
+def _write_prefix(source: _Source, folder: Path, _: Job) -> int:
+    assert source.prefix is not None
+    values = official_config(source.config, source.family)
+    return export_official_prefix(source.prefix, folder, config=values).stat().st_size
+
+
+WRITERS: dict[str, Callable[[_Source, Path, Job], int]] = {
+    "transformers": _write_transformers,
+    "official": _write_official,
+    "prefix": _write_prefix,
+}
+
+
+def native_values(config: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """Return config.json of transformers' own GLM, readable by transformers 4 and 5 alike.
+
+    Args:
+        config: `GlmConfig` as made by `native_config`.
+        dtype: floating type of the weights.
+    """
+    values = {
+        key: value for key, value in config.to_dict().items() if key not in ("fused_per_head", FAMILY_KEY)
+    }
+    rope = values["rope_parameters"]
+    name = str(dtype).removeprefix("torch.")
+    values |= {"architectures": ["GlmForCausalLM"], "dtype": name, "torch_dtype": name, "use_cache": True}
+    # transformers 4 and engines written for it read these keys instead of rope_parameters.
+    values |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor")}
+    if rope["rope_type"] != "default":
+        values["rope_scaling"] = {"rope_type": rope["rope_type"], "factor": rope["factor"]}
+    return dict(sorted(values.items()))
+
+
+def _write_generation(source: _Source, folder: Path) -> None:
+    """Write generation_config.json: the source's own if it has one; the stop ids of its chat otherwise."""
+    if (source.folder / "generation_config.json").is_file():
+        generation = GenerationConfig.from_pretrained(str(source.folder))
+    else:
+        generation = cast(GenerationConfig, source.model.generation_config)
+        if (source.folder / "tokenizer.model").is_file() and source.family is not Family.CHATGLM:
+            tokenizer = load_tokenizer_folder(source.folder, source.family)
+            stops = template_for(tokenizer).stop_ids(tokenizer)
+            generation.eos_token_id = list(stops) if len(stops) > 1 else min(stops)
+    generation.save_pretrained(str(folder))
+
+
+def _compare(source: _Source, folder: Path, job: Job) -> tuple[float, float, float]:
+    """Run the same ids through source and export; return difference, largest logit and limit."""
+    ids = probe_ids(source.config)
+    expected = probe_logits(source.runnable, ids)
+    found = probe_logits(RELOADERS[job.format](source, folder), ids)
+    largest = float(expected.abs().max())
+    is_exact = (
+        job.adapter_path is None and torch.promote_types(source.dtype, source.stored_dtype) == source.dtype
+    )
+    limit = largest * (EXACT if is_exact else max(EXACT, ROUNDED * torch.finfo(source.dtype).eps))
+    difference = _max_difference(expected, found)
+    if not difference <= limit:
+        raise CheckpointError(
+            f"The export does not answer as its source: logits differ by up to {difference:.3g}, but at most "
+            f"{limit:.3g} is allowed for {source.dtype} (largest logit {largest:.3g}). Nothing was put into "
+            f"`{job.output_dir}`. Use `dtype=float32`, and report this if it stays."
+        )
+    return difference, largest, limit
+
+
+def _max_difference(expected: Tensor, found: Tensor) -> float:
+    return float((expected - found).abs().max()) if expected.shape == found.shape else float("nan")
+
+
+def _reload_transformers(source: _Source, folder: Path) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(str(folder))
+    model = hollow(lambda: AutoModelForCausalLM.from_config(config))
+    return _filled(model, stored_tensors(folder), folder)
+
+
+def _reload_official(source: _Source, folder: Path) -> PreTrainedModel:
+    config = load_config(folder, folder)
+    model = hollow(lambda: build_model(config))
+    if source.prefix is not None:
+        attach_prefix(model, load_prefix(folder / PREFIX_FOLDER, model))
+    return _filled(model, native_tensors(folder, config), folder)
+
+
+def _reload_prefix(source: _Source, folder: Path) -> PreTrainedModel:
+    model = hollow(lambda: build_model(copy.deepcopy(source.config)))
+    attach_prefix(model, load_prefix(folder, model))
+    return _filled(model, source.base, folder)
+
+
+RELOADERS: dict[str, Callable[[_Source, Path], PreTrainedModel]] = {
+    "transformers": _reload_transformers,
+    "official": _reload_official,
+    "prefix": _reload_prefix,
+}
+
+
+def _filled(model: PreTrainedModel, weights: LazyTensors, folder: Path) -> PreTrainedModel:
+    names = {
+        name for name, _ in model.named_parameters(remove_duplicate=False) if "prefix_encoder" not in name
+    }
+    if names != set(weights):
+        raise CheckpointError(f"{folder}: names differ from the model's: {sorted(names ^ set(weights))[:8]}.")
+    stream_weights(model, weights)
+    return model
+
+
+def _record(job: Job, exported: Exported) -> dict[str, Any]:
+    given = {name: getattr(job, name) for name in ("source", "format", "prefix_path", "adapter_path")}
+    figures = {name: value for name, value in asdict(exported).items() if name != "folder"}
+    return given | figures | {"glmtune_version": __version__}
+
+
+def _replace(final: Path, partial: Path) -> None:
+    replaced = final.with_name(f".{final.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        final.rename(replaced)
+    try:
+        partial.rename(final)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(final)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)

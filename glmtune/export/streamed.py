@@ -1,0 +1,91 @@
+"""Run a model whose weights stay on disk: each module's are read for its forward and dropped after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+NUM_PROBE_TOKENS = 24
+
+
+def hollow(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """Build a model whose parameters have shapes, but one number of memory each.
+
+    Args:
+        build: makes the model; its buffers (rotary tables) are made as usual.
+
+    Returns:
+        The model, float32, on the CPU, in evaluation mode, nothing trainable.
+    """
+    with init_empty_weights(include_buffers=False):
+        model = build()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(_nothing(parameter.shape), requires_grad=False))
+    return model.eval()
+
+
+def stream_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Let a hollow model read its weights, float32, as its modules run.
+
+    Args:
+        model: made by `hollow`, by now perhaps with a prefix or an adapter, whose own weights are real.
+        weights: native name → tensor.
+    """
+    for path, module in model.named_modules():
+        own = [name for name, value in module.named_parameters(recurse=False) if _is_hollow(value)]
+        if own:
+            prefix = path.removeprefix("base_model.model.").replace(".base_layer", "")
+            names = {name: f"{prefix}.{name}" for name in own}
+            module.register_forward_pre_hook(_filling(names, weights))
+            module.register_forward_hook(_emptying(names))
+
+
+def probe_ids(config: Any) -> Tensor:
+    """Return token ids ``[1, S]`` spread over the vocabulary, in the layout the model expects.
+
+    Args:
+        config: as made by `native_config`; the first generation's ends with gMASK, sop and some more ids.
+    """
+    spread = torch.linspace(5, config.vocab_size - 1, NUM_PROBE_TOKENS).long()
+    special = (getattr(config, "gmask_token_id", None), config.bos_token_id)
+    if special[0] is None:
+        return spread[None]
+    context, answer = spread.tolist()[:16], spread.tolist()[16:]
+    is_plain = [token for token in context if token < special[0]]
+    return torch.tensor([[*is_plain, *special, *(token for token in answer if token < special[0])]])
+
+
+@torch.no_grad()
+def probe_logits(model: nn.Module, input_ids: Tensor) -> Tensor:
+    """Return the logits ``[S, vocab]`` of one row, float32."""
+    return model(input_ids=input_ids, use_cache=False).logits[0].float()
+
+
+def _nothing(shape: torch.Size) -> Tensor:
+    return torch.zeros(()).expand(shape)
+
+
+def _is_hollow(value: Tensor) -> bool:
+    return value.numel() > 1 and not any(value.stride())
+
+
+def _filling(names: dict[str, str], weights: Mapping[str, Tensor]) -> Callable[..., None]:
+    def fill(module: nn.Module, _: object) -> None:
+        for name, source in names.items():
+            getattr(module, name).data = weights[source].float()
+
+    return fill
+
+
+def _emptying(names: dict[str, str]) -> Callable[..., None]:
+    def empty(module: nn.Module, _: object, __: object) -> None:
+        for name in names:
+            getattr(module, name).data = _nothing(getattr(module, name).shape)
+
+    return empty

@@ -1,0 +1,142 @@
+"""Weights that are read, merged or renamed only when they are asked for, one tensor at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial, reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import GlmConfig
+
+from glmtune.models.chatglm_config import ChatGlmConfig
+from glmtune.models.checkpoint import check_records
+from glmtune.models.names import Entry, FusedLayout, name_table, official_tensor, split_fused
+from glmtune.models.shards import TensorRecord, read_records, read_tensor
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Names and what makes their tensors; nothing is kept.
+
+    Attributes:
+        shapes: name → shape, known without making the tensor.
+    """
+
+    def __init__(
+        self, makers: Mapping[str, Callable[[], Tensor]], shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        """Take the table.
+
+        Args:
+            makers: name → function that returns the tensor.
+            shapes: the same names → shape.
+        """
+        assert makers.keys() == shapes.keys()
+        self._makers = dict(makers)
+        self.shapes = dict(shapes)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def stored_tensors(folder: Path) -> LazyTensors:
+    """Offer the tensors of a checkpoint folder under the names its files use."""
+    records = read_records(folder)
+    return LazyTensors(
+        {name: partial(read_tensor, record) for name, record in records.items()},
+        {name: record.shape for name, record in records.items()},
+    )
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Return the floating type that holds every weight of a checkpoint folder without loss."""
+    types = {record.dtype for record in read_records(folder).values() if record.dtype.is_floating_point}
+    return reduce(torch.promote_types, types)
+
+
+def native_tensors(folder: Path, config: GlmConfig | ChatGlmConfig) -> LazyTensors:
+    """Offer the tensors of an official checkpoint under native names.
+
+    Args:
+        folder: the checkpoint's folder.
+        config: as made by `native_config`.
+
+    Raises:
+        CheckpointError: missing, leftover or misshapen tensors, all of them named.
+    """
+    records = read_records(folder)
+    check_records(records, config, folder)
+    layout = FusedLayout.of(config)
+    makers: dict[str, Callable[[], Tensor]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    first = name_table(config)[0]
+    for entry in name_table(config):
+        record = records.get(entry.official, records[first.official])  # a tied head may not be stored
+        if len(entry.native) == 1:
+            makers[entry.native[0]], shapes[entry.native[0]] = partial(read_tensor, record), entry.shape
+            continue
+        for part, (name, rows) in enumerate(zip(entry.native, layout.rows, strict=True)):
+            makers[name] = partial(_fused_part, record, layout, part)
+            shapes[name] = (rows, *entry.shape[1:])
+    return LazyTensors(makers, shapes)
+
+
+def merge_adapter(weights: LazyTensors, adapted: PeftModel) -> LazyTensors:
+    """Add a LoRA adapter to the weights it was trained for: W + s·B·A, in float32.
+
+    Args:
+        weights: native name → tensor of the base.
+        adapted: model with the adapter; its own base weights are not looked at.
+
+    Returns:
+        The same names; adapted weights are float32, the others as they were.
+    """
+    makers: dict[str, Callable[[], Tensor]] = {name: partial(weights.__getitem__, name) for name in weights}
+    for name, module in adapted.get_base_model().named_modules():
+        if isinstance(module, LoraLayer):
+            makers[f"{name}.weight"] = partial(_merged, weights, f"{name}.weight", module)
+    return LazyTensors(makers, weights.shapes)
+
+
+def official_tensors(weights: LazyTensors, config: GlmConfig | ChatGlmConfig) -> LazyTensors:
+    """Offer native tensors under official names, query, key and value joined.
+
+    Args:
+        weights: native name → tensor.
+        config: as made by `native_config`.
+    """
+    layout, table = FusedLayout.of(config), name_table(config)
+    makers = {entry.official: partial(_official, entry, weights, layout) for entry in table}
+    return LazyTensors(makers, {entry.official: entry.shape for entry in table})
+
+
+def num_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Return how many bytes a tensor takes."""
+    return math.prod(shape) * dtype.itemsize
+
+
+def _fused_part(record: TensorRecord, layout: FusedLayout, part: int) -> Tensor:
+    return split_fused(read_tensor(record), layout)[part].clone()
+
+
+def _merged(weights: LazyTensors, name: str, module: Any) -> Tensor:
+    with torch.no_grad():
+        delta = module.get_delta_weight(module.active_adapters[0])
+        return delta.add_(weights[name])
+
+
+def _official(entry: Entry, weights: LazyTensors, layout: FusedLayout) -> Tensor:
+    return official_tensor(entry, weights, layout)

@@ -1,0 +1,239 @@
+"""Exports on the oracle models and the tiny base: what is written answers as its source, or does not appear."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from glmtune.adapter import load_adapter
+from glmtune.errors import CheckpointError, ConfigError
+from glmtune.export import run as export_run
+from glmtune.export.run import MARKER, Job, export
+from glmtune.loading import load_model, load_tokenizer
+from glmtune.messages import Message
+from glmtune.models.load import load_base
+from glmtune.models.shards import read_records, read_tensor
+from glmtune.models.templates import template_for
+from glmtune.prefix.checkpoint import find_prefix
+from glmtune.training.adapt import tune_adapter
+from glmtune.training.settings import LoraSettings
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "models"
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
+
+
+def job(source: Path | str, form: str, folder: Path, **changes: object) -> Job:
+    values = {"family": None, "prefix_path": None, "adapter_path": None, "dtype": None}
+    values |= {"max_shard_bytes": 2**30, "overwrite": False} | changes
+    return Job(source=str(source), format=form, output_dir=folder, **values)  # pyright: ignore[reportArgumentType]
+
+
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        name: read_tensor(record) for name, record in read_records(folder).items() if "inv_freq" not in name
+    }
+
+
+@pytest.fixture
+def adapter(tiny_base: Path, tmp_path: Path) -> Path:
+    """A LoRA adapter whose second matrix is not zero, in the projections and in the MLP."""
+    torch.manual_seed(3)
+    tuned = tune_adapter(
+        load_base(tiny_base), LoraSettings(rank=4, targets=("q_proj", "v_proj", "gate_up_proj"))
+    )
+    for name, weight in tuned.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    tuned.save(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize("name", ["chatglm2", "chatglm2-32k", "chatglm3", "glm4", "per-head"])
+@pytest.mark.parametrize("max_shard_bytes", [2**30, 6000])
+def test_transformers_reads_every_generation_without_our_code(
+    name: str, max_shard_bytes: int, tmp_path: Path
+) -> None:
+    result = export(
+        job(
+            GOLDEN / name,
+            "transformers",
+            tmp_path / "out",
+            max_shard_bytes=max_shard_bytes,
+            dtype=torch.float32,
+        )
+    )
+    assert result.max_difference <= result.limit < 1e-4 * result.max_logit
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(model).__module__ == "transformers.models.glm.modeling_glm"
+    expected = load_base(GOLDEN / name, dtype="float32")(IDS).logits
+    torch.testing.assert_close(model(IDS).logits, expected, atol=1e-6, rtol=0)
+    values = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert values["architectures"] == ["GlmForCausalLM"]
+    assert "auto_map" not in values
+    assert not [key for key in values if key.startswith(("glmtune", "fused"))]
+    assert (len(list((tmp_path / "out").glob("*.safetensors"))) > 1) == (max_shard_bytes == 6000)
+
+
+@pytest.mark.parametrize("name", ["v1", "v2", "v2_32k", "glm3", "glm3_32k", "glm4"])
+def test_official_exports_are_bit_equal(name: str, oracles: Path, tmp_path: Path) -> None:
+    source = oracles / name / "checkpoint_safetensors"
+    family = {"v2_32k": "chatglm2-32k", "glm3_32k": "chatglm3-32k"}.get(name)
+    result = export(job(source, "official", tmp_path / "out", family=family, max_shard_bytes=20_000))
+    assert result.max_difference == 0
+    before, after = stored(source), stored(tmp_path / "out")
+    assert before.keys() == after.keys()
+    assert all(
+        torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before
+    )
+    again = load_base(tmp_path / "out", dtype="float32")
+    assert again.fingerprint() == load_base(source, dtype="float32", family=family).fingerprint()
+
+
+@pytest.mark.parametrize("form", ["transformers", "official"])
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+def test_an_adapter_is_merged(
+    form: str, dtype: torch.dtype | None, tiny_base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    result = export(job(tiny_base, form, tmp_path / "out", adapter_path=str(adapter), dtype=dtype))
+    expected = load_adapter(adapter, load_base(tiny_base))(IDS).logits
+    reader = AutoModelForCausalLM.from_pretrained if form == "transformers" else load_base
+    found = reader(tmp_path / "out", dtype=torch.float32)(IDS).logits
+    assert not torch.allclose(found, load_base(tiny_base)(IDS).logits, atol=1e-2)
+    torch.testing.assert_close(found, expected, atol=max(result.limit, 1e-5), rtol=0)
+    assert result.dtype == str(dtype or torch.float32).removeprefix("torch.")
+    merged, base = stored(tmp_path / "out"), stored(tiny_base)
+    if form == "official" and dtype is None:
+        changed = {
+            name.split(".")[-3] + "." + name.split(".")[-2]
+            for name in base
+            if not base[name].equal(merged[name])
+        }
+        assert changed == {"self_attention.query_key_value", "mlp.dense_h_to_4h"}
+
+
+@pytest.mark.parametrize("name", ["v1", "v2", "glm3"])
+@pytest.mark.parametrize("kind", ["ptuning_embedding", "ptuning_projection"])
+@pytest.mark.parametrize("form", ["official", "prefix"])
+def test_a_prefix_goes_out_as_the_official_script_leaves_it(
+    name: str, kind: str, form: str, oracles: Path, tmp_path: Path
+) -> None:
+    source, prefix = oracles / name / "checkpoint_bin", oracles / name / kind
+    result = export(job(source, form, tmp_path / "out", prefix_path=str(prefix)))
+    assert result.max_difference == 0
+    folder = tmp_path / "out" / "prefix_encoder" if form == "official" else tmp_path / "out"
+    before = torch.load(prefix / "pytorch_model.bin", weights_only=True)
+    after = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    values = json.loads((folder / "config.json").read_text())
+    assert (values["pre_seq_len"], values["prefix_projection"]) == (8, kind == "ptuning_projection")
+    base = tmp_path / "out" if form == "official" else source
+    assert find_prefix(folder).name == "pytorch_model.bin"
+    exported = load_model(base, dtype="float32", prefix=folder)
+    plain = load_model(source, dtype="float32", prefix=prefix)
+    ids = export_run.probe_ids(plain.config)
+    assert torch.equal(exported(ids).logits, plain(ids).logits)
+
+
+def test_the_native_tokenizer_writes_the_same_prompts(tmp_path: Path) -> None:
+    export(job("glm-tiny", "transformers", tmp_path / "out"))
+    native, ours = AutoTokenizer.from_pretrained(tmp_path / "out"), load_tokenizer("glm-tiny")
+    turns = [("user", "你好"), ("assistant", "Hello  there!"), ("user", "3 + 4 = ?")]
+    expected = template_for(ours).encode_prompt(ours, [Message(*turn) for turn in turns])  # pyright: ignore[reportArgumentType]
+    found = native.apply_chat_template(
+        [{"role": role, "content": text} for role, text in turns], add_generation_prompt=True
+    )
+    assert found["input_ids"] == expected
+    assert native.eos_token_id == 2
+    text = "plain  text\n世界"
+    assert native.decode(native(text)["input_ids"], skip_special_tokens=True) == text
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert model.generation_config.eos_token_id == 2
+    again = load_base("glm-tiny", dtype="float32").generate(torch.tensor([expected]), max_new_tokens=8)
+    assert torch.equal(model.generate(torch.tensor([expected]), max_new_tokens=8), again)
+
+
+def test_what_a_format_cannot_hold_is_refused(oracles: Path, tiny_base: Path, tmp_path: Path) -> None:
+    prefix = str(oracles / "v2" / "ptuning_embedding")
+    with pytest.raises(ConfigError, match=r"no place for a prefix.*format=official.*format=prefix.*LoRA"):
+        export(job(oracles / "v2" / "checkpoint_bin", "transformers", tmp_path / "out", prefix_path=prefix))
+    with pytest.raises(ConfigError, match=r"no class for ChatGLM-6B.*format=official"):
+        export(job(oracles / "v1" / "checkpoint_bin", "transformers", tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"`format` is `prefix`, but no prefix is given"):
+        export(job(tiny_base, "prefix", tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"`prefix_path` and `adapter_path` are both set"):
+        export(job(tiny_base, "official", tmp_path / "out", prefix_path="a", adapter_path="b"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_earlier_exports_are_replaced(tiny_base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    export(job(tiny_base, "official", folder))
+    record = json.loads((folder / MARKER).read_text())
+    assert record["source"] == str(tiny_base)
+    assert record["max_difference"] == 0
+    with pytest.raises(ConfigError, match=r"holds an earlier export.*overwrite=true"):
+        export(job(tiny_base, "transformers", folder))
+    export(job(tiny_base, "transformers", folder, overwrite=True))
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "glm"
+    (folder / MARKER).unlink()
+    with pytest.raises(ConfigError, match=r"no export of glmtune.*never replaced"):
+        export(job(tiny_base, "transformers", folder, overwrite=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_may_not_replace_its_own_source(tiny_base: Path, tmp_path: Path) -> None:
+    export(job(tiny_base, "official", tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"holds the source"):
+        export(job(tmp_path / "out", "official", tmp_path / "out", overwrite=True))
+
+
+def test_an_export_that_answers_otherwise_never_appears(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = export_run.write_shards
+
+    def damaging(folder: Path, tensors: object, **rest: object) -> int:
+        real_get = type(tensors).__getitem__
+        spoilt = SimpleNamespace(value=0)
+
+        def get(self: object, name: str) -> torch.Tensor:
+            tensor = real_get(self, name)
+            spoilt.value += name.endswith("o_proj.weight")
+            return -tensor if name.endswith("o_proj.weight") else tensor
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(tensors), "__getitem__", get)
+            written = real(folder, tensors, **rest)  # pyright: ignore[reportArgumentType]
+        assert spoilt.value
+        return written
+
+    monkeypatch.setattr(export_run, "write_shards", damaging)
+    with pytest.raises(CheckpointError, match=r"does not answer as its source: logits differ by up to"):
+        export(job(tiny_base, "transformers", tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_of_another_base_or_kind_is_refused(
+    tiny_base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=r"No adapter at .*adapter_model\.safetensors"):
+        export(job(tiny_base, "official", tmp_path / "out", adapter_path=str(tmp_path)))
+    (adapter / "checkpoint.json").write_text(json.dumps({"base_fingerprint": "0" * 64}))
+    with pytest.raises(CheckpointError, match=r"trained on another base.*0000000000000000"):
+        export(job(tiny_base, "official", tmp_path / "out", adapter_path=str(adapter)))
+    own = load_base(tiny_base).fingerprint()
+    (adapter / "checkpoint.json").write_text(json.dumps({"base_fingerprint": own}))
+    export(job(tiny_base, "official", tmp_path / "out", adapter_path=str(adapter)))
+    with pytest.raises(CheckpointError, match=r"does not fit|cannot be used"):
+        load_adapter(adapter, load_base(GOLDEN / "glm4"), check_base=False)
+    values = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(values | {"use_dora": True}))
+    with pytest.raises(CheckpointError, match=r"use_dora = True, but only plain LoRA"):
+        load_adapter(adapter, load_base(tiny_base))
