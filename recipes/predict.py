@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from glmtune.inference.journal import RunIdentity
     from glmtune.inference.run import PredictedSplit
     from glmtune.metrics.significance import Difference
-    from glmtune.models.glm import OfficialGlmForCausalLM
+    from glmtune.models.load import GlmModel
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,16 @@ class PredictConfig:
         None,
         "tuned prefix: a run folder, one of its checkpoints, or a file (also the official pytorch_model.bin)",
     )
+    adapter_path: str | None = setting(None, "LoRA adapter: a run folder or one of its checkpoints")
     pre_seq_len: int | None = setting(
         None, "length the prefix must have, in tokens; it is read from the file"
     )
     split: str = setting(
         "test", "which rows: test (else validation, if no test file is given), validation, train"
     )
-    compare_base: bool = setting(False, "answer without the prefix as well, and compare before and after")
+    compare_base: bool = setting(False, "answer with the untuned base as well, and compare before and after")
     output_dir: str | None = setting(
-        None, "folder of the answers; default: `predict` in the prefix's run folder"
+        None, "folder of the answers; default: `predict` in the run folder of what was tuned"
     )
     resume: str = setting("auto", "auto goes on where a run stopped, never deletes its rows and starts again")
 
@@ -51,12 +52,20 @@ class PredictConfig:
         """Check what needs no file."""
         check_choice("split", self.split, SPLITS)
         check_choice("resume", self.resume, ("auto", "never"))
-        for name, given in (("compare_base", self.compare_base), ("pre_seq_len", self.pre_seq_len)):
-            if given and self.prefix_path is None:
-                raise ConfigError(
-                    f"`{name}` is {given}, but no prefix is given. Add `prefix_path=RUN`, or leave `{name}`"
-                    " out."
-                )
+        if self.prefix_path is not None and self.adapter_path is not None:
+            raise ConfigError(
+                "`prefix_path` and `adapter_path` are both set, but a model is tuned one way. Leave one out."
+            )
+        if self.pre_seq_len and self.prefix_path is None:
+            raise ConfigError(
+                f"`pre_seq_len` is {self.pre_seq_len}, but no prefix is given. Add `prefix_path=RUN`, or leave"
+                " `pre_seq_len` out."
+            )
+        if self.compare_base and self.prefix_path is None and self.adapter_path is None:
+            raise ConfigError(
+                "`compare_base` is True, but no prefix is given and no adapter. Add `prefix_path=RUN` or"
+                " `adapter_path=RUN`, or leave `compare_base` out."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +73,8 @@ class PredictResult:
     """What came out.
 
     Attributes:
-        tuned: with the prefix, or of the base if none is given.
-        base: without the prefix, if asked for.
+        tuned: with the prefix or adapter, or of the base if none is given.
+        base: of the untuned base, if asked for.
         differences: paired comparison of the two, one per metric; else empty.
     """
 
@@ -115,7 +124,7 @@ def run(config: PredictConfig) -> PredictResult:
     _announce(console, config, loaded, prefix_file, length, folder)
 
     def predict(where: Path, prefix_used: Path | None) -> PredictedSplit:
-        native = cast("OfficialGlmForCausalLM", model)
+        native = cast("GlmModel", model)
         identity = _identity(
             config, native, loaded, len(questions), prefix_used, length if prefix_used else 0
         )
@@ -152,7 +161,7 @@ def _default_folder(config: PredictConfig, prefix_file: Path | None) -> Path:
 
 def _identity(
     config: PredictConfig,
-    model: OfficialGlmForCausalLM,
+    model: GlmModel,
     loaded: ConversationSet,
     num_rows: int,
     prefix_file: Path | None,

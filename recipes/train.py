@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from glmtune.data.dataset import EncodedSplit
     from glmtune.models.chat_tokenizer import GlmTokenizer
-    from glmtune.models.glm import OfficialGlmForCausalLM
+    from glmtune.models.load import GlmModel
     from glmtune.training.adapt import Tuned
     from glmtune.training.trainer import GlmTrainer
 
@@ -124,7 +124,8 @@ def run(config: TrainConfig) -> TrainResult:
     return TrainResult(start.folder, trainer.state.global_step, session.report(trainer, settings, origin))
 
 
-def _load(config: TrainConfig) -> tuple[OfficialGlmForCausalLM, GlmTokenizer]:
+def _load(config: TrainConfig) -> tuple[GlmModel, GlmTokenizer]:
+    from glmtune.models.families import Family
     from glmtune.models.load import load_base
     from glmtune.models.source import resolve_source
     from glmtune.models.tokenizers import load_tokenizer_folder
@@ -136,6 +137,11 @@ def _load(config: TrainConfig) -> tuple[OfficialGlmForCausalLM, GlmTokenizer]:
     else:
         model = load_base(
             source, dtype=config.model.dtype, device=config.model.device, family=config.model.family
+        )
+    if config.data.packing and model.family is Family.CHATGLM:
+        raise ConfigError(
+            f"`data.packing` is true, but `model.source` is `{source}`, a ChatGLM-6B: its positions tell "
+            "where a context ends, so they cannot keep packed samples apart. Add `data.packing=false`."
         )
     return model, load_tokenizer_folder(resolve_source(source), model.family)
 
@@ -156,7 +162,7 @@ def _data(config: TrainConfig, tokenizer: GlmTokenizer) -> tuple[EncodedSplit, E
 
 def _adapt(
     config: TrainConfig,
-    model: OfficialGlmForCausalLM,
+    model: GlmModel,
     tokenizer: GlmTokenizer,
     facts: dict[str, str],
 ) -> Tuned:

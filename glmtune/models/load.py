@@ -19,6 +19,9 @@ from glmtune.models.shards import read_records
 from glmtune.models.source import family_of_source, resolve_source
 from glmtune.settings import check_choice
 
+GlmModel = OfficialGlmForCausalLM | ChatGlmForCausalLM
+"""A base model of any generation."""
+
 SMALL_MODEL_PARAMETERS = 1_000_000_000
 """Below this many, float16 checkpoints run in float32 on a CPU; above, in bfloat16."""
 
@@ -30,7 +33,7 @@ def load_base(
     device: str | torch.device | None = None,
     family: str | Family | None = None,
     attn_implementation: str | None = None,
-) -> OfficialGlmForCausalLM | ChatGlmForCausalLM:
+) -> GlmModel:
     """Load a base model; weights pass through memory once and no code of the checkpoint runs.
 
     Args:
@@ -67,7 +70,7 @@ def load_base(
     return model.eval()
 
 
-def build_model(config: GlmConfig | ChatGlmConfig) -> OfficialGlmForCausalLM | ChatGlmForCausalLM:
+def build_model(config: GlmConfig | ChatGlmConfig) -> GlmModel:
     """Build the model of a configuration with fresh weights.
 
     Args:

@@ -14,8 +14,7 @@ from torch import nn
 
 from glmtune.models.chat_tokenizer import GlmTokenizer
 from glmtune.models.checkpoint import read_into, save_official
-from glmtune.models.glm import OfficialGlmForCausalLM
-from glmtune.models.load import choose_device, load_config
+from glmtune.models.load import GlmModel, build_model, choose_device, load_config
 from glmtune.models.source import resolve_source
 from glmtune.prefix.attach import attach_prefix, freeze_base, without_prefix
 from glmtune.prefix.checkpoint import PrefixMeta, load_prefix, save_prefix
@@ -26,12 +25,15 @@ from glmtune.training.settings import LoraSettings
 if TYPE_CHECKING:
     from peft import PeftModel
 
+QUERY_KEY_VALUE = ("query_key_value", "q_proj", "k_proj", "v_proj")
+"""Names of the layers that make queries, keys and values: one in ChatGLM-6B, three in later models."""
+
 
 class Tuned(Protocol):
     """The part of a model that training changes, and how it is kept on disk."""
 
     @property
-    def model(self) -> OfficialGlmForCausalLM | PeftModel:
+    def model(self) -> GlmModel | PeftModel:
         """The whole model, base included."""
         ...
 
@@ -58,7 +60,7 @@ class TunedPrefix:
         meta: what the file says of its origin.
     """
 
-    model: OfficialGlmForCausalLM
+    model: GlmModel
     encoder: PrefixEncoder
     meta: PrefixMeta
 
@@ -84,7 +86,7 @@ class TunedModel:
         tokenizer: written beside the weights, so that the folder is a complete checkpoint.
     """
 
-    model: OfficialGlmForCausalLM
+    model: GlmModel
     tokenizer: GlmTokenizer
 
     def save(self, folder: Path) -> None:
@@ -128,7 +130,7 @@ class TunedAdapter:
         return self.model.disable_adapter()
 
 
-def tune_adapter(model: OfficialGlmForCausalLM, settings: LoraSettings) -> TunedAdapter:
+def tune_adapter(model: GlmModel, settings: LoraSettings) -> TunedAdapter:
     """Add low-rank adapters, float32, and freeze everything else.
 
     Args:
@@ -143,13 +145,14 @@ def tune_adapter(model: OfficialGlmForCausalLM, settings: LoraSettings) -> Tuned
     layers = {
         name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)
     }
-    for target in settings.targets:
+    targets = settings.targets or [name for name in QUERY_KEY_VALUE if name in layers]
+    for target in targets:
         check_choice("lora.targets", target, sorted(layers))
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=cast(int, settings.alpha),
         lora_dropout=settings.dropout,
-        target_modules=list(settings.targets),
+        target_modules=targets,
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():
@@ -159,7 +162,7 @@ def tune_adapter(model: OfficialGlmForCausalLM, settings: LoraSettings) -> Tuned
     return TunedAdapter(adapted)
 
 
-def tune_prefix(model: OfficialGlmForCausalLM, encoder: PrefixEncoder, meta: PrefixMeta) -> TunedPrefix:
+def tune_prefix(model: GlmModel, encoder: PrefixEncoder, meta: PrefixMeta) -> TunedPrefix:
     """Attach a new prefix and freeze everything else.
 
     Args:
@@ -172,7 +175,7 @@ def tune_prefix(model: OfficialGlmForCausalLM, encoder: PrefixEncoder, meta: Pre
     return TunedPrefix(model, encoder, meta)
 
 
-def tune_all(model: OfficialGlmForCausalLM, tokenizer: GlmTokenizer) -> TunedModel:
+def tune_all(model: GlmModel, tokenizer: GlmTokenizer) -> TunedModel:
     """Make every weight trainable, in float32 so that small updates are not rounded away.
 
     Args:
@@ -185,7 +188,7 @@ def tune_all(model: OfficialGlmForCausalLM, tokenizer: GlmTokenizer) -> TunedMod
     return TunedModel(model, tokenizer)
 
 
-def fresh_model(source: str, *, device: str, family: str | None) -> OfficialGlmForCausalLM:
+def fresh_model(source: str, *, device: str, family: str | None) -> GlmModel:
     """Make a model with random weights from the config.json of a checkpoint folder, in float32.
 
     Embedding and head are one matrix while it is trained; a checkpoint holds it twice, as the releases do.
@@ -197,10 +200,11 @@ def fresh_model(source: str, *, device: str, family: str | None) -> OfficialGlmF
     """
     config = load_config(source, resolve_source(source), family)
     config.dtype = torch.float32
-    model = OfficialGlmForCausalLM(config)
+    model = build_model(config)
     # One matrix reads and writes tokens, its rows of length 1: copying is learnt once, not token by token.
-    nn.init.normal_(model.model.embed_tokens.weight, std=config.hidden_size**-0.5)
-    model.lm_head.weight = model.model.embed_tokens.weight
+    embedding = cast(nn.Embedding, model.get_input_embeddings())
+    nn.init.normal_(embedding.weight, std=config.hidden_size**-0.5)
+    model.lm_head.weight = embedding.weight
     model.source = source
     nn.Module.to(model, device=choose_device(device), dtype=torch.float32)
     return model

@@ -117,17 +117,22 @@ class LoraSettings:
     rank: int = setting(8, "rank of the update")
     alpha: float = setting(32.0, "the update is scaled by alpha / rank")
     dropout: float = setting(0.1, "dropout on the adapters' input")
-    targets: list[str] = setting(lambda: ["q_proj", "k_proj", "v_proj"], "names of the linear layers")
+    targets: list[str] | None = setting(
+        None, "names of the linear layers; null: the projections to queries, keys and values"
+    )
 
     def __post_init__(self) -> None:
         """Check the ranges.
 
         Raises:
-            ConfigError: a value is out of range, or no target is named.
+            ConfigError: a value is out of range, or the list of targets is empty.
         """
         check_range("lora.rank", self.rank, low=1)
         check_range("lora.dropout", self.dropout, low=0, high=0.99)
         if self.alpha <= 0:
             raise ConfigError(f"`lora.alpha` is {self.alpha}, but it must be above 0.")
-        if not self.targets:
-            raise ConfigError("`lora.targets` is empty, but LoRA needs a layer to adapt, such as `[q_proj]`.")
+        if self.targets == []:
+            raise ConfigError(
+                "`lora.targets` is empty, but LoRA needs a layer to adapt, such as `[q_proj]`. "
+                "Use null for the projections to queries, keys and values."
+            )

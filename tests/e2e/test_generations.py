@@ -1,0 +1,95 @@
+"""Every generation x method x dtype: two real training steps through the train command, and what they leave."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from glmtune import load_model, load_tokenizer
+from glmtune.errors import ConfigError
+from glmtune.models.families import Family
+from glmtune.models.load import load_base
+from recipes.compose import load_settings
+from recipes.train import COMMAND, run
+
+from .conftest import MakeBase
+
+GENERATIONS = (Family.CHATGLM, Family.CHATGLM2, Family.CHATGLM2_32K, Family.CHATGLM3, Family.GLM4)
+RECIPES = {"prefix": "ptuning", "lora": "lora", "full": "full"}
+FILES = {
+    "prefix": "prefix_encoder.safetensors",
+    "lora": "adapter_model.safetensors",
+    "full": "model.safetensors",
+}
+
+
+def settings(base: Path, rows: Path, method: str, folder: Path, *more: str) -> list[str]:
+    overrides = [
+        f"+recipe={RECIPES[method]}",
+        "data=files",
+        f"data.train_file={rows}",
+        f"data.validation_file={rows}",
+        "data.prompt_column=prompt",
+        "data.response_column=response",
+        f"model.source={base}",
+        "model.device=cpu",
+        "trainer.max_steps=2",
+        "trainer.save_steps=2",
+        "trainer.per_device_train_batch_size=2",
+        "trainer.gradient_accumulation_steps=1",
+        "trainer.learning_rate=0.01",
+        "trainer.logging_steps=1",
+        "trainer.gradient_checkpointing=true",
+        f"output_dir={folder}",
+    ]
+    return [*overrides, *(["prefix.pre_seq_len=4"] if method == "prefix" else []), *more]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", list(RECIPES))
+@pytest.mark.parametrize("family", GENERATIONS)
+def test_two_steps(
+    make_base: MakeBase, question_rows: Path, family: Family, method: str, dtype: str, tmp_path: Path
+) -> None:
+    base = make_base(family, dtype)
+    before = load_base(base, device="cpu")
+    assert before.family is family
+    assert str(before.dtype) == f"torch.{dtype}"
+    result = run(load_settings(COMMAND, settings(base, question_rows, method, tmp_path / "run")))
+    assert result.steps == 2
+    assert math.isfinite(result.results["final_eval_loss"])
+    assert result.results["final_eval_loss"] != result.results["baseline_eval_loss"]
+    last = tmp_path / "run" / "last"
+    assert (last / FILES[method]).is_file()
+    assert result.results["base_fingerprint"] == before.fingerprint()
+    tokenizer = load_tokenizer(base)
+    inputs = tokenizer(["Which fruit?", "还剩几个苹果？"], padding=True, return_tensors="pt")
+    tuned = tuned_model(base, last, method)
+    with torch.no_grad():
+        logits = tuned(**inputs).logits
+        assert torch.isfinite(logits[inputs["attention_mask"].bool()]).all()
+        assert not torch.equal(logits.float(), before(**inputs).logits.float())
+    assert load_base(base, device="cpu").fingerprint() == before.fingerprint()
+    assert tuned.generate(**inputs, max_new_tokens=3).shape[1] <= inputs["input_ids"].shape[1] + 3
+
+
+def tuned_model(base: Path, last: Path, method: str) -> torch.nn.Module:
+    if method == "prefix":
+        return load_model(base, prefix=last, device="cpu")
+    if method == "full":
+        return load_model(last, device="cpu")
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_base(base, device="cpu"), str(last)).eval()
+
+
+def test_packing_is_refused_for_the_first_generation(
+    make_base: MakeBase, question_rows: Path, tmp_path: Path
+) -> None:
+    base = make_base(Family.CHATGLM, "float32")
+    command = settings(base, question_rows, "prefix", tmp_path / "run", "data.packing=true")
+    with pytest.raises(ConfigError, match=r"`data.packing` is true, but .* a ChatGLM-6B"):
+        run(load_settings(COMMAND, command))
