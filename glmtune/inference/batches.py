@@ -14,6 +14,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.inference.processors import logits_processors
 from glmtune.inference.settings import GenerationSettings
+from glmtune.models.families import Family
+from glmtune.models.token_stream import PREFILL_CHUNK_TOKENS
 
 logger = logging.getLogger(__name__)
 
@@ -164,10 +166,23 @@ def _generate_batch(
             eos_token_id=list(stop_ids),
             pad_token_id=pad_id,
             use_cache=True,
+            prefill_chunk_size=_prefill_chunk_size(model, prompts),
         ),
         logits_processor=logits_processors(settings, attention_mask_BS, rows),
     )
     return sequences_BT[:, length:].tolist()
+
+
+def _prefill_chunk_size(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> int | None:
+    """Return how many tokens to read at once; None = all.
+
+    Padding needs a mask with one row per query, so long padded prompts are read in pieces. ChatGLM-6B sees
+    its context in both directions and must read it, which is short, at once.
+    """
+    lengths = {len(prompt) for prompt in prompts}
+    if getattr(model, "family", None) == Family.CHATGLM or len(lengths) == 1:
+        return None
+    return PREFILL_CHUNK_TOKENS if max(lengths) > PREFILL_CHUNK_TOKENS else None
 
 
 def _cut(index: int, ids: Sequence[int], stop_ids: Sequence[int], num_prompt_tokens: int) -> GeneratedIds:

@@ -16,6 +16,7 @@ from glmtune.models.responses import process_response
 from glmtune.models.template_base import Template, TextTokenizer
 from glmtune.models.templates import template_for
 from glmtune.models.token_stream import (
+    PREFILL_CHUNK_TOKENS,
     SAFE_TOKEN,
     ConversationCache,
     RepairScores,
@@ -222,6 +223,7 @@ class ChatMixin:
         else:
             cache = past_key_values.fork()
             cache.token_ids += turn.template.encode_continuation(turn.text_tokenizer, turn.messages())
+            settings = {"prefill_chunk_size": PREFILL_CHUNK_TOKENS, **settings}
         prompt_length = len(cache.token_ids)
         given = generate_settings(model, turn, prompt_length, settings)
         for token, finished in stream_tokens(model, cache.token_ids, past_key_values=cache, **given):

@@ -14,6 +14,9 @@ from transformers.generation.logits_process import LogitsProcessor
 SAFE_TOKEN = 5
 """The token the releases fall back to when the logits are damaged, counted from the first text token."""
 
+PREFILL_CHUNK_TOKENS = 1024
+"""Queries read at once where a mask must be written out (padding, tokens before them), one row per query."""
+
 
 class ConversationCache(DynamicCache):
     """Keys and values of a conversation, and the tokens they belong to.

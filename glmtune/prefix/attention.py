@@ -59,14 +59,25 @@ def sdpa_with_prefix(
     prefix_key_values: LayerStates | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Run PyTorch's fused attention over prefix and tokens; arguments as in the attention interface."""
-    # Its causal shortcut aligns queries with the first keys, which here would be the prefix.
-    assert attention_mask is not None or query.shape[2] == 1, "a prefix needs an explicit mask"
-    if prefix_key_values is not None:
-        layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
-        key, value, attention_mask = prepend(layer, key, value, attention_mask, prefix_key_values)
-    kwargs["is_causal"] = False
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    """Run PyTorch's fused attention over prefix and tokens; arguments as in the attention interface.
+
+    A mask of None with many queries means causal, and then none is made: P blank queries in front of the
+    others line the queries up with the keys, so that the kernel's own causal rule shows every token the
+    whole prefix and the tokens up to itself. Memory stays linear in S.
+    """
+    if prefix_key_values is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    num_queries = query.shape[2]
+    is_causal = attention_mask is None and num_queries > 1
+    if is_causal:  # a static cache hands out room for later tokens as well
+        key, value = key[:, :, :num_queries], value[:, :, :num_queries]
+    layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
+    key, value, attention_mask = prepend(layer, key, value, attention_mask, prefix_key_values)
+    if is_causal:
+        query = nn.functional.pad(query, (0, 0, key.shape[2] - num_queries, 0))
+    kwargs["is_causal"] = is_causal
+    mixed_BQNH, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return mixed_BQNH[:, -num_queries:], None
 
 
 def eager_with_prefix(
@@ -86,19 +97,9 @@ def eager_with_prefix(
     return eager_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
-def sdpa_mask_with_prefix(
-    *, q_length: int, allow_is_causal_skip: bool = True, **kwargs: Any
-) -> Tensor | None:
-    """Build the boolean mask ``[B, 1, Q, S]`` of the tokens, causality always written out.
-
-    None is returned only where nothing is hidden: one query and no padding.
-    """
-    return sdpa_mask(q_length=q_length, allow_is_causal_skip=allow_is_causal_skip and q_length == 1, **kwargs)
-
-
 def register_attention() -> None:
     """Make the names of `WITH_PREFIX` known to transformers; doing it again changes nothing."""
     AttentionInterface.register("glmtune_sdpa", sdpa_with_prefix)
     AttentionInterface.register("glmtune_eager", eager_with_prefix)
-    AttentionMaskInterface.register("glmtune_sdpa", sdpa_mask_with_prefix)
+    AttentionMaskInterface.register("glmtune_sdpa", sdpa_mask)
     AttentionMaskInterface.register("glmtune_eager", eager_mask)
