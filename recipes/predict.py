@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from glmtune.data.settings import SPLITS, DataSettings
 from glmtune.errors import ConfigError
@@ -16,6 +18,7 @@ from recipes.compose import Command
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from transformers import PreTrainedModel
 
     from glmtune.data.dataset import ConversationSet
     from glmtune.inference.journal import RunIdentity
@@ -58,8 +61,8 @@ class PredictConfig:
             )
         if self.pre_seq_len and self.prefix_path is None:
             raise ConfigError(
-                f"`pre_seq_len` is {self.pre_seq_len}, but no prefix is given. Add `prefix_path=RUN`, or leave"
-                " `pre_seq_len` out."
+                f"`pre_seq_len` is {self.pre_seq_len}, but no prefix is given. Add `prefix_path=RUN`, or"
+                " leave `pre_seq_len` out."
             )
         if self.compare_base and self.prefix_path is None and self.adapter_path is None:
             raise ConfigError(
@@ -83,6 +86,15 @@ class PredictResult:
     differences: tuple[Difference, ...]
 
 
+@dataclass(frozen=True)
+class _Tuning:
+    """What is in the model beside its base: its name, what identifies it, and how to run without it once."""
+
+    name: str = "not tuned"
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    base_alone: AbstractContextManager[None] = field(default_factory=nullcontext)
+
+
 def run(config: PredictConfig) -> PredictResult:
     """Load, generate, score, and print what came out.
 
@@ -93,7 +105,7 @@ def run(config: PredictConfig) -> PredictResult:
         The answers and scores; the folder holds ``generated_predictions.jsonl`` and ``predict_results.json``.
 
     Raises:
-        GlmtuneError: a setting, the data, the checkpoint or the prefix cannot be used.
+        GlmtuneError: a setting, the data, the checkpoint, the prefix or the adapter cannot be used.
     """
     from rich.console import Console
 
@@ -101,33 +113,22 @@ def run(config: PredictConfig) -> PredictResult:
     from glmtune.inference.questions import build_questions
     from glmtune.inference.run import predict_split
     from glmtune.loading import load_model, load_tokenizer
-    from glmtune.prefix.attach import attach_prefix
-    from glmtune.prefix.checkpoint import find_prefix, load_prefix
 
     console = Console()
-    prefix_file = None if config.prefix_path is None else find_prefix(config.prefix_path)
+    tuned_path = _find_tuned(config)
     folder = (
-        Path(config.output_dir).expanduser() if config.output_dir else _default_folder(config, prefix_file)
+        Path(config.output_dir).expanduser() if config.output_dir else _default_folder(config, tuned_path)
     )
     loaded = load_conversations(config.data, config.split, need_answers=False)
     tokenizer = load_tokenizer(config.model.source, family=config.model.family)
     questions = build_questions(tokenizer, loaded, config.data)
     source = config.model
     model = load_model(source.source, dtype=source.dtype, device=source.device, family=source.family)
-    prefix = None if prefix_file is None else load_prefix(prefix_file, model)
-    length = 0 if prefix is None else prefix.pre_seq_len
-    if config.pre_seq_len not in (None, length):
-        raise ConfigError(
-            f"`pre_seq_len` is {config.pre_seq_len}, but the prefix {prefix_file} has length {length}. Leave"
-            " `pre_seq_len` out (the file tells), or give another prefix."
-        )
-    _announce(console, config, loaded, prefix_file, length, folder)
+    tuning = _tune(config, model, tuned_path)
+    _announce(console, config, loaded, tuning, folder)
 
-    def predict(where: Path, prefix_used: Path | None) -> PredictedSplit:
-        native = cast("GlmModel", model)
-        identity = _identity(
-            config, native, loaded, len(questions), prefix_used, length if prefix_used else 0
-        )
+    def predict(where: Path, tuning: _Tuning) -> PredictedSplit:
+        identity = _identity(config, cast("GlmModel", model), loaded, len(questions), tuning)
         return predict_split(
             model,
             tokenizer,
@@ -139,19 +140,55 @@ def run(config: PredictConfig) -> PredictResult:
             console=console,
         )
 
-    base = predict(folder / "base", None) if config.compare_base else None
-    if prefix is not None:
-        attach_prefix(model, prefix)
-    tuned = predict(folder, prefix_file)
+    base = None
+    if config.compare_base:
+        with tuning.base_alone:
+            base = predict(folder / "base", _Tuning())
+    tuned = predict(folder, tuning)
     differences = _report(console, tuned, base)
     return PredictResult(tuned=tuned, base=base, differences=differences)
 
 
-def _default_folder(config: PredictConfig, prefix_file: Path | None) -> Path:
-    """Return `predict` in the run folder of the prefix, or a folder under `runs` for a base model."""
-    if prefix_file is None:
+def _find_tuned(config: PredictConfig) -> Path | None:
+    """Return the file of the prefix or the folder of the adapter, None for a base model."""
+    from glmtune.adapter import find_adapter
+    from glmtune.prefix.checkpoint import find_prefix
+
+    if config.adapter_path is not None:
+        return find_adapter(config.adapter_path)
+    return None if config.prefix_path is None else find_prefix(config.prefix_path)
+
+
+def _tune(config: PredictConfig, model: PreTrainedModel, path: Path | None) -> _Tuning:
+    """Put the prefix or the adapter into the model."""
+    from glmtune.adapter import adapter_sha256, load_adapter
+    from glmtune.prefix.attach import attach_prefix, without_prefix
+    from glmtune.prefix.checkpoint import load_prefix
+
+    if path is None:
+        return _Tuning()
+    if config.adapter_path is not None:
+        adapted = load_adapter(path, model)
+        identity = {"adapter": str(path), "adapter_sha256": adapter_sha256(path)}
+        return _Tuning(f"adapter {path}", identity, adapted.disable_adapter())
+    prefix = load_prefix(path, model)
+    length = prefix.pre_seq_len
+    if config.pre_seq_len not in (None, length):
+        raise ConfigError(
+            f"`pre_seq_len` is {config.pre_seq_len}, but the prefix {path} has length {length}. Leave"
+            " `pre_seq_len` out (the file tells), or give another prefix."
+        )
+    attach_prefix(model, prefix)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    identity = {"prefix": str(path), "prefix_sha256": digest, "pre_seq_len": length}
+    return _Tuning(f"prefix {path} ({length} tokens)", identity, without_prefix(model))
+
+
+def _default_folder(config: PredictConfig, tuned: Path | None) -> Path:
+    """Return `predict` in the run folder of what was tuned, or a folder under `runs` for a base model."""
+    if tuned is None:
         return Path("runs") / f"predict-base-{Path(config.model.source).name}"
-    folder = prefix_file.parent
+    folder = tuned if tuned.is_dir() else tuned.parent
     if folder.name == "last":
         return folder.parent / "predict"
     if folder.name == "best" or folder.name.startswith("checkpoint-"):
@@ -164,8 +201,7 @@ def _identity(
     model: GlmModel,
     loaded: ConversationSet,
     num_rows: int,
-    prefix_file: Path | None,
-    pre_seq_len: int,
+    tuning: _Tuning,
 ) -> RunIdentity:
     from glmtune import __version__
     from glmtune.inference.journal import RunIdentity, deciding_settings
@@ -174,9 +210,6 @@ def _identity(
     return RunIdentity(
         model=config.model.source,
         model_fingerprint=model.fingerprint(),
-        prefix=str(prefix_file or ""),
-        prefix_sha256=hashlib.sha256(prefix_file.read_bytes()).hexdigest() if prefix_file else "",
-        pre_seq_len=pre_seq_len,
         template=template_for(model.family).name,
         dtype=str(model.dtype).removeprefix("torch."),
         data=loaded.path,
@@ -188,6 +221,7 @@ def _identity(
         source_prefix=config.data.source_prefix,
         generation=deciding_settings(config.generation),
         glmtune_version=__version__,
+        **tuning.identity,
     )
 
 
@@ -195,13 +229,11 @@ def _announce(
     console: Console,
     config: PredictConfig,
     loaded: ConversationSet,
-    prefix_file: Path | None,
-    pre_seq_len: int,
+    tuning: _Tuning,
     folder: Path,
 ) -> None:
-    tuned = f"prefix {prefix_file} ({pre_seq_len} tokens)" if prefix_file else "no prefix"
     lines = (
-        f"model  {config.model.source}, {tuned}",
+        f"model  {config.model.source}, {tuning.name}",
         f"data   {loaded.path}: {len(loaded.conversations)} rows",
         f"output {folder}",
     )
@@ -230,7 +262,7 @@ def _report(console: Console, tuned: PredictedSplit, base: PredictedSplit | None
             a=str(base.folder),
             b=str(tuned.folder),
             num_rows=len(tuned.scores),
-            test="paired bootstrap; a without the prefix, b with it",
+            test="paired bootstrap; a the untuned base, b the tuned model",
         )
         main = next(item for item in differences if item.metric == "bleu-4")
         console.print(main.verdict("before", "after"), highlight=False, soft_wrap=True)
@@ -246,6 +278,7 @@ COMMAND = Command(
     run=run,
     examples=(
         "glmtune predict data=ads prefix_path=runs/ads compare_base=true",
+        "glmtune predict adapter_path=runs/lora compare_base=true",
         "glmtune predict data=adgen prefix_path=runs/adgen/checkpoint-3000 generation=official_sampling",
         "glmtune predict model=chatglm2-6b data.test_file=questions.jsonl output_dir=runs/answers",
     ),

@@ -21,8 +21,8 @@ from glmtune.inference.settings import GenerationSettings
 
 RESULTS_NAME = "predict_results.json"
 DECIDING = (
-    "model_fingerprint", "prefix_sha256", "template", "dtype", "data_fingerprint", "num_rows",
-    "max_source_length", "max_target_length", "source_prefix", "generation",
+    "model_fingerprint", "prefix_sha256", "adapter_sha256", "template", "dtype", "data_fingerprint",
+    "num_rows", "max_source_length", "max_target_length", "source_prefix", "generation",
 )  # fmt: skip
 """What a run must share with the rows already there; the rest of the identity is for people."""
 
@@ -34,9 +34,6 @@ class RunIdentity:
     Attributes:
         model: what the base was called.
         model_fingerprint: of its weights.
-        prefix: file of the prefix, empty without one.
-        prefix_sha256: of that file, empty without one.
-        pre_seq_len: length of the prefix, 0 without one.
         template: name of the prompt template.
         dtype: floating type of the model.
         data: file or hub id of the rows.
@@ -48,13 +45,15 @@ class RunIdentity:
         source_prefix: text in front of every prompt.
         generation: the settings that change answers (not the batch sizes).
         glmtune_version: version that began the run.
+        prefix: file of the prefix, empty without one.
+        prefix_sha256: of that file, empty without one.
+        pre_seq_len: length of the prefix, 0 without one.
+        adapter: folder of the LoRA adapter, empty without one.
+        adapter_sha256: of its files, empty without one.
     """
 
     model: str
     model_fingerprint: str
-    prefix: str
-    prefix_sha256: str
-    pre_seq_len: int
     template: str
     dtype: str
     data: str
@@ -66,6 +65,11 @@ class RunIdentity:
     source_prefix: str
     generation: Mapping[str, Any]
     glmtune_version: str
+    prefix: str = ""
+    prefix_sha256: str = ""
+    pre_seq_len: int = 0
+    adapter: str = ""
+    adapter_sha256: str = ""
 
 
 def deciding_settings(settings: GenerationSettings) -> dict[str, Any]:
@@ -138,7 +142,9 @@ def _refuse_other_run(
         )
     here = asdict(identity)
     pairs = {
-        key: (_shown(there.get(key)), _shown(here[key])) for key in DECIDING if there.get(key) != here[key]
+        key: (_shown(there.get(key)), _shown(here[key]))
+        for key in DECIDING
+        if there.get(key, "") != here[key]
     }
     if pairs:
         differences = "; ".join(f"{key}: {old} there, {new} now" for key, (old, new) in pairs.items())

@@ -205,3 +205,48 @@ def test_another_length_or_base_is_refused(config, prefix, base, tmp_path):
 def test_wrong_settings_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         PredictConfig(**values)
+
+
+@pytest.fixture
+def adapter(base, tmp_path):
+    """A run folder whose `last` holds a random LoRA adapter of that base, as training leaves it."""
+    from glmtune.models.load import load_base
+    from glmtune.training.adapt import tune_adapter
+    from glmtune.training.checkpoint import writing
+    from glmtune.training.settings import LoraSettings
+
+    torch.manual_seed(2)
+    model = load_base(base)
+    facts = {"base_fingerprint": model.fingerprint()}
+    tuned = tune_adapter(model, LoraSettings(rank=4))
+    for name, weight in tuned.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    with writing(tmp_path / "lora" / "last", facts=facts) as folder:
+        tuned.save(folder)
+    return tmp_path / "lora"
+
+
+def test_an_adapter_answers_for_itself_and_leaves_the_base_alone(config, adapter, tmp_path):
+    plain = run(config).tuned
+    both = dataclasses.replace(config, adapter_path=str(adapter), compare_base=True, output_dir=None)
+    result = run(both)
+    assert result.tuned.folder == adapter / "predict"
+    assert result.base is not None
+    assert [row.prediction for row in result.base.predictions] == [
+        row.prediction for row in plain.predictions
+    ]
+    assert [row.prediction for row in result.tuned.predictions] != [
+        row.prediction for row in plain.predictions
+    ]
+    made = json.loads((adapter / "predict" / "predict_config.json").read_text(encoding="utf-8"))
+    assert (made["adapter"], len(made["adapter_sha256"])) == (str(adapter / "last"), 64)
+    assert (
+        json.loads((adapter / "predict" / "base" / "predict_config.json").read_text())["adapter_sha256"] == ""
+    )
+    with pytest.raises(ConfigError, match=r"6 rows of another run \(adapter_sha256"):
+        run(dataclasses.replace(config, adapter_path=str(adapter), output_dir=str(tmp_path / "out")))
+    with pytest.raises(ConfigError, match=r"`prefix_path` and `adapter_path` are both set"):
+        dataclasses.replace(both, prefix_path="somewhere")
+    with pytest.raises(CheckpointError, match="No adapter at"):
+        run(dataclasses.replace(config, adapter_path=str(tmp_path / "nothing")))
