@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import golden_chatglm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -190,10 +191,11 @@ def store(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> N
 def main() -> None:
     """Write everything, unless this script differs from its committed version."""
     root = TARGET.parent.parent.parent
-    git = ["git", "-C", str(root), "status", "--porcelain", "--", str(Path(__file__))]
+    sources = [Path(__file__), Path(golden_chatglm.__file__)]
+    git = ["git", "-C", str(root), "status", "--porcelain", "--", *map(str, sources)]
     if subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip():
         sys.exit(
-            "scripts/make_golden.py has uncommitted changes; commit it first: fixtures must be traceable."
+            "The golden scripts have uncommitted changes; commit them first: fixtures must be traceable."
         )
     for seed, (name, differences) in enumerate(CASES.items(), start=1):
         config, folder = BASE | differences, TARGET / name
@@ -201,9 +203,15 @@ def main() -> None:
         weights = random_weights(config, seed)
         store(folder, config, weights)
         save_file(expected_values(weights, config, name, 100 + seed), folder / "expected.safetensors")
-    (TARGET / "README.md").write_text(
-        README.format(digest=hashlib.sha256(Path(__file__).read_bytes()).hexdigest())
-    )
+    for seed, (name, differences) in enumerate(golden_chatglm.CASES.items(), start=51):
+        config, folder = golden_chatglm.BASE | differences, TARGET / name
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = golden_chatglm.random_weights(config, seed)
+        store(folder, config, weights)
+        expected = golden_chatglm.expected_values(weights, config, 100 + seed)
+        save_file(expected, folder / "expected.safetensors")
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    (TARGET / "README.md").write_text(README.format(digest=digest))
 
 
 README = f"""# Golden model fixtures
@@ -212,14 +220,15 @@ Tiny random checkpoints in the official layout; logits, loss and gradients of an
 
 | | |
 |---|---|
-| source | `scripts/make_golden.py` (sha256 `{{digest}}`), weights drawn there, nothing downloaded |
+| source | `scripts/make_golden.py`, `golden_chatglm.py` (sha256 of both `{{digest}}`); nothing downloaded |
 | command | `python scripts/make_golden.py` |
 | versions | Python {sys.version.split()[0]}, torch {torch.__version__}, one thread |
 | arithmetic | float64; weights rounded to the stored type first |
 | tolerance | logits 1e-5, loss 1e-5, gradients 1e-5 of the largest entry: float32 rounding of the model |
 
 `far_position_ids` alternate between the start and the end of the position table: a wrong rotary rule shows.
-`rotary_pos_emb.inv_freq` holds noise on purpose: readers must ignore it.
+`inv_freq` entries hold noise on purpose: readers must ignore them. The `chatglm` folders are the first
+generation, with a row that ends in gMASK and one with MASK inside.
 """
 
 
