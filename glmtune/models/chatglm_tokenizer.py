@@ -15,6 +15,7 @@ from transformers.utils.generic import PaddingStrategy
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.families import Family
 from glmtune.models.sentencepiece_tokenizer import read_sentencepiece_file, without_surrogates
+from glmtune.models.unigram_ties import TieBreaker
 from glmtune.models.vocabulary_tokenizer import VocabularyTokenizer
 
 _CONTROL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
@@ -41,7 +42,7 @@ class ChatGLMTokenizer(VocabularyTokenizer):
     """
 
     DEFAULT_FAMILY = Family.CHATGLM
-    PROCESSOR: ClassVar[str] = "sp_model"
+    PROCESSORS: ClassVar[tuple[str, ...]] = ("sp_model", "_ties")
     NAMED_TOKENS: ClassVar[dict[str, str]] = {
         "bos_token": "<sop>",
         "eos_token": "<eop>",
@@ -105,6 +106,7 @@ class ChatGLMTokenizer(VocabularyTokenizer):
         self.sp_model.LoadFromSerializedProto(content)
         if self.sp_model.IsUnknown(self.sp_model.PieceToId("[gMASK]")):
             self.sp_model.LoadFromSerializedProto(content + _command_pieces())
+        self._ties = TieBreaker(self.sp_model)
 
     # ---- vocabulary ----
 
@@ -174,9 +176,8 @@ class ChatGLMTokenizer(VocabularyTokenizer):
             text = text.lower()
         text = text.replace("\n", _LINE_BREAK).replace("\t", _TAB)
         text = _BLANKS.sub(lambda run: f"<|blank_{len(run[0])}|>", text)
-        return [
-            index + self.num_image_tokens for index in self.sp_model.EncodeAsIds(without_surrogates(text))
-        ]
+        ids = self._ties.settle(self.sp_model.EncodeAsIds(without_surrogates(text)))
+        return [index + self.num_image_tokens for index in ids]
 
     def _call_ids(self, text: str) -> list[int]:
         names = [name for name in self.all_special_tokens if name not in self._added_tokens_encoder]

@@ -58,7 +58,7 @@ class ChatGLM4Tokenizer(VocabularyTokenizer):
     PREFIX: ClassVar[tuple[str, ...]] = ("[gMASK]", "<sop>")
     DEFAULT_FAMILY = Family.GLM4
     OFFICIAL_CLASS: ClassVar[str] = "ChatGLM4Tokenizer"
-    PROCESSOR: ClassVar[str] = "encoding"
+    PROCESSORS: ClassVar[tuple[str, ...]] = ("encoding", "_ranks")
     NAMED_TOKENS: ClassVar[dict[str, str]] = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
 
     vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "tokenizer.model"}  # pyright: ignore[reportIncompatibleVariableOverride]

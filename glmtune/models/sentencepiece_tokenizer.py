@@ -27,7 +27,7 @@ class SentencePieceGlmTokenizer(VocabularyTokenizer):
 
     COMMANDS: ClassVar[tuple[str, ...]] = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
     PREFIX: ClassVar[tuple[str, ...]] = ("[gMASK]", "sop")
-    PROCESSOR: ClassVar[str] = "sp_model"
+    PROCESSORS: ClassVar[tuple[str, ...]] = ("sp_model",)
     NAMED_TOKENS: ClassVar[dict[str, str]] = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<unk>"}
     # The released code cannot load a config that names these tokens.
     USUAL_SETTINGS: ClassVar[dict[str, object]] = {**NAMED_TOKENS, "encode_special_tokens": False}

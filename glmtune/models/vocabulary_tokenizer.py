@@ -39,8 +39,8 @@ class VocabularyTokenizer(GlmTokenizer):
     USUAL_SETTINGS: ClassVar[dict[str, object]] = {}
     """Settings that a saved tokenizer_config.json leaves out at these values."""
     OFFICIAL_CLASS: ClassVar[str] = "ChatGLMTokenizer"
-    PROCESSOR: ClassVar[str]
-    """Attribute that is rebuilt from the file's bytes rather than pickled."""
+    PROCESSORS: ClassVar[tuple[str, ...]]
+    """Attributes that are rebuilt from the file's bytes rather than pickled."""
 
     def __init__(self, vocab_file: str, *, glmtune_family: str | None = None, **kwargs: Any) -> None:
         """Read a vocabulary file.
@@ -121,9 +121,7 @@ class VocabularyTokenizer(GlmTokenizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the processor out; it is rebuilt from the file's bytes."""
-        state = self.__dict__.copy()
-        del state[self.PROCESSOR]
-        return state
+        return {key: value for key, value in self.__dict__.items() if key not in self.PROCESSORS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Rebuild the processor."""

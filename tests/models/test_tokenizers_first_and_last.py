@@ -13,9 +13,6 @@ from glmtune.models.families import Family
 from glmtune.models.tokenizers import load_tokenizer_folder
 from glmtune.models.vocabulary_tokenizer import VocabularyTokenizer
 
-# Two segmentations of equal score; which one wins depends on the version of sentencepiece (here: 0.1.99).
-TIES = {"!!!???...,,,;;;:::"}
-
 Case = tuple[VocabularyTokenizer, dict[str, Any]]
 
 
@@ -47,9 +44,6 @@ def glm4(oracles: Path, released_tokenizers: Path) -> Case:
 def test_every_string(case: Case) -> None:
     tokenizer, expected = case
     for item in expected["strings"]:
-        if tokenizer.family == Family.CHATGLM and item["text"] in TIES:
-            assert tokenizer.decode(tokenizer.encode(item["text"])) == item["decoded"]
-            continue
         text, ids, special = item["text"], item["ids"], item["ids_with_special"]
         pieces = tokenizer.tokenize(text)
         assert [list(piece) if isinstance(piece, bytes) else piece for piece in pieces] == item["pieces"]
