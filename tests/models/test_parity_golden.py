@@ -54,3 +54,28 @@ def test_left_padding_changes_nothing() -> None:
     mask = (torch.arange(15)[None] >= 3).long()
     logits = model(ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits
     torch.testing.assert_close(logits[0, 3:].double(), expected["logits"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["chatglm", "chatglm-1d", "chatglm-march"])
+def test_the_first_generation(name: str, attention: str) -> None:
+    model = load_base(GOLDEN / name, dtype=torch.float32, device="cpu", attn_implementation=attention)
+    assert model.family == "chatglm"
+    expected = load_file(GOLDEN / name / "expected.safetensors")
+    for row in ("gmask", "inside"):
+        logits = model(expected[f"{row}.input_ids"][None]).logits
+        torch.testing.assert_close(logits[0].double(), expected[f"{row}.logits"], atol=1e-5, rtol=0)
+    ids = expected["gmask.input_ids"][None]
+    labels = ids.clone()
+    labels[:, : ids[0].tolist().index(model.config.bos_token_id) + 1] = -100
+    loss = model(ids, labels=labels).loss
+    assert loss.item() == pytest.approx(expected["loss"].item(), abs=1e-5)
+    loss.backward()
+    parameters = dict(model.named_parameters())
+    gradients = {key.removeprefix("gradient."): value for key, value in expected.items() if "gradient" in key}
+    assert len(gradients) == 3
+    for key, gradient in gradients.items():
+        found = parameters[key].grad
+        assert found is not None
+        tolerance = 1e-5 * gradient.abs().max().item()
+        torch.testing.assert_close(found.double(), gradient, atol=tolerance, rtol=0)
