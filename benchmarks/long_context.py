@@ -1,0 +1,139 @@
+"""Measure the memory that reading a long prompt takes at its peak, beyond the model itself.
+
+prompt     one prompt
+prefix     the same with a prefix of 128 attached
+padded     two prompts of half and full length in one batch, padded on the left
+next turn  the second half of the text, the first half being in the cache of earlier turns
+
+The model is random: 2 layers, width 64, a vocabulary of 4,992, the rules of ChatGLM3-6B-32K. Each measurement
+is a forked process that has read a short prompt before, so that loaded code is not counted.
+
+OMP_NUM_THREADS=1 python benchmarks/long_context.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+from collections.abc import Callable
+
+import torch
+
+from glmtune.inference.batches import generate_ids
+from glmtune.inference.settings import GenerationSettings
+from glmtune.models.config import native_config
+from glmtune.models.families import Family
+from glmtune.models.glm import OfficialGlmForCausalLM
+from glmtune.models.token_stream import PREFILL_CHUNK_TOKENS, ConversationCache, stream_tokens
+from glmtune.prefix.attach import attach_prefix
+from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
+
+VOCABULARY = 4992
+OFFICIAL = {
+    "num_layers": 2,
+    "hidden_size": 64,
+    "ffn_hidden_size": 160,
+    "kv_channels": 32,
+    "num_attention_heads": 2,
+    "multi_query_attention": True,
+    "multi_query_group_num": 1,
+    "padded_vocab_size": VOCABULARY,
+    "seq_length": 32768,
+    "rope_ratio": 50,
+    "layernorm_epsilon": 1e-5,
+    "add_qkv_bias": True,
+    "add_bias_linear": False,
+    "rmsnorm": True,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "torch_dtype": "float32",
+}
+Model = OfficialGlmForCausalLM
+
+
+def make_model() -> Model:
+    torch.manual_seed(0)
+    return OfficialGlmForCausalLM(native_config(OFFICIAL, Family.CHATGLM3_32K)).eval()
+
+
+def random_ids(length: int) -> list[int]:
+    return torch.randint(3, VOCABULARY, (length,)).tolist()
+
+
+def read_prompt(model: Model, length: int) -> None:
+    settings = GenerationSettings(max_new_tokens=1, max_batch_tokens=1 << 20)
+    list(generate_ids(model, [random_ids(length - 1)], settings, stop_ids=[2], pad_id=0))
+
+
+def read_behind_prefix(model: Model, length: int) -> None:
+    attach_prefix(model, PrefixEncoder(prefix_shape(model.config), pre_seq_len=128).eval())
+    read_prompt(model, length)
+
+
+def read_padded(model: Model, length: int) -> None:
+    settings = GenerationSettings(max_new_tokens=1, max_batch_tokens=1 << 20)
+    prompts = [random_ids(length - 1), random_ids(length // 2)]
+    list(generate_ids(model, prompts, settings, stop_ids=[2], pad_id=0))
+
+
+def read_next_turn(model: Model, length: int) -> None:
+    cache, ids = ConversationCache(), random_ids(length - 1)
+    settings = {"past_key_values": cache, "max_new_tokens": 1, "do_sample": False}
+    list(stream_tokens(model, ids[: length // 2], **settings))
+    list(stream_tokens(model, ids, prefill_chunk_size=PREFILL_CHUNK_TOKENS, **settings))
+
+
+CASES: dict[str, Callable[[Model, int], None]] = {
+    "prompt": read_prompt,
+    "prefix": read_behind_prefix,
+    "padded": read_padded,
+    "next turn": read_next_turn,
+}
+
+
+def resident_bytes() -> int:
+    """Return the memory this process holds now."""
+    with open("/proc/self/statm") as stream:
+        return int(stream.read().split()[1]) * resource.getpagesize()
+
+
+def peak_mib(case: str, length: int) -> float:
+    """Run one case in a forked process and return its peak beyond what it held before, MiB."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            model = make_model()
+            CASES[case](model, 16)
+            before = resident_bytes()
+            CASES[case](model, length)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            os.write(writer, str((peak - before) / 2**20).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        text = stream.read()
+    os.wait()
+    return float(text)
+
+
+def main() -> None:
+    """Measure every case at every length and print one table, MiB."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192, 16384, 32768])
+    options = parser.parse_args()
+    head = ["tokens", *CASES, "a boolean mask, S x S", "logits of the prompt"]
+    sys.stdout.write(f"| {' | '.join(head)} |\n{'|---' * len(head)}|\n")
+    for length in options.lengths:
+        avoided = [length**2 / 2**20, length * VOCABULARY * 4 / 2**20]
+        figures = [peak_mib(case, length) for case in CASES] + avoided
+        sys.stdout.write(f"| {length:,} | {' | '.join(f'{figure:,.0f}' for figure in figures)} |\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
