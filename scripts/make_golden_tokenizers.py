@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import regex
@@ -116,7 +117,7 @@ def train_ranks() -> dict[bytes, int]:
         [bytes([byte]) for byte in word.encode()] for text in SENTENCES for word in regex.findall(WORDS, text)
     ]
     for _ in range(NUM_MERGES):
-        pairs = Counter(pair for word in words for pair in zip(word, word[1:], strict=False))
+        pairs = Counter(pair for word in words for pair in pairwise(word))
         left, right = max(pairs, key=lambda pair: (pairs[pair], pair))
         ranks[left + right] = len(ranks)
         words = [merged(word, left + right) for word in words]
@@ -140,7 +141,7 @@ def rank_ids(ranks: dict[bytes, int], text: str) -> list[int]:
     for word in regex.findall(WORDS, text):
         parts = [bytes([byte]) for byte in word.encode()]
         while True:
-            found = [ranks[a + b] for a, b in zip(parts, parts[1:], strict=False) if a + b in ranks]
+            found = [ranks[a + b] for a, b in pairwise(parts) if a + b in ranks]
             if not found:
                 break
             piece = next(piece for piece, rank in ranks.items() if rank == min(found))
@@ -183,14 +184,14 @@ def main() -> None:
 
 README = f"""# Golden tokenizer fixtures
 
-Tiny vocabulary files in the forms of ChatGLM-6B (March 2023) and GLM-4, trained on sentences of our own, and the
-encodings of independent textbook encoders.
+Tiny vocabulary files in the forms of ChatGLM-6B (March 2023) and GLM-4, trained on sentences of our own, and
+the encodings of independent textbook encoders.
 
 | | |
 |---|---|
 | source | `scripts/make_golden_tokenizers.py` (sha256 `{{digest}}`), nothing downloaded |
 | command | `python scripts/make_golden_tokenizers.py` |
-| versions | Python {sys.version.split()[0]}, sentencepiece {sentencepiece.__version__} (trains the unigram file) |
+| versions | Python {sys.version.split()[0]}, sentencepiece {sentencepiece.__version__} |
 | tolerance | exact: integers |
 """
 
