@@ -177,9 +177,10 @@ class ChatGLM4Tokenizer(VocabularyTokenizer):
 
     def _official_keys(self) -> dict[str, object]:
         flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-        commands = {str(index): {"content": name, **flags} for name, index in self._commands.items()}
+        tokens = {str(index): {"content": name, **flags} for name, index in self._commands.items()}
+        tokens |= {str(index): token.__getstate__() for index, token in self._added_tokens_decoder.items()}
         named = {"eos_token": str(self.eos_token), "pad_token": str(self.pad_token)}
-        return {**super()._official_keys(), **named, "added_tokens_decoder": commands}
+        return {**super()._official_keys(), **named, "added_tokens_decoder": tokens}
 
 
 _COMMAND = re.compile(f"({'|'.join(map(re.escape, ChatGLM4Tokenizer.COMMANDS))})")
