@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from glmtune.models.load import load_base
 from glmtune.models.names import state_to_official
 
-GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "models"
+GOLDEN = Path(__file__).resolve().parent / "models"
 FAMILIES = {
     "chatglm2": "chatglm2",
     "chatglm2-32k": "chatglm2-32k",
