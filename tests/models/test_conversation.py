@@ -20,7 +20,7 @@ from glmtune.models.families import Family
 from glmtune.models.glm import OfficialGlmForCausalLM
 from glmtune.models.templates import template_for
 from glmtune.models.token_stream import SAFE_TOKEN, RepairScores
-from glmtune.prefix.attach import attach_prefix
+from glmtune.prefix.attach import attach_prefix, detach_prefix
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
 
 GREEDY = {"do_sample": False}
@@ -425,6 +425,18 @@ class TestChatGlm:
         torch.manual_seed(3)
         assert last(model.stream_chat(tokenizer, "你好", **settings)) == whole
         assert whole[0]
+
+    def test_prefix(self, chatglm):
+        model, tokenizer = chatglm
+        settings = {"max_new_tokens": 12, "suppress_tokens": list(range(340, 352)), **GREEDY}
+        bare = model.chat(tokenizer, "你好", **settings)
+        encoder = PrefixEncoder(prefix_shape(model.config), pre_seq_len=4)
+        torch.nn.init.normal_(encoder.embedding.weight, std=5.0)
+        attach_prefix(model, encoder.eval())
+        tuned = model.chat(tokenizer, "你好", **settings)
+        assert last(model.stream_chat(tokenizer, "你好", **settings)) == tuned != bare
+        detach_prefix(model)
+        assert model.chat(tokenizer, "你好", **settings) == bare
 
     def test_no_cache_across_turns(self, chatglm):
         model, tokenizer = chatglm

@@ -276,3 +276,14 @@ def test_compiled_forward_and_gradient() -> None:
     output.loss.backward()
     for weight, reference in zip(prefix_of(model).parameters(), wanted, strict=True):
         torch.testing.assert_close(weight.grad, reference)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_static_cache(attention: str) -> None:
+    """A static cache hands out room for later tokens too, which no token of the prompt may see."""
+    model = make_base(attention)
+    attach_prefix(model, make_prefix(model))
+    settings = {"max_new_tokens": 8, "do_sample": False}
+    expected = model.generate(IDS, **settings)
+    assert torch.equal(model.generate(IDS, **settings, cache_implementation="static"), expected)
