@@ -59,6 +59,7 @@ class ChatGLM4Tokenizer(VocabularyTokenizer):
     DEFAULT_FAMILY = Family.GLM4
     OFFICIAL_CLASS: ClassVar[str] = "ChatGLM4Tokenizer"
     PROCESSORS: ClassVar[tuple[str, ...]] = ("encoding", "_ranks")
+    USUAL_SETTINGS: ClassVar[dict[str, object]] = {"extra_special_tokens": list(COMMANDS)}
     NAMED_TOKENS: ClassVar[dict[str, str]] = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
 
     vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "tokenizer.model"}  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -179,8 +180,14 @@ class ChatGLM4Tokenizer(VocabularyTokenizer):
         flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
         tokens = {str(index): {"content": name, **flags} for name, index in self._commands.items()}
         tokens |= {str(index): token.__getstate__() for index, token in self._added_tokens_decoder.items()}
+        names = list(self.COMMANDS)
         named = {"eos_token": str(self.eos_token), "pad_token": str(self.pad_token)}
-        return {**super()._official_keys(), **named, "added_tokens_decoder": tokens}
+        return {
+            **super()._official_keys(),
+            **named,
+            "added_tokens_decoder": tokens,
+            "additional_special_tokens": names,
+        }
 
 
 _COMMAND = re.compile(f"({'|'.join(map(re.escape, ChatGLM4Tokenizer.COMMANDS))})")

@@ -28,6 +28,8 @@ CALL, RESULT = Message("assistant", "clock()", "clock"), Message("observation", 
 
 
 def tokenizer_of(name: str, folder: Path):
+    if name in ("chatglm", "glm4"):
+        folder = Path(__file__).parents[1] / "golden" / "tokenizers" / name
     return load_tokenizer_folder(folder, Family(name))
 
 
@@ -185,6 +187,63 @@ def test_continued_turns(tiny_tokenizer, tiny_chatglm3_tokenizer):
     assert template_for(three).encode_continuation(three, [USER, ANSWER, USER]) == whole[len(before) :]
 
 
+def test_prompts_of_chatglm_without_generation_prompt():
+    template = TEMPLATES["chatglm"]
+    assert template.render([USER], generation_prompt=False) == "3 + 4?"
+    rounds = "[Round 0]\n问：3 + 4?\n答：7\n[Round 1]\n问：3 + 4?"
+    assert template.render([USER, ANSWER, USER], generation_prompt=False) == rounds
+    assert template.render([USER, ANSWER, USER]) == f"{rounds}\n答："
+
+
+def test_answers_of_chatglm_end_with_eop_and_no_cache_is_kept(tiny_tokenizer_folder):
+    tokenizer = tokenizer_of("chatglm", tiny_tokenizer_folder)
+    template = template_for(tokenizer)
+    eop = tokenizer.get_command("<eop>")
+    assert template.encode_answer(tokenizer, ANSWER) == [*tokenizer.text_ids("7"), eop]
+    assert template.stop_ids(tokenizer) == (eop,)
+    assert template.encode_continuation(tokenizer, [USER]) == template.encode_prompt(tokenizer, [USER])
+    with pytest.raises(DataError, match=r"3 messages should continue from a cache.*both directions"):
+        template.encode_continuation(tokenizer, [USER, ANSWER, USER])
+
+
+def test_glm4_leaves_out_messages_without_content(tiny_tokenizer_folder):
+    tokenizer = tokenizer_of("glm4", tiny_tokenizer_folder)
+    template = template_for(tokenizer)
+    empty = Message("system", "")
+    assert template.encode_prompt(tokenizer, [empty, USER]) == template.encode_prompt(tokenizer, [USER])
+    assert template.render([empty, USER]) == template.render([USER])
+    ids, mask = template.encode_conversation(tokenizer, [empty, USER, Message("assistant", "")])
+    prompt = template.encode_prompt(tokenizer, [USER])
+    assert ids == [*prompt, *tokenizer.text_ids("\n"), tokenizer.end_id]
+    assert mask == [False] * len(prompt) + [True] * 2
+    assert template.stop_ids(tokenizer) == tuple(
+        tokenizer.get_command(name) for name in ("<|endoftext|>", "<|user|>", "<|observation|>")
+    )
+
+
+def test_tools_of_glm4_stand_under_a_heading(tiny_tokenizer_folder):
+    tokenizer = tokenizer_of("glm4", tiny_tokenizer_folder)
+    tool = {"name": "clock", "description": "time", "parameters": {}}
+    chat = [{"role": "system", "content": "I am GLM.", "tools": [{"type": "function", "function": tool}]}]
+    chat.append({"role": "user", "content": "time?"})
+    described = json.dumps(tool, indent=4, ensure_ascii=False)
+    assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == (
+        "[gMASK]<sop><|system|>\nI am GLM.\n\n# 可用工具\n\n## clock\n\n"
+        + described
+        + "\n在调用上述函数时，请使用 Json 格式表示调用的参数。<|user|>\ntime?<|assistant|>"
+    )
+    with pytest.raises(DataError, match=r"described as .'type': 'python'.*calls tools by their `name`"):
+        tokenizer.apply_chat_template([{**chat[0], "tools": [{"type": "python"}]}, chat[1]], tokenize=False)
+
+
+def test_tools_are_refused_where_a_release_knows_none():
+    for name in ("chatglm", "chatglm2", "codegeex2"):
+        with pytest.raises(
+            DataError, match=f"`{name}` knows no tools, but `clock` should.*ChatGLM3 or GLM-4"
+        ):
+            TEMPLATES[name].announce_tools("x", [{"name": "clock"}])
+
+
 REFUSED = {
     "empty": ("chatglm2", [], "0 messages"),
     "unknown role": ("chatglm3", [Message("bot", "x")], "role of message 1 is `bot`.*Valid: system, user"),
@@ -199,6 +258,11 @@ REFUSED = {
     "tool result": ("chatglm2", [USER, RESULT], "last message has the role `observation`"),
     "tool call": ("chatglm2", [USER, CALL, USER], "Message 2 carries the metadata `clock`.*ChatGLM3"),
     "system alone": ("chatglm2", [Message("system", "s")], "last message has the role `system`"),
+    "two questions to ChatGLM-6B": (
+        "chatglm",
+        [USER, USER],
+        "Message 2 has the role `user`.*`assistant` is due",
+    ),
     "earlier turns": ("codegeex2", [USER, ANSWER, USER], "takes one user message, but 3 messages"),
     "two lines of metadata": (
         "chatglm3",
