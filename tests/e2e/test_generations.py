@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from glmtune import load_model, load_tokenizer
 from glmtune.errors import ConfigError
 from glmtune.models.families import Family
 from glmtune.models.load import load_base
+from glmtune.prefix.checkpoint import save_prefix
+from glmtune.prefix.init import build_prefix_encoder
+from glmtune.prefix.settings import PrefixSettings
+from recipes import predict
 from recipes.compose import load_settings
 from recipes.train import COMMAND, run
 
@@ -93,3 +98,32 @@ def test_packing_is_refused_for_the_first_generation(
     command = settings(base, question_rows, "prefix", tmp_path / "run", "data.packing=true")
     with pytest.raises(ConfigError, match=r"`data.packing` is true, but .* a ChatGLM-6B"):
         run(load_settings(COMMAND, command))
+
+
+@pytest.mark.parametrize("family", GENERATIONS)
+def test_answers_do_not_depend_on_the_batch(
+    make_base: MakeBase, question_rows: Path, family: Family, tmp_path: Path
+) -> None:
+    model = load_base(make_base(family, "float32"), device="cpu")
+    torch.manual_seed(1)
+    save_prefix(build_prefix_encoder(model, PrefixSettings(pre_seq_len=3)), tmp_path / "prefix")
+    answers = []
+    for batch_size in (1, 4):
+        overrides = [
+            "data=files",
+            f"data.test_file={question_rows}",
+            "data.prompt_column=prompt",
+            "data.response_column=response",
+            f"model.source={make_base(family, 'float32')}",
+            "model.device=cpu",
+            f"prefix_path={tmp_path / 'prefix'}",
+            "generation.max_new_tokens=6",
+            "generation.do_sample=false",
+            f"generation.batch_size={batch_size}",
+            f"output_dir={tmp_path / str(batch_size)}",
+        ]
+        predict.run(load_settings(predict.COMMAND, overrides))
+        file = tmp_path / str(batch_size) / "generated_predictions.jsonl"
+        answers.append([json.loads(line)["prediction"] for line in file.read_text().splitlines()])
+    assert len(answers[0]) == 4
+    assert answers[0] == answers[1]
