@@ -1,8 +1,9 @@
 """Write an official-format checkpoint of random weights, shard by shard, for measurements on real shapes.
 
-The defaults are ChatGLM2-6B's shape (12.5 GB in bfloat16):
+The defaults are ChatGLM2-6B's shape, with `--family chatglm` ChatGLM-6B's (12.5 and 13.4 GB in bfloat16):
 
     python benchmarks/make_checkpoint.py --out /tmp/chatglm2-6b-random
+    python benchmarks/make_checkpoint.py --family chatglm --out /tmp/chatglm-6b-random
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--family", default="chatglm2", choices=[family.value for family in Family][1:])
+    parser.add_argument("--family", default="chatglm2", choices=[family.value for family in Family])
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--hidden", type=int, default=4096)
-    parser.add_argument("--ffn", type=int, default=13696, help="width of the MLP")
+    parser.add_argument("--ffn", type=int, help="width of the MLP")
     parser.add_argument("--heads", type=int, default=32)
     parser.add_argument("--kv-heads", type=int, default=2)
     parser.add_argument("--head-dim", type=int, default=128)
-    parser.add_argument("--vocab", type=int, default=65024)
-    parser.add_argument("--seq-length", type=int, default=32768, help="positions")
+    parser.add_argument("--vocab", type=int, help="rows of the embedding")
+    parser.add_argument("--seq-length", type=int, help="positions")
     parser.add_argument("--rope-ratio", type=float, default=1)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--format", default="bin", choices=["bin", "safetensors"])
@@ -52,22 +53,31 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def official_values(options: argparse.Namespace) -> dict[str, object]:
-    """Build config.json's content."""
-    values = {
+    """Build config.json's content (ChatGLM-6B has no `--kv-heads`, `--head-dim` and `--rope-ratio`)."""
+    family = Family(options.family)
+    values: dict[str, object] = {
         "hidden_size": options.hidden,
-        "ffn_hidden_size": options.ffn,
-        "kv_channels": options.head_dim,
         "num_layers": options.layers,
         "num_attention_heads": options.heads,
-        "multi_query_attention": True,
-        "multi_query_group_num": options.kv_heads,
-        "padded_vocab_size": options.vocab,
-        "seq_length": options.seq_length,
-        "rope_ratio": options.rope_ratio,
-        "add_qkv_bias": True,
         "torch_dtype": options.dtype,
     }
-    family = Family(options.family)
+    if family is Family.CHATGLM:
+        values |= {
+            "inner_hidden_size": options.ffn or 16384,
+            "vocab_size": options.vocab or 130528,
+            "max_sequence_length": options.seq_length or 2048,
+        }
+    else:
+        values |= {
+            "ffn_hidden_size": options.ffn or 13696,
+            "kv_channels": options.head_dim,
+            "multi_query_attention": True,
+            "multi_query_group_num": options.kv_heads,
+            "padded_vocab_size": options.vocab or 65024,
+            "seq_length": options.seq_length or 32768,
+            "rope_ratio": options.rope_ratio,
+            "add_qkv_bias": True,
+        }
     return official_config(native_config(values, family), family)
 
 
@@ -75,13 +85,16 @@ def shards(options: argparse.Namespace, official: dict[str, object]) -> Iterator
     """Yield the tensors of one file after the other."""
     dtype, generator = getattr(torch, options.dtype), torch.Generator().manual_seed(options.seed)
     shard: dict[str, Tensor] = {}
-    used = 0
+    used, embedding = 0, torch.empty(0)
     for entry in name_table(native_config(official, Family(options.family))):
         tensor = torch.empty(entry.shape, dtype=dtype)
-        if "layernorm" in entry.official:
+        if "layernorm" in entry.official and entry.official.endswith("weight"):
             tensor.fill_(1)
+        elif entry.is_copy:
+            tensor.copy_(embedding)
         else:
             tensor.normal_(std=options.std, generator=generator)
+        embedding = tensor if entry.official.endswith("word_embeddings.weight") else embedding
         if shard and used + tensor.nbytes > options.shard_bytes:
             yield shard
             shard, used = {}, 0
