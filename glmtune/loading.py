@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glmtune.errors import ConfigError
 from glmtune.models.config import read_config
-from glmtune.models.families import Family, detect_family, parse_family
+from glmtune.models.families import Family, detect_family, detect_tokenizer_family, parse_family
 from glmtune.models.load import load_base
 from glmtune.models.source import family_of_source, resolve_source
 from glmtune.models.tokenizers import load_tokenizer_folder
@@ -78,7 +78,6 @@ def load_tokenizer(source: str | Path, *, family: Family | str | None = None) ->
     folder = resolve_source(source)
     chosen = parse_family(family) if family is not None else family_of_source(source)
     if chosen is None:
-        # Tokenizers that we saved name their family, so their folder needs no config.json.
-        alone = (folder / "tokenizer_config.json").is_file() and not (folder / "config.json").is_file()
-        chosen = detect_family(folder, {} if alone else read_config(folder))
+        has_model = (folder / "config.json").is_file()
+        chosen = detect_family(folder, read_config(folder)) if has_model else detect_tokenizer_family(folder)
     return load_tokenizer_folder(folder, chosen)

@@ -90,6 +90,35 @@ def detect_family(folder: Path, config: Mapping[str, Any]) -> Family:
     return _by_name(folder, config, tokenizer_config)
 
 
+def detect_tokenizer_family(folder: Path) -> Family:
+    """Decide which release line tokenizer files belong to that lie in a folder without config.json.
+
+    Args:
+        folder: holds ``ice_text.model`` or ``tokenizer.model`` and, as a rule, ``tokenizer_config.json``.
+
+    Returns:
+        The family; from ``glmtune_family``, else from the vocabulary file and the tokenizer's class, else
+        from names.
+
+    Raises:
+        CheckpointError: none of these tells the family.
+    """
+    config = _read_json(folder / "tokenizer_config.json")
+    if FAMILY_KEY in config:
+        return parse_family(str(config[FAMILY_KEY]))
+    if (folder / "ice_text.model").is_file():
+        return Family.CHATGLM
+    if config.get("tokenizer_class") == "ChatGLM4Tokenizer":
+        return Family.GLM4
+    found = [family for name in _names(folder, {}, config) if (family := family_of_name(name))]
+    if not found:
+        raise CheckpointError(
+            f"{folder} has no config.json, and neither a name nor `{FAMILY_KEY}` in tokenizer_config.json "
+            f"tells whose tokenizer it holds. Pass `family=`, one of {', '.join(Family)}."
+        )
+    return found[0]
+
+
 def _by_name(folder: Path, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> Family:
     """Separate ChatGLM2, CodeGeeX2, ChatGLM3 and GLM-4, whose keys are the same."""
     found = [family for name in _names(folder, config, tokenizer_config) if (family := family_of_name(name))]

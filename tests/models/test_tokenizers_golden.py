@@ -111,6 +111,18 @@ def test_image_tokens_are_read_off_the_models_config(tmp_path: Path, first: Voca
         load_tokenizer(tmp_path)
 
 
+def test_folders_without_a_model_are_told_by_their_files(tmp_path: Path) -> None:
+    assert load_tokenizer(GOLDEN / "chatglm").family == Family.CHATGLM
+    shutil.copytree(GOLDEN / "glm4", tmp_path / "new")
+    with pytest.raises(
+        CheckpointError, match=r"no config.json, and neither a name nor.*Pass `family=`, one of .*glm4"
+    ):
+        load_tokenizer(tmp_path / "new")
+    (tmp_path / "new" / "tokenizer_config.json").write_text('{"tokenizer_class": "ChatGLM4Tokenizer"}')
+    assert load_tokenizer(tmp_path / "new").family == Family.GLM4
+    assert load_tokenizer(shutil.copytree(GOLDEN / "glm4", tmp_path / "glm-4-9b")).family == Family.GLM4
+
+
 def test_special_names_are_no_special_tokens_in_prompts(tokenizer: VocabularyTokenizer) -> None:
     name = "<sop>"
     command = tokenizer.get_command(name)
