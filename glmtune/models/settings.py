@@ -16,7 +16,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 class ModelSettings:
     """Which base model to load, and how."""
 
-    source: str = setting("glm-tiny", "preset name, hub id under THUDM/ or zai-org/, or a folder")
+    source: str = setting("glm-tiny", "preset name, hub id (THUDM/, zai-org/), modelscope:NAME, or a folder")
     dtype: str = setting(
         "auto", "auto, float32, bfloat16 or float16; auto keeps the checkpoint's where it runs well"
     )
@@ -38,7 +38,7 @@ class ModelSettings:
 class CheckpointSettings:
     """Which checkpoint to look at, without loading it as a whole."""
 
-    source: str | None = setting(None, "preset name, hub id under THUDM/ or zai-org/, or a folder")
+    source: str | None = setting(None, "preset name, hub id (THUDM/, zai-org/), modelscope:NAME, or a folder")
     family: str | None = setting(None, "release line, only if names cannot tell it, such as chatglm2-32k")
 
     def __post_init__(self) -> None:
