@@ -349,9 +349,8 @@ class ChatGlmForCausalLM(OfficialModel, ChatGlmPreTrainedModel, GenerationMixin)
             Loss (mean over the labels), logits ``[B, S, vocab]`` and the cache; with ``labelled_only`` the
             logits are float32 ``[labels, vocab]``, one row per label, in reading order, without a cache.
         """
-        num_items = (
-            kwargs.pop("num_items_in_batch", None) if labelled_only else kwargs.get("num_items_in_batch")
-        )
+        is_sparing = labels is not None and labelled_only
+        num_items = kwargs.pop("num_items_in_batch", None) if is_sparing else None
         outputs: BaseModelOutputWithPast = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -363,7 +362,7 @@ class ChatGlmForCausalLM(OfficialModel, ChatGlmPreTrainedModel, GenerationMixin)
         )
         hidden_BSD = outputs.last_hidden_state
         assert hidden_BSD is not None
-        if labels is not None and labelled_only:
+        if labels is not None and is_sparing:
             return labelled_loss(hidden_BSD, labels, self.lm_head, num_items)
         logits = self.lm_head(slice_logits_to_keep(hidden_BSD, logits_to_keep))
         loss = None

@@ -251,6 +251,24 @@ def test_caches_generate_the_same(settings: dict[str, Any]) -> None:
         assert row[8:][: len(new)].tolist() == new.tolist()
 
 
+def test_several_tokens_per_step_and_a_cache_that_is_handed_in() -> None:
+    model, ids = make_model(), torch.tensor([ROW[:6]])
+    settings: dict[str, Any] = {"eos_token_id": None, "do_sample": False}
+    expected = model.generate(ids, max_new_tokens=10, **settings)
+    looked_up = model.generate(ids, max_new_tokens=10, prompt_lookup_num_tokens=3, **settings)
+    assert torch.equal(looked_up, expected)
+    cache = model(ids, use_cache=True).past_key_values
+    again = model.generate(expected[:, :8], past_key_values=cache, max_new_tokens=8, **settings)
+    assert torch.equal(again, expected)
+
+
+def test_a_prompt_cut_into_pieces_is_refused() -> None:
+    with pytest.raises(
+        DataError, match="has no sop"
+    ):  # the first piece would not see the rest of the context
+        make_model().generate(torch.tensor([ROW[:6]]), max_new_tokens=2, prefill_chunk_size=2)
+
+
 def test_sampling_follows_the_seed_and_returns_several() -> None:
     model, ids = make_model(), torch.tensor([ROW[:6]])
     settings = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 6, "temperature": 1.5}
