@@ -69,6 +69,20 @@ def test_sample_marks_what_is_learnt(chatglm3, write) -> None:
     assert (report.template, report.sample_line, report.splits[0].num_multi_turn) == ("chatglm3", 1, 1)
 
 
+@pytest.mark.parametrize(("answer", "wanted"), [(14, 16), (15, 24)])
+def test_start_and_end_count_as_answer_of_chatglm(chatglm, write, answer: int, wanted: int) -> None:
+    """With `sop` and `eop` 14 characters are 16 of `max_target_length`, with gMASK 7 are 8 of the source."""
+    rows = file(write, "train.jsonl", [("q" * 7, "a" * answer)])
+    report = check_data(DataSettings(train_file=rows, max_source_length=8, max_target_length=16), chatglm)
+    assert (report.wanted_source_length, report.wanted_target_length) == (8, wanted)
+    assert report.splits[0].truncation.cut_answer_tokens == max(0, answer - 14)
+    assert report.splits[0].truncation.cut_question_tokens == 0
+    assert [(part.text, part.has_loss) for part in report.sample] == [
+        ("q" * 7 + "[gMASK]", False),
+        ("sop" + "a" * 14 + "</s>", True),
+    ]
+
+
 def test_nothing_to_check(chatglm2) -> None:
     with pytest.raises(ConfigError, match=r"`data.train_file` is not set.*data=ads"):
         check_data(DataSettings(), chatglm2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,20 @@ def test_tokens_in_front_count_towards_the_reference(tiny_tokenizer):
     assert len(tiny_tokenizer.prefix_ids) == 2
     assert cut_reference(tiny_tokenizer, ANSWER, len(ids) + 2) == ANSWER
     assert cut_reference(tiny_tokenizer, ANSWER, len(ids) + 1) == tiny_tokenizer.decode(ids[:-1]).strip()
+
+
+def test_references_of_chatglm_are_cleaned_like_its_answers():
+    """Its vocabulary has half-width punctuation alone; the answers shown and scored have it full-width."""
+    from glmtune.models.families import Family
+    from glmtune.models.templates import template_for
+    from glmtune.models.tokenizers import load_tokenizer_folder
+
+    folder = Path(__file__).parents[1] / "golden" / "tokenizers" / "chatglm"
+    tokenizer = load_tokenizer_folder(folder, Family.CHATGLM)
+    ids = tokenizer.text_ids("颜色很白,面料柔软!")
+    cut = cut_reference(tokenizer, "颜色很白,面料柔软!", len(ids) + 2)
+    assert cut == template_for(tokenizer).clean_answer(tokenizer.decode(ids)) == "颜色很白，面料柔软！"
+    assert cut_reference(tokenizer, "颜色很白,面料柔软!", len(ids) + 1) == "颜色很白，面料柔软"
 
 
 def test_released_tokenizer_keeps_62_of_64_tokens(released_tokenizers, benchmarks_data):
