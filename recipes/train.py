@@ -216,6 +216,7 @@ def _trainer(
         eval_lengths=eval_lengths,
         pad_token_id=pad,
         group_by_length=config.trainer.group_by_length,
+        shuffle=config.trainer.shuffle,
         keep_checkpoints=config.trainer.save_total_limit,
         patience=config.trainer.early_stopping_patience,
         facts=facts,

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch.utils.data import Sampler
 
 BATCHES_SORTED_TOGETHER = 50
+Item = TypeVar("Item")
 
 
 class EpochSampler(Sampler[int]):
-    """Shuffled row numbers, optionally with rows of similar length side by side."""
+    """Row numbers, shuffled or in the file's order, optionally with rows of similar length side by side."""
 
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, group_by_length: bool, seed: int) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_size: int,
+        group_by_length: bool,
+        seed: int,
+        shuffle: bool = True,
+    ) -> None:
         """Keep what decides the order.
 
         Args:
@@ -22,7 +32,10 @@ class EpochSampler(Sampler[int]):
             group_by_length: sort within pools of 50 batches, then shuffle the batches; the longest goes
                 first, so that a batch too large for the memory fails at once.
             seed: with the epoch, decides the order.
+            shuffle: draw rows at random; without it rows keep their order, and grouping by length moves them
+                within their pool only.
         """
+        self.shuffle = shuffle
         self.lengths = lengths
         self.batch_size = batch_size
         self.group_by_length = group_by_length
@@ -38,22 +51,30 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        order = list(range(len(self.lengths)))
+        if self.shuffle:
+            order = _permuted(order, generator)
         return iter(self._grouped(order, generator) if self.group_by_length else order)
 
     def _grouped(self, order: list[int], generator: torch.Generator) -> list[int]:
         pool_size = self.batch_size * BATCHES_SORTED_TOGETHER
         batches: list[list[int]] = []
+        short: list[list[int]] = []
         for start in range(0, len(order), pool_size):
             pool = sorted(order[start : start + pool_size], key=lambda row: self.lengths[row])
-            batches += [pool[at : at + self.batch_size] for at in range(0, len(pool), self.batch_size)]
+            cut = [pool[at : at + self.batch_size] for at in range(0, len(pool), self.batch_size)]
+            short = [cut.pop()] if len(cut[-1]) < self.batch_size else []
+            batches += cut if self.shuffle else _permuted(cut, generator)
+        if self.shuffle and batches:
+            batches = _permuted(batches, generator)
+            longest = max(range(len(batches)), key=lambda at: sum(self.lengths[row] for row in batches[at]))
+            batches[0], batches[longest] = batches[longest], batches[0]
         # The loader cuts every `batch_size` rows, so the one short batch has to stay at the end.
-        short = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
-        shuffled = [batches[at] for at in torch.randperm(len(batches), generator=generator).tolist()]
-        if shuffled:
-            longest = max(range(len(shuffled)), key=lambda at: sum(self.lengths[row] for row in shuffled[at]))
-            shuffled[0], shuffled[longest] = shuffled[longest], shuffled[0]
-        return [row for batch in shuffled + short for row in batch]
+        return [row for batch in batches + short for row in batch]
+
+
+def _permuted(items: list[Item], generator: torch.Generator) -> list[Item]:
+    return [items[at] for at in torch.randperm(len(items), generator=generator).tolist()]
 
 
 class LengthOrder(Sampler[int]):

@@ -56,6 +56,7 @@ class TrainerSettings(OptimizationSettings, RecordSettings):
     per_device_train_batch_size: int = setting(1, "rows in one forward pass")
     per_device_eval_batch_size: int = setting(8, "rows in one forward pass of the evaluation")
     gradient_accumulation_steps: int = setting(16, "forward passes in one optimizer step")
+    shuffle: bool = setting(True, "draw rows at random; false keeps the file's order, for a curriculum")
     group_by_length: bool = setting(True, "put rows of similar length into one batch: less padding")
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, a third slower")
     precision: str = setting("auto", "auto, fp32, bf16 or fp16: what the forward pass computes in")

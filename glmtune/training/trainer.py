@@ -41,6 +41,7 @@ class GlmTrainer(Trainer):
         eval_lengths: Sequence[int] = (),
         pad_token_id: int = 0,
         group_by_length: bool = True,
+        shuffle: bool = True,
         keep_checkpoints: int | None = None,
         patience: int | None = None,
         facts: dict[str, Any] | None = None,
@@ -58,6 +59,7 @@ class GlmTrainer(Trainer):
             eval_lengths: tokens of every evaluation row.
             pad_token_id: not counted as a real token in batches without a mask.
             group_by_length: batch rows of similar length.
+            shuffle: draw rows at random; without it they come in the file's order.
             keep_checkpoints: newest checkpoints kept; None keeps all.
             patience: evaluations without a new best after which training stops; None never stops early.
             facts: plain values kept in each checkpoint's manifest and checked on resuming.
@@ -74,6 +76,7 @@ class GlmTrainer(Trainer):
             batch_size=args.per_device_train_batch_size,
             group_by_length=group_by_length,
             seed=args.seed,
+            shuffle=shuffle,
         )
         self._eval_lengths = eval_lengths
         self._improved = False

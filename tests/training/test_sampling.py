@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from glmtune.training.sampling import EpochSampler, LengthOrder
+from glmtune.training.sampling import BATCHES_SORTED_TOGETHER, EpochSampler, LengthOrder
 
 GENERATOR = random.Random(1)
 LENGTHS = [GENERATOR.randint(5, 200) for _ in range(203)]
@@ -49,3 +49,22 @@ def test_evaluation_goes_from_long_to_short() -> None:
 def test_small_sets(rows: int) -> None:
     sampler = EpochSampler(LENGTHS[:rows], batch_size=8, group_by_length=True, seed=5)
     assert sorted(sampler) == list(range(rows))
+
+
+def test_unshuffled_rows_keep_the_order_of_the_file() -> None:
+    plain = EpochSampler([3, 1, 2], batch_size=2, group_by_length=False, seed=0, shuffle=False)
+    assert list(plain) == [0, 1, 2]
+
+
+def test_grouping_moves_unshuffled_rows_within_their_pool_only() -> None:
+    lengths = [(7 * row) % 41 + 1 for row in range(1003)]
+    sampler = EpochSampler(lengths, batch_size=4, group_by_length=True, seed=0, shuffle=False)
+    order = list(sampler)
+    pool = 4 * BATCHES_SORTED_TOGETHER
+    for start in range(0, 1000, pool):
+        assert sorted(order[start : start + pool]) == list(range(start, min(start + pool, 1003)))
+    batches = [order[at : at + 4] for at in range(0, 1000, 4)]
+    assert all(max(lengths[row] for row in b) - min(lengths[row] for row in b) <= 2 for b in batches)
+    assert order == list(sampler)
+    sampler.set_epoch(1)
+    assert order != list(sampler)
