@@ -127,3 +127,16 @@ def test_answers_do_not_depend_on_the_batch(
         answers.append([json.loads(line)["prediction"] for line in file.read_text().splitlines()])
     assert len(answers[0]) == 4
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("family", [Family.CHATGLM, Family.GLM4])
+def test_random_weights_become_a_checkpoint(
+    make_base: MakeBase, question_rows: Path, family: Family, tmp_path: Path
+) -> None:
+    base = make_base(family, "float32")
+    command = settings(base, question_rows, "full", tmp_path / "run", "from_scratch=true")
+    result = run(load_settings(COMMAND, command))
+    model = load_base(tmp_path / "run" / "last", device="cpu")
+    assert model.fingerprint() not in {result.results["base_fingerprint"], load_base(base).fingerprint()}
+    assert torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == (family is Family.CHATGLM)
