@@ -17,9 +17,10 @@ from glmtune.errors import CheckpointError, ConfigError, DataError, ShapeError
 from glmtune.models.chatglm import ChatGlmForCausalLM
 from glmtune.models.chatglm_config import ChatGlmConfig
 from glmtune.models.chatglm_inputs import continue_positions, token_positions
+from glmtune.models.config import native_config
 from glmtune.models.facts import describe
 from glmtune.models.families import Family
-from glmtune.models.load import load_base
+from glmtune.models.load import build_model, load_base
 
 MASK, GMASK, SOP, EOP = 40, 41, 44, 45
 ROW = [5, 9, 30, 12, GMASK, SOP, 7, 31, EOP]
@@ -160,6 +161,24 @@ def test_layers_spread_over_devices(checkpoint: Path, tmp_path: Path) -> None:
     )
     ids = torch.tensor([ROW])
     close(model(ids).logits, make_model()(ids).logits)
+
+
+def test_the_vocabulary_of_march_2023(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "inner_hidden_size": 8, "num_layers": 1, "num_attention_heads": 2}
+    official = sizes | {"vocab_size": 150528, "max_sequence_length": 64, "model_type": "chatglm"}
+    official |= {"bos_token_id": 150004, "eos_token_id": 150005}  # this file names no mask ids and no pad
+    model = build_model(native_config(official, Family.CHATGLM))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(official))
+    loaded = load_base(tmp_path, device="cpu")
+    assert loaded.config.position_rule == "march_2023"
+    settings = loaded.generation_config
+    assert (settings.eos_token_id, settings.pad_token_id) == (150005, 20003)
+    ids = torch.tensor([[20003, 20010, 20011, 150001, 150004], [20012, 20010, 20011, 150001, 150004]])
+    mask = (ids != 20003).long()
+    alone = loaded(ids[:1, 1:]).logits[:, -1]
+    close(loaded(ids, attention_mask=mask).logits[:1, -1], alone)
+    assert loaded.generate(ids, attention_mask=mask, max_new_tokens=2).shape == (2, 7)
 
 
 # --- positions and mask
