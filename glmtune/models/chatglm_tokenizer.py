@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import sentencepiece
 from transformers.utils.generic import PaddingStrategy
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.models.families import Family
+from glmtune.models.families import Family, read_json
 from glmtune.models.sentencepiece_tokenizer import read_sentencepiece_file, without_surrogates
 from glmtune.models.unigram_ties import TieBreaker
 from glmtune.models.vocabulary_tokenizer import VocabularyTokenizer
@@ -81,13 +80,13 @@ class ChatGLMTokenizer(VocabularyTokenizer):
         self.num_image_tokens = num_image_tokens
         self.prefix_lm_mask = prefix_lm_mask
         self.do_lower_case, self.remove_space = do_lower_case, remove_space
-        named = {**(kwargs.pop("model_specific_special_tokens", None) or {}), **kwargs}
+        named = dict(kwargs.pop("model_specific_special_tokens", None) or {})
         for setting, token in _FIXED_TOKENS.items():
-            kwargs.pop(setting, None)
-            if str(named.get(setting, token)) != token:
+            given = str(named.pop(setting, kwargs.pop(setting, token)))
+            if given != token:
                 raise CheckpointError(
-                    f"{Path(vocab_file).parent / 'tokenizer_config.json'}: `{setting}` is "
-                    f"{str(named[setting])!r}, but ChatGLM-6B knows it as {token!r} alone. Remove the entry."
+                    f"{Path(vocab_file).parent / 'tokenizer_config.json'}: `{setting}` is {given!r}, but "
+                    f"ChatGLM-6B knows it as {token!r} alone. Remove the entry."
                 )
         super().__init__(
             vocab_file,
@@ -95,6 +94,7 @@ class ChatGLMTokenizer(VocabularyTokenizer):
             prefix_lm_mask=prefix_lm_mask,
             do_lower_case=do_lower_case,
             remove_space=remove_space,
+            model_specific_special_tokens=named,
             **kwargs,
         )
 
@@ -279,8 +279,8 @@ def image_token_settings(folder: Path) -> dict[str, int]:
     Raises:
         CheckpointError: ``bos_token_id`` is below the place of ``<sop>`` in the vocabulary.
     """
-    config = _read_json(folder / "config.json")
-    if "num_image_tokens" in _read_json(folder / "tokenizer_config.json") or "bos_token_id" not in config:
+    config = read_json(folder / "config.json")
+    if "num_image_tokens" in read_json(folder / "tokenizer_config.json") or "bos_token_id" not in config:
         return {}
     sop = ChatGLMTokenizer(str(folder / "ice_text.model")).get_command("<sop>")
     num_image_tokens = int(config["bos_token_id"]) - sop
@@ -290,10 +290,6 @@ def image_token_settings(folder: Path) -> dict[str, int]:
             f"{sop} of ice_text.model. The files are of different releases: download both again."
         )
     return {"num_image_tokens": num_image_tokens}
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _whitespace(piece: re.Match[str]) -> str:

@@ -72,7 +72,7 @@ def detect_family(folder: Path, config: Mapping[str, Any]) -> Family:
     Raises:
         CheckpointError: not a GLM configuration, or a rope_ratio whose rule no name decides.
     """
-    tokenizer_config = _read_json(folder / "tokenizer_config.json")
+    tokenizer_config = read_json(folder / "tokenizer_config.json")
     for holder in (config, tokenizer_config):
         if FAMILY_KEY in holder:
             return parse_family(str(holder[FAMILY_KEY]))
@@ -103,7 +103,7 @@ def detect_tokenizer_family(folder: Path) -> Family:
     Raises:
         CheckpointError: none of these tells the family.
     """
-    config = _read_json(folder / "tokenizer_config.json")
+    config = read_json(folder / "tokenizer_config.json")
     if FAMILY_KEY in config:
         return parse_family(str(config[FAMILY_KEY]))
     if (folder / "ice_text.model").is_file():
@@ -179,7 +179,12 @@ def _names(folder: Path, config: Mapping[str, Any], tokenizer_config: Mapping[st
     return [re.sub(r".*/(?=[^/]+/[^/]+$)", "", name) for name in names if name]
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, an empty one where there is no file.
+
+    Raises:
+        CheckpointError: the file is no valid JSON.
+    """
     if not file.is_file():
         return {}
     try:

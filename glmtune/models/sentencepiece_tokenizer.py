@@ -120,7 +120,7 @@ def read_sentencepiece_file(path: Path) -> bytes:
     if not path.is_file():
         raise CheckpointError(
             f"{path} does not exist, but the tokenizer is read from it. Download the release's "
-            "`tokenizer.model` into the folder of the checkpoint."
+            f"`{path.name}` into the folder of the checkpoint."
         )
     content = path.read_bytes()
     try:
@@ -133,7 +133,8 @@ def read_sentencepiece_file(path: Path) -> bytes:
         )
         raise CheckpointError(
             f"{path} ({len(content)} bytes, starts with {content[:16]!r}) is no sentencepiece model, but the "
-            f"tokenizers of ChatGLM2 and ChatGLM3 are.{hint} Download it again, or pass the right `family=`."
+            f"tokenizers of ChatGLM-6B, ChatGLM2 and ChatGLM3 are.{hint} Download it again, or pass the "
+            "right `family=`."
         ) from None
     return content
 
