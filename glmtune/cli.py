@@ -86,6 +86,8 @@ def _dispatch(name: str, rest: list[str]) -> int:
 
 def _split_flags(words: list[str], command: Command) -> tuple[list[str], Path | None]:
     """Separate `--config-dir` from overrides, and turn a bare first word into its setting."""
+    from recipes.compose import quoted
+
     extra: Path | None = None
     overrides: list[str] = []
     pending = iter(words)
@@ -108,14 +110,10 @@ def _split_flags(words: list[str], command: Command) -> tuple[list[str], Path | 
                 raise ConfigError(
                     f"`{word}` is no override: write `setting=value`, such as `trainer.max_steps=100`."
                 )
-            overrides.append(f"{command.bare_word}={_quoted(word)}")
+            overrides.append(f"{command.bare_word}={quoted(word)}")
         else:
             overrides.append(word)
     return overrides, extra
-
-
-def _quoted(word: str) -> str:
-    return "'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _quiet_libraries(debug: bool) -> None:

@@ -110,6 +110,7 @@ def compose(command: Command, overrides: Sequence[str], extra_configs: Path | No
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    overrides = [_model_source(override) for override in overrides]
     _check_group_options(overrides, extra_configs)
     ConfigStore.instance().store(name=f"{command.name}_schema", node=default_values(command.schema))
     OmegaConf.register_new_resolver("by_size", _by_size, replace=True)
@@ -133,6 +134,20 @@ def compose(command: Command, overrides: Sequence[str], extra_configs: Path | No
 def _by_size(tiny: Any, large: Any, *, _root_: Any) -> Any:
     """Resolve ``${by_size:TINY,LARGE}``: a recipe's value for glm-tiny, and for all other models."""
     return tiny if _root_.model.source == "glm-tiny" else large
+
+
+def quoted(value: str) -> str:
+    """Write a value as Hydra reads it back, whatever characters it holds."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _model_source(override: str) -> str:
+    """Let ``model=FOLDER`` and ``model=HUB_ID`` stand for ``model.source=...``; a bare name is a preset."""
+    key, _, value = override.partition("=")
+    is_place = "/" in value or "\\" in value or value.startswith((".", "~", "modelscope:"))
+    if key != "model" or not is_place or value[0] in "'\"{[":
+        return override
+    return f"model.source={quoted(value)}"
 
 
 def load_settings(command: Command, overrides: Sequence[str], extra_configs: Path | None = None) -> Any:

@@ -4,31 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from glmtune.models.families import Family
+from glmtune.models.settings import CheckpointSettings
 from glmtune.settings import setting
 from recipes.compose import Command
 
+if TYPE_CHECKING:
+    from glmtune.models.facts import ModelFacts
+
 Row = tuple[str, str]
+GENERATIONS = {
+    Family.CHATGLM: "first",
+    Family.CHATGLM2: "second",
+    Family.CHATGLM2_32K: "second",
+    Family.CODEGEEX2: "second",
+    Family.CHATGLM3: "third",
+    Family.CHATGLM3_32K: "third",
+    Family.GLM4: "fourth",
+}
 
 
 @dataclass(frozen=True)
 class InfoConfig:
     """What to look at; nothing named means this machine and the models glmtune knows."""
 
-    source: str | None = setting(None, "preset name, hub id or folder of a checkpoint")
-    family: str | None = setting(None, "release line, only if names cannot tell it, such as chatglm2-32k")
+    model: CheckpointSettings = setting(CheckpointSettings, "the checkpoint")
     prefix_path: str | None = setting(None, "a saved prefix: its run folder, checkpoint folder or file")
 
 
 def run(config: InfoConfig) -> None:
     """Print the facts as tables."""
-    if config.source is not None:
-        _print(f"checkpoint {config.source}", checkpoint_rows(config.source, config.family))
+    source = config.model.source
+    if source is not None:
+        _print(f"checkpoint {source}", checkpoint_rows(source, config.model.family))
     if config.prefix_path is not None:
         _print(f"prefix {config.prefix_path}", prefix_rows(config.prefix_path))
-    if config.source is None and config.prefix_path is None:
+    if source is None and config.prefix_path is None:
         _print("this machine", machine_rows())
-        _print("presets (model=NAME, or model.source=HUB_ID_OR_FOLDER)", preset_rows())
+        _print("presets (model=NAME, or model=HUB_ID_OR_FOLDER)", preset_rows())
 
 
 def checkpoint_rows(source: str, family: str | None) -> Iterator[Row]:
@@ -37,16 +52,34 @@ def checkpoint_rows(source: str, family: str | None) -> Iterator[Row]:
 
     facts = describe(source, family=family)
     yield "folder", str(facts.folder)
-    yield "family", facts.family.value
+    yield "generation", f"{GENERATIONS[facts.family]} (family {facts.family.value})"
     yield "parameters", f"{facts.num_parameters:,} ({facts.num_bytes / 2**20:,.1f} MiB as {facts.dtype})"
-    if facts.quantization_bit:
-        yield "quantized", f"{facts.quantization_bit} bits"
     yield "layers", str(facts.num_layers)
     yield "hidden size", str(facts.hidden_size)
+    yield "MLP width", str(facts.mlp_size)
     yield "heads", f"{facts.num_heads} x {facts.head_dim}, {facts.num_kv_heads} for keys and values"
     yield "vocabulary", f"{facts.vocab_size:,} rows"
     yield "positions", f"{facts.max_positions:,} tokens"
+    tokens = ", ".join(f"{name} {ids}" for name, ids in facts.special_tokens.items())
+    yield "special tokens", f"{tokens} ({facts.tokens_from})"
+    yield "quantization", _quantization(facts)
+    yield "prefix", _prefix(facts)
     yield "weight files", ", ".join(facts.files)
+
+
+def _quantization(facts: ModelFacts) -> str:
+    if not facts.quantization_bit:
+        return "none"
+    layers = ", ".join(f"{name} ({count})" for name, count in facts.quantized_layers.items())
+    embeddings = "yes" if facts.quantized_embeddings else "no"
+    return f"{facts.quantization_bit} bits: {layers or 'no layer'}; embeddings: {embeddings}"
+
+
+def _prefix(facts: ModelFacts) -> str:
+    if not facts.pre_seq_len:
+        return "none"
+    place = "weights inside" if facts.holds_prefix else "named in config.json, weights not inside"
+    return f"{facts.pre_seq_len} tokens, projection {str(facts.prefix_projection).lower()} ({place})"
 
 
 def prefix_rows(path: str) -> Iterator[Row]:
@@ -114,11 +147,11 @@ COMMAND = Command(
     summary="Say what a checkpoint, a saved prefix or this machine is, without loading weights.",
     schema=InfoConfig,
     run=run,
-    bare_word="source",
+    bare_word="model.source",
     examples=(
         "glmtune info",
         "glmtune info glm-tiny",
-        "glmtune info THUDM/chatglm2-6b",
+        "glmtune info model=THUDM/chatglm2-6b",
         "glmtune info prefix_path=runs/adgen",
     ),
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ from typing import Any
 from glmtune.models.config import read_config
 from glmtune.models.families import Family, detect_family, parse_family
 from glmtune.models.names import is_derived
-from glmtune.models.shards import read_records
+from glmtune.models.shards import TensorRecord, read_records
 from glmtune.models.source import family_of_source, resolve_source
+from glmtune.models.tokenizers import load_tokenizer_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,15 @@ class ModelFacts:
         vocab_size: rows of the embedding, padding included.
         max_positions: positions the model was made for, tokens.
         dtype: type of most weights as stored, such as "float16".
+        mlp_size: width inside the MLP.
+        special_tokens: name → id, or ids.
+        tokens_from: where these ids were read: the tokenizer, or config.json where it has no files.
         quantization_bit: 0, 4 or 8, as config.json says.
+        quantized_layers: kind of linear layer → how many of it are stored as codes with scales.
+        quantized_embeddings: the embedding is stored so, too.
+        pre_seq_len: length of the prefix that config.json names or the files hold, else 0.
+        prefix_projection: that prefix is re-parameterised through an MLP.
+        holds_prefix: its weights are among the files.
         num_parameters: stored numbers, rotary tables left out; packed codes and scales count as stored.
         num_bytes: bytes of these weights.
         files: names of the weight files.
@@ -47,7 +58,15 @@ class ModelFacts:
     vocab_size: int
     max_positions: int
     dtype: str
+    mlp_size: int
+    special_tokens: Mapping[str, int | list[int]]
+    tokens_from: str
     quantization_bit: int
+    quantized_layers: Mapping[str, int]
+    quantized_embeddings: bool
+    pre_seq_len: int
+    prefix_projection: bool
+    holds_prefix: bool
     num_parameters: int
     num_bytes: int
     files: tuple[str, ...]
@@ -82,11 +101,56 @@ def describe(source: str | Path, *, family: str | Family | None = None) -> Model
         family=chosen,
         **_sizes(official, chosen),
         dtype=max(bytes_of, key=lambda name: bytes_of[name], default="none"),
-        quantization_bit=int(official.get("quantization_bit") or 0),
+        **_tokens(folder, official, chosen),
+        **_quantization({record.name: record for record in records}, official),
+        **_prefix({record.name: record for record in records}, official),
         num_parameters=sum(math.prod(record.shape) for record in records),
         num_bytes=sum(bytes_of.values()),
         files=tuple(sorted({record.file.name for record in records})),
     )
+
+
+def _tokens(folder: Path, official: dict[str, Any], family: Family) -> dict[str, Any]:
+    """Special tokens by the tokenizer's own names where its files exist, else by the keys of config.json."""
+    if any((folder / name).is_file() for name in ("tokenizer.model", "ice_text.model")):
+        tokenizer = load_tokenizer_folder(folder, family)
+        ids = {name: tokenizer.get_command(name) for name in tokenizer.command_names}
+        ids |= {"end": tokenizer.end_id, "pad": tokenizer.pad_token_id}
+        return {"special_tokens": ids, "tokens_from": "from the tokenizer"}
+    ids = {
+        name.removesuffix("_token_id"): official[name]
+        for name in ("mask_token_id", "gmask_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+        if official.get(name) is not None
+    }
+    return {"special_tokens": ids, "tokens_from": "from config.json; there are no tokenizer files"}
+
+
+def _quantization(records: dict[str, TensorRecord], official: dict[str, Any]) -> dict[str, Any]:
+    """Count what has scales beside it, by the last name of its layer."""
+    scaled = [name.removesuffix(".weight_scale") for name in records if name.endswith(".weight_scale")]
+    is_embedding = [name.endswith("embeddings") for name in scaled]
+    kinds = Counter(
+        name.rpartition(".")[2] for name, skip in zip(scaled, is_embedding, strict=True) if not skip
+    )
+    return {
+        "quantization_bit": int(official.get("quantization_bit") or 0),
+        "quantized_layers": dict(kinds),
+        "quantized_embeddings": any(is_embedding),
+    }
+
+
+def _prefix(records: dict[str, TensorRecord], official: dict[str, Any]) -> dict[str, Any]:
+    inside = {name.partition("prefix_encoder.")[2]: record for name, record in records.items()}
+    inside.pop("", None)
+    length = inside["embedding.weight"].shape[0] if "embedding.weight" in inside else None
+    projection = official.get("prefix_projection")
+    while isinstance(projection, list) and projection:  # one public copy of the release nests it so
+        projection = projection[0]
+    return {
+        "pre_seq_len": length or int(official.get("pre_seq_len") or 0),
+        "prefix_projection": any(name.startswith("trans.") for name in inside) or bool(projection),
+        "holds_prefix": bool(inside),
+    }
 
 
 def _sizes(official: dict[str, Any], family: Family) -> dict[str, int]:
@@ -98,6 +162,7 @@ def _sizes(official: dict[str, Any], family: Family) -> dict[str, int]:
             "head_dim": hidden // max(1, heads),
             "vocab_size": int(official.get("vocab_size", 0)),
             "max_positions": int(official.get("max_sequence_length", 0)),
+            "mlp_size": int(official.get("inner_hidden_size", 0)),
         }
     return sizes | {
         "num_kv_heads": int(official.get("multi_query_group_num", 1))
@@ -106,4 +171,5 @@ def _sizes(official: dict[str, Any], family: Family) -> dict[str, int]:
         "head_dim": int(official.get("kv_channels", 0)),
         "vocab_size": int(official.get("padded_vocab_size", 0)),
         "max_positions": int(official.get("seq_length", 0)),
+        "mlp_size": int(official.get("ffn_hidden_size", 0)),
     }
