@@ -28,7 +28,7 @@ from transformers.utils.output_capturing import capture_outputs
 from glmtune.errors import ConfigError, DataError, ShapeError
 from glmtune.models.chatglm_config import ChatGlmConfig
 from glmtune.models.chatglm_inputs import (
-    context_lengths,
+    context_blocks,
     continue_positions,
     position_streams,
     token_positions,
@@ -252,7 +252,16 @@ class ChatGlmModel(ChatGlmPreTrainedModel):
             position_ids = token_positions(input_ids, self.config, _padding_mask(attention_mask))
         else:
             position_ids = position_streams(position_ids, self.config)
-        mask = self._mask(hidden_BSD, attention_mask, input_ids if is_start else None, past_key_values)
+        if attention_mask is not None and attention_mask.dim() == 4:
+            mask = _additive(attention_mask, hidden_BSD)
+        else:
+            mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=hidden_BSD,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                block_sequence_ids=context_blocks(input_ids, self.config) if is_start else None,
+            )
         position_embeddings = self.rotary_emb(hidden_BSD, position_ids)
         for layer in self.layers:
             hidden_BSD = layer(
@@ -265,31 +274,6 @@ class ChatGlmModel(ChatGlmPreTrainedModel):
             )
         return BaseModelOutputWithPast(
             last_hidden_state=self.final_layernorm(hidden_BSD), past_key_values=past_key_values
-        )
-
-    def _mask(
-        self, hidden_BSD: Tensor, attention_mask: Tensor | None, input_ids: Tensor | None, cache: Cache | None
-    ) -> Tensor | None:
-        """Build the prefix-LM mask in the form that the attention implementation takes."""
-        if attention_mask is not None and attention_mask.dim() == 4:
-            return _additive(attention_mask, hidden_BSD)
-        is_start = cache is None or cache.get_seq_length() == 0
-        if is_start and input_ids is None:
-            raise ShapeError(
-                "Only input_ids tell where the context ends: with inputs_embeds, attention_mask must have "
-                "the official form [batch, 1, length, length], True = blocked."
-            )
-        blocks = None
-        if input_ids is not None:  # the context is one block, whose tokens see each other in both directions
-            column = torch.arange(input_ids.shape[1], device=input_ids.device)
-            in_context = column[None] < context_lengths(input_ids, self.config)[:, None]
-            blocks = in_context.long() - 1
-        return create_causal_mask(
-            config=self.config,
-            inputs_embeds=hidden_BSD,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            block_sequence_ids=blocks,
         )
 
 
@@ -357,7 +341,7 @@ class ChatGlmForCausalLM(OfficialModel, ChatGlmPreTrainedModel, GenerationMixin)
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
+            use_cache=False if is_sparing else use_cache,
             **kwargs,
         )
         hidden_BSD = outputs.last_hidden_state

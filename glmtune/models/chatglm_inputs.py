@@ -29,6 +29,29 @@ def context_lengths(input_ids: Tensor, config: ChatGlmConfig) -> Tensor:
     return _first(input_ids == config.bos_token_id, f"sop ({config.bos_token_id})")
 
 
+def context_blocks(input_ids: Tensor | None, config: ChatGlmConfig) -> Tensor:
+    """Say which tokens see each other in both directions: those of the context; all others look back only.
+
+    Args:
+        input_ids: int64 ``[B, S]``, whole rows.
+        config: names the sop token.
+
+    Returns:
+        int64 ``[B, S]``, 0 in the context and −1 from sop on, as `create_causal_mask` takes it.
+
+    Raises:
+        DataError: a row has no sop.
+        ShapeError: there are no ids.
+    """
+    if input_ids is None:
+        raise ShapeError(
+            "Only input_ids tell where the context ends: with inputs_embeds, attention_mask must have "
+            "the official form [batch, 1, length, length], True = blocked."
+        )
+    column = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return (column[None] < context_lengths(input_ids, config)[:, None]).long() - 1
+
+
 def token_positions(input_ids: Tensor, config: ChatGlmConfig, attention_mask: Tensor | None = None) -> Tensor:
     """Number the tokens of whole rows, as the final release does.
 
