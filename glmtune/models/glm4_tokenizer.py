@@ -10,7 +10,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
-import tiktoken
 from transformers.tokenization_utils_base import AddedToken
 
 from glmtune.errors import CheckpointError
@@ -75,6 +74,8 @@ class ChatGLM4Tokenizer(VocabularyTokenizer):
         return content
 
     def _load(self, content: bytes) -> None:
+        import tiktoken  # no other generation needs it
+
         ranks = _read_ranks(content, Path("tokenizer.model"))
         self.encoding = tiktoken.Encoding("glm4", pat_str=WORDS, mergeable_ranks=ranks, special_tokens={})
         self._ranks = ranks
