@@ -1,6 +1,6 @@
 """Ask when a model of glm-tiny's size learns to copy: by alphabet, learning rate, first weights, batch, loss.
 
-A row is a random string, a separator, and the same string, as often as asked. What is printed every 100 steps is
+A row is a random string, a separator, and the same string, as often as asked. Printed every 100 steps:
 the share of characters of the last copy that are the most probable ones. See docs/log.md for what came out.
 
 python benchmarks/tiny_induction.py --symbols 4000 --tied --embedding-std 0.07 --learn-prompts --minutes 2
