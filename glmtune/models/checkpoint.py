@@ -72,14 +72,21 @@ def check_records(
     if missing:
         problems.append(f"{len(missing)} missing: {_listed(missing)}")
     if leftover:
-        problems.append(f"{len(leftover)} leftover, which the model has no place for: {_listed(leftover)}")
+        problems.append(
+            f"{len(leftover)} leftover, which the model has no place for: "
+            + _listed([f"{name} in {records[name].file.name}" for name in leftover])
+        )
     shaped = [(name, records[name], entry.shape) for name, entry in table.items() if name in records]
     wrong = [
-        f"{name} is {list(record.shape)}, but config.json asks for {list(shape)}"
+        f"{name} is {list(record.shape)} in {record.file.name}, but config.json asks for {list(shape)}"
         for name, record, shape in shaped
         if record.shape != shape
     ]
-    codes = [f"{name} ({record.dtype})" for name, record, _ in shaped if not record.dtype.is_floating_point]
+    codes = [
+        f"{name} ({record.dtype} in {record.file.name})"
+        for name, record, _ in shaped
+        if not record.dtype.is_floating_point
+    ]
     if wrong:
         problems.append(f"{len(wrong)} of another shape: {_listed(wrong, 4)}")
     if codes:

@@ -172,11 +172,13 @@ def test_missing_leftover_and_misshapen_tensors_are_all_named(kind: str, tmp_pat
     folder = rewrite(GOLDEN / "chatglm2", tmp_path / "changed", change, kind)
     with pytest.raises(CheckpointError) as error:
         load_base(folder)
-    text = str(error.value)
+    text, name = str(error.value), "pytorch_model.bin" if kind == "bin" else "model.safetensors"
+    assert str(folder) in text
+    assert f"classifier_head.weight in {name}" in text
     assert f"1 missing: {NORM}" in text
     assert "1 leftover" in text
     assert "classifier_head.weight" in text
-    assert f"{EMBEDDING} is [40, 24], but config.json asks for [48, 24]" in text
+    assert f"{EMBEDDING} is [40, 24] in {name}, but config.json asks for [48, 24]" in text
 
 
 def test_a_prefix_inside_is_pointed_out(tmp_path: Path) -> None:
@@ -193,7 +195,10 @@ def test_codes_in_place_of_weights_are_refused(tmp_path: Path) -> None:
     def change(tensors: dict[str, Tensor]) -> None:
         tensors[name] = torch.zeros(tensors[name].shape, dtype=torch.int8)
 
-    with pytest.raises(CheckpointError, match=r"1 hold integer codes.*dense_4h_to_h.weight \(torch.int8\)"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"1 hold integer codes.*dense_4h_to_h.weight \(torch.int8 in pytorch_model.bin\)",
+    ):
         load_base(rewrite(GOLDEN / "chatglm2", tmp_path / "changed", change))
 
 
@@ -295,3 +300,73 @@ def test_pickles_with_anything_but_tensors_are_refused(
     ):
         read_records(tmp_path)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("generation", ["v1", "v2"])
+@pytest.mark.parametrize("form", ["checkpoint_bin", "checkpoint_bin_sharded", "checkpoint_safetensors"])
+@pytest.mark.parametrize("kept", [0.3, 0.99])
+def test_a_download_that_stopped_names_its_file(
+    generation: str, form: str, kept: float, oracles: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(oracles / generation / form, folder)
+    file = max(
+        (f for f in folder.iterdir() if f.suffix in (".bin", ".safetensors")), key=lambda f: f.stat().st_size
+    )
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * kept)])
+    with pytest.raises(CheckpointError, match=rf"{file.name} (cannot be read|is no complete).*incomplete"):
+        load_base(folder)
+
+
+@pytest.mark.parametrize("generation", ["v1", "v2"])
+def test_a_shard_that_the_index_forgot(generation: str, oracles: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(oracles / generation / "checkpoint_safetensors", folder)
+    index = folder / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    forgotten = weight_map[next(name for name in weight_map if "layers.1.mlp" in name)]
+    lost = [name for name, file in weight_map.items() if file == forgotten and "rotary" not in name]
+    kept = {name: file for name, file in weight_map.items() if file != forgotten}
+    index.write_text(json.dumps({"weight_map": kept}))
+    with pytest.raises(CheckpointError) as error:
+        load_base(folder)
+    assert str(folder) in str(error.value)
+    assert f"{len(lost)} missing" in str(error.value)
+    assert next(name for name in lost if "layers.1.mlp" in name) in str(error.value)
+
+
+def test_a_first_generation_checkpoint_with_every_fault_at_once(oracles: Path, tmp_path: Path) -> None:
+    norm = "transformer.final_layernorm.weight"
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        del tensors[norm]
+        tensors["transformer.more.weight"] = torch.zeros(2)
+        tensors["transformer.word_embeddings.weight"] = torch.zeros(4, 4)
+
+    with pytest.raises(CheckpointError) as error:
+        load_base(rewrite(oracles / "v1" / "checkpoint_bin", tmp_path / "changed", change))
+    for words in (
+        f"1 missing: {norm}",
+        "transformer.more.weight in pytorch_model.bin",
+        "word_embeddings.weight is [4, 4]",
+    ):
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize("config", [{"model_type": "chatglm", "hidden_size": 8}, {"model_type": "llama"}])
+def test_a_config_of_an_unknown_generation(config: dict[str, object], tmp_path: Path) -> None:
+    folder = rewrite(GOLDEN / "chatglm2", tmp_path / "changed", lambda tensors: None)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        CheckpointError,
+        match=r"changed/config\.json is no official GLM configuration.*inner_hidden_size.*padded_vocab_size",
+    ):
+        load_base(folder)
+
+
+def test_a_key_of_another_generation_is_named(tmp_path: Path) -> None:
+    folder = rewrite(GOLDEN / "chatglm2", tmp_path / "changed", lambda tensors: None)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"partial_moe_experts": 8}))
+    with pytest.raises(CheckpointError, match=r"config\.json.*unknown keys: partial_moe_experts = 8"):
+        load_base(folder)
