@@ -233,7 +233,7 @@ def _bin_records(file: Path, head: bytes) -> Iterator[TensorRecord]:
     try:
         with FakeTensorMode():  # tensors without memory; weights_only: nothing of the file is executed
             state = torch.load(file, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(
             f"{file} cannot be read as a plain state dictionary ({reason}). The download is incomplete, or "

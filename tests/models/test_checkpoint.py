@@ -326,6 +326,7 @@ def test_a_shard_that_the_index_forgot(generation: str, oracles: Path, tmp_path:
     weight_map = json.loads(index.read_text())["weight_map"]
     forgotten = weight_map[next(name for name in weight_map if "layers.1.mlp" in name)]
     lost = [name for name, file in weight_map.items() if file == forgotten and "rotary" not in name]
+    lost = [name for name in lost if name != "lm_head.weight"]  # the tied head of v1 is never needed
     kept = {name: file for name, file in weight_map.items() if file != forgotten}
     index.write_text(json.dumps({"weight_map": kept}))
     with pytest.raises(CheckpointError) as error:
@@ -368,5 +369,7 @@ def test_a_key_of_another_generation_is_named(tmp_path: Path) -> None:
     folder = rewrite(GOLDEN / "chatglm2", tmp_path / "changed", lambda tensors: None)
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | {"partial_moe_experts": 8}))
-    with pytest.raises(CheckpointError, match=r"config\.json.*unknown keys: partial_moe_experts = 8"):
+    with pytest.raises(
+        CheckpointError, match=r"config\.json cannot be used:\n- unknown keys: partial_moe_experts = 8"
+    ):
         load_base(folder)
