@@ -1,0 +1,100 @@
+"""What an evaluation needs of a model: lengths, completions, and the probabilities of a few next tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from evaluation.sample import ChoiceScores, Completion, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model answered; part of a result's fingerprint.
+
+    Attributes:
+        name: preset, hub id or folder as the user gave it.
+        weights_hash: hash that tells two sets of weights apart (``""`` where a server does not say).
+        family: release, such as ``chatglm2``; ``""`` if unknown.
+        dtype: such as ``bfloat16``; ``""`` if unknown.
+        quantization: method, or ``none``.
+        adapter: hash of the prefix or LoRA in use, or ``none``.
+        is_chat: whether prompts are conversations (chat models) or plain text (base models).
+        engine: what computed: ``glmtune``, ``openai`` or ``vllm``.
+    """
+
+    name: str
+    weights_hash: str
+    family: str
+    dtype: str
+    quantization: str
+    adapter: str
+    is_chat: bool
+    engine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How far to generate; decoding is greedy.
+
+    Attributes:
+        max_new_tokens: tokens after which a completion counts as truncated.
+        stop: strings that end a completion; they are cut off.
+    """
+
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+
+
+class Backend(Protocol):
+    """A model behind an evaluation.
+
+    Results come as they finish, in any order, each with the place of its prompt in the sequence given. Prompts that
+    begin alike (few-shot exemplars) should be passed together: a backend may read the common part once.
+    """
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Which model this is."""
+        ...
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Prompt and completion together may be so long."""
+        ...
+
+    def count_tokens(self, prompt: Prompt) -> int:
+        """Return the length of a prompt in tokens, special ones and template included."""
+        ...
+
+    def generate(self, prompts: Sequence[Prompt], limits: Limits) -> Iterator[tuple[int, Completion]]:
+        """Complete prompts greedily.
+
+        Yields:
+            Place of the prompt and its completion, as they finish.
+
+        Raises:
+            GlmtuneError: a prompt with its completion does not fit the model's context, or memory does not suffice.
+        """
+        ...
+
+    def score_choices(
+        self, prompts: Sequence[Prompt], choices: Sequence[str]
+    ) -> Iterator[tuple[int, ChoiceScores]]:
+        """Return how probable each choice is as the next token.
+
+        The token of a choice is found by tokenising the whole prompt followed by the choice and taking the id that
+        comes after the prompt's own ids.
+
+        Args:
+            prompts: the questions.
+            choices: strings as they follow the prompt, such as ``A`` or `` A``; the same for every prompt.
+
+        Yields:
+            Place of the prompt and its scores, as they finish.
+
+        Raises:
+            GlmtuneError: a choice is no single token after a prompt, or a prompt does not fit.
+        """
+        ...
