@@ -89,12 +89,12 @@ def _check_what_is_asked(config: ScoreConfig) -> None:
 def _score_file(given: str, seed: int) -> ScoreResult:
     from rich.console import Console
 
+    from glmtune.files import write_text_atomically
     from glmtune.inference.compare import score_predictions
     from glmtune.inference.predictions import (
         find_predictions,
         read_identity,
         read_predictions,
-        write_text_atomically,
     )
     from glmtune.metrics.summary import summarize
     from glmtune.metrics.tables import report_table

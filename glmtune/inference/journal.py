@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ConfigError, DataError
+from glmtune.files import write_text_atomically
 from glmtune.inference.predictions import (
     IDENTITY_NAME,
     PREDICTIONS_NAME,
     Prediction,
     read_identity,
     read_journal,
-    write_text_atomically,
 )
 from glmtune.inference.settings import GenerationSettings
 

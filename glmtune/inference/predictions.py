@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glmtune.errors import ConfigError, DataError, GlmtuneError
+from glmtune.errors import ConfigError, DataError
+from glmtune.files import write_error, write_text_atomically
 
 PREDICTIONS_NAME = "generated_predictions.jsonl"
 OFFICIAL_NAME = "generated_predictions.txt"
@@ -145,7 +145,7 @@ def append_prediction(path: Path, prediction: Prediction) -> None:
         with path.open("ab") as file:
             file.write(prediction.to_line().encode("utf-8", "backslashreplace"))
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
 
 
 def rewrite_sorted(path: Path, predictions: Sequence[Prediction]) -> None:
@@ -157,34 +157,6 @@ def rewrite_sorted(path: Path, predictions: Sequence[Prediction]) -> None:
     """
     ordered = sorted(predictions, key=lambda prediction: prediction.row)
     write_text_atomically(path, "".join(prediction.to_line() for prediction in ordered))
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old or the new content, never a part.
-
-    Args:
-        path: the file.
-        text: its new content, written as UTF-8.
-
-    Raises:
-        GlmtuneError: the disk is full or the folder not writable; the old content is kept.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise _write_error(path, error) from error
-
-
-def _write_error(path: Path, error: OSError) -> GlmtuneError:
-    return GlmtuneError(
-        f"{path} cannot be written ({error.strerror or error}); what was there before is kept. Make room or"
-        " give a folder you may write to, and run the same command again: it goes on where it stopped."
-    )
 
 
 def read_identity(predictions_file: Path) -> Mapping[str, Any] | None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glmtune.inference.predictions import Prediction, write_text_atomically
+from glmtune.files import write_text_atomically
+from glmtune.inference.predictions import Prediction
 from glmtune.metrics.significance import Difference
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from glmtune.files import write_text_atomically
 from glmtune.inference.generate import generate_completions
 from glmtune.inference.journal import RESULTS_NAME, RunIdentity, open_journal
 from glmtune.inference.predictions import (
@@ -19,7 +20,6 @@ from glmtune.inference.predictions import (
     Prediction,
     append_prediction,
     rewrite_sorted,
-    write_text_atomically,
 )
 from glmtune.inference.questions import Question
 from glmtune.inference.settings import GenerationSettings

@@ -14,6 +14,7 @@ FLOORS = {
     "glmtune.settings": 0,
     "glmtune.messages": 0,
     "glmtune.labels": 0,
+    "glmtune.files": 0,
     "glmtune.models": 1,
     "glmtune.prefix": 2,
     "glmtune.quantization": 2,

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from glmtune.errors import ConfigError, DataError, GlmtuneError
+from glmtune.files import write_text_atomically
 from glmtune.inference.predictions import (
     Prediction,
     append_prediction,
@@ -16,7 +17,6 @@ from glmtune.inference.predictions import (
     read_journal,
     read_predictions,
     rewrite_sorted,
-    write_text_atomically,
 )
 
 ROW = Prediction(
