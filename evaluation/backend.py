@@ -50,8 +50,8 @@ class Limits:
 class Backend(Protocol):
     """A model behind an evaluation.
 
-    Results come as they finish, in any order, each with the place of its prompt in the sequence given. Prompts that
-    begin alike (few-shot exemplars) should be passed together: a backend may read the common part once.
+    Results come as they finish, in any order, each with the place of its prompt in the sequence given. Prompts
+    that begin alike (few-shot exemplars) should be passed together: a backend may read the common part once.
     """
 
     @property
@@ -75,7 +75,8 @@ class Backend(Protocol):
             Place of the prompt and its completion, as they finish.
 
         Raises:
-            GlmtuneError: a prompt with its completion does not fit the model's context, or memory does not suffice.
+            GlmtuneError: a prompt with its completion does not fit the model's context, or memory does not
+                suffice.
         """
         ...
 
@@ -84,8 +85,8 @@ class Backend(Protocol):
     ) -> Iterator[tuple[int, ChoiceScores]]:
         """Return how probable each choice is as the next token.
 
-        The token of a choice is found by tokenising the whole prompt followed by the choice and taking the id that
-        comes after the prompt's own ids.
+        The token of a choice is found by tokenising the whole prompt followed by the choice and taking the id
+        that comes after the prompt's own ids.
 
         Args:
             prompts: the questions.

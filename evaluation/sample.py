@@ -54,8 +54,8 @@ class Turn:
 class Prompt:
     """What a model is asked: plain text for a base model, or the turns of a chat.
 
-    Exactly one of ``text`` and ``turns`` is set. The backend adds the special tokens (``[gMASK] sop``) and, for
-    turns, the model's chat template.
+    Exactly one of ``text`` and ``turns`` is set. The backend adds the special tokens (``[gMASK] sop``) and,
+    for turns, the model's chat template.
 
     Attributes:
         text: plain text that the model continues; None for a chat.

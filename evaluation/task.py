@@ -1,0 +1,217 @@
+"""A task: the questions of one benchmark split together with the protocol that asks and scores them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from evaluation.backend import Limits
+from evaluation.sample import LETTERS, ChoiceScores, Prompt, Sample
+
+GENERATE = "generate"
+CHOICES = "choices"
+GENERATE_THEN_CHOICES = "generate_then_choices"
+
+TEXT = "text"
+SCORES = "scores"
+
+
+def is_exactly_the_answer(extracted: str, sample: Sample) -> bool:
+    """Compare an extracted answer with the gold answer, character by character."""
+    return extracted == sample.answer
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One way to read an answer from what the model gave, and to compare it.
+
+    Attributes:
+        about: one line for reports.
+        extract: completion and sample to the answer, None where nothing is found (an extraction failure).
+        matches: whether an extracted answer is the sample's gold answer.
+        reads: ``text`` (the completion) or ``scores`` (the best choice's letter is handed to ``extract``).
+    """
+
+    about: str
+    extract: Callable[[str, Sample], str | None]
+    matches: Callable[[str, Sample], bool] = is_exactly_the_answer
+    reads: str = TEXT
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A protocol made ready for one benchmark: how to ask, how far to generate, how to read the answer.
+
+    Attributes:
+        kind: ``generate``, ``choices`` (next-token scores only) or ``generate_then_choices`` (two stages).
+        rules: extraction rules by name, the official one first.
+        write: sample and number of exemplars to its prompt; the question is never cut.
+        limits: of the generation; unused by ``choices``.
+        choices: strings as they follow the (last) prompt, such as ``A`` or `` A``, in letter order.
+        write_extraction: sample and first completion to the second prompt (``generate_then_choices``).
+        num_fewshot: exemplars in an uncut prompt.
+        version: raised whenever prompts, limits or rules change in a way that can move a score.
+    """
+
+    kind: str
+    rules: Mapping[str, Rule]
+    write: Callable[[Sample, int], Prompt]
+    limits: Limits
+    choices: tuple[str, ...] = ()
+    write_extraction: Callable[[Sample, str], Prompt] | None = None
+    num_fewshot: int = 0
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything an evaluation needs to know about what it asks.
+
+    Attributes:
+        benchmark: name, such as ``ceval``.
+        title: name for readers, such as ``C-Eval``.
+        protocol: name, such as ``zero_shot_cot``.
+        split: such as ``val``.
+        samples: the questions, subject by subject in the official order.
+        method: the protocol's parts.
+        licence: of the data.
+        source: folder or hub id the data came from.
+        categories: subject to category; empty where the benchmark has none.
+        headline: the average published for this benchmark: ``accuracy_micro`` or ``accuracy_macro``.
+        labelled: whether the split has gold answers (C-Eval's test split has none).
+        is_sample_set: whether this is the small set shipped with glmtune, never comparable with published
+            figures.
+        is_partial: whether ``subjects`` or ``limit`` left questions out.
+    """
+
+    benchmark: str
+    title: str
+    protocol: str
+    split: str
+    samples: tuple[Sample, ...]
+    method: Method
+    licence: str
+    source: str
+    categories: Mapping[str, str] = field(default_factory=dict)
+    headline: str = "accuracy_micro"
+    labelled: bool = True
+    is_sample_set: bool = False
+    is_partial: bool = False
+
+    @property
+    def kind(self) -> str:
+        """``generate``, ``choices`` or ``generate_then_choices``."""
+        return self.method.kind
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Strings whose next-token probabilities are compared; empty for ``generate``."""
+        return self.method.choices
+
+    @property
+    def limits(self) -> Limits:
+        """How far to generate."""
+        return self.method.limits
+
+    @property
+    def rules(self) -> Mapping[str, Rule]:
+        """Extraction rules by name, the official one first."""
+        return self.method.rules
+
+    @property
+    def num_fewshot(self) -> int:
+        """Exemplars in an uncut prompt."""
+        return self.method.num_fewshot
+
+    @property
+    def protocol_version(self) -> str:
+        """Protocol name and version, such as ``zero_shot_cot/1``."""
+        return f"{self.protocol}/{self.method.version}"
+
+    def prompt(self, sample: Sample, num_fewshot: int | None = None) -> Prompt:
+        """Return the (first) prompt of a question.
+
+        Args:
+            sample: one of ``samples``.
+            num_fewshot: exemplars to keep, counted from the first; None keeps all. Fewer make room for a
+                question that would not fit the model's context: exemplars are lost, never the question.
+        """
+        return self.method.write(sample, self.num_fewshot if num_fewshot is None else num_fewshot)
+
+    def extraction_prompt(self, sample: Sample, completion: str) -> Prompt:
+        """Return the second prompt of a two-stage protocol, which asks for the letter.
+
+        Args:
+            sample: one of ``samples``.
+            completion: what the model generated in the first stage; where the prompt would not fit, hand in a
+                shortened one (cut at its end), so that the cue after it stays.
+        """
+        assert self.method.write_extraction is not None, f"{self.protocol} has one stage only"
+        return self.method.write_extraction(sample, completion)
+
+    def answers(
+        self, sample: Sample, *, text: str | None = None, scores: ChoiceScores | None = None
+    ) -> dict[str, str | None]:
+        """Read the answer under every rule that can be applied to what is there.
+
+        Args:
+            sample: the question.
+            text: completion (of the first stage), if there is one.
+            scores: choice scores, if there are some.
+
+        Returns:
+            Rule name to extracted answer, in the order of ``rules``; None is an extraction failure. A rule
+            whose input is missing (a saved completion without choice scores) is left out.
+        """
+        letter = None if scores is None else LETTERS[scores.best]
+        given = {TEXT: text, SCORES: letter}
+        found: dict[str, str | None] = {}
+        for name, rule in self.rules.items():
+            value = given[rule.reads]
+            if value is not None:
+                found[name] = rule.extract(value, sample)
+        return found
+
+    def is_correct(self, sample: Sample, extracted: str | None, rule: str) -> bool:
+        """Say whether an answer extracted under a rule is right; a failed extraction never is."""
+        return extracted is not None and self.rules[rule].matches(extracted, sample)
+
+    @cached_property
+    def data_hash(self) -> str:
+        """SHA-256 over the questions, options and gold answers, whatever file layout they came in."""
+        return _hash_of([s.subject, s.index, s.question, *s.choices, s.answer] for s in self.samples)
+
+    @cached_property
+    def prompt_hash(self) -> str:
+        """SHA-256 over all uncut prompts and the second-stage prompt of an empty completion."""
+
+        def parts() -> Iterable[list[object]]:
+            for sample in self.samples:
+                yield prompt_parts(self.prompt(sample))
+                if self.method.write_extraction is not None:
+                    yield prompt_parts(self.extraction_prompt(sample, ""))
+
+        return _hash_of(parts())
+
+
+def prompt_parts(prompt: Prompt) -> list[object]:
+    """Return a prompt as plain values, for hashing and for files."""
+    if prompt.text is not None:
+        return [prompt.text]
+    return [[turn.role, turn.content] for turn in prompt.turns]
+
+
+def hash_prompt(prompt: Prompt) -> str:
+    """Return what names one prompt in a journal: the first 16 hexadecimal digits of its SHA-256."""
+    return _hash_of([prompt_parts(prompt)])[:16]
+
+
+def _hash_of(rows: Iterable[object]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8"))
+        digest.update(b"\n")
+    return digest.hexdigest()
