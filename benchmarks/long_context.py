@@ -80,7 +80,7 @@ def read_padded(model: Model, length: int) -> None:
 
 def read_next_turn(model: Model, length: int) -> None:
     cache, ids = ConversationCache(), random_ids(length - 1)
-    settings = {"past_key_values": cache, "max_new_tokens": 1, "do_sample": False}
+    settings = {"cache": cache, "max_new_tokens": 1, "do_sample": False}
     list(stream_tokens(model, ids[: length // 2], **settings))
     list(stream_tokens(model, ids, prefill_chunk_size=PREFILL_CHUNK_TOKENS, **settings))
 

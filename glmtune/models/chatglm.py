@@ -22,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
 from transformers.models.glm.modeling_glm import eager_attention_forward
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -107,7 +108,7 @@ class ChatGlmAttention(nn.Module):
         hidden_BSD: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Mix the tokens; returns ``[B, S, D]`` and, from eager attention, weights ``[B, N, S, keys]``."""
@@ -115,8 +116,8 @@ class ChatGlmAttention(nn.Module):
         query, key, value = fused.unbind(-2)
         query, key = (rotate(heads, *position_embeddings) for heads in (query, key))
         query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             str(self.config._attn_implementation), eager_attention_forward
         )
@@ -168,7 +169,6 @@ class ChatGlmPreTrainedModel(PreTrainedModel):
     _input_embed_layer = "word_embeddings"
     supports_gradient_checkpointing = True
     _no_split_modules = ["ChatGlmLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -209,6 +209,7 @@ class ChatGlmModel(ChatGlmPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @deprecate_kwarg("past_key_values", "6.0.0", new_name="cache")
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -216,7 +217,7 @@ class ChatGlmModel(ChatGlmPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -228,7 +229,7 @@ class ChatGlmModel(ChatGlmPreTrainedModel):
             attention_mask: ``[B, cached + S]``, nonzero = real; or ``[B, 1, S, cached + S]``, boolean with
                 the official meaning (True = blocked) or additive. None: nothing is padding.
             position_ids: int64 ``[B, T, S]``; None derives them, which needs whole rows.
-            past_key_values: cache to read and extend; it must hold the whole context.
+            cache: cache to read and extend; it must hold the whole context.
             inputs_embeds: ``[B, S, D]`` instead of ``input_ids``; the mask (four-dimensional, unless there
                 is a cache) and the positions must be given then.
             use_cache: keep keys and values.
@@ -240,9 +241,9 @@ class ChatGlmModel(ChatGlmPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
         hidden_BSD = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        is_start = past_key_values is None or past_key_values.get_seq_length() == 0
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        is_start = cache is None or cache.get_seq_length() == 0
         if position_ids is None:
             if input_ids is None or not is_start:
                 raise DataError(
@@ -259,7 +260,7 @@ class ChatGlmModel(ChatGlmPreTrainedModel):
                 config=self.config,
                 inputs_embeds=hidden_BSD,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
+                cache=cache,
                 block_sequence_ids=context_blocks(input_ids, self.config) if is_start else None,
             )
         position_embeddings = self.rotary_emb(hidden_BSD, position_ids)
@@ -268,13 +269,11 @@ class ChatGlmModel(ChatGlmPreTrainedModel):
                 hidden_BSD,
                 position_embeddings=position_embeddings,
                 attention_mask=mask,
-                past_key_values=past_key_values,
+                cache=cache,
                 use_cache=use_cache,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.final_layernorm(hidden_BSD), past_key_values=past_key_values
-        )
+        return BaseModelOutputWithPast(last_hidden_state=self.final_layernorm(hidden_BSD), cache=cache)
 
 
 class ChatGlmForCausalLM(OfficialModel, ChatGlmPreTrainedModel, GenerationMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -300,13 +299,14 @@ class ChatGlmForCausalLM(OfficialModel, ChatGlmPreTrainedModel, GenerationMixin)
             do_sample=False,
         )
 
+    @deprecate_kwarg("past_key_values", "6.0.0", new_name="cache")
     @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -321,7 +321,7 @@ class ChatGlmForCausalLM(OfficialModel, ChatGlmPreTrainedModel, GenerationMixin)
             input_ids: int64 ``[B, S]``.
             attention_mask: two- or four-dimensional.
             position_ids: int64 ``[B, T, S]``.
-            past_key_values: cache to read and extend.
+            cache: cache to read and extend.
             inputs_embeds: ``[B, S, D]`` instead of ``input_ids``.
             labels: int64 ``[B, S]``, −100 = no loss; shifted by one inside.
             use_cache: keep keys and values.
@@ -339,7 +339,7 @@ class ChatGlmForCausalLM(OfficialModel, ChatGlmPreTrainedModel, GenerationMixin)
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=False if is_sparing else use_cache,
             **kwargs,
@@ -357,7 +357,7 @@ class ChatGlmForCausalLM(OfficialModel, ChatGlmPreTrainedModel, GenerationMixin)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -38,7 +38,6 @@ class ChatGlmConfig(PreTrainedConfig):
     """
 
     model_type = "chatglm"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
     attribute_map: ClassVar[dict[str, str]] = {
         "inner_hidden_size": "intermediate_size",
         "num_layers": "num_hidden_layers",

@@ -226,7 +226,7 @@ class ChatMixin:
             settings = {"prefill_chunk_size": PREFILL_CHUNK_TOKENS, **settings}
         prompt_length = len(cache.token_ids)
         given = generate_settings(model, turn, prompt_length, settings)
-        for token, finished in stream_tokens(model, cache.token_ids, past_key_values=cache, **given):
+        for token, finished in stream_tokens(model, cache.token_ids, cache=cache, **given):
             if token not in turn.stop_ids:
                 cache.token_ids.append(token)
             text = turn.decode(cache.token_ids[prompt_length:])

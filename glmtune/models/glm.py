@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, GlmConfig, GlmForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
+from transformers.utils.deprecation import deprecate_kwarg
 
 from glmtune.models.names import state_to_native
 from glmtune.models.official import OfficialModel, labelled_loss
@@ -55,12 +56,13 @@ class OfficialGlmForCausalLM(OfficialModel, GlmForCausalLM):  # pyright: ignore[
             self.rebuild_rotary()
         return self
 
+    @deprecate_kwarg("past_key_values", "6.0.0", new_name="cache")
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -75,7 +77,7 @@ class OfficialGlmForCausalLM(OfficialModel, GlmForCausalLM):  # pyright: ignore[
             input_ids: int64 ``[B, S]``.
             attention_mask: ``[B, S]``, 1 = real; see the parent for other forms.
             position_ids: int64 ``[B, S]``; None counts from 0.
-            past_key_values: cache to read and extend.
+            cache: cache to read and extend.
             inputs_embeds: ``[B, S, hidden]`` instead of ``input_ids``.
             labels: int64 ``[B, S]``, −100 = no loss; shifted by one inside.
             use_cache: keep keys and values.
@@ -92,7 +94,7 @@ class OfficialGlmForCausalLM(OfficialModel, GlmForCausalLM):  # pyright: ignore[
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
+            "cache": cache,
             "inputs_embeds": inputs_embeds,
             "use_cache": use_cache,
         }

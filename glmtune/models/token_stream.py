@@ -70,7 +70,7 @@ def stream_tokens(model: Any, token_ids: Sequence[int], **settings: Any) -> Iter
 
     Args:
         model: a causal LM with transformers' ``generate``.
-        token_ids: the prompt; with ``past_key_values`` the whole conversation, of which only what the cache
+        token_ids: the prompt; with ``cache`` the whole conversation, of which only what the cache
             does not hold yet is read.
         **settings: what ``generate`` takes, for one sequence without beams.
 

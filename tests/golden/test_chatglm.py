@@ -139,14 +139,14 @@ def test_cache_steps(oracle: Oracle, case: str) -> None:
             ids[:, : step + 1],
             next_sequence_length=1,
             attention_mask=real[:, : step + 1].long(),
-            past_key_values=output.past_key_values,
+            cache=output.cache,
         )
         positions = oracle.need(case, "step_position_ids")[..., step - prefill]
         assert torch.equal(inputs["position_ids"], positions[..., None])
         output = oracle.model(**inputs, use_cache=True)
         logits.append(output.logits)
     close(torch.cat(logits, dim=1)[real], oracle.need(case, "logits_steps")[real])
-    layers = output.past_key_values.layers
+    layers = output.cache.layers
     for name, layer in (("first", layers[0]), ("last", layers[-1])):
         for kind, actual in (("key", layer.keys), ("value", layer.values)):
             expected = oracle.need(case, f"past_{kind}_{name}").transpose(0, 1)  # official: length first

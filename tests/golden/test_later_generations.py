@@ -122,8 +122,8 @@ def test_cache_steps(oracle: Oracle, case: str) -> None:
     for begin, end in [(0, prefill), *((step, step + 1) for step in range(prefill, length))]:
         step = {name: value[:, :end] for name, value in inputs.items() if name == "attention_mask"}
         step |= {name: value[:, begin:end] for name, value in inputs.items() if name != "attention_mask"}
-        output = oracle.model(**step, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = oracle.model(**step, cache=cache, use_cache=True)
+        cache = output.cache
         logits.append(output.logits)
     close(torch.cat(logits, dim=1)[mask], oracle.need(case, "logits_steps")[mask])
     for name, layer in (("first", cache.layers[0]), ("last", cache.layers[-1])):

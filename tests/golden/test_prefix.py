@@ -89,10 +89,10 @@ def test_decoding_with_a_cache(cases: Golden, kind: str, tuned: GlmForCausalLM) 
             input_ids=inputs["input_ids"][:, start:end],
             attention_mask=inputs["attention_mask"][:, :end],
             position_ids=inputs["position_ids"][:, start:end],
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
         )
-        cache = output.past_key_values
+        cache = output.cache
         steps.append(output.logits)
     real = inputs["attention_mask"].bool()
     _close(torch.cat(steps, dim=1)[real], case["logits_steps"][real], LOGITS)

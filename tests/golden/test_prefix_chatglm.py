@@ -118,7 +118,7 @@ def test_decoding_with_a_cache(cases: Golden, kind: str, tuned: ChatGlmForCausal
             ids[:, step : step + 1],
             attention_mask=real[:, : step + 1],
             position_ids=case["step_position_ids"][..., step - prefill, None],
-            past_key_values=output.past_key_values,
+            cache=output.cache,
         )
         logits.append(output.logits)
     _close(torch.cat(logits, dim=1)[real], case["logits_steps"][real], LOGITS)
@@ -126,7 +126,7 @@ def test_decoding_with_a_cache(cases: Golden, kind: str, tuned: ChatGlmForCausal
     expected = case["past_key_last"].transpose(0, 1)
     prefix_key = _prefix(tuned).layer_states(len(ids), torch.float32)[-1][0].transpose(1, 2)
     _close(prefix_key, expected[:, : prefix_key.shape[1]], LOGITS)
-    keys = output.past_key_values.layers[-1].keys.transpose(1, 2)
+    keys = output.cache.layers[-1].keys.transpose(1, 2)
     _close(keys[real], expected[:, prefix_key.shape[1] :][real], LOGITS)
 
 
@@ -224,7 +224,7 @@ def test_a_written_prefix_holds_the_unrotated_keys_of_its_text(base: ChatGlmForC
     rows = text_rows(base, ids)
     heads, width = base.config.num_attention_heads, base.config.head_dim
     parts = rows.view(6, base.config.num_hidden_layers, 2, heads, width)
-    cache = base(ids, use_cache=True).past_key_values
+    cache = base(ids, use_cache=True).cache
     cos, sin = base.transformer.rotary_emb(rows, token_positions(ids, base.config))
     for layer, cached in enumerate(cache.layers):
         keys = rotate(parts[None, :, layer, 0], cos, sin)

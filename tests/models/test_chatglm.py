@@ -230,9 +230,9 @@ def test_rows_that_are_no_rows_of_this_model() -> None:
         model(torch.tensor([ROW]), position_ids=torch.arange(9)[None])
     with pytest.raises(ShapeError, match=r"must be boolean .* is torch\.int64"):
         model(torch.tensor([ROW]), attention_mask=torch.ones(1, 1, 9, 9, dtype=torch.long))
-    cache = model(torch.tensor([ROW]), use_cache=True).past_key_values
+    cache = model(torch.tensor([ROW]), use_cache=True).cache
     with pytest.raises(DataError, match="position_ids are missing"):
-        model(torch.tensor([[7]]), past_key_values=cache)
+        model(torch.tensor([[7]]), cache=cache)
     embeddings = model.get_input_embeddings()(torch.tensor([ROW]))
     with pytest.raises(ShapeError, match="Only input_ids tell where the context ends"):
         model(inputs_embeds=embeddings, position_ids=token_positions(torch.tensor([ROW]), model.config))
@@ -276,9 +276,21 @@ def test_several_tokens_per_step_and_a_cache_that_is_handed_in() -> None:
     expected = model.generate(ids, max_new_tokens=10, **settings)
     looked_up = model.generate(ids, max_new_tokens=10, prompt_lookup_num_tokens=3, **settings)
     assert torch.equal(looked_up, expected)
-    cache = model(ids, use_cache=True).past_key_values
-    again = model.generate(expected[:, :8], past_key_values=cache, max_new_tokens=8, **settings)
+    cache = model(ids, use_cache=True).cache
+    again = model.generate(expected[:, :8], cache=cache, max_new_tokens=8, **settings)
     assert torch.equal(again, expected)
+
+
+@torch.no_grad()
+def test_the_old_name_of_the_cache_is_obeyed_not_ignored() -> None:
+    model, ids = make_model(), torch.tensor([ROW])
+    whole = model(ids).logits[:, -1]
+    kept = model(ids[:, :-1], use_cache=True)
+    assert kept.past_key_values is kept.cache
+    place = token_positions(ids, model.config)[..., -1:]
+    with pytest.warns(FutureWarning, match="past_key_values"):
+        step = model(ids[:, -1:], past_key_values=kept.cache, position_ids=place)
+    close(step.logits[:, -1], whole)
 
 
 def test_a_prompt_cut_into_pieces_is_refused() -> None:

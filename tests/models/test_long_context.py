@@ -80,8 +80,8 @@ def test_full_length_with_and_without_cache(family: Family, prefixed: bool) -> N
         with_prefix(model)
     ids = random_ids(CONTEXT)
     whole = model(ids, use_cache=False, logits_to_keep=2).logits
-    cache = model(ids[:, :-2], use_cache=True, logits_to_keep=1).past_key_values
-    steps = [model(ids[:, place : place + 1], past_key_values=cache).logits for place in (-2, CONTEXT - 1)]
+    cache = model(ids[:, :-2], use_cache=True, logits_to_keep=1).cache
+    steps = [model(ids[:, place : place + 1], cache=cache).logits for place in (-2, CONTEXT - 1)]
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-4, rtol=0)
     assert cache.get_seq_length() == CONTEXT
     assert torch.isfinite(whole).all()
@@ -130,7 +130,7 @@ def generate_padded(model: OfficialGlmForCausalLM, length: int) -> None:
 def stream_on(model: OfficialGlmForCausalLM, length: int) -> None:
     """Half of the text is in the cache, half is new, as in a later turn of a chat."""
     cache, ids = ConversationCache(), random_ids(length)[0].tolist()
-    settings = {"past_key_values": cache, "max_new_tokens": 2, "do_sample": False}
+    settings = {"cache": cache, "max_new_tokens": 2, "do_sample": False}
     list(stream_tokens(model, ids[: length // 2], **settings))
     list(stream_tokens(model, ids, prefill_chunk_size=PREFILL_CHUNK_TOKENS, **settings))
 

@@ -82,8 +82,8 @@ def test_chunked_prefill_into_a_cache(tuned: GlmForCausalLM) -> None:
     ids = random_ids(2, 9)
     cache, parts = None, []
     for start, end in [(0, 4), (4, 7), (7, 8), (8, 9)]:
-        output = tuned(ids[:, start:end], past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = tuned(ids[:, start:end], cache=cache, use_cache=True)
+        cache = output.cache
         parts.append(output.logits)
     assert cache.get_seq_length() == 9  # tokens only
     _close(torch.cat(parts, dim=1), tuned(ids).logits)
@@ -95,7 +95,7 @@ def test_static_cache(tuned: GlmForCausalLM) -> None:
     cache, parts = StaticCache(config=tuned.config, max_cache_len=16), []
     for start, end in [(0, 4), (4, 7), (7, 8), (8, 9)]:
         positions = torch.arange(start, end)[None]
-        output = tuned(ids[:, start:end], past_key_values=cache, use_cache=True, position_ids=positions)
+        output = tuned(ids[:, start:end], cache=cache, use_cache=True, position_ids=positions)
         parts.append(output.logits)
     _close(torch.cat(parts, dim=1), tuned(ids).logits)
 
