@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from evaluation.backend import Limits
+from evaluation.metrics import Groups
 from evaluation.sample import LETTERS, ChoiceScores, Prompt, Sample
 
 GENERATE = "generate"
@@ -79,8 +80,7 @@ class Task:
         method: the protocol's parts.
         licence: of the data.
         source: folder or hub id the data came from.
-        categories: subject to category; empty where the benchmark has none.
-        headline: the average published for this benchmark: ``accuracy_micro`` or ``accuracy_macro``.
+        groups: how the benchmark averages its subjects; hand it to `evaluation.metrics.summarize`.
         labelled: whether the split has gold answers (C-Eval's test split has none).
         is_sample_set: whether this is the small set shipped with glmtune, never comparable with published
             figures.
@@ -95,11 +95,20 @@ class Task:
     method: Method
     licence: str
     source: str
-    categories: Mapping[str, str] = field(default_factory=dict)
-    headline: str = "accuracy_micro"
+    groups: Groups = field(default_factory=Groups)
     labelled: bool = True
     is_sample_set: bool = False
     is_partial: bool = False
+
+    @property
+    def categories(self) -> Mapping[str, str]:
+        """Subject to category; empty where the benchmark has none."""
+        return self.groups.categories
+
+    @property
+    def headline(self) -> str:
+        """The average published for this benchmark: ``accuracy_micro`` or ``accuracy_macro``."""
+        return self.groups.headline
 
     @property
     def kind(self) -> str:

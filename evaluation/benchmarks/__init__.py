@@ -1,5 +1,5 @@
-"""The benchmarks: their data layouts, prompts, rules and averages.
+"""The benchmarks: their data layouts, prompts, extraction rules and averages.
 
-``make_task(benchmark, *, protocol=None, split=None, data_dir=None, is_chat=True, num_fewshot=None, subjects=None,
-limit=None) -> Task`` and ``BENCHMARKS`` (name to benchmark) come from ``evaluation.benchmarks.table``.
+``make_task(benchmark, *, protocol=None, split=None, data_dir=None, is_chat=True, num_fewshot=None,
+subjects=None, limit=None) -> Task`` and ``BENCHMARKS`` (name to benchmark) will come from here.
 """

@@ -1,0 +1,192 @@
+"""Accuracies with standard errors: per subject, per category, and the averages that publications print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+MICRO = "accuracy_micro"
+MACRO = "accuracy_macro"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one question went under one extraction rule.
+
+    Attributes:
+        subject: of the sample.
+        index: of the sample in its official file, from 0.
+        is_correct: whether the extracted answer is right.
+        is_unparsed: whether nothing could be extracted; such an outcome is never correct.
+        is_truncated: whether the completion was cut at its length limit.
+    """
+
+    subject: str
+    index: int
+    is_correct: bool
+    is_unparsed: bool = False
+    is_truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """An accuracy over some questions.
+
+    Attributes:
+        accuracy: from 0 to 1.
+        num_samples: questions in it.
+        stderr: standard error of the accuracy; None where one question alone tells nothing.
+        num_unparsed: answers that could not be extracted.
+        num_truncated: completions cut at their length limit.
+    """
+
+    accuracy: float
+    num_samples: int
+    stderr: float | None
+    num_unparsed: int = 0
+    num_truncated: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """How a benchmark's subjects form its averages.
+
+    Attributes:
+        headline: the average it publishes, ``accuracy_micro`` or ``accuracy_macro``.
+        categories: subject to category; empty where there are none.
+        category_average: how the subjects of a category are averaged.
+        further: further named averages over subjects, each a list of units of equal weight; the subjects of
+            one unit are averaged first.
+        further_micro: further named averages in which every question of the subjects weighs the same.
+    """
+
+    headline: str = MICRO
+    categories: Mapping[str, str] = field(default_factory=dict)
+    category_average: str = MICRO
+    further: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+    further_micro: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All averages of one run under one extraction rule.
+
+    Attributes:
+        headline: which of the two averages the benchmark publishes.
+        micro: every question weighs the same.
+        macro: mean over the subjects.
+        subjects: score per subject, in the order of the samples.
+        categories: score per category.
+        further: other averages of this benchmark by name (``accuracy_macro_23``, ``hard``, ...); one whose
+            subjects are not all there is left out.
+    """
+
+    headline: str
+    micro: Score
+    macro: Score
+    subjects: Mapping[str, Score]
+    categories: Mapping[str, Score]
+    further: Mapping[str, Score]
+
+    @property
+    def stderr(self) -> float | None:
+        """Standard error of the headline average."""
+        return self.micro.stderr if self.headline == MICRO else self.macro.stderr
+
+    @property
+    def accuracy(self) -> float:
+        """The headline average."""
+        return self.micro.accuracy if self.headline == MICRO else self.macro.accuracy
+
+
+def binomial_stderr(accuracy: float, num_samples: int) -> float | None:
+    """Return the standard error of an accuracy, ``sqrt(p (1 - p) / (n - 1))``; None below two samples.
+
+    >>> round(binomial_stderr(721 / 1346, 1346), 4)
+    0.0136
+    """
+    if num_samples < 2:
+        return None
+    return math.sqrt(accuracy * (1 - accuracy) / (num_samples - 1))
+
+
+def summarize(outcomes: Sequence[Outcome], groups: Groups) -> Summary:
+    """Average outcomes in every way the benchmark is reported.
+
+    Args:
+        outcomes: one per question; at least one.
+        groups: of the benchmark (``evaluation.benchmarks``).
+
+    Returns:
+        The averages; the order of the outcomes inside a subject does not matter.
+    """
+    assert outcomes, "no outcomes to average"
+    by_subject: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_subject.setdefault(outcome.subject, []).append(outcome)
+    subjects = {name: micro_score(rows) for name, rows in by_subject.items()}
+
+    def average(names: Sequence[str], how: str) -> Score:
+        if how == MACRO:
+            return macro_score([[subjects[name]] for name in names])
+        return micro_score([row for name in names for row in by_subject[name]])
+
+    members: dict[str, list[str]] = {}
+    for name in subjects:
+        if name in groups.categories:
+            members.setdefault(groups.categories[name], []).append(name)
+    further = {
+        title: macro_score([[subjects[name] for name in unit] for unit in units])
+        for title, units in groups.further.items()
+        if all(name in subjects for unit in units for name in unit)
+    }
+    further |= {
+        title: average(names, MICRO)
+        for title, names in groups.further_micro.items()
+        if all(name in subjects for name in names)
+    }
+    return Summary(
+        headline=groups.headline,
+        micro=micro_score(outcomes),
+        macro=average(list(subjects), MACRO),
+        subjects=subjects,
+        categories={title: average(names, groups.category_average) for title, names in members.items()},
+        further=further,
+    )
+
+
+def micro_score(outcomes: Sequence[Outcome]) -> Score:
+    """Average outcomes, every question weighing the same."""
+    count = len(outcomes)
+    accuracy = sum(outcome.is_correct for outcome in outcomes) / count
+    return Score(
+        accuracy=accuracy,
+        num_samples=count,
+        stderr=binomial_stderr(accuracy, count),
+        num_unparsed=sum(outcome.is_unparsed for outcome in outcomes),
+        num_truncated=sum(outcome.is_truncated for outcome in outcomes),
+    )
+
+
+def macro_score(units: Sequence[Sequence[Score]]) -> Score:
+    """Average units of equal weight, each the plain mean of its scores.
+
+    The standard error is that of a weighted sum of independent accuracies, ``sqrt(sum((w se)^2))``; with one
+    score per unit it is ``(1/S) sqrt(sum(se^2))``.
+    """
+    total, variance, is_known = 0.0, 0.0, True
+    for unit in units:
+        weight = 1 / (len(units) * len(unit))
+        for score in unit:
+            total += weight * score.accuracy
+            is_known = is_known and score.stderr is not None
+            variance += (weight * (score.stderr or 0.0)) ** 2
+    scores = [score for unit in units for score in unit]
+    return Score(
+        accuracy=total,
+        num_samples=sum(score.num_samples for score in scores),
+        stderr=math.sqrt(variance) if is_known else None,
+        num_unparsed=sum(score.num_unparsed for score in scores),
+        num_truncated=sum(score.num_truncated for score in scores),
+    )
