@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.inference.memory import is_out_of_memory, release_memory
 from glmtune.inference.processors import logits_processors
 from glmtune.inference.settings import GenerationSettings
 from glmtune.models.families import Family
@@ -133,11 +133,9 @@ def _try_batch(
     try:
         return _generate_batch(model, prompts, rows, settings, stop_ids, pad_id)
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_memory()
     return None
 
 
@@ -192,13 +190,6 @@ def _cut(index: int, ids: Sequence[int], stop_ids: Sequence[int], num_prompt_tok
         token_ids=tuple(ids if end is None else ids[:end]),
         stop_reason="length" if end is None else "eos",
         num_prompt_tokens=num_prompt_tokens,
-    )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        word in str(error) for word in words
     )
 
 

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from glmtune.errors import ConfigError, ShapeError
-from glmtune.prefix.attention import WITH_PREFIX, register_attention
+from glmtune.prefix.attention import CARRYING, WITH_PREFIX, register_attention
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
 
 _ATTACHMENT = "_glmtune_prefix"
@@ -162,7 +162,7 @@ def _hand_down_prefix(
 def _check_can_carry(base: nn.Module) -> None:
     """Raise ConfigError where the prefix would be ignored or get no gradient."""
     implementation = base.config._attn_implementation  # pyright: ignore[reportAttributeAccessIssue]
-    if implementation not in WITH_PREFIX.values():
+    if implementation not in CARRYING:
         raise ConfigError(
             f"The attention implementation was changed to `{implementation}` while a prefix is attached; "
             f"it would ignore the prefix, which needs one of {_listed(WITH_PREFIX.values())}. "

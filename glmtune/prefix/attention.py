@@ -22,6 +22,8 @@ from glmtune.prefix.encoder import LayerStates
 
 WITH_PREFIX = {"sdpa": "glmtune_sdpa", "eager": "glmtune_eager"}
 """Stock attention implementation -> ours; what is not listed cannot carry a prefix."""
+CARRYING = (*WITH_PREFIX.values(), "glmtune_engine")
+"""Implementations that see a prefix; the last is the evaluation engine's, in use during its forwards only."""
 
 
 def prepend(

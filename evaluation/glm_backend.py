@@ -1,0 +1,251 @@
+"""A loaded GLM behind an evaluation: the only file of this package that touches glmtune's models."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from evaluation.backend import Limits, ModelIdentity
+from evaluation.sample import ChoiceScores, Completion, Prompt
+from glmtune.errors import DataError
+from glmtune.inference.engine import Engine, EngineSettings
+from glmtune.messages import Message
+from glmtune.models.families import Family
+from glmtune.models.templates import TextTokenizer, template_for
+
+ENCODED_PROMPTS = 16384
+"""Prompts whose ids are remembered: a runner counts a prompt's tokens before it has it answered."""
+SAMPLES_PER_TENSOR = 4096
+_ADAPTER_NAME = re.compile(r"(^|\.)(lora_\w+|prefix_encoder)\.")
+
+
+class GlmBackend:
+    """Answers prompts with a model in this process: any GLM, tuned or quantized, on CPU or one GPU.
+
+    Where several processes evaluate, each builds its own and is given its own share of the prompts.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str | None = None,
+        is_chat: bool | None = None,
+        settings: EngineSettings | None = None,
+    ) -> None:
+        """Take a model as `glmtune.load_model` returns it, with what was attached to it since.
+
+        Args:
+            model: switched to evaluation mode; its weights must not change while the backend lives.
+            tokenizer: from `glmtune.load_tokenizer`.
+            name: how the user named the model; None takes ``model.source``.
+            is_chat: whether prompts are conversations; None decides by the name (`is_chat_model`).
+            settings: how much is done at once.
+        """
+        self._tokenizer = tokenizer
+        self._ours = cast("TextTokenizer", tokenizer)
+        self._template = template_for(self._ours)
+        self._engine = Engine(model, settings)
+        self._encode = lru_cache(ENCODED_PROMPTS)(self._encode_prompt)
+        self._identity = identify(model, self._ours.family, name=name, is_chat=is_chat)
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Which model this is, what is attached to it and how it computes."""
+        return self._identity
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Prompt and completion together may be so long."""
+        return self._engine.max_context_tokens
+
+    def count_tokens(self, prompt: Prompt) -> int:
+        """Return the length of a prompt in tokens, ``[gMASK] sop`` and template included."""
+        return len(self._encode(prompt))
+
+    def generate(self, prompts: Sequence[Prompt], limits: Limits) -> Iterator[tuple[int, Completion]]:
+        """Complete prompts greedily; see `evaluation.backend.Backend`.
+
+        Texts are as decoded: without special tokens, not stripped or cleaned.
+
+        Yields:
+            Place of the prompt and its completion, as they finish.
+
+        Raises:
+            ConfigError: a prompt with its completion does not fit the model's context.
+            DataError: turns that the model's template cannot show.
+            GlmtuneError: memory does not suffice even for one prompt.
+        """
+        texts = self._engine.generate(
+            [self._encode(prompt) for prompt in prompts],
+            max_new_tokens=limits.max_new_tokens,
+            stop_ids=self._template.stop_ids(self._ours),
+            decode=self._decode,
+            stop=limits.stop,
+        )
+        for made in texts:
+            yield (
+                made.index,
+                Completion(made.text, made.stop_reason, made.num_prompt_tokens, made.num_new_tokens),
+            )
+
+    def score_choices(
+        self, prompts: Sequence[Prompt], choices: Sequence[str]
+    ) -> Iterator[tuple[int, ChoiceScores]]:
+        """Return how probable each choice is as the next token; see `evaluation.backend.Backend`.
+
+        The answer to a chat is encoded as the model's template encodes answers. Ids with which all answers
+        begin (the line break after ChatGLM3's role token) count as part of the prompt.
+
+        Yields:
+            Place of the prompt and its scores, as they finish.
+
+        Raises:
+            ConfigError: a prompt does not fit the model's context.
+            DataError: a choice is no single token after a prompt, or two choices are the same one.
+            GlmtuneError: memory does not suffice even for one prompt.
+        """
+        asked = [self._choice_ids(prompt, choices) for prompt in prompts]
+        scores = self._engine.score_next([context for context, _ in asked], [ids for _, ids in asked])
+        for place, logprobs in scores:
+            yield place, ChoiceScores(logprobs, self.count_tokens(prompts[place]))
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def _encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        if prompt.text is None:
+            messages = [Message(turn.role, turn.content) for turn in prompt.turns]
+            ids = self._template.encode_prompt(self._ours, messages)
+        else:
+            ids = [
+                *self._ours.prefix_ids,
+                *self._ours.text_ids(prompt.text),
+                *self._ours.suffix_ids,
+            ]
+        check_marks(ids, [*self._ours.prefix_ids, *self._ours.suffix_ids])
+        return tuple(ids)
+
+    def _choice_ids(self, prompt: Prompt, choices: Sequence[str]) -> tuple[tuple[int, ...], list[int]]:
+        """Return the ids that stand before every choice, and the one id of each choice."""
+        answered = [self._answered(prompt, choice) for choice in choices]
+        context, lasts = answered[0][:-1], [ids[-1] for ids in answered]
+        for choice, ids in zip(choices, answered, strict=True):
+            if ids[:-1] != context:
+                raise DataError(
+                    f"The choice {choice!r} must be one token after the prompt, but after"
+                    f" {_ending(prompt)!r} the tokens of the choices are"
+                    f" {_differing(answered)}. Drop blanks at the end of the prompt, or write the choice as"
+                    " the model would (` A` or `A`)."
+                )
+        if len(set(lasts)) < len(lasts):
+            raise DataError(
+                f"The choices {', '.join(map(repr, choices))} must differ in their token, but their ids after"
+                f" the prompt are {lasts}. Give choices that the tokenizer tells apart."
+            )
+        return context, lasts
+
+    def _answered(self, prompt: Prompt, choice: str) -> tuple[int, ...]:
+        """Encode a prompt followed by a choice, without the end token."""
+        if prompt.text is None:
+            answer = self._template.encode_answer(self._ours, Message("assistant", choice))[:-1]
+            return (*self._encode(prompt), *answer)
+        if self._ours.suffix_ids:  # ChatGLM-6B: the answer stands behind [gMASK] sop
+            return (*self._encode(prompt), *self._ours.text_ids(choice))
+        return (*self._ours.prefix_ids, *self._ours.text_ids(prompt.text + choice))
+
+
+def check_marks(token_ids: Sequence[int], marks: Sequence[int]) -> None:
+    """Raise DataError unless each of the marks (``[gMASK] sop``) is in a prompt exactly once."""
+    counts = [list(token_ids).count(mark) for mark in marks]
+    if any(count != 1 for count in counts):
+        raise DataError(
+            f"A prompt must hold [gMASK] and sop (ids {list(marks)}) exactly once, but this one holds them"
+            f" {counts} times. Give the text without special tokens; the backend adds them."
+        )
+
+
+def is_chat_model(name: str, family: Family) -> bool:
+    """Decide by its name whether a model was tuned for conversations.
+
+    >>> is_chat_model("chatglm3-6b", Family.CHATGLM3), is_chat_model("chatglm3-6b-base", Family.CHATGLM3)
+    (True, False)
+    >>> is_chat_model("glm-4-9b", Family.GLM4), is_chat_model("glm-4-9b-chat-1m", Family.GLM4)
+    (False, True)
+    """
+    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower()
+    if family is Family.CODEGEEX2 or re.search(r"(^|[-_])base($|[-_])", last):
+        return False
+    return family is not Family.GLM4 or "chat" in last
+
+
+def identify(
+    model: PreTrainedModel, family: Family, *, name: str | None = None, is_chat: bool | None = None
+) -> ModelIdentity:
+    """Describe a loaded model: its weights, what is attached to it, and how it computes.
+
+    The hashes cover name, shape, type and some 4,096 spread values of every tensor.
+    """
+    unwrap = getattr(model, "get_base_model", None)
+    base: Any = model if unwrap is None else unwrap()
+    chosen = name or str(getattr(base, "source", "")) or family.value
+    weights: dict[str, Tensor] = {}
+    adapter: dict[str, Tensor] = {}
+    for key, tensor in base.state_dict().items():
+        (adapter if _ADAPTER_NAME.search(key) else weights)[key.replace(".base_layer.", ".")] = tensor
+    embedding = base.get_input_embeddings().weight
+    return ModelIdentity(
+        name=chosen,
+        weights_hash=hash_tensors(weights),
+        family=family.value,
+        dtype=str(embedding.dtype if embedding.is_floating_point() else base.dtype).removeprefix("torch."),
+        quantization=_quantization(base),
+        adapter=hash_tensors(adapter) if adapter else "none",
+        is_chat=is_chat_model(chosen, family) if is_chat is None else is_chat,
+        engine="glmtune",
+    )
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return 16 hexadecimal digits that change with any tensor's name, shape, type or (sampled) values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        flat = tensor.detach().reshape(-1)
+        step = max(1, flat.numel() // SAMPLES_PER_TENSOR) | 1  # odd: no column is met again and again
+        sample = flat[::step].contiguous().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _quantization(base: Any) -> str:
+    """Return what the model says about itself: our own method, transformers' or the release's bits."""
+    ours = getattr(base, "quantization", None)
+    if ours is not None:
+        return str(getattr(ours, "name", ours))
+    settings = getattr(base.config, "quantization_config", None)
+    if settings is not None:
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
+        return str(getattr(method, "value", method))
+    bits = getattr(base.config, "quantization_bit", 0)
+    return f"int{bits}" if bits else "none"
+
+
+def _ending(prompt: Prompt) -> str:
+    return (prompt.text if prompt.text is not None else prompt.turns[-1].content)[-20:]
+
+
+def _differing(answered: Sequence[tuple[int, ...]]) -> str:
+    """Show the last ids of each answered prompt, from the first place on at which any two differ."""
+    start = 0
+    while all(len(ids) > start and ids[start] == answered[0][start] for ids in answered):
+        start += 1
+    return ", ".join(str(list(ids[start:])) for ids in answered)

@@ -1,0 +1,63 @@
+"""How much is done at once, and how that shrinks when memory runs out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from glmtune.errors import GlmtuneError
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass
+class Budget:
+    """Limits of a batch.
+
+    Attributes:
+        rows: most rows at once.
+        held_tokens: most tokens whose keys and values are held.
+        read_tokens: most tokens read in one forward pass.
+    """
+
+    rows: int
+    held_tokens: int
+    read_tokens: int
+
+    def rows_to_read(self, lengths: Sequence[int], num_shared: int) -> int:
+        """Count how many of the first prompts may be read at once, at least one.
+
+        Args:
+            lengths: own tokens of the prompts waiting, in the order in which they are to be read.
+            num_shared: tokens of the beginning in front of each.
+        """
+        width = 0
+        for count, length in enumerate(lengths[: self.rows], start=1):
+            width = max(width, length)
+            fits = count * width <= self.read_tokens and count * (width + num_shared) <= self.held_tokens
+            if count > 1 and not fits:
+                return count - 1
+        return min(len(lengths), self.rows)
+
+    def rows_to_hold(self, row_tokens: int) -> int:
+        """Count how many rows that may grow to ``row_tokens`` fit, at least one."""
+        return max(1, min(self.rows, self.held_tokens // row_tokens))
+
+    def halve(self, num_rows: int) -> None:
+        """Take half of a number of rows that was too much; log it."""
+        LOGGER.warning("Out of memory with %d rows at once; going on with %d.", num_rows, num_rows // 2)
+        self.rows = max(1, num_rows // 2)
+
+    def halve_reading(self, num_rows: int, width: int) -> None:
+        """Read half of a number of prompts that was too much; log it."""
+        LOGGER.warning("Out of memory reading %d prompts; going on with %d.", num_rows, num_rows // 2)
+        self.read_tokens = num_rows // 2 * width
+
+
+def no_memory(num_tokens: int) -> GlmtuneError:
+    """Word the error for a single prompt that does not fit."""
+    return GlmtuneError(
+        f"Memory does not suffice for one prompt of {num_tokens} tokens. Load the model in a smaller dtype"
+        " (`model.dtype=bfloat16`), use fewer exemplars, or free memory."
+    )

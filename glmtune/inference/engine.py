@@ -1,0 +1,170 @@
+"""The engine of evaluations: completions and next-token probabilities of many prompts that begin alike.
+
+What prompts share is read once; prompts are batched by length under a token budget; generation refills the
+places of rows that are done. Results do not depend on any of it (up to rounding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from glmtune.errors import ConfigError
+from glmtune.inference.budget import Budget
+from glmtune.inference.choices import score_group
+from glmtune.inference.continuous import ContinuousBatch, Row
+from glmtune.inference.engine_model import EngineModel
+from glmtune.inference.memory import tokens_that_fit
+from glmtune.inference.prefix_store import PrefixStore
+from glmtune.inference.shared_prefix import PromptGroup, group_prompts
+from glmtune.inference.stop_text import Decode, StopText
+from glmtune.settings import check_range, setting
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How much the engine does at once; results do not depend on it."""
+
+    batch_size: int = setting(128, "most rows at once")
+    max_batch_tokens: int = setting(65536, "most tokens whose keys and values are held, memory permitting")
+    read_tokens: int = setting(4096, "most prompt tokens read in one forward pass (a longer prompt alone)")
+    share_prefixes: bool = setting(True, "read what prompts begin with once (never with ChatGLM-6B)")
+    min_shared_gain: int = setting(512, "tokens that reading a common beginning once must spare")
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: a number below 1.
+        """
+        for name in ("batch_size", "max_batch_tokens", "read_tokens", "min_shared_gain"):
+            check_range(f"engine.{name}", getattr(self, name), low=1)
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedText:
+    """One completion.
+
+    Attributes:
+        index: which prompt it completes.
+        text: decoded, cut at the first stop string.
+        token_ids: all that were generated, without the token that ended it.
+        stop_reason: ``eos``, ``stop`` (a stop string occurred) or ``length``.
+        num_prompt_tokens: length of the prompt.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    stop_reason: str
+    num_prompt_tokens: int
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens generated, the end token included."""
+        return len(self.token_ids) + (self.stop_reason == "eos")
+
+
+class Engine:
+    """Greedy generation and next-token scores with one model.
+
+    Attributes:
+        settings: how much is done at once.
+    """
+
+    def __init__(self, model: PreTrainedModel, settings: EngineSettings | None = None) -> None:
+        """Take a causal GLM (with prefix, LoRA or quantized layers as it is) and switch it to evaluation."""
+        self.settings = settings or EngineSettings()
+        self._model = EngineModel(model)
+        self.max_context_tokens: int = self._model.config.max_position_embeddings
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        decode: Decode,
+        stop: Sequence[str] = (),
+    ) -> Iterator[GeneratedText]:
+        """Complete prompts greedily.
+
+        Args:
+            prompts: token ids, none empty.
+            max_new_tokens: most tokens of a completion, the end token included.
+            stop_ids: tokens that end a completion.
+            decode: turns generated ids into text.
+            stop: strings that end a completion.
+
+        Yields:
+            One completion per prompt, as they finish.
+
+        Raises:
+            ConfigError: a prompt and its completion may not fit the model's context.
+            GlmtuneError: memory does not suffice even for one row.
+        """
+        self._check_context(prompts, max_new_tokens)
+        rows = [tuple(prompt) for prompt in prompts]
+        waiting = [
+            Row(index, rows[index], number, group.num_shared)
+            for number, group in enumerate(self._groups(rows))
+            for index in group.members
+        ]
+        batch = ContinuousBatch(
+            self._model,
+            self._budget(),
+            stop_ids=frozenset(stop_ids),
+            stop_text=StopText(decode, stop),
+            max_new_tokens=max_new_tokens,
+        )
+        for row, reason in batch.run(waiting):
+            yield GeneratedText(
+                row.index, batch.stop_text.text(row.generated), tuple(row.generated), reason, len(row.prompt)
+            )
+
+    def score_next(
+        self, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, tuple[float, ...]]]:
+        """Return the log-probabilities of a few next tokens over the whole vocabulary.
+
+        Args:
+            prompts: token ids, none empty.
+            candidates: per prompt the ids asked for.
+
+        Yields:
+            Place of the prompt and the natural log-probability of each candidate, a batch at a time.
+
+        Raises:
+            ConfigError: a prompt does not fit the model's context.
+            GlmtuneError: memory does not suffice even for one prompt.
+        """
+        self._check_context(prompts, 0)
+        rows = [tuple(prompt) for prompt in prompts]
+        budget, store = self._budget(), PrefixStore(self._model)
+        for group in self._groups(rows):
+            yield from score_group(self._model, budget, store, group, rows, candidates)
+
+    def _groups(self, rows: Sequence[tuple[int, ...]]) -> list[PromptGroup]:
+        if self._model.can_share and self.settings.share_prefixes:
+            return group_prompts(rows, min_gain=self.settings.min_shared_gain)
+        order = sorted(range(len(rows)), key=lambda place: (-len(rows[place]), place))
+        return [PromptGroup(0, tuple(order))] if order else []
+
+    def _budget(self) -> Budget:
+        room = tokens_that_fit(self._model.config, self._model.dtype, self._model.device)
+        return Budget(
+            rows=self.settings.batch_size,
+            held_tokens=min(room, self.settings.max_batch_tokens),
+            read_tokens=self.settings.read_tokens,
+        )
+
+    def _check_context(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        longest = max((len(prompt) for prompt in prompts), default=0)
+        if longest + max_new_tokens > self.max_context_tokens:
+            raise ConfigError(
+                f"The longest prompt has {longest} tokens, with `max_new_tokens` {max_new_tokens} that is"
+                f" {longest + max_new_tokens}, and the model's context is {self.max_context_tokens} tokens."
+                " Shorten the prompts (fewer exemplars), or lower `max_new_tokens`."
+            )

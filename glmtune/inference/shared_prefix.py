@@ -1,0 +1,101 @@
+"""Prompts that begin alike: which of them to read together, and the part they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor
+
+TokenIds = Sequence[int]
+LayerStates = tuple[tuple[Tensor, Tensor], ...]
+"""Keys and values of every layer, each ``[B, K, S, H]``."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptGroup:
+    """Prompts whose first tokens are read once.
+
+    Attributes:
+        num_shared: how many first tokens they share; at least one token of every prompt is left over.
+        members: places of the prompts, longest first.
+    """
+
+    num_shared: int
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPrefix:
+    """Tokens that were read once, and what every layer's attention keeps of them.
+
+    Attributes:
+        token_ids: the tokens.
+        layers: rotated keys and values, each ``[1, K, P, H]``; empty where there are no tokens.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    layers: LayerStates = ()
+
+
+def common_length(first: TokenIds, second: TokenIds) -> int:
+    """Count the tokens with which both begin.
+
+    >>> common_length([5, 6, 7], [5, 6, 8, 9])
+    2
+    """
+    low, high = 0, min(len(first), len(second))
+    while low < high:  # comparing slices is far faster than comparing tokens one by one
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def group_prompts(prompts: Sequence[tuple[int, ...]], *, min_gain: int) -> list[PromptGroup]:
+    """Group prompts by their common first tokens.
+
+    The prompts form a tree by their first tokens. A branch becomes a group of its own where reading its
+    common part once spares enough; what branches off too little stays with the group above it.
+
+    Args:
+        prompts: token ids, none empty.
+        min_gain: tokens that a group must spare.
+
+    Returns:
+        Groups that hold every prompt once, ordered so that nested beginnings follow each other.
+    """
+    order = sorted(range(len(prompts)), key=lambda place: prompts[place])
+    ordered = [prompts[place] for place in order]
+    shared = [common_length(first, second) for first, second in pairwise(ordered)]
+    groups: list[PromptGroup] = []
+    waiting = [(0, len(order), 0)]
+    while waiting:
+        start, end, depth = waiting.pop()
+        length = min([len(prompt) - 1 for prompt in ordered[start:end]] + shared[start : end - 1], default=0)
+        length = length if (end - start - 1) * (length - depth) >= min_gain else depth
+        members = []
+        for left, right in _branches(shared, start, end, length):
+            deeper = min([len(prompt) - 1 for prompt in ordered[left:right]] + shared[left : right - 1])
+            if (right - left - 1) * (deeper - length) >= min_gain and right - left < end - start:
+                waiting.append((left, right, length))
+            else:
+                members += order[left:right]
+        if members:
+            members.sort(key=lambda place: (-len(prompts[place]), place))
+            groups.append(PromptGroup(length, tuple(members)))
+    return groups
+
+
+def _branches(shared: Sequence[int], start: int, end: int, length: int) -> Iterator[tuple[int, int]]:
+    """Split sorted prompts where neighbours share no more than ``length`` tokens."""
+    left = start
+    for place in range(start, end - 1):
+        if shared[place] <= length:
+            yield left, place + 1
+            left = place + 1
+    if left < end:
+        yield left, end

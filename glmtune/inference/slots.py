@@ -1,0 +1,190 @@
+"""The keys and values of a generating batch: a slot per row, beginnings that several rows share held once.
+
+Shapes: B slots, N query heads, K key/value heads, G = N / K, C columns, P shared tokens, H head width.
+
+Source:
+    Juravsky et al. 2024, arXiv:2402.05099 (attention over a shared beginning as one matrix product, merged
+    by the log-sum-exp of the scores).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from glmtune.inference.reading import KeysValues
+from glmtune.inference.shared_prefix import SharedPrefix
+
+COLUMN_CHUNK = 64
+"""Columns by which the slots grow at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A beginning and the slots whose rows have it; None: all of them."""
+
+    shared: SharedPrefix
+    slots: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Attention over some of the keys: the mix ``[B, K, G, H]`` and the log-sum-exp ``[B, K, G, 1]``."""
+
+    mixed: Tensor
+    weight: Tensor
+
+    def merge(self, other: _Part) -> _Part:
+        """Attend to the keys of both."""
+        weight = torch.logaddexp(self.weight, other.weight)
+        mixed = self.mixed * (self.weight - weight).exp() + other.mixed * (other.weight - weight).exp()
+        return _Part(mixed, weight)
+
+
+class SlotStates:
+    """Slots of a batch in which every row is at its own length.
+
+    A row's own tokens lie in the first columns of its slot; a row that leaves is overwritten by the next one.
+
+    Attributes:
+        segments: the shared beginnings.
+    """
+
+    def __init__(self) -> None:
+        """Start without slots; the first rows put in decide their number."""
+        self.segments: list[Segment] = []
+        self._layers: list[KeysValues] = []
+        self._lengths = torch.zeros(0, dtype=torch.long)
+        self._slots = self._lengths
+        self._columns = 0
+        self._mask = torch.zeros(0)
+
+    @property
+    def num_slots(self) -> int:
+        """Number of slots, B."""
+        return len(self._lengths)
+
+    def put(self, slots: Sequence[int], layers: Sequence[KeysValues], lengths: Tensor) -> None:
+        """Put rows that were just read into slots, new slots included.
+
+        Args:
+            slots: where to put each row.
+            layers: keys and values per layer, each ``[rows, K, S, H]``; columns from a row's length on are
+                ignored.
+            lengths: int64 ``[rows]``.
+        """
+        places = torch.tensor(slots, dtype=torch.long, device=lengths.device)
+        width = layers[0][0].shape[2]
+        self._reserve(layers, max(self.num_slots, max(slots) + 1), width + 1)
+        for (keys, values), (new_keys, new_values) in zip(self._layers, layers, strict=True):
+            keys[places, :, :width] = new_keys
+            values[places, :, :width] = new_values
+        self._lengths[places] = lengths
+
+    def free(self, slots: Sequence[int]) -> None:
+        """Empty slots; they stay in the batch until they are filled or dropped."""
+        self._lengths[torch.tensor(slots, dtype=torch.long, device=self._lengths.device)] = 0
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """Drop all slots but these, which take the numbers 0, 1, ... in this order."""
+        chosen = torch.tensor(slots, dtype=torch.long, device=self._lengths.device)
+        self._lengths = self._lengths[chosen]
+        width = int(self._lengths.max()) + 1 if len(slots) else 0
+        self._layers = [(keys[chosen, :, :width], values[chosen, :, :width]) for keys, values in self._layers]
+        self._slots = torch.arange(len(slots), device=chosen.device)
+
+    def open_column(self) -> Tensor:
+        """Make room for one more token per slot.
+
+        Returns:
+            Additive mask ``[B, 1, 1, C]`` over the own columns, the new token's included.
+        """
+        self._columns = int(self._lengths.max()) + 1
+        self._reserve(self._layers, self.num_slots, self._columns)
+        column = torch.arange(self._columns, device=self._lengths.device)
+        hidden = column[None] > self._lengths[:, None]
+        mask = torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, -torch.inf)
+        self._mask = mask[:, None, None]
+        return self._mask
+
+    def advance(self) -> None:
+        """Count the token that was just read."""
+        self._lengths += 1
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        own: KeysValues,
+        *,
+        mask: Tensor | None,
+        front: KeysValues | None,
+        scaling: float,
+    ) -> Tensor:
+        """Attend with one query per slot; see `AttentionStates`."""
+        del mask  # the model hands our own mask back, in its type
+        keys, values = self._layers[layer]
+        keys[self._slots, :, self._lengths] = own[0][:, :, 0]
+        values[self._slots, :, self._lengths] = own[1][:, :, 0]
+        query_BKGH = query.unflatten(1, (keys.shape[1], -1)).squeeze(3) * scaling
+        columns = slice(0, self._columns)
+        part = _attend(query_BKGH, keys[:, :, columns], values[:, :, columns], self._mask)
+        if front is not None:
+            part = part.merge(_attend_shared(query_BKGH, (front[0][:1], front[1][:1])))
+        for segment in self.segments:
+            part = _merge_segment(part, query_BKGH, segment, layer)
+        return part.mixed.to(query.dtype).flatten(1, 2)[:, None]
+
+    def _reserve(self, like: Sequence[KeysValues], num_slots: int, num_columns: int) -> None:
+        """Grow the slots to at least this many, with at least this many columns; layer by layer."""
+        self._layers = self._layers or [(keys[:0, :, :0], values[:0, :, :0]) for keys, values in like]
+        for place, (keys, values) in enumerate(self._layers):
+            room = keys.shape[2]
+            if num_slots > keys.shape[0] or num_columns > room:
+                wanted = room if num_columns <= room else num_columns + max(COLUMN_CHUNK, num_columns // 4)
+                size = (max(num_slots, keys.shape[0]), wanted)
+                self._layers[place] = (_grown(keys, *size), _grown(values, *size))
+        if num_slots > self.num_slots:
+            self._lengths = nn.functional.pad(
+                self._lengths.to(like[0][0].device), (0, num_slots - self.num_slots)
+            )
+            self._slots = torch.arange(num_slots, device=self._lengths.device)
+
+
+def _grown(states: Tensor, num_slots: int, num_columns: int) -> Tensor:
+    """Return larger zeroed states ``[B, K, C, H]`` that begin with what was held."""
+    larger = states.new_zeros(num_slots, states.shape[1], num_columns, states.shape[3])
+    larger[: states.shape[0], :, : states.shape[2]] = states
+    return larger
+
+
+def _attend(query_BKGH: Tensor, keys_BKCH: Tensor, values_BKCH: Tensor, mask: Tensor | None) -> _Part:
+    scores = (query_BKGH @ keys_BKCH.transpose(2, 3)).float()
+    if mask is not None:
+        scores = scores + mask
+    weight = scores.logsumexp(dim=-1, keepdim=True)
+    return _Part(((scores - weight).exp().to(values_BKCH.dtype) @ values_BKCH).float(), weight)
+
+
+def _attend_shared(query_BKGH: Tensor, shared: KeysValues) -> _Part:
+    """Attend to keys and values ``[1, K, P, H]`` that all rows share: one matrix product per head."""
+    size, groups = query_BKGH.shape[0], query_BKGH.shape[2]
+    query_1KQH = query_BKGH.transpose(0, 1).flatten(1, 2)[None]
+    part = _attend(query_1KQH, shared[0].to(query_BKGH), shared[1].to(query_BKGH), None)
+    unpacked = [
+        tensor[0].unflatten(1, (size, groups)).transpose(0, 1) for tensor in (part.mixed, part.weight)
+    ]
+    return _Part(*unpacked)
+
+
+def _merge_segment(part: _Part, query_BKGH: Tensor, segment: Segment, layer: int) -> _Part:
+    states = segment.shared.layers[layer]
+    if segment.slots is None:
+        return part.merge(_attend_shared(query_BKGH, states))
+    mine = _Part(part.mixed[segment.slots], part.weight[segment.slots])
+    merged = mine.merge(_attend_shared(query_BKGH[segment.slots], states))
+    part.mixed[segment.slots], part.weight[segment.slots] = merged.mixed, merged.weight
+    return part

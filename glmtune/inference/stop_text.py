@@ -1,0 +1,36 @@
+"""Strings that end a completion, looked for while it is being generated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+Decode = Callable[[Sequence[int]], str]
+
+MARGIN_TOKENS = 8
+"""Tokens decoded in front of the longest stop string's, as the first of them may lose its blank or bytes."""
+
+
+class StopText:
+    """Finds stop strings in the text of generated tokens and cuts the text there."""
+
+    def __init__(self, decode: Decode, stop: Sequence[str] = ()) -> None:
+        """Keep the decoder and the strings, none empty."""
+        self._decode = decode
+        self._stop = tuple(stop)
+        # A token that is text stands for at least one byte of it.
+        self._window = MARGIN_TOKENS + max((len(text.encode()) for text in stop), default=0)
+
+    def is_complete(self, token_ids: Sequence[int]) -> bool:
+        """Whether a stop string occurs, given that none did before the last token."""
+        if not self._stop:
+            return False
+        tail = self._decode(token_ids[-self._window :])
+        return any(text in tail for text in self._stop) and self._place(self._decode(token_ids)) is not None
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Decode tokens up to the first stop string, which is left out."""
+        text = self._decode(token_ids)
+        return text[: self._place(text)]
+
+    def _place(self, text: str) -> int | None:
+        return min((place for stop in self._stop if (place := text.find(stop)) >= 0), default=None)
