@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from evaluation.backend import Limits, ModelIdentity
 from evaluation.sample import ChoiceScores, Completion, Prompt
 from glmtune.errors import DataError
-from glmtune.inference.engine import Engine, EngineSettings
+from glmtune.inference.engine import Engine
+from glmtune.inference.settings import EngineSettings
 from glmtune.messages import Message
 from glmtune.models.families import Family
 from glmtune.models.templates import TextTokenizer, template_for

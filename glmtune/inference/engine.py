@@ -18,29 +18,9 @@ from glmtune.inference.continuous import ContinuousBatch, Row
 from glmtune.inference.engine_model import EngineModel
 from glmtune.inference.memory import tokens_that_fit
 from glmtune.inference.prefix_store import PrefixStore
+from glmtune.inference.settings import EngineSettings
 from glmtune.inference.shared_prefix import PromptGroup, group_prompts
 from glmtune.inference.stop_text import Decode, StopText
-from glmtune.settings import check_range, setting
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How much the engine does at once; results do not depend on it."""
-
-    batch_size: int = setting(128, "most rows at once")
-    max_batch_tokens: int = setting(65536, "most tokens whose keys and values are held, memory permitting")
-    read_tokens: int = setting(4096, "most prompt tokens read in one forward pass (a longer prompt alone)")
-    share_prefixes: bool = setting(True, "read what prompts begin with once (never with ChatGLM-6B)")
-    min_shared_gain: int = setting(512, "tokens that reading a common beginning once must spare")
-
-    def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ConfigError: a number below 1.
-        """
-        for name in ("batch_size", "max_batch_tokens", "read_tokens", "min_shared_gain"):
-            check_range(f"engine.{name}", getattr(self, name), low=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glmtune.errors import ConfigError
-from glmtune.settings import setting
+from glmtune.settings import check_range, setting
 
 OFFICIAL_TOP_P = 0.7
 OFFICIAL_TEMPERATURE = 0.95
@@ -89,3 +89,23 @@ class GenerationSettings:
             OFFICIAL_TOP_K if self.top_k is None else self.top_k,
             OFFICIAL_TOP_P if self.top_p is None else self.top_p,
         )
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How much the engine does at once; results do not depend on it."""
+
+    batch_size: int = setting(128, "most rows at once")
+    max_batch_tokens: int = setting(65536, "most tokens whose keys and values are held, memory permitting")
+    read_tokens: int = setting(4096, "most prompt tokens read in one forward pass (a longer prompt alone)")
+    share_prefixes: bool = setting(True, "read what prompts begin with once (never with ChatGLM-6B)")
+    min_shared_gain: int = setting(512, "tokens that reading a common beginning once must spare")
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: a number below 1.
+        """
+        for name in ("batch_size", "max_batch_tokens", "read_tokens", "min_shared_gain"):
+            check_range(f"engine.{name}", getattr(self, name), low=1)
