@@ -1,0 +1,62 @@
+"""A chart of a result: accuracy per category (or subject) with its 95 % interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from evaluation.metrics import Score
+from evaluation.results import Result
+from glmtune.files import write_error
+
+Z_95 = 1.96
+
+
+def interval(score: Score) -> tuple[float, float]:
+    """Return the 95 % interval of an accuracy, inside 0 and 1.
+
+    Args:
+        score: an accuracy; one without a standard error has an interval of no width.
+    """
+    half = Z_95 * (score.stderr or 0.0)
+    return max(0.0, score.accuracy - half), min(1.0, score.accuracy + half)
+
+
+def draw_chart(result: Result, path: Path) -> None:
+    """Write a PNG with a bar per category, or per subject where there are no categories.
+
+    Args:
+        result: of a labelled split.
+        path: the file.
+
+    Raises:
+        GlmtuneError: it cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    bars = _bars(result)
+    names, scores = list(bars), list(bars.values())
+    figure = Figure(figsize=(8, 1.4 + 0.36 * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    values = [100 * score.accuracy for score in scores]
+    errors = [
+        [value - 100 * interval(score)[0] for value, score in zip(values, scores, strict=True)],
+        [100 * interval(score)[1] - value for value, score in zip(values, scores, strict=True)],
+    ]
+    axes.barh(names, values, xerr=errors, color="#4477aa", error_kw={"ecolor": "#222222", "capsize": 3})
+    for place, (value, score) in enumerate(zip(values, scores, strict=True)):
+        axes.text(1, place, f"{value:.1f} % of {score.num_samples}", va="center", color="#111111", fontsize=8)
+    axes.set_xlim(0, 100)
+    axes.invert_yaxis()
+    axes.set_xlabel("accuracy, % (95 % interval)")
+    axes.set_title(result.title, fontsize=10, wrap=True)
+    try:
+        figure.savefig(path, dpi=120, metadata={"Software": "glmtune"})
+    except OSError as error:
+        raise write_error(path, error) from None
+
+
+def _bars(result: Result) -> Mapping[str, Score]:
+    summary = result.summary
+    parts = summary.categories or summary.subjects
+    return {**parts, "average": summary.micro if summary.headline == "accuracy_micro" else summary.macro}

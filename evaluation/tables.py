@@ -1,0 +1,180 @@
+"""Tables of a result, once as rows of text, then for a terminal or as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evaluation.chart import interval
+from evaluation.metrics import MICRO, Score
+from evaluation.published import PublishedRow
+from evaluation.results import Result
+
+if TYPE_CHECKING:
+    import rich.table
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """A table whose cells are text.
+
+    Attributes:
+        title: above it.
+        columns: headings; all but the first are right-aligned.
+        rows: as many cells each.
+        caption: below it.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+
+    def to_rich(self) -> rich.table.Table:
+        """Lay the table out for a terminal."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(
+            title=Text(self.title), title_justify="left", caption=Text(self.caption), caption_justify="left"
+        )
+        for number, heading in enumerate(self.columns):
+            table.add_column(Text(heading), justify="right" if number else "left", overflow="fold")
+        for row in self.rows:
+            table.add_row(*(Text(cell) for cell in row))
+        return table
+
+    def to_markdown(self) -> str:
+        """Write the table as Markdown, its title as a heading."""
+        lines = [f"## {self.title}", "", _markdown_row(self.columns)]
+        lines.append(_markdown_row(["---", *["---:"] * (len(self.columns) - 1)]))
+        lines += [_markdown_row(row) for row in self.rows]
+        return "\n".join([*lines, "", *([self.caption, ""] if self.caption else [])])
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def percent(value: float | None) -> str:
+    """Write a fraction as a percentage with two decimals.
+
+    >>> percent(0.53566), percent(None)
+    ('53.57', '–')
+    """
+    return NOTHING if value is None else f"{100 * value:.2f}"
+
+
+def average_table(result: Result, published: PublishedRow | None) -> TextTable:
+    """Lay out the averages: both of them, those of the benchmark, and the categories; published ones beside.
+
+    Args:
+        result: of a run.
+        published: the published row of the same model, if there is one and the two may be compared.
+    """
+    summary, known = result.summary, result.task.labelled
+    rows: list[tuple[str, Score]] = [
+        ("micro average (questions)", summary.micro),
+        ("macro average (subjects)", summary.macro),
+    ]
+    if summary.headline != MICRO:
+        rows.reverse()
+    headline = rows[0][0]
+    rows += [(_readable(name), score) for name, score in summary.further.items()]
+    rows += list(summary.categories.items())
+    columns = ("", "questions", "accuracy, %", "95 % interval", "unparsed", "truncated")
+    cells = [
+        (
+            name,
+            f"{score.num_samples:,}",
+            percent(score.accuracy) if known else NOTHING,
+            _interval(score) if known else NOTHING,
+            f"{score.num_unparsed:,}",
+            f"{score.num_truncated:,}",
+        )
+        for name, score in rows
+    ]
+    caption = _caption(result)
+    if published is not None:
+        columns = (*columns, "published, %")
+        values = {headline: published.average, **published.categories}
+        cells = [(*row, _published(values.get(row[0]))) for row in cells]
+        caption += f"\nPublished: {published.source}."
+    return TextTable(result.title, columns, tuple(cells), caption)
+
+
+def _published(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.2f}"
+
+
+def rules_table(result: Result) -> TextTable:
+    """Lay out the accuracy under every rule of extraction, from the same answers.
+
+    Args:
+        result: of a run.
+    """
+    known = result.task.labelled
+    rows = tuple(
+        (
+            f"{name} (deciding)" if name == result.rule else name,
+            percent(summary.micro.accuracy) if known else NOTHING,
+            percent(summary.macro.accuracy) if known else NOTHING,
+            f"{summary.micro.num_unparsed:,}",
+            result.task.rules[name].about,
+        )
+        for name, summary in result.summaries.items()
+    )
+    return TextTable(
+        "Rules, same answers", ("rule", "micro, %", "macro, %", "unparsed", "how it reads"), rows
+    )
+
+
+def subject_table(result: Result) -> TextTable:
+    """Lay out every subject.
+
+    Args:
+        result: of a run.
+    """
+    known = result.task.labelled
+    rows = tuple(
+        (
+            name,
+            f"{score.num_samples:,}",
+            percent(score.accuracy) if known else NOTHING,
+            _interval(score) if known else NOTHING,
+            f"{score.num_unparsed:,}",
+            f"{score.num_truncated:,}",
+        )
+        for name, score in result.summary.subjects.items()
+    )
+    columns = ("subject", "questions", "accuracy, %", "95 % interval", "unparsed", "truncated")
+    return TextTable("Subjects", columns, rows)
+
+
+def _interval(score: Score) -> str:
+    if score.stderr is None:
+        return NOTHING
+    low, high = interval(score)
+    return f"{100 * low:.2f} to {100 * high:.2f}"
+
+
+def _readable(name: str) -> str:
+    return name.removeprefix("accuracy_").replace("_", " ")
+
+
+def _caption(result: Result) -> str:
+    notes: list[str] = []
+    if result.num_shortened:
+        notes.append(f"{result.num_shortened:,} prompts lost exemplars to fit the model's context")
+    if result.num_too_long:
+        notes.append(
+            f"{result.num_too_long:,} questions fit no context of the model: not asked, counted as unparsed"
+        )
+    if not result.task.labelled:
+        notes.append("this split has no public answers: submission.json is what the server scores")
+    elif not result.is_comparable:
+        notes.append("not comparable with published figures")
+    return "; ".join(notes)

@@ -1,0 +1,92 @@
+"""From answers to verdicts: right, wrong or not understood, under every rule that can be applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from evaluation.answer import TOO_LONG, Answer
+from evaluation.metrics import Outcome
+from evaluation.sample import Sample
+from evaluation.task import Task
+from glmtune.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How one question went.
+
+    Attributes:
+        sample: the question.
+        answer: what the model gave.
+        extracted: answer under each rule that could be applied; None where it found nothing.
+        is_correct: whether that answer is right, by rule.
+    """
+
+    sample: Sample
+    answer: Answer
+    extracted: Mapping[str, str | None]
+    is_correct: Mapping[str, bool]
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the completion was cut at its length limit."""
+        return self.answer.stop_reason == "length"
+
+    @property
+    def is_too_long(self) -> bool:
+        """Whether the question was not asked because no context of the model holds it."""
+        return self.answer.stop_reason == TOO_LONG
+
+    def status(self, rule: str) -> str:
+        """Return ``correct``, ``wrong`` or ``unparsed`` (nothing was extracted)."""
+        if self.extracted.get(rule) is None:
+            return "unparsed"
+        return "correct" if self.is_correct[rule] else "wrong"
+
+    def outcome(self, rule: str) -> Outcome:
+        """Return the verdict under one rule, ready to be averaged."""
+        return Outcome(
+            self.sample.subject,
+            self.sample.index,
+            is_correct=self.is_correct.get(rule, False),
+            is_unparsed=self.extracted.get(rule) is None,
+            is_truncated=self.is_truncated,
+        )
+
+
+def judge(task: Task, answers: Sequence[Answer]) -> list[Verdict]:
+    """Read every answer anew under every rule, and compare it with the gold answer.
+
+    Args:
+        task: the questions and rules.
+        answers: in the order of the task's samples.
+    """
+    verdicts: list[Verdict] = []
+    for sample, answer in zip(task.samples, answers, strict=True):
+        extracted = task.answers(sample, text=answer.completion, scores=answer.scores)
+        is_correct = {rule: task.is_correct(sample, value, rule) for rule, value in extracted.items()}
+        verdicts.append(Verdict(sample, answer, extracted, is_correct))
+    return verdicts
+
+
+def usable_rules(task: Task, verdicts: Sequence[Verdict]) -> list[str]:
+    """Return the rules that could be applied to every answer asked, the official one first.
+
+    Saved answers may lack what a rule reads, such as choice scores.
+
+    Args:
+        task: the rules.
+        verdicts: of all its questions.
+
+    Raises:
+        DataError: there is none: some answers have text only, others scores only.
+    """
+    asked = [verdict for verdict in verdicts if not verdict.is_too_long]
+    rules = [rule for rule in task.rules if all(rule in verdict.extracted for verdict in asked)]
+    if not rules:
+        raise DataError(
+            f"no rule of {task.protocol} ({', '.join(task.rules)}) can be applied to all {len(asked)}"
+            " answers: some have only `completion`, others only `choice_logprobs`. Give all of them the same fields."
+        )
+    return rules
