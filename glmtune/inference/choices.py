@@ -68,7 +68,7 @@ def _try_scores(
     return None
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _scores(
     model: EngineModel, shared: SharedPrefix, own: Sequence[TokenIds], candidates: Sequence[Sequence[int]]
 ) -> list[Scores]:

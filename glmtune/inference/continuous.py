@@ -204,7 +204,7 @@ class ContinuousBatch:
     def _guarded(self, compute: Callable[[], list[Finished]]) -> list[Finished]:
         """Compute; where memory runs out, free half of what asked for it and return nothing finished."""
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 return compute()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -65,7 +65,7 @@ class EngineModel:
         self.can_share = not isinstance(self.config, ChatGlmConfig)
         register_engine_attention()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def read(self, prompts: Sequence[TokenIds], shared: SharedPrefix, *, keep: bool) -> Reading:
         """Read what follows a shared beginning.
 
@@ -96,7 +96,7 @@ class EngineModel:
         """Read a beginning once; ``parent`` holds its first tokens already."""
         known = len(parent.token_ids)
         own = self.read([token_ids[known:]], parent, keep=True).layers
-        with torch.inference_mode():
+        with torch.no_grad():
             layers = (
                 own
                 if not parent.layers
@@ -107,7 +107,7 @@ class EngineModel:
             )
         return SharedPrefix(tuple(token_ids), tuple(layers))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def step(self, tokens: Sequence[int], positions: Tensor, states: SlotStates) -> Tensor:
         """Read one more token per slot.
 
@@ -128,7 +128,7 @@ class EngineModel:
         states.advance()
         return hidden_B1D[:, 0]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def logits(self, hidden_BD: Tensor) -> Tensor:
         """Return float32 logits ``[B, vocab]``."""
         return self._head(hidden_BD).float()

@@ -72,15 +72,15 @@ def group_prompts(prompts: Sequence[tuple[int, ...]], *, min_gain: int) -> list[
     ordered = [prompts[place] for place in order]
     shared = [common_length(first, second) for first, second in pairwise(ordered)]
     groups: list[PromptGroup] = []
-    waiting = [(0, len(order), 0)]
+    waiting = [(0, len(order), 0)] if order else []
     while waiting:
-        start, end, depth = waiting.pop()
-        length = min([len(prompt) - 1 for prompt in ordered[start:end]] + shared[start : end - 1], default=0)
-        length = length if (end - start - 1) * (length - depth) >= min_gain else depth
-        members = []
-        for left, right in _branches(shared, start, end, length):
-            deeper = min([len(prompt) - 1 for prompt in ordered[left:right]] + shared[left : right - 1])
-            if (right - left - 1) * (deeper - length) >= min_gain and right - left < end - start:
+        start, end, above = waiting.pop()
+        common = _common(ordered, shared, start, end)
+        length = common if (end - start - 1) * (common - above) >= min_gain else above
+        members: list[int] = []
+        for left, right in _branches(shared, start, end, common):
+            spared = (right - left - 1) * (_common(ordered, shared, left, right) - length)
+            if spared >= min_gain:
                 waiting.append((left, right, length))
             else:
                 members += order[left:right]
@@ -88,6 +88,11 @@ def group_prompts(prompts: Sequence[tuple[int, ...]], *, min_gain: int) -> list[
             members.sort(key=lambda place: (-len(prompts[place]), place))
             groups.append(PromptGroup(length, tuple(members)))
     return groups
+
+
+def _common(ordered: Sequence[TokenIds], shared: Sequence[int], start: int, end: int) -> int:
+    """Count the tokens that sorted prompts share, leaving one over of each."""
+    return min([len(prompt) - 1 for prompt in ordered[start:end]] + list(shared[start : end - 1]))
 
 
 def _branches(shared: Sequence[int], start: int, end: int, length: int) -> Iterator[tuple[int, int]]:

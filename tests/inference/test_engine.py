@@ -1,0 +1,210 @@
+"""The engine gives what the plain path gives: every generation, with prefix and LoRA, shared or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from glmtune.inference import engine_model
+from glmtune.inference.engine import Engine, EngineSettings
+from glmtune.models.load import load_base
+from glmtune.prefix.attach import attach_prefix, prefix_of
+from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
+from tests.inference.engine_cases import (
+    FAMILIES,
+    GOLDEN,
+    ORACLES,
+    plain_generate,
+    plain_logits,
+    shared_prompts,
+)
+
+SMALL = EngineSettings(batch_size=4, min_shared_gain=6, read_tokens=40)
+STOP = (7, 11, 23)
+
+
+def load(name: str, attention: str | None = None):
+    model = load_base(
+        GOLDEN / name, dtype="float32", device="cpu", family=FAMILIES[name], attn_implementation=attention
+    )
+    torch.manual_seed(4)  # a head of its own: under a tied one a random model repeats its last token
+    model.lm_head.weight = torch.nn.Parameter(0.3 * torch.randn_like(model.lm_head.weight))
+    return model
+
+
+def attach(model, *, projection: bool):
+    torch.manual_seed(1)
+    encoder = PrefixEncoder(prefix_shape(model.config), pre_seq_len=5, hidden_size=16 if projection else None)
+    attach_prefix(model, encoder)
+
+
+def add_lora(model):
+    from peft import LoraConfig, get_peft_model
+
+    names = ["query_key_value"] if FAMILIES["chatglm"] == model.family else ["q_proj", "v_proj"]
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=names, lora_alpha=8))
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for key, weight in adapted.named_parameters():
+            if "lora_" in key:
+                weight.normal_(std=0.3)
+    return adapted
+
+
+def check(model, prompts, settings=SMALL):
+    engine = Engine(model, settings)
+    vocab = list(range(40))
+    scores = dict(engine.score_next(prompts, [vocab] * len(prompts)))
+    assert sorted(scores) == list(range(len(prompts)))
+    for place, prompt in enumerate(prompts):
+        expected = plain_logits(model, prompt).log_softmax(-1)[:40]
+        torch.testing.assert_close(torch.tensor(scores[place]), expected, atol=1e-5, rtol=0)
+        assert int(torch.tensor(scores[place]).argmax()) == int(expected.argmax())
+    made = {
+        text.index: text
+        for text in engine.generate(prompts, max_new_tokens=12, stop_ids=STOP, decode=lambda ids: str(ids))
+    }
+    assert sorted(made) == list(range(len(prompts)))
+    for place, prompt in enumerate(prompts):
+        expected_ids = plain_generate(model, prompt, STOP, 12)
+        ended = expected_ids[-1] in STOP
+        assert list(made[place].token_ids) == expected_ids[: len(expected_ids) - ended]
+        assert made[place].stop_reason == ("eos" if ended else "length")
+        assert made[place].num_new_tokens == len(expected_ids)
+        assert made[place].num_prompt_tokens == len(prompt)
+    return made
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_every_generation(name):
+    model = load(name)
+    made = check(model, shared_prompts(model.config))
+    if name not in ("chatglm-1d", "chatglm-march"):  # these two repeat one token whatever they read
+        assert len({text.token_ids for text in made.values()}) > 3
+
+
+@pytest.mark.parametrize("folder", ORACLES)
+def test_oracle_checkpoints(oracles: Path, folder):
+    model = load_base(oracles / folder, dtype="float32", device="cpu")
+    check(model, shared_prompts(model.config))
+
+
+@pytest.mark.parametrize("name", ["chatglm2", "chatglm", "chatglm-1d", "glm4"])
+@pytest.mark.parametrize("projection", [False, True])
+def test_with_a_prefix(name, projection):
+    model = load(name)
+    without = plain_logits(model, shared_prompts(model.config)[0])
+    attach(model, projection=projection)
+    assert (plain_logits(model, shared_prompts(model.config)[0]) - without).abs().max() > 0.01
+    check(model, shared_prompts(model.config))
+    assert prefix_of(model) is not None
+
+
+@pytest.mark.parametrize("name", ["chatglm2", "chatglm"])
+def test_with_lora(name):
+    model = load(name)
+    without = plain_logits(model, shared_prompts(model.config)[0])
+    adapted = add_lora(model)
+    assert (plain_logits(adapted, shared_prompts(model.config)[0]) - without).abs().max() > 0.01
+    check(adapted, shared_prompts(model.config))
+
+
+@pytest.mark.parametrize("name", ["chatglm3", "chatglm"])
+def test_eager_models_keep_their_attention(name):
+    model = load(name, "eager")
+    check(model, shared_prompts(model.config))
+    assert model.config._attn_implementation == "eager"
+
+
+class Int8Linear(torch.nn.Module):
+    """A linear layer whose weight is codes and scales."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.scale = linear.weight.abs().amax(1, keepdim=True) / 127
+        self.register_buffer("weight", (linear.weight / self.scale).round().to(torch.int8))
+        self.bias = linear.bias
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight * self.scale, self.bias)
+
+
+@pytest.mark.parametrize("name", ["chatglm3", "chatglm"])
+def test_quantized_layers_are_called_not_read(name):
+    model = load(name)
+    before = plain_logits(model, shared_prompts(model.config)[0])
+    for layer in model.base_model.layers:
+        for parent in layer.modules():
+            for key, child in list(parent.named_children()):
+                if isinstance(child, torch.nn.Linear):
+                    setattr(parent, key, Int8Linear(child))
+    assert (plain_logits(model, shared_prompts(model.config)[0]) - before).abs().max() > 1e-4
+    check(model, shared_prompts(model.config))
+
+
+@pytest.fixture
+def tokens_read(monkeypatch):
+    """How many tokens pass through the stack, padding included, per forward pass."""
+    sizes: list[tuple[int, ...]] = []
+    real = engine_model.EngineModel._forward
+
+    def spy(self, states, **inputs):
+        sizes.append(tuple(inputs["input_ids"].shape))
+        return real(self, states, **inputs)
+
+    monkeypatch.setattr(engine_model.EngineModel, "_forward", spy)
+    return sizes
+
+
+def test_a_beginning_is_read_once(tokens_read):
+    model = load("chatglm2")
+    prompts = [[*range(5, 35), 5 + place] for place in range(8)]
+    list(Engine(model, SMALL).score_next(prompts, [[5, 6]] * 8))
+    assert tokens_read == [(1, 30), (4, 1), (4, 1)]
+
+
+def test_a_nested_beginning_continues_the_one_before(tokens_read):
+    model = load("chatglm2")
+    first = list(range(5, 25))
+    prompts = [[*first, 30, place] for place in range(5, 9)] + [
+        [*first, *range(31, 39), place] for place in range(5, 9)
+    ]
+    list(Engine(model, SMALL).score_next(prompts, [[5, 6]] * 8))
+    assert [size for size in tokens_read if size[0] == 1] == [(1, 20), (1, 8)]
+
+
+def test_chatglm_6b_never_shares(tokens_read):
+    model = load("chatglm")
+    prompts = [[*range(5, 35), 5 + place, 41, 44] for place in range(8)]
+    list(Engine(model, SMALL).score_next(prompts, [[5, 6]] * 8))
+    assert all(rows * length == rows * 33 for rows, length in tokens_read)
+
+
+def test_sharing_can_be_switched_off(tokens_read):
+    model = load("chatglm2")
+    prompts = shared_prompts(model.config)
+    settings = EngineSettings(batch_size=4, share_prefixes=False)
+    alone = dict(Engine(model, settings).score_next(prompts, [[5, 6]] * len(prompts)))
+    read = sum(rows * length for rows, length in tokens_read)
+    shared = dict(Engine(model, SMALL).score_next(prompts, [[5, 6]] * len(prompts)))
+    assert sum(rows * length for rows, length in tokens_read) - read < 0.7 * read
+    for place, scores in alone.items():
+        assert scores == pytest.approx(shared[place], abs=1e-5)
+
+
+def test_nested_use_of_one_engine():
+    model = load("chatglm2")
+    attach(model, projection=False)
+    engine, prompts = Engine(model, SMALL), shared_prompts(model.config)
+    expected = dict(engine.score_next(prompts, [[5, 6]] * len(prompts)))
+    for text in engine.generate(prompts, max_new_tokens=4, stop_ids=STOP, decode=str):
+        [(_, scores)] = engine.score_next([prompts[text.index]], [[5, 6]])
+        assert scores == pytest.approx(expected[text.index], abs=1e-5)
+
+
+def test_nothing_asked_nothing_answered():
+    engine = Engine(load("chatglm2"))
+    assert list(engine.score_next([], [])) == []
+    assert list(engine.generate([], max_new_tokens=4, stop_ids=STOP, decode=str)) == []
