@@ -16,9 +16,9 @@ _CUE = re.compile(
     r"(?i:\s*(?:option|choice|therefore|thus|that|:))*[\s:]*"
 )
 _OPTION = re.compile(r"^\(([A-R])\) (.*?)\s*$", re.MULTILINE)
-_ARTICLE = r"A (?!is\b|because\b|since\b|as\b|for\b|and\b|or\b)[a-z]"
+_NO_LETTER = r"(?:A (?!is\b|because\b|since\b|as\b|for\b|and\b|or\b)|I )[a-z]"
 _LETTER = re.compile(
-    rf"[\s\"'“(\[{{$]*(?:[Oo]ption\s*)?(?:[(\[]([A-Ra-r])[)\]]|(?!{_ARTICLE})([A-R])(?![A-Za-z0-9']))"
+    rf"[\s\"'“(\[{{$]*(?:[Oo]ption\s*)?(?:[(\[]([A-Ra-r])[)\]]|(?!{_NO_LETTER})([A-R])(?![A-Za-z0-9']))"
 )
 _BRACKETED = re.compile(r"\(([A-R])\)")
 _WORD = {

@@ -1,5 +1,6 @@
-"""The benchmarks: their data layouts, prompts, extraction rules and averages.
+"""The benchmarks: their data layouts, prompts, extraction rules and averages."""
 
-``make_task(benchmark, *, protocol=None, split=None, data_dir=None, is_chat=True, num_fewshot=None,
-subjects=None, limit=None) -> Task`` and ``BENCHMARKS`` (name to benchmark) will come from here.
-"""
+from evaluation.benchmarks.benchmark import Benchmark
+from evaluation.benchmarks.table import BENCHMARKS, PUBLISHED, make_task
+
+__all__ = ["BENCHMARKS", "PUBLISHED", "Benchmark", "make_task"]

@@ -1,0 +1,174 @@
+"""What every benchmark says about itself, and what its loaders share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from evaluation.metrics import Groups
+from evaluation.sample import Sample
+from evaluation.task import Method
+from glmtune.errors import DataError
+
+SAMPLE_SET_FILE = "sample_set.json"
+WAY_OUT = (
+    "Download the official files again (`glmtune data fetch {name}`). A set of your own in this layout needs"
+    f" a {SAMPLE_SET_FILE} saying how many rows it has; see data/ceval_sample."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a protocol needs to know before it can write prompts.
+
+    Attributes:
+        folder: where the exemplars are.
+        subjects: the subjects asked, whose exemplars are read.
+        is_chat: whether prompts are conversations.
+    """
+
+    folder: Path
+    subjects: tuple[str, ...]
+    is_chat: bool
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark as data.
+
+    Attributes:
+        name: as in ``benchmark=NAME``.
+        title: for readers.
+        licence: of the official data.
+        splits: names of its splits, the one evaluated by default first.
+        subjects: all subjects in the official order.
+        protocols: name to the function that makes the method ready.
+        chat_protocol: the one of the published GLM tables for chat models.
+        base_protocol: the same for base models.
+        groups: how its subjects are averaged, by split.
+        is_here: whether a folder holds it.
+        load: folder, split and subjects to samples; row counts are checked.
+        folder_names: names that a folder with it may have inside a folder of benchmarks.
+    """
+
+    name: str
+    title: str
+    licence: str
+    splits: tuple[str, ...]
+    subjects: tuple[str, ...]
+    protocols: Mapping[str, Callable[[Ask], Method]]
+    chat_protocol: str
+    base_protocol: str
+    groups: Callable[[str], Groups]
+    is_here: Callable[[Path], bool]
+    load: Callable[[Path, str, Sequence[str]], list[Sample]]
+    folder_names: tuple[str, ...] = field(default=())
+
+
+@cache
+def subject_table(name: str) -> dict[str, dict[str, Any]]:
+    """Read ``NAME.yaml`` beside this file once: subject to what is known about it."""
+    import yaml
+
+    path = Path(__file__).with_name(f"{name}.yaml")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def sample_set_rows(folder: Path, split: str) -> dict[str, int] | None:
+    """Return subject to rows for a set that is not the official one; None for official data.
+
+    Raises:
+        DataError: its description cannot be read, or has no such split.
+    """
+    path = folder / SAMPLE_SET_FILE
+    if not path.is_file():
+        return None
+    try:
+        rows = {
+            str(name): dict(counts) for name, counts in json.loads(path.read_text("utf-8"))["rows"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"this description of a sample set cannot be read ({error}). It must be a JSON object like"
+            ' {"rows": {"val": {"logic": 15}}}.',
+            path=path,
+        ) from None
+    if split not in rows:
+        raise DataError(f"this sample set has no split `{split}`; it has: {', '.join(rows)}.", path=path)
+    return rows[split]
+
+
+def check_rows(path: Path, found: int, expected: int, *, name: str) -> None:
+    """Raise DataError unless a file has as many rows as it must have.
+
+    Args:
+        path: the file.
+        found: rows read from it.
+        expected: rows it must have.
+        name: of the benchmark.
+    """
+    if found != expected:
+        hint = ""
+        if found == expected - 1:
+            hint = " One row too few often means that a tool took the first row for a header."
+        raise DataError(
+            f"{found} rows, but this file of {name} must have {expected}.{hint} {WAY_OUT.format(name=name)}",
+            path=path,
+        )
+
+
+def read_text(path: Path, *, name: str) -> str:
+    """Read a data file as UTF-8 (a byte order mark is dropped), its line ends untouched.
+
+    Raises:
+        DataError: it is absent or no UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"this file of {name} is missing. {WAY_OUT.format(name=name)}", path=path) from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"this file is not UTF-8 (byte {error.start}). {WAY_OUT.format(name=name)}", path=path
+        ) from None
+
+
+def json_lines(path: Path, *, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield line number (from 1) and object of every line that is not empty.
+
+    Raises:
+        DataError: a line is no JSON object.
+    """
+    for number, line in enumerate(read_text(path, name=name).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(
+                f"no JSON ({error}). {WAY_OUT.format(name=name)}", path=path, line=number
+            ) from None
+        if not isinstance(row, dict):
+            raise DataError(f"a JSON object was expected, found {line[:60]!r}.", path=path, line=number)
+        yield number, row
+
+
+def field_of(row: Mapping[str, Any], key: str, path: Path, line: int) -> str:
+    """Return a text field of a row.
+
+    Raises:
+        DataError: it is absent or no text.
+    """
+    value = row.get(key)
+    if not isinstance(value, str):
+        raise DataError(
+            f"the field `{key}` is {'absent' if value is None else 'no text'}."
+            f" Fields here: {', '.join(row)}.",
+            path=path,
+            line=line,
+        )
+    return value

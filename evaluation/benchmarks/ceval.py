@@ -1,0 +1,258 @@
+"""C-Eval: 52 subjects of Chinese exams, four options (Huang et al. 2023, arXiv:2305.08322).
+
+Prompts and rules as in hkust-nlp/ceval @ cba65ae; the two-stage protocol as in THUDM/ChatGLM2-6B @ cb8e8b4,
+``evaluation/evaluate_ceval.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from evaluation import extract_letters
+from evaluation.backend import Limits
+from evaluation.benchmarks.benchmark import (
+    Ask,
+    Benchmark,
+    check_rows,
+    field_of,
+    json_lines,
+    sample_set_rows,
+    subject_table,
+)
+from evaluation.benchmarks.choices import (
+    COT_TOKENS,
+    OFFICIAL,
+    TEXT_RULES,
+    block,
+    check_letter,
+    csv_rows,
+    letter_method,
+    two_stage_method,
+)
+from evaluation.fewshot import Exemplar, as_text, turns_prompt
+from evaluation.metrics import MACRO, MICRO, Groups
+from evaluation.sample import LETTERS, Prompt, Sample, Turn
+from evaluation.task import GENERATE, Method, Rule
+from glmtune.errors import DataError
+
+NAME = "ceval"
+SUBJECTS = subject_table(NAME)
+DEV_ROWS = 5
+HARD = tuple(subject for subject, facts in SUBJECTS.items() if facts.get("hard"))
+CUE = "\n答案："
+STEPS = "让我们一步一步思考，\n"
+EXTRACTION_CUE = "\n综上所述，ABCD中正确的选项是："
+_HEADER = ["id", "question", *LETTERS]
+_FOUR_OPTIONS = re.compile(r"(.*)\nA\. (.*)\nB\. (.*)\nC\. (.*)\nD\. (.*)", re.DOTALL)
+
+
+def instruction(subject: str) -> str:
+    """Return the line before few-shot exemplars, with the subject's Chinese name."""
+    return f"以下是中国关于{SUBJECTS[subject]['chinese']}考试的单项选择题，请选出其中的正确答案。\n\n"
+
+
+def load(folder: Path, split: str, subjects: Sequence[str]) -> list[Sample]:
+    """Read a split from the CSV release or from ChatGLM2's JSON lines.
+
+    Args:
+        folder: holds ``val/SUBJECT_val.csv`` or ``val/CATEGORY/SUBJECT.jsonl`` (or ``CEval`` with these).
+        split: ``dev``, ``val`` or ``test``.
+        subjects: whose questions to read.
+
+    Raises:
+        DataError: a file is missing, a row is malformed, or the number of rows is not the official one.
+    """
+    folder = folder / "CEval" if (folder / "CEval").is_dir() else folder
+    own = sample_set_rows(folder, split)
+    is_json = any(folder.glob(f"{split}/*/*.jsonl"))
+    if split == "dev" and not (folder / "dev").is_dir() and any(folder.glob("*/*/*.jsonl")):
+        raise DataError(
+            "ChatGLM2's layout of C-Eval has no dev split, so there are no exemplars. Use the CSV release, or"
+            " `protocol=zero_shot_cot`.",
+            path=folder,
+        )
+    samples: list[Sample] = []
+    for subject in subjects:
+        category = SUBJECTS[subject]["category"].replace(" ", "_")
+        path = folder / split / (f"{category}/{subject}.jsonl" if is_json else f"{subject}_{split}.csv")
+        rows = _read_json(path, subject) if is_json else _read_csv(path, subject, is_labelled=split != "test")
+        official = DEV_ROWS if split == "dev" else SUBJECTS[subject][split]
+        check_rows(path, len(rows), official if own is None else own.get(subject, 0), name=NAME)
+        samples += rows
+    return samples
+
+
+def _read_csv(path: Path, subject: str, *, is_labelled: bool) -> list[Sample]:
+    head, *rows = _table(path)
+    named = {name: place for place, name in enumerate(head)}
+
+    def cell(row: list[str], name: str) -> str:
+        return row[named[name]] if name in named else ""
+
+    samples = []
+    for index, row in enumerate(rows):
+        answer = cell(row, "answer")
+        if answer or is_labelled:
+            check_letter(answer, path, index + 2, name=NAME)
+        sample = Sample(
+            benchmark=NAME,
+            subject=subject,
+            index=index,
+            question=cell(row, "question"),
+            choices=tuple(cell(row, letter) for letter in LETTERS),
+            answer=answer,
+            row_id=cell(row, "id"),
+            explanation=cell(row, "explanation"),
+        )
+        samples.append(sample)
+    return samples
+
+
+def _table(path: Path) -> list[list[str]]:
+    rows = csv_rows(path, name=NAME)
+    head = rows[0] if rows else []
+    absent = [name for name in _HEADER if name not in head]
+    if absent:
+        raise DataError(
+            f"the header line is {','.join(head)!r}, but it must have {','.join(_HEADER)} (and answer, where"
+            f" there are answers); absent: {', '.join(absent)}.",
+            path=path,
+            line=1,
+        )
+    return rows
+
+
+def _read_json(path: Path, subject: str) -> list[Sample]:
+    samples = []
+    for index, (line, row) in enumerate(json_lines(path, name=NAME)):
+        parts = _FOUR_OPTIONS.fullmatch(field_of(row, "inputs_pretokenized", path, line))
+        if parts is None:
+            raise DataError("`inputs_pretokenized` has no options A. to D. in lines.", path=path, line=line)
+        label, targets = row.get("label"), row.get("targets_pretokenized")
+        if not isinstance(label, int) or label not in range(4) or not isinstance(targets, list):
+            raise DataError(
+                f"`label` is {label!r} and `targets_pretokenized` {targets!r}, but they must be a number from"
+                " 0 to 3 and a list (of an empty text where there is no answer).",
+                path=path,
+                line=line,
+            )
+        sample = Sample(
+            benchmark=NAME,
+            subject=subject,
+            index=index,
+            question=parts.group(1),
+            choices=parts.groups()[1:],
+            answer=LETTERS[label] if any(targets) else "",
+            row_id=str(row.get("id", index)),
+        )
+        samples.append(sample)
+    return samples
+
+
+def is_here(folder: Path) -> bool:
+    """Say whether a folder holds C-Eval in one of its layouts."""
+    roots = (folder, folder / "CEval")
+    patterns = ("dev/*_dev.csv", "val/*_val.csv", "test/*_test.csv", "val/*/*.jsonl", "test/*/*.jsonl")
+    files = (path for root in roots for pattern in patterns for path in root.glob(pattern))
+    return any(path.stem.rsplit("_", 1)[0] in SUBJECTS or path.stem in SUBJECTS for path in files)
+
+
+def ask_for_letter(sample: Sample) -> str:
+    """Return question and options with the cue for the answer."""
+    return block(sample) + CUE
+
+
+def _dev(ask: Ask) -> dict[str, list[Sample]]:
+    found: dict[str, list[Sample]] = {}
+    for sample in load(ask.folder, "dev", ask.subjects):
+        found.setdefault(sample.subject, []).append(sample)
+    return found
+
+
+def few_shot_direct(ask: Ask) -> Method:
+    """Five dev exemplars with their letters, then the letters' probabilities (base models)."""
+    shots = {
+        subject: [Exemplar(ask_for_letter(row), row.answer) for row in rows]
+        for subject, rows in _dev(ask).items()
+    }
+    return letter_method(shots, instruction, ask_for_letter, is_chat=ask.is_chat, choices=tuple(LETTERS))
+
+
+def few_shot_cot(ask: Ask) -> Method:
+    """Five dev exemplars with their explanations; the letter is read from the completion."""
+    shots = {
+        subject: [
+            Exemplar(ask_for_letter(row), f"{STEPS}{row.explanation}\n所以答案是{row.answer}。")
+            for row in rows
+        ]
+        for subject, rows in _dev(ask).items()
+    }
+
+    def write(sample: Sample, num_fewshot: int) -> Prompt:
+        kept = shots[sample.subject][:num_fewshot]
+        if ask.is_chat:
+            return turns_prompt(instruction(sample.subject), kept, ask_for_letter(sample))
+        text = as_text(instruction(sample.subject), kept, ask_for_letter(sample) + STEPS)
+        return Prompt(text=text, num_fewshot=len(kept))
+
+    rules = {OFFICIAL: Rule(TEXT_RULES["script"].about, extract_letters.script)}
+    rules |= {name: rule for name, rule in TEXT_RULES.items() if name != "script"}
+    return Method(
+        kind=GENERATE,
+        rules=rules,
+        write=write,
+        limits=Limits(COT_TOKENS, stop=() if ask.is_chat else ("\n\n",)),
+        num_fewshot=min(map(len, shots.values())),
+    )
+
+
+def zero_shot_cot(ask: Ask) -> Method:
+    """ChatGLM2's two stages: answer the bare question, then name the letter after a cue (chat models)."""
+
+    def first(sample: Sample) -> Prompt:
+        if ask.is_chat:
+            return Prompt(turns=(Turn("user", block(sample)),))
+        return Prompt(text=instruction(sample.subject) + ask_for_letter(sample) + STEPS)
+
+    def second(sample: Sample, completion: str) -> Prompt:
+        if ask.is_chat:
+            return Prompt(turns=(Turn("user", block(sample) + completion + EXTRACTION_CUE),))
+        before = first(sample).text or ""
+        return Prompt(text=before + completion + EXTRACTION_CUE)
+
+    return two_stage_method(first, second, choices=tuple(LETTERS))
+
+
+def groups(split: str) -> Groups:
+    """Return C-Eval's averages.
+
+    The leaderboard prints the mean over subjects; ChatGLM2's script, run on val, weighs every question alike.
+    """
+    return Groups(
+        headline=MICRO if split == "val" else MACRO,
+        categories={subject: facts["category"] for subject, facts in SUBJECTS.items()},
+        category_average=MACRO,
+        further={"hard": [[subject] for subject in HARD]},
+    )
+
+
+CEVAL = Benchmark(
+    name=NAME,
+    title="C-Eval",
+    licence="CC BY-NC-SA 4.0 (non-commercial)",
+    splits=("val", "test", "dev"),
+    subjects=tuple(SUBJECTS),
+    protocols={
+        "zero_shot_cot": zero_shot_cot,
+        "few_shot_direct": few_shot_direct,
+        "few_shot_cot": few_shot_cot,
+    },
+    chat_protocol="zero_shot_cot",
+    base_protocol="few_shot_direct",
+    groups=groups,
+    is_here=is_here,
+    load=load,
+    folder_names=("ceval", "CEval", "ceval_chatglm2"),
+)
