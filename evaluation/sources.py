@@ -129,8 +129,8 @@ def find_folder(wanted: Wanted, data_dir: str | Path | None = None) -> Path:
     Args:
         wanted: the benchmark.
         data_dir: its folder, or a folder with one per benchmark; ``hub`` downloads it from the Hugging Face
-            hub; ``sample`` takes the small set shipped; None looks into ``GLMTUNE_DATA``, then ``./data``, and
-            takes the shipped set last.
+            hub; ``sample`` takes the small set shipped; None looks into ``GLMTUNE_DATA``, then ``./data``,
+            and takes the shipped set last.
 
     Raises:
         ConfigError: ``GLMTUNE_DATA`` names no folder.
@@ -157,8 +157,8 @@ def _given(wanted: Wanted, root: Path) -> Path:
         inside = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
         raise DataError(
             f"`benchmark.data_dir` is `{root}`, but the files of {name} are neither there nor in a folder"
-            f" {' or '.join(wanted.folder_names)} of it (it holds: {inside}). Give the folder with the official"
-            f" layout, or fetch it with `glmtune data fetch {name}`."
+            f" {' or '.join(wanted.folder_names)} of it (it holds: {inside}). Give the folder with the"
+            f" official layout, or fetch it with `glmtune data fetch {name}`."
         )
     return found
 
@@ -167,8 +167,8 @@ def _shipped(wanted: Wanted) -> Path:
     folder = shipped_folder() / f"{wanted.name}_sample"
     if not wanted.is_here(folder):
         raise DataError(
-            f"the data of {wanted.name} is nowhere: not in {DATA_VARIABLE}, not in ./data, and no sample of it"
-            f" ships with glmtune. Fetch it with `glmtune data fetch {wanted.name}`, or give"
+            f"the data of {wanted.name} is nowhere: not in {DATA_VARIABLE}, not in ./data, and no sample of"
+            f" it ships with glmtune. Fetch it with `glmtune data fetch {wanted.name}`, or give"
             " `benchmark.data_dir`."
         )
     return folder

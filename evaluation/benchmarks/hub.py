@@ -63,8 +63,8 @@ def fetch_from_hub(name: str, folder: Path, load: Load = load_rows) -> Path:
             ) from None
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(
-                f"{repository} ({config}, {split}) cannot be read from the hub: {error}. Check the network, or"
-                f" use `glmtune data fetch {name}`; what was fetched so far is kept in {folder}."
+                f"{repository} ({config}, {split}) cannot be read from the hub: {error}. Check the network,"
+                f" or use `glmtune data fetch {name}`; what was fetched so far is kept in {folder}."
             ) from None
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(target, text)
