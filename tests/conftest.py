@@ -21,6 +21,12 @@ def shared_folder(name: str) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def same_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the environment's own object back: `datasets` leaves a copy when it maps in several processes."""
+    monkeypatch.setattr(os, "environ", os.environ)
+
+
 @pytest.fixture(scope="session")
 def oracles() -> Path:
     """Golden cases of the released code."""

@@ -114,7 +114,7 @@ def test_tensors_that_do_not_fit_are_named(checkpoint: Path) -> None:
     words = str(caught.value)
     assert "1 missing: transformer.final_layernorm.bias" in words
     assert "1 leftover, which the model has no place for: transformer.layers.7.zebra" in words
-    assert "dense_h_to_4h.weight is [32, 48], but config.json asks for [48, 32]" in words
+    assert "dense_h_to_4h.weight is [32, 48] in model.safetensors, but config.json asks for [48, 32]" in words
 
 
 def test_rotary_tables_of_a_checkpoint_are_ignored(checkpoint: Path) -> None:
