@@ -11,7 +11,7 @@ from typing import Any
 from evaluation.benchmarks.benchmark import WAY_OUT, read_text
 from glmtune.errors import DataError
 
-WEI_FILES = ("cot_prompt_wei2022_8shot.json", "gsm8k-cot.yaml")
+WEI_FILES = ("cot_prompt_wei2022_8shot.json", "cot_prompt_8shot.json", "gsm8k-cot.yaml")
 MGSM_FILES = ("mgsm_exemplars_en_zh.json", "exemplars.py")
 QUESTION_ZH = "问题："
 ANSWER_ZH = "逐步解答："
