@@ -1,57 +1,64 @@
-"""Published figures, to stand beside measured ones."""
+"""Published figures, to stand beside measured ones: ``published.yaml`` holds them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+NO_ADAPTER = "none"
+
 
 @dataclass(frozen=True, slots=True)
 class PublishedRow:
-    """What was published of one model on one benchmark.
+    """What was published of one model on one split of a benchmark.
 
     Attributes:
-        average: the headline average, %.
-        categories: by name, %.
-        source: where it was published, and under which protocol.
+        average_name: how the publisher averages: ``accuracy_micro``, ``accuracy_macro``, ...
+        average: that average, in percent.
+        categories: by name, in percent.
+        source: where it was published.
+        note: what a reader must know before comparing.
     """
 
-    average: float | None
+    average_name: str
+    average: float
     categories: Mapping[str, float]
     source: str
+    note: str
 
 
 @cache
 def published_tables() -> tuple[Mapping[str, Any], ...]:
-    """Return the tables of ``published.yaml`` beside this file as plain values."""
+    """Return the tables of ``published.yaml``, read once."""
     import yaml
 
-    return tuple(yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8")))
+    return tuple(yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")))
 
 
-def published_row(benchmark: str, split: str, model: str) -> PublishedRow | None:
-    """Return the figures of a model, None where none were published for that split.
+def published_row(benchmark: str, split: str, model: Mapping[str, Any]) -> PublishedRow | None:
+    """Return what was published of a model; nothing was of a tuned one.
 
     Args:
         benchmark: such as ``ceval``.
-        split: such as ``val``; figures of another split are never taken instead.
-        model: preset, hub id or folder; its last part counts, whatever the owner and case.
+        split: such as ``val``.
+        model: identity of the model, as a fingerprint holds it; the last part of its name counts.
 
-    >>> published_row("ceval", "val", "THUDM/chatglm2-6b").average
-    53.57
-    >>> published_row("ceval", "val", "glm-tiny") is None
-    True
+    Returns:
+        The first row found, None without any.
     """
-    name = model.rstrip("/").replace("\\", "/").rpartition("/")[2].lower()
+    if model["adapter"] != NO_ADAPTER:
+        return None
+    name = re.split(r"[/\\:]", str(model["name"]).rstrip("/\\"))[-1].lower()
+    quantization = str(model["quantization"])
+    if quantization != "none" and not name.endswith(quantization):
+        name = f"{name}-{quantization}"
     for table in published_tables():
         if (table["benchmark"], table["split"]) == (benchmark, split) and name in table["rows"]:
             average, *categories = table["rows"][name]
-            return PublishedRow(
-                average=average,
-                categories=dict(zip(table["categories"], categories, strict=True)),
-                source=f"{table['source']} ({table['note']})",
-            )
+            named = dict(zip(table["categories"], categories, strict=True))
+            return PublishedRow(table["average"], average, named, table["source"], table["note"])
     return None

@@ -99,7 +99,7 @@ def comparable_row(result: Result) -> PublishedRow | None:
     if not result.is_comparable:
         return None
     task = result.task
-    return published_row(task.benchmark, task.split, str(result.fingerprint["model"]["name"]))
+    return published_row(task.benchmark, task.split, result.fingerprint["model"])
 
 
 def show(result: Result, console: Console) -> None:

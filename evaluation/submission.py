@@ -49,13 +49,13 @@ def check_submission(letters: Mapping[str, Mapping[str, str]], rows: Mapping[str
     if len(letters) != NUM_SUBJECTS:
         raise DataError(
             f"the submission has {len(letters)} subjects, but C-Eval's server wants all {NUM_SUBJECTS}. Leave"
-            " `subjects` and `limit` out, and take the whole test split."
+            " `benchmark.subjects` and `benchmark.limit` out."
         )
     for subject, answers in letters.items():
         if set(answers) != rows.get(subject):
             raise DataError(
                 f"the submission has {len(answers)} rows of `{subject}`, but the test split has"
-                f" {len(rows.get(subject, ()))}. Leave `subjects` and `limit` out."
+                f" {len(rows.get(subject, ()))}. Leave `benchmark.subjects` and `benchmark.limit` out."
             )
         wrong = {row: letter for row, letter in answers.items() if letter and letter not in LETTERS}
         if wrong:

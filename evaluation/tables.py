@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from evaluation.chart import interval
-from evaluation.metrics import MICRO, Score
+from evaluation.metrics import MACRO, MICRO, Score
 from evaluation.published import PublishedRow
 from evaluation.results import Result
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import rich.table
 
 NOTHING = "–"
+AVERAGES = {MICRO: "micro average (questions)", MACRO: "macro average (subjects)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +78,11 @@ def average_table(result: Result, published: PublishedRow | None) -> TextTable:
     """
     summary, known = result.summary, result.task.labelled
     rows: list[tuple[str, Score]] = [
-        ("micro average (questions)", summary.micro),
-        ("macro average (subjects)", summary.macro),
+        (_readable(MICRO), summary.micro),
+        (_readable(MACRO), summary.macro),
     ]
     if summary.headline != MICRO:
         rows.reverse()
-    headline = rows[0][0]
     rows += [(_readable(name), score) for name, score in summary.further.items()]
     rows += list(summary.categories.items())
     columns = ("", "questions", "accuracy, %", "95 % interval", "unparsed", "truncated")
@@ -100,9 +100,9 @@ def average_table(result: Result, published: PublishedRow | None) -> TextTable:
     caption = _caption(result)
     if published is not None:
         columns = (*columns, "published, %")
-        values = {headline: published.average, **published.categories}
+        values = {_readable(published.average_name): published.average, **published.categories}
         cells = [(*row, _published(values.get(row[0]))) for row in cells]
-        caption += f"\nPublished: {published.source}."
+        caption = "\n".join(filter(None, [caption, f"Published: {published.source} ({published.note})."]))
     return TextTable(result.title, columns, tuple(cells), caption)
 
 
@@ -162,7 +162,7 @@ def _interval(score: Score) -> str:
 
 
 def _readable(name: str) -> str:
-    return name.removeprefix("accuracy_").replace("_", " ")
+    return AVERAGES.get(name, name.removeprefix("accuracy_").replace("_", " "))
 
 
 def _caption(result: Result) -> str:

@@ -87,6 +87,6 @@ def usable_rules(task: Task, verdicts: Sequence[Verdict]) -> list[str]:
     if not rules:
         raise DataError(
             f"no rule of {task.protocol} ({', '.join(task.rules)}) can be applied to all {len(asked)}"
-            " answers: some have only `completion`, others only `choice_logprobs`. Give all of them the same fields."
+            " answers: some have only `completion`, others only `choice_logprobs`. Give all the same fields."
         )
     return rules

@@ -21,6 +21,7 @@ COMMANDS = {
     "train": ("recipes.train", "tune a model: P-Tuning v2 (+recipe=ptuning), LoRA, or all its weights"),
     "predict": ("recipes.predict", "generate answers for a data set and score them"),
     "score": ("recipes.score", "score existing predictions, or compare two runs"),
+    "eval": ("recipes.eval", "evaluate on C-Eval, MMLU, GSM8K, BBH by the published protocols"),
     "data": ("recipes.data", "check a data set before training on it"),
     "export": ("recipes.export", "write a tuned model for transformers, vLLM or the official tools"),
     "info": ("recipes.info", "say what a checkpoint, a prefix or this machine is"),

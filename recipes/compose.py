@@ -184,7 +184,8 @@ def _explain(message: str, command: Command) -> str:
     if key in config_groups():
         return f"`{key}` is a group added to `{command.name}`: write `+{key}=NAME`."
     initials = [path for path in known if key == path.rpartition(".")[0] + "." + _initials(path)]
-    near = initials or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    inside = [path for path in known if path.endswith(f".{key}")]
+    near = initials or inside or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     guess = f" Did you mean `{near[0]}`?" if near else ""
     return f"`{key}` is no setting of `glmtune {command.name}`.{guess} See `glmtune {command.name} --help`."
 

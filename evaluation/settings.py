@@ -1,0 +1,44 @@
+"""Settings of an evaluation: what is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glmtune.errors import ConfigError
+from glmtune.settings import check_range, setting
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """Which questions to ask."""
+
+    name: str = setting("ceval", "benchmark, or all for the four of the model card")
+    data_dir: str | None = setting(
+        None,
+        "folder with the official files (its own, or one with a folder per benchmark), or hub; default:"
+        " $GLMTUNE_DATA, ./data, then the small shipped sample set",
+    )
+    split: str | None = setting(None, "which split; default: the one that GLM results are reported on")
+    subjects: list[str] | None = setting(None, "only these subjects, such as [anatomy,law]")
+    limit: int | None = setting(None, "only the first so many questions of each subject")
+    num_fewshot: int | None = setting(None, "exemplars in a prompt; default: the protocol's")
+
+    def __post_init__(self) -> None:
+        """Check what needs no data.
+
+        Raises:
+            ConfigError: a number out of range, or settings that mean nothing for all benchmarks together.
+        """
+        for name in ("limit", "num_fewshot"):
+            if (value := getattr(self, name)) is not None:
+                check_range(f"benchmark.{name}", value, low=1 if name == "limit" else 0)
+        if self.name != ALL:
+            return
+        for name in ("split", "subjects", "num_fewshot"):
+            if (value := getattr(self, name)) is not None:
+                raise ConfigError(
+                    f"`benchmark.{name}` is {value}, but `benchmark=all` asks benchmarks that differ in it."
+                    " Leave it out, or name one benchmark."
+                )

@@ -1,0 +1,219 @@
+"""Evaluate a model on a benchmark by its published protocol: `glmtune eval`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from evaluation.settings import ALL, BenchmarkSettings
+from glmtune.errors import ConfigError
+from glmtune.inference.settings import EngineSettings
+from glmtune.models.settings import ModelSettings
+from glmtune.settings import check_choice, check_range, setting
+from recipes.compose import Command
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from evaluation.backend import Backend
+    from evaluation.evaluate import Evaluated
+    from evaluation.task import Task
+
+BACKENDS = ("glmtune",)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What to ask, whom, how, and where the answers go."""
+
+    benchmark: BenchmarkSettings = setting(BenchmarkSettings, "the questions")
+    model: ModelSettings = setting(ModelSettings, "the base model")
+    engine: EngineSettings = setting(EngineSettings, "how much is computed at once")
+    protocol: str | None = setting(
+        None,
+        "zero_shot_cot, few_shot_direct, few_shot_cot, ...; default: that of the published GLM tables for"
+        " this kind of model",
+    )
+    is_chat: bool | None = setting(
+        None, "ask in conversations (true) or as plain text (false); default: by the model's name"
+    )
+    prefix_path: str | None = setting(
+        None, "tuned prefix: a run folder, one of its checkpoints, or a file (also the official one)"
+    )
+    adapter_path: str | None = setting(None, "LoRA adapter: a run folder or one of its checkpoints")
+    backend: str = setting("glmtune", "who computes: glmtune")
+    completions: str | None = setting(
+        None, "score this JSONL file (or the folder of an earlier run) instead of asking a model"
+    )
+    allow_missing: bool = setting(
+        False, "with completions: score a part of the questions, as a PARTIAL result"
+    )
+    output_dir: str | None = setting(
+        None, "folder of answers and report; default: under runs/eval, the same for the same run"
+    )
+    resume: bool = setting(True, "go on where a run stopped; false begins anew and moves what is there aside")
+    num_threads: int | None = setting(None, "threads of the CPU; default: as PyTorch chooses")
+    wait_seconds: float = setting(
+        1800.0, "with several processes: without a sign of the others for so long, give up"
+    )
+
+    def __post_init__(self) -> None:
+        """Check what needs no file.
+
+        Raises:
+            ConfigError: a value is not allowed, or settings contradict each other.
+        """
+        check_choice("backend", self.backend, BACKENDS)
+        check_range("wait_seconds", self.wait_seconds, low=0)
+        if self.num_threads is not None:
+            check_range("num_threads", self.num_threads, low=1)
+        if self.prefix_path is not None and self.adapter_path is not None:
+            raise ConfigError(
+                "`prefix_path` and `adapter_path` are both set, but a model is tuned one way. Leave one out."
+            )
+        if self.completions is not None and self.benchmark.name == ALL:
+            raise ConfigError(
+                f"`completions` is `{self.completions}`, but `benchmark` is `all`: a file answers one."
+                " Name it, such as `benchmark=bbh`."
+            )
+        if self.allow_missing and self.completions is None:
+            raise ConfigError(
+                "`allow_missing` is True, but no `completions` are given: a model is asked every question. To"
+                " ask fewer, use `benchmark.limit` or `benchmark.subjects`."
+            )
+
+
+def run(config: EvalConfig) -> tuple[Evaluated, ...]:
+    """Find the questions, ask the model (or read its saved answers), score, and report.
+
+    Args:
+        config: all settings.
+
+    Returns:
+        One per benchmark; nothing in processes other than the first.
+
+    Raises:
+        GlmtuneError: a setting, the data, the model or the answers cannot be used; what is answered is kept.
+    """
+    from rich.console import Console
+
+    from evaluation.benchmarks.table import PUBLISHED
+    from evaluation.evaluate import evaluate_model, evaluate_saved
+    from evaluation.processes import Processes
+
+    console = Console()
+    names = PUBLISHED if config.benchmark.name == ALL else (config.benchmark.name,)
+    output_dir = Path(config.output_dir).expanduser() if config.output_dir else None
+    tasks = [_task(config, name, is_chat=config.is_chat in (None, True)) for name in names]
+    if config.completions is not None:
+        saved = Path(config.completions).expanduser()
+        done = evaluate_saved(
+            tasks[0], saved, console, output_dir=output_dir, allow_missing=config.allow_missing
+        )
+        return (done,)
+
+    processes = Processes.from_environment(config.wait_seconds)
+    backend = _backend(config)
+    runs: list[Evaluated] = []
+    for name in names:
+        finished = evaluate_model(
+            _task(config, name, is_chat=backend.identity.is_chat),
+            backend,
+            console,
+            output_dir=output_dir / name if output_dir and len(names) > 1 else output_dir,
+            resume=config.resume,
+            processes=processes,
+        )
+        if finished is not None:
+            runs.append(finished)
+    if len(runs) > 1:
+        _summarize(config, runs, output_dir)
+    return tuple(runs)
+
+
+def _task(config: EvalConfig, name: str, *, is_chat: bool) -> Task:
+    from evaluation.benchmarks.table import make_task
+
+    asked = config.benchmark
+    return make_task(
+        name,
+        protocol=config.protocol,
+        split=asked.split,
+        data_dir=asked.data_dir,
+        is_chat=is_chat,
+        num_fewshot=asked.num_fewshot,
+        subjects=asked.subjects,
+        limit=asked.limit,
+    )
+
+
+def _backend(config: EvalConfig) -> Backend:
+    """Load the model with what was tuned."""
+    import torch
+
+    from evaluation.glm_backend import GlmBackend
+    from glmtune.adapter import find_adapter, load_adapter
+    from glmtune.loading import load_model, load_tokenizer
+
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    source = config.model
+    tokenizer = load_tokenizer(source.source, family=source.family)
+    model = load_model(
+        source.source,
+        dtype=source.dtype,
+        device=_device(source.device),
+        family=source.family,
+        prefix=config.prefix_path,
+    )
+    if config.adapter_path is not None:
+        model = load_adapter(find_adapter(config.adapter_path), model)
+    return GlmBackend(
+        cast("PreTrainedModel", model),
+        tokenizer,
+        name=source.source,
+        is_chat=config.is_chat,
+        settings=config.engine,
+    )
+
+
+def _device(given: str) -> str:
+    """Return the device of this process: with torchrun, each takes the GPU of its local rank."""
+    import os
+
+    import torch
+
+    if given != "auto" or not torch.cuda.is_available():
+        return given
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+
+
+def _summarize(config: EvalConfig, runs: list[Evaluated], output_dir: Path | None) -> None:
+    from rich.console import Console
+
+    from evaluation.evaluate import DEFAULT_FOLDER
+    from evaluation.summary import summary_table, write_summary
+
+    name = Path(config.model.source).name
+    folder = output_dir or DEFAULT_FOLDER / f"all-{name}"
+    console = Console()
+    console.print(summary_table(runs, config.model.source).to_rich())
+    written = write_summary(runs, config.model.source, folder)
+    console.print(f"Written: {', '.join(map(str, written))}", markup=False, highlight=False, soft_wrap=True)
+
+
+COMMAND = Command(
+    name="eval",
+    summary="Evaluate a model on C-Eval, MMLU, GSM8K or BBH by the published protocols.",
+    schema=EvalConfig,
+    run=run,
+    examples=(
+        "glmtune eval benchmark=ceval",
+        "glmtune eval benchmark=mmlu benchmark.data_dir=mmlu_data model=chatglm2-6b",
+        "glmtune eval benchmark=ceval protocol=few_shot_direct benchmark.subjects=[law,logic] is_chat=false",
+        "glmtune eval benchmark=all prefix_path=runs/ptuning",
+        "glmtune eval benchmark=bbh completions=answers.jsonl",
+        "torchrun --nproc-per-node=2 -m glmtune eval benchmark=ceval",
+    ),
+)
