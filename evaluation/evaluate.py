@@ -52,7 +52,7 @@ def default_folder(values: Mapping[str, Any]) -> Path:
     model = re.split(r"[/\\]", str(values["model"]["name"]).rstrip("/\\"))[-1]
     protocol = str(values["protocol_version"]).partition("/")[0]
     words = (values["benchmark"], values["split"], protocol, model, digest)
-    return DEFAULT_FOLDER / "-".join(re.sub(r"[^\w.]+", "_", str(word)) for word in words)
+    return DEFAULT_FOLDER / "-".join(re.sub(r"[^\w.-]+", "_", str(word)) for word in words)
 
 
 def evaluate_model(

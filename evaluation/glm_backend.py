@@ -27,6 +27,81 @@ SAMPLES_PER_TENSOR = 4096
 _ADAPTER_NAME = re.compile(r"(^|\.)(lora_\w+|prefix_encoder)\.")
 
 
+class PromptEncoder:
+    """Turns prompts into the ids a GLM was trained on: the model's template and ``[gMASK] sop`` included.
+
+    Attributes:
+        family: the release.
+        stop_ids: tokens that end a completion.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Take a tokenizer of ours."""
+        self._tokenizer = tokenizer
+        self._ours = cast("TextTokenizer", tokenizer)
+        self._template = template_for(self._ours)
+        self.family = self._ours.family
+        self.stop_ids = self._template.stop_ids(self._ours)
+        self.ids = lru_cache(ENCODED_PROMPTS)(self._ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return generated ids as text, without special tokens, not stripped or cleaned."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def _ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """Encode a prompt; ``ids`` remembers the latest ones.
+
+        Raises:
+            DataError: turns that the template cannot show, or special tokens that are not there exactly once.
+        """
+        if prompt.text is None:
+            messages = [Message(turn.role, turn.content) for turn in prompt.turns]
+            ids = self._template.encode_prompt(self._ours, messages)
+        else:
+            ids = [*self._ours.prefix_ids, *self._ours.text_ids(prompt.text), *self._ours.suffix_ids]
+        check_marks(ids, [*self._ours.prefix_ids, *self._ours.suffix_ids])
+        return tuple(ids)
+
+    def choice_ids(self, prompt: Prompt, choices: Sequence[str]) -> tuple[tuple[int, ...], list[int]]:
+        """Find the token of each choice after a prompt.
+
+        Args:
+            prompt: the question.
+            choices: strings as they follow it.
+
+        Returns:
+            The ids that stand before every choice (the prompt's, and what all answers begin with), and the
+            one id of each choice.
+
+        Raises:
+            DataError: a choice is no single token there, or two choices are the same one.
+        """
+        answered = [self._answered(prompt, choice) for choice in choices]
+        context, lasts = answered[0][:-1], [ids[-1] for ids in answered]
+        for choice, ids in zip(choices, answered, strict=True):
+            if ids[:-1] != context:
+                raise DataError(
+                    f"The choice {choice!r} must be one token after the prompt, but after"
+                    f" {_ending(prompt)!r} the tokens of the choices are {_differing(answered)}. Drop blanks"
+                    " at the end of the prompt, or write the choice as the model would (` A` or `A`)."
+                )
+        if len(set(lasts)) < len(lasts):
+            raise DataError(
+                f"The choices {', '.join(map(repr, choices))} must differ in their token, but their ids after"
+                f" the prompt are {lasts}. Give choices that the tokenizer tells apart."
+            )
+        return context, lasts
+
+    def _answered(self, prompt: Prompt, choice: str) -> tuple[int, ...]:
+        """Encode a prompt followed by a choice, without the end token."""
+        if prompt.text is None:
+            answer = self._template.encode_answer(self._ours, Message("assistant", choice))[:-1]
+            return (*self.ids(prompt), *answer)
+        if self._ours.suffix_ids:  # ChatGLM-6B: the answer stands behind [gMASK] sop
+            return (*self.ids(prompt), *self._ours.text_ids(choice))
+        return (*self._ours.prefix_ids, *self._ours.text_ids(prompt.text + choice))
+
+
 class GlmBackend:
     """Answers prompts with a model in this process: any GLM, tuned or quantized, on CPU or one GPU.
 
@@ -51,12 +126,9 @@ class GlmBackend:
             is_chat: whether prompts are conversations; None decides by the name (`is_chat_model`).
             settings: how much is done at once.
         """
-        self._tokenizer = tokenizer
-        self._ours = cast("TextTokenizer", tokenizer)
-        self._template = template_for(self._ours)
+        self._encoder = PromptEncoder(tokenizer)
         self._engine = Engine(model, settings)
-        self._encode = lru_cache(ENCODED_PROMPTS)(self._encode_prompt)
-        self._identity = identify(model, self._ours.family, name=name, is_chat=is_chat)
+        self._identity = identify(model, self._encoder.family, name=name, is_chat=is_chat)
 
     @property
     def identity(self) -> ModelIdentity:
@@ -70,7 +142,7 @@ class GlmBackend:
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Return the length of a prompt in tokens, ``[gMASK] sop`` and template included."""
-        return len(self._encode(prompt))
+        return len(self._encoder.ids(prompt))
 
     def generate(self, prompts: Sequence[Prompt], limits: Limits) -> Iterator[tuple[int, Completion]]:
         """Complete prompts greedily; see `evaluation.backend.Backend`.
@@ -86,10 +158,10 @@ class GlmBackend:
             GlmtuneError: memory does not suffice even for one prompt.
         """
         texts = self._engine.generate(
-            [self._encode(prompt) for prompt in prompts],
+            [self._encoder.ids(prompt) for prompt in prompts],
             max_new_tokens=limits.max_new_tokens,
-            stop_ids=self._template.stop_ids(self._ours),
-            decode=self._decode,
+            stop_ids=self._encoder.stop_ids,
+            decode=self._encoder.decode,
             stop=limits.stop,
         )
         for made in texts:
@@ -114,54 +186,10 @@ class GlmBackend:
             DataError: a choice is no single token after a prompt, or two choices are the same one.
             GlmtuneError: memory does not suffice even for one prompt.
         """
-        asked = [self._choice_ids(prompt, choices) for prompt in prompts]
+        asked = [self._encoder.choice_ids(prompt, choices) for prompt in prompts]
         scores = self._engine.score_next([context for context, _ in asked], [ids for _, ids in asked])
         for place, logprobs in scores:
             yield place, ChoiceScores(logprobs, self.count_tokens(prompts[place]))
-
-    def _decode(self, token_ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
-
-    def _encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
-        if prompt.text is None:
-            messages = [Message(turn.role, turn.content) for turn in prompt.turns]
-            ids = self._template.encode_prompt(self._ours, messages)
-        else:
-            ids = [
-                *self._ours.prefix_ids,
-                *self._ours.text_ids(prompt.text),
-                *self._ours.suffix_ids,
-            ]
-        check_marks(ids, [*self._ours.prefix_ids, *self._ours.suffix_ids])
-        return tuple(ids)
-
-    def _choice_ids(self, prompt: Prompt, choices: Sequence[str]) -> tuple[tuple[int, ...], list[int]]:
-        """Return the ids that stand before every choice, and the one id of each choice."""
-        answered = [self._answered(prompt, choice) for choice in choices]
-        context, lasts = answered[0][:-1], [ids[-1] for ids in answered]
-        for choice, ids in zip(choices, answered, strict=True):
-            if ids[:-1] != context:
-                raise DataError(
-                    f"The choice {choice!r} must be one token after the prompt, but after"
-                    f" {_ending(prompt)!r} the tokens of the choices are"
-                    f" {_differing(answered)}. Drop blanks at the end of the prompt, or write the choice as"
-                    " the model would (` A` or `A`)."
-                )
-        if len(set(lasts)) < len(lasts):
-            raise DataError(
-                f"The choices {', '.join(map(repr, choices))} must differ in their token, but their ids after"
-                f" the prompt are {lasts}. Give choices that the tokenizer tells apart."
-            )
-        return context, lasts
-
-    def _answered(self, prompt: Prompt, choice: str) -> tuple[int, ...]:
-        """Encode a prompt followed by a choice, without the end token."""
-        if prompt.text is None:
-            answer = self._template.encode_answer(self._ours, Message("assistant", choice))[:-1]
-            return (*self._encode(prompt), *answer)
-        if self._ours.suffix_ids:  # ChatGLM-6B: the answer stands behind [gMASK] sop
-            return (*self._encode(prompt), *self._ours.text_ids(choice))
-        return (*self._ours.prefix_ids, *self._ours.text_ids(prompt.text + choice))
 
 
 def check_marks(token_ids: Sequence[int], marks: Sequence[int]) -> None:

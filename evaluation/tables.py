@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import rich.table
 
 NOTHING = "–"
-AVERAGES = {MICRO: "micro average (questions)", MACRO: "macro average (subjects)"}
+TEXT_COLUMNS = ("", "rule", "how it reads", "subject", "benchmark", "protocol")
+AVERAGES = {MICRO: "micro average", MACRO: "macro average"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,11 @@ class TextTable:
         table = Table(
             title=Text(self.title), title_justify="left", caption=Text(self.caption), caption_justify="left"
         )
-        for number, heading in enumerate(self.columns):
-            table.add_column(Text(heading), justify="right" if number else "left", overflow="fold")
+        for heading in self.columns:
+            is_text = heading in TEXT_COLUMNS
+            table.add_column(
+                Text(heading), justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
+            )
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         return table

@@ -142,10 +142,10 @@ def _check_base(folder: Path, model: PreTrainedModel) -> None:
     expected, fingerprint = trained_on(folder), getattr(model, "fingerprint", None)
     if not expected or fingerprint is None:
         return
-    actual = fingerprint()
-    if actual != expected:
+    is_base = getattr(model, "is_base", lambda trained: trained == fingerprint())
+    if not is_base(expected):
         raise CheckpointError(
             f"The adapter `{folder}` was trained on another base, with fingerprint {expected[:16]}, but the "
-            f"model `{getattr(model, 'source', '')}` has {actual[:16]}. Load the base it was trained on, or "
-            "(in Python) pass `check_base=False` to use it all the same."
+            f"model `{getattr(model, 'source', '')}` has {fingerprint()[:16]}. Load the base it was trained "
+            "on, or (in Python) pass `check_base=False` to use it all the same."
         )

@@ -1,4 +1,4 @@
-"""The two loaders of the public interface: a base model with or without a prefix, and its tokenizer."""
+"""The loaders of the public interface: a base (also quantized), with or without a prefix; its tokenizer."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from glmtune.errors import ConfigError
 from glmtune.models.config import read_config
 from glmtune.models.families import Family, detect_family, detect_tokenizer_family, parse_family
-from glmtune.models.load import load_base
+from glmtune.models.load import GlmModel
+from glmtune.models.load import load_base as load_with
 from glmtune.models.source import family_of_source, resolve_source
 from glmtune.models.tokenizers import load_tokenizer_folder
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.checkpoint import load_prefix
 from glmtune.prefix.encoder import PrefixEncoder
+from glmtune.quantization.reader import QuantizingReader
 
 
 def load_model(
@@ -23,7 +24,7 @@ def load_model(
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
-    quantization: object | None = None,
+    quantization: str | None = None,
     prefix: PrefixEncoder | str | Path | None = None,
     family: Family | str | None = None,
     check_base: bool = True,
@@ -34,7 +35,9 @@ def load_model(
         source: preset name (``glm-tiny``, ``chatglm2-6b``, ...), hub id (THUDM/, zai-org/), or a folder.
         dtype: torch type, its name, or None / "auto" for the checkpoint's own where it runs well.
         device: torch device, its name, or None / "auto" for CUDA if there is one.
-        quantization: must be None in this version.
+        quantization: None loads the weights as they are stored, quantized checkpoints included; a name in
+            `glmtune.quantization.methods.METHODS` (``int8``, ``int4``, ``int4-g64``, ...) quantizes them as
+            they are read, tensor by tensor.
         prefix: a prefix to attach: an encoder, a run folder, a checkpoint folder, or a file (ours, or an
             official ``pytorch_model.bin``).
         family: release line, only where no name tells it, such as ``chatglm2-32k``.
@@ -44,21 +47,52 @@ def load_model(
         The model in evaluation mode.
 
     Raises:
-        ConfigError: unknown source, dtype, device or family; no such CUDA device; quantization.
+        ConfigError: unknown source, dtype, device, family or quantization; no such CUDA device; the
+            checkpoint is quantized in another way than asked for.
         CheckpointError: the checkpoint or the prefix is damaged, or they do not fit each other.
         ShapeError: an encoder was made for another geometry.
     """
-    if quantization is not None:
-        raise ConfigError(
-            f"`quantization` is {quantization!r}, but this version of glmtune runs no quantized models. "
-            "Leave it out; `dtype='bfloat16'` needs two bytes per parameter."
-        )
-    model = load_base(source, dtype=dtype, device=device, family=family)
+    model = load_base(source, dtype=dtype, device=device, family=family, quantization=quantization)
     if prefix is not None:
         if not isinstance(prefix, PrefixEncoder):
             prefix = load_prefix(prefix, model, check_base=check_base)
         attach_prefix(model, prefix)
     return model
+
+
+def load_base(
+    source: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    family: Family | str | None = None,
+    attn_implementation: str | None = None,
+    quantization: str | None = None,
+) -> GlmModel:
+    """Load a base model, quantized or not; see `glmtune.models.load.load_base` and `load_model`.
+
+    Args:
+        source: preset name, hub id or folder.
+        dtype: floating type; codes and scales keep theirs.
+        device: where the model will be.
+        family: release line, None to detect it.
+        attn_implementation: a name transformers knows.
+        quantization: see `load_model`.
+
+    Returns:
+        The model in evaluation mode; a quantized one has `QuantizedLinear` layers.
+
+    Raises:
+        ConfigError: see `load_model`; so is CheckpointError.
+    """
+    return load_with(
+        source,
+        dtype=dtype,
+        device=device,
+        family=family,
+        attn_implementation=attn_implementation,
+        quantizer=QuantizingReader(quantization),
+    )
 
 
 def load_tokenizer(source: str | Path, *, family: Family | str | None = None) -> PreTrainedTokenizerBase:

@@ -10,6 +10,8 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from glmtune.export.tensors import give_back_memory
+
 NUM_PROBE_TOKENS = 24
 
 
@@ -87,5 +89,6 @@ def _emptying(names: dict[str, str]) -> Callable[..., None]:
     def empty(module: nn.Module, _: object, __: object) -> None:
         for name in names:
             getattr(module, name).data = _nothing(getattr(module, name).shape)
+        give_back_memory()
 
     return empty

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from glmtune.export.tensors import LazyTensors, num_bytes
+from glmtune.export.tensors import LazyTensors, give_back_memory, num_bytes
 from glmtune.models.shards import INDEX_SUFFIX, SAFETENSORS_FILE
 
 
-def write_shards(folder: Path, tensors: LazyTensors, *, dtype: torch.dtype, max_shard_bytes: int) -> int:
+def write_shards(
+    folder: Path,
+    tensors: LazyTensors,
+    *,
+    dtype: torch.dtype,
+    max_shard_bytes: int,
+    on_shard: Callable[[int, int], object] = lambda done, total: None,
+) -> int:
     """Write ``model.safetensors``, or ``model-0000x-of-0000y.safetensors`` and their index.
 
     Args:
@@ -20,6 +28,7 @@ def write_shards(folder: Path, tensors: LazyTensors, *, dtype: torch.dtype, max_
         tensors: written in this order, each made once.
         dtype: floating type to store.
         max_shard_bytes: a new file begins where the next tensor would exceed it.
+        on_shard: told after each file how many are written, and of how many.
 
     Returns:
         Bytes of all tensors.
@@ -34,6 +43,9 @@ def write_shards(folder: Path, tensors: LazyTensors, *, dtype: torch.dtype, max_
         save_file(shard, folder / file, metadata={"format": "pt"})
         (folder / file).chmod((folder.stat().st_mode & 0o666) | 0o600)  # as readable as the folder
         weight_map |= dict.fromkeys(names, file)
+        del shard
+        give_back_memory()
+        on_shard(number, len(shards))
     total = sum(sizes.values())
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}

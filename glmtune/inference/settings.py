@@ -97,7 +97,9 @@ class EngineSettings:
 
     batch_size: int = setting(128, "most rows at once")
     max_batch_tokens: int = setting(65536, "most tokens whose keys and values are held, memory permitting")
-    read_tokens: int = setting(4096, "most prompt tokens read in one forward pass (a longer prompt alone)")
+    read_tokens: int | None = setting(
+        None, "most prompt tokens read in one forward pass (a longer prompt alone); default: by device"
+    )
     share_prefixes: bool = setting(True, "read what prompts begin with once (never with ChatGLM-6B)")
     min_shared_gain: int = setting(512, "tokens that reading a common beginning once must spare")
 
@@ -108,4 +110,5 @@ class EngineSettings:
             ConfigError: a number below 1.
         """
         for name in ("batch_size", "max_batch_tokens", "read_tokens", "min_shared_gain"):
-            check_range(f"engine.{name}", getattr(self, name), low=1)
+            if getattr(self, name) is not None:
+                check_range(f"engine.{name}", getattr(self, name), low=1)

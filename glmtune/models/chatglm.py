@@ -177,6 +177,11 @@ class ChatGlmPreTrainedModel(PreTrainedModel):
         "attentions": ChatGlmAttention,
     }
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the hidden state: that of the first norm, as quantized embeddings have none."""
+        return next(weight.dtype for name, weight in self.named_parameters() if "layernorm" in name)
+
     def get_correct_attn_implementation(
         self, requested_attention: str | None, is_init_check: bool = False
     ) -> str:

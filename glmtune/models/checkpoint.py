@@ -18,7 +18,8 @@ from glmtune.errors import CheckpointError
 from glmtune.models.chatglm_config import ChatGlmConfig
 from glmtune.models.config import official_config
 from glmtune.models.families import Family
-from glmtune.models.names import FusedLayout, is_derived, name_table, official_tensor, split_fused
+from glmtune.models.names import Entry, FusedLayout, is_derived, name_table, official_tensor, split_fused
+from glmtune.models.quantized import SCALE, ZERO, QuantizedLayout
 from glmtune.models.shards import (
     INDEX_SUFFIX,
     SAFETENSORS_FILE,
@@ -31,30 +32,48 @@ from glmtune.models.shards import (
 DEFAULT_SHARD_BYTES = 2 * 2**30
 
 
-def read_into(model: nn.Module, folder: Path, config: GlmConfig | ChatGlmConfig) -> None:
+def read_into(
+    model: nn.Module,
+    folder: Path,
+    config: GlmConfig | ChatGlmConfig,
+    quantize: Callable[[Entry, TensorRecord], Mapping[str, Tensor]] | None = None,
+) -> None:
     """Fill a model's parameters from an official checkpoint, reading every byte once.
 
     Args:
         model: parameters allocated in the wanted dtype and device (not meta); overwritten.
         folder: the checkpoint's folder.
-        config: as made by `native_config`.
+        config: as made by `native_config`; says how the checkpoint stores its weights.
+        quantize: makes the tensors of a layer of codes from a stored weight, see `Quantizer.quantize`; None
+            where the model holds its weights as the checkpoint does.
 
     Raises:
         CheckpointError: missing, leftover or misshapen tensors, all of them named; nothing is read then.
     """
     records = read_records(folder)
     check_records(records, config, folder)
-    parameters, layout = dict(model.named_parameters()), FusedLayout.of(config)
+    tensors, layout = dict(model.named_parameters()), FusedLayout.of(config)
+    wanted = QuantizedLayout.of(getattr(model, "config", config))
     needed = (entry for entry in name_table(config) if not entry.is_copy)
     entries = sorted(needed, key=lambda entry: _place(records[entry.official]))
     with torch.no_grad():
         for entry in entries:
             record = records[entry.official]
-            if len(entry.native) == 1:
-                copy_into(parameters[entry.native[0]].data, record)
-                continue
-            for name, part in zip(entry.native, split_fused(read_tensor(record), layout), strict=True):
-                parameters[name].copy_(part)
+            module, _, kind = entry.official.rpartition(".")
+            if quantize is not None and wanted is not None and kind == "weight" and wanted.holds(module):
+                for name, made in quantize(entry, record).items():
+                    targets = [tensors[f"{weight.removesuffix(kind)}{name}"] for weight in entry.native]
+                    _fill(targets, made, layout)
+            elif len(entry.native) == 1:
+                copy_into(tensors[entry.native[0]].data, record)
+            else:
+                _fill([tensors[name] for name in entry.native], read_tensor(record), layout)
+
+
+def _fill(targets: list[nn.Parameter], stored: Tensor, layout: FusedLayout) -> None:
+    parts = (stored,) if len(targets) == 1 else split_fused(stored, layout)
+    for target, part in zip(targets, parts, strict=True):
+        target.copy_(part)
 
 
 def check_records(
@@ -76,28 +95,66 @@ def check_records(
             f"{len(leftover)} leftover, which the model has no place for: "
             + _listed([f"{name} in {records[name].file.name}" for name in leftover])
         )
-    shaped = [(name, records[name], entry.shape) for name, entry in table.items() if name in records]
+    shaped = [(entry, records[name]) for name, entry in table.items() if name in records]
     wrong = [
-        f"{name} is {list(record.shape)} in {record.file.name}, but config.json asks for {list(shape)}"
-        for name, record, shape in shaped
-        if record.shape != shape
-    ]
-    codes = [
-        f"{name} ({record.dtype} in {record.file.name})"
-        for name, record, _ in shaped
-        if not record.dtype.is_floating_point
+        f"{entry.official} is {list(record.shape)} in {record.file.name}, but config.json asks for "
+        f"{list(entry.shape)}"
+        for entry, record in shaped
+        if record.shape != entry.shape
     ]
     if wrong:
         problems.append(f"{len(wrong)} of another shape: {_listed(wrong, 4)}")
+    problems += _type_problems(shaped)
+    if problems:
+        raise CheckpointError(
+            f"{folder}: tensors do not fit:\n"
+            + "\n".join(f"- {p}" for p in problems)
+            + f"\n{_way_out(leftover, shaped, config)}"
+        )
+
+
+def _type_problems(shaped: list[tuple[Entry, TensorRecord]]) -> list[str]:
+    """Codes must be int8, everything else floating point."""
+    named = [
+        (f"{entry.official} ({record.dtype} in {record.file.name})", entry.is_codes, record.dtype)
+        for entry, record in shaped
+    ]
+    codes = [name for name, is_codes, dtype in named if not is_codes and not dtype.is_floating_point]
+    floats = [name for name, is_codes, dtype in named if is_codes and dtype != torch.int8]
+    problems = []
     if codes:
         problems.append(f"{len(codes)} hold integer codes, but must be floating point: {_listed(codes, 4)}")
-    if problems:
-        hint = "config.json and the weights must come from the same, complete, unquantized checkpoint."
-        if leftover and all(".prefix_encoder." in name for name in leftover):
-            hint = "The leftover ones are a tuned prefix: load the base model, and this folder as its prefix."
-        raise CheckpointError(
-            f"{folder}: tensors do not fit:\n" + "\n".join(f"- {p}" for p in problems) + f"\n{hint}"
+    if floats:
+        problems.append(f"{len(floats)} must hold codes of type int8, but do not: {_listed(floats, 4)}")
+    return problems
+
+
+def _way_out(
+    leftover: list[str], shaped: list[tuple[Entry, TensorRecord]], config: GlmConfig | ChatGlmConfig
+) -> str:
+    quantized = QuantizedLayout.of(config)
+    if quantized is None and any(name.endswith(f".{SCALE}") for name in leftover):
+        return (
+            "The weights are quantized, but config.json has no quantization_bit: restore the config.json "
+            "that was written with them (4 where a row has half as many bytes as columns, else 8)."
         )
+    if quantized is not None and any(
+        entry.is_codes and record.dtype.is_floating_point for entry, record in shaped
+    ):
+        return (
+            f"config.json asks for {quantized.bits}-bit codes, but the weights are not quantized: remove "
+            f"quantization_bit from it, and quantize on loading (`quantization=int{quantized.bits}`)."
+        )
+    if quantized is not None and any(
+        entry.is_codes and record.shape[1:] != entry.shape[1:] for entry, record in shaped
+    ):
+        return (
+            f"config.json says {quantized.bits} bits per weight; the bytes of a row do not fit that. "
+            "config.json and the weights must come from the same release (-int4 or -int8)."
+        )
+    if leftover and all(".prefix_encoder." in name for name in leftover):
+        return "The leftover ones are a tuned prefix: load the base model, and this folder as its prefix."
+    return "config.json and the weights must come from the same, complete checkpoint."
 
 
 def save_official(
@@ -138,15 +195,14 @@ def save_official(
     shards = _plan_shards(state, config, max_shard_bytes, dtype)
     names = _shard_names(len(shards))
     weight_map: dict[str, str] = {}
-    total_bytes, stored = 0, dtype
+    total_bytes = 0
     for name, shard in zip(names, shards, strict=True):
         tensors = {}
         for entry in shard:
             tensor = official_tensor(entry, state, FusedLayout.of(config)).detach()
             # A copy: head and embedding may be one matrix, and every file entry needs bytes of its own.
-            tensors[entry.official] = tensor.to("cpu", dtype or tensor.dtype, copy=True).contiguous()
+            tensors[entry.official] = tensor.to("cpu", _kept(entry, tensor, dtype), copy=True).contiguous()
             total_bytes += tensors[entry.official].nbytes
-        stored = next(iter(tensors.values())).dtype
         write_atomically(
             folder / name, lambda path, data=tensors: save_file(data, path, metadata={"format": "pt"})
         )
@@ -155,6 +211,7 @@ def save_official(
     if len(names) > 1:
         index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
         written.append(_write_json(folder / f"{SAFETENSORS_FILE}{INDEX_SUFFIX}", index))
+    stored = next(_kept(e, state[e.native[0]], dtype) for e in name_table(config) if not _is_quantized(e))
     official = official_config(config, family) | {"torch_dtype": str(stored).removeprefix("torch.")}
     written.append(_write_json(folder / "config.json", official))
     for stale in _earlier_weights(folder):
@@ -202,13 +259,24 @@ def _plan_shards(
     shards: list[list] = [[]]
     used = 0
     for entry in name_table(config):
-        num_bytes = sum(state[name].numel() * (dtype or state[name].dtype).itemsize for name in entry.native)
+        num_bytes = sum(
+            state[name].numel() * _kept(entry, state[name], dtype).itemsize for name in entry.native
+        )
         if shards[-1] and used + num_bytes > max_shard_bytes:
             shards.append([])
             used = 0
         shards[-1].append(entry)
         used += num_bytes
     return shards
+
+
+def _kept(entry: Entry, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """Return the type to store: codes, scales and zero points are never cast."""
+    return tensor.dtype if _is_quantized(entry) or dtype is None else dtype
+
+
+def _is_quantized(entry: Entry) -> bool:
+    return entry.is_codes or entry.official.endswith((SCALE, ZERO))
 
 
 def _shard_names(count: int) -> list[str]:

@@ -12,6 +12,7 @@ from transformers import GlmConfig
 from glmtune.errors import CheckpointError, unknown_name
 from glmtune.models.chatglm_config import POSITION_RULES, ChatGlmConfig
 from glmtune.models.families import FAMILY_KEY, FIRST_GENERATION_KEYS, SECOND_GENERATION, Family
+from glmtune.models.quantized import LAYOUT_KEY, QuantizedLayout, official_keys, stored_layout
 
 ROPE_BASE = 10000.0
 POSITION_RULE_KEY = "glmtune_position_rule"
@@ -90,7 +91,7 @@ BOOKKEEPING = frozenset({
     "problem_type", "torchscript", "use_bfloat16", "pruned_heads", "tf_legacy_loss",
     "task_specific_params", "finetuning_task", "chunk_size_feed_forward", "gradient_checkpointing",
     "max_length", "do_sample", "temperature", "top_p", "num_beams", "tokenizer_class",
-    "initializer_range", FAMILY_KEY,
+    "initializer_range", FAMILY_KEY, LAYOUT_KEY,
 })
 # fmt: on
 """Keys transformers writes for itself; they never change the architecture."""
@@ -128,20 +129,26 @@ def native_config(official: Mapping[str, Any], family: Family) -> GlmConfig | Ch
     Returns:
         For ChatGLM-6B a `ChatGlmConfig`. For the others the configuration of an equivalent
         `GlmForCausalLM`, with two attributes of ours: `glmtune_family`, and `fused_per_head` (the
-        checkpoint's fused projection is laid out head by head).
+        checkpoint's fused projection is laid out head by head). Either has a third, read by
+        `QuantizedLayout.of`, if the checkpoint is quantized.
 
     Raises:
-        CheckpointError: missing sizes, unknown keys, unsupported switches, a quantized checkpoint, a family
-            of another generation; everything is named.
+        CheckpointError: missing sizes, unknown keys, unsupported switches, a family of another generation;
+            everything is named.
     """
-    _refuse_other_formats(official, family)
-    if family is Family.CHATGLM:
+    _refuse_other_generation(official, family)
+    is_first = family is Family.CHATGLM
+    if is_first:
         _refuse(_key_problems(official, FIRST_SIZES, FIRST_ONLY_VALUE, FIRST_HANDLED))
-        return _first_native_config(official)
-    _refuse(
-        _key_problems(official, SIZES, ONLY_VALUE, HANDLED | NO_EFFECT) + _repeated_key_problems(official)
-    )
-    return _later_native_config(official, family)
+        config = _first_native_config(official)
+    else:
+        problems = _key_problems(official, SIZES, ONLY_VALUE, HANDLED | NO_EFFECT)
+        _refuse(problems + _repeated_key_problems(official))
+        config = _later_native_config(official, family)
+    layout = stored_layout(official, has_embeddings=is_first)
+    if layout is not None:
+        layout.put_into(config)
+    return config
 
 
 def official_config(config: GlmConfig | ChatGlmConfig, family: Family) -> dict[str, Any]:
@@ -161,6 +168,7 @@ def official_config(config: GlmConfig | ChatGlmConfig, family: Family) -> dict[s
         "architectures": ["ChatGLMModel"],
         "auto_map": _auto_map(family),
         FAMILY_KEY: family.value,
+        **official_keys(QuantizedLayout.of(config), has_embeddings=is_first),
     }
     if config.dtype is not None:
         official["torch_dtype"] = str(config.dtype).removeprefix("torch.")
@@ -169,6 +177,11 @@ def official_config(config: GlmConfig | ChatGlmConfig, family: Family) -> dict[s
 
 def identity_facts(config: GlmConfig | ChatGlmConfig) -> dict[str, Any]:
     """List what of an architecture decides its results, under names that never change, for fingerprints."""
+    layout, facts = QuantizedLayout.of(config), _plain_facts(config)
+    return facts if layout is None else facts | {"quantization": layout.identity}
+
+
+def _plain_facts(config: GlmConfig | ChatGlmConfig) -> dict[str, Any]:
     if isinstance(config, ChatGlmConfig):
         facts = {name: getattr(config, native) for name, native in sorted(FIRST_SIZES.items())}
         facts |= {"eps": config.layer_norm_eps, "position_encoding_2d": config.position_encoding_2d}
@@ -320,19 +333,13 @@ def _refuse(problems: list[str]) -> None:
         raise CheckpointError(f"config.json cannot be used:\n{listed}")
 
 
-def _refuse_other_formats(official: Mapping[str, Any], family: Family) -> None:
+def _refuse_other_generation(official: Mapping[str, Any], family: Family) -> None:
     is_first = bool(FIRST_GENERATION_KEYS & official.keys())
     if is_first != (family is Family.CHATGLM):
         kind = "the first generation (ChatGLM-6B)" if is_first else "ChatGLM2 or a later release"
         raise CheckpointError(
             f"config.json has the keys of {kind}, but it was to be read as family: {family.value}. "
             "Leave `family` (`model.family`) out, or name the family of this checkpoint."
-        )
-    bits = official.get("quantization_bit") or 0
-    if bits:
-        raise CheckpointError(
-            f"config.json has quantization_bit {bits}: quantized official checkpoints are not supported yet. "
-            "Use the unquantized release of the same model (the name without -int4 or -int8)."
         )
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import GlmConfig
 
-from glmtune.errors import ConfigError
+from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.chatglm import ChatGlmForCausalLM
 from glmtune.models.chatglm_config import ChatGlmConfig
 from glmtune.models.checkpoint import read_into
 from glmtune.models.config import native_config, read_config
 from glmtune.models.families import Family, detect_family, parse_family
 from glmtune.models.glm import OfficialGlmForCausalLM
+from glmtune.models.quantized import QuantizedLayout, Quantizer
 from glmtune.models.settings import DTYPES
 from glmtune.models.shards import read_records
 from glmtune.models.source import family_of_source, resolve_source
@@ -33,6 +36,7 @@ def load_base(
     device: str | torch.device | None = None,
     family: str | Family | None = None,
     attn_implementation: str | None = None,
+    quantizer: Quantizer | None = None,
 ) -> GlmModel:
     """Load a base model; weights pass through memory once and no code of the checkpoint runs.
 
@@ -43,6 +47,7 @@ def load_base(
         device: torch device, its name, or None / "auto": CUDA if there is one, else the CPU.
         family: release line, where no name tells it; None detects it.
         attn_implementation: a name transformers knows ("sdpa", "eager", ...); None takes its default.
+        quantizer: makes layers of codes; `glmtune.loading.load_base` hands one down.
 
     Returns:
         The model in evaluation mode, all parameters trainable, with `family`, `source` and `fingerprint()`:
@@ -50,24 +55,47 @@ def load_base(
 
     Raises:
         ConfigError: unknown source, dtype or device; CUDA asked for where there is none.
-        CheckpointError: the checkpoint is incomplete, damaged, or of an architecture not supported.
+        CheckpointError: the checkpoint is incomplete, damaged, or of an architecture not supported; it is
+            quantized and there is no ``quantizer``.
     """
     place = choose_device(device)
     folder = resolve_source(source)
     config = load_config(source, folder, family)
     if attn_implementation is not None:
         config._attn_implementation = attn_implementation
+    stored = QuantizedLayout.of(config)
+    if stored is not None and quantizer is None:
+        raise CheckpointError(
+            f"{folder} is quantized ({stored.bits} bits), but this function loads floating point weights "
+            "only. Use `glmtune.load_model` or `glmtune.loading.load_base`."
+        )
+    wanted = None if quantizer is None else quantizer.layout(stored, config)
     with torch.device("meta"):
         model = build_model(config)
     kind = choose_dtype(dtype, place, stored=config.dtype, num_parameters=model.num_parameters())
+    stored_config = copy.copy(config)
+    config = model.config
     config.dtype = kind
-    model._apply(lambda tensor: torch.empty_like(tensor, dtype=kind, device=place))
+    if quantizer is not None and wanted is not None:
+        wanted.put_into(config)
+        with torch.device("meta"):
+            quantizer.replace(model, wanted)
+    model._apply(lambda tensor: _allocated(tensor, kind, place))
     model.tie_weights()
     if isinstance(model, OfficialGlmForCausalLM):
         model.rebuild_rotary()
-    read_into(model, folder, config)
+    quantizes = quantizer is not None and wanted is not None and stored is None
+    read_into(model, folder, stored_config, quantizer.quantize if quantizer and quantizes else None)
+    if quantizer is not None:
+        quantizer.check(model)
     model.source = str(source)
     return model.eval()
+
+
+def _allocated(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return memory for a tensor of the meta device; codes keep their type."""
+    kind = dtype if tensor.is_floating_point() else tensor.dtype
+    return torch.empty_like(tensor, dtype=kind, device=device)
 
 
 def build_model(config: GlmConfig | ChatGlmConfig) -> GlmModel:

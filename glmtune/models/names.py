@@ -7,7 +7,7 @@ Shapes: H hidden, N query heads, K key/value heads, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from transformers import GlmConfig
 
 from glmtune.errors import CheckpointError
 from glmtune.models.chatglm_config import ChatGlmConfig
+from glmtune.models.quantized import QuantizedLayout
 
 OUTER = {
     "transformer.embedding.word_embeddings.weight": "model.embed_tokens.weight",
@@ -44,12 +45,14 @@ class Entry:
         native: name in the model, or the three names of query, key and value in this order.
         shape: shape of the official tensor.
         is_copy: it repeats an earlier tensor (a tied head): written, as the releases do, but never needed.
+        is_codes: integers of a quantized layer, whose scales are an entry of their own.
     """
 
     official: str
     native: tuple[str, ...]
     shape: tuple[int, ...]
     is_copy: bool = False
+    is_codes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +94,24 @@ def name_table(config: GlmConfig | ChatGlmConfig) -> tuple[Entry, ...]:
         config: as made by `native_config`.
 
     Returns:
-        One entry per official tensor, in the order of the forward pass.
+        One entry per official tensor, in the order of the forward pass; a quantized layer has one for its
+        codes and one for each tensor of scales.
     """
-    return _first_generation(config) if isinstance(config, ChatGlmConfig) else _later_generations(config)
+    is_first = isinstance(config, ChatGlmConfig)
+    plain = _first_generation(config) if is_first else _later_generations(config)
+    layout = QuantizedLayout.of(config)
+    return plain if layout is None else tuple(stored for entry in plain for stored in _stored(entry, layout))
+
+
+def _stored(entry: Entry, layout: QuantizedLayout) -> Iterator[Entry]:
+    """Yield what a quantized checkpoint holds in the place of one tensor."""
+    module, _, kind = entry.official.rpartition(".")
+    if kind != "weight" or not layout.holds(module):
+        yield entry
+        return
+    for name, shape in layout.shapes(entry.shape).items():
+        native = tuple(f"{weight.removesuffix('weight')}{name}" for weight in entry.native)
+        yield Entry(f"{module}.{name}", native, shape, entry.is_copy, is_codes=name == "weight")
 
 
 def _first_generation(config: ChatGlmConfig) -> tuple[Entry, ...]:

@@ -20,6 +20,7 @@ from glmtune.models.config import identity_facts
 from glmtune.models.conversation import ChatMixin
 from glmtune.models.families import Family
 from glmtune.models.names import name_table
+from glmtune.models.quantized import QuantizedLayout
 
 SAMPLES_PER_TENSOR = 4096
 
@@ -69,12 +70,26 @@ class OfficialModel(ChatMixin):
         if self.generation_config is not None:
             self.generation_config.save_pretrained(save_directory)
 
+    def is_base(self, fingerprint: str) -> bool:
+        """Say whether something trained on a base fits this one.
+
+        Args:
+            fingerprint: of that base.
+
+        Returns:
+            True for this model's own fingerprint, and for that of the weights it was quantized from.
+        """
+        layout = QuantizedLayout.of(self.config)
+        return fingerprint == self.fingerprint() or (
+            layout is not None and fingerprint == layout.source_fingerprint
+        )
+
     def fingerprint(self) -> str:
         """Identify the base model: architecture and weights.
 
         Only the signs of some 4,096 spread elements per tensor enter, because a sign survives every cast; so
         the same weights in float32, bfloat16 and float16 have one fingerprint, and prefixes or adapters
-        attached to the model do not change it. Training the weights does.
+        attached to the model do not change it. Training the weights does, and so does quantizing them.
 
         Returns:
             64 hexadecimal digits.
@@ -91,13 +106,36 @@ def weights_fingerprint(config: Any, weights: Mapping[str, Tensor]) -> str:
         config: as made by `native_config`.
         weights: native name → tensor, each looked at once.
     """
+    names = _fingerprinted(config)
+    return signs_fingerprint(config, {name: sampled_signs(weights[name]) for name in names})
+
+
+def signs_fingerprint(config: Any, signs: Mapping[str, bytes]) -> str:
+    """Return the same from what `sampled_signs` returned for each weight.
+
+    Args:
+        config: as made by `native_config`.
+        signs: native name → one byte per sample.
+    """
     digest = hashlib.sha256(json.dumps(identity_facts(config), sort_keys=True).encode())
-    entries = (entry for entry in name_table(config) if not entry.is_copy)
-    for name in (name for entry in entries for name in entry.native):
-        flat = weights[name].detach().reshape(-1)
-        step = max(1, flat.numel() // SAMPLES_PER_TENSOR) | 1  # odd: no column is met again and again
-        digest.update(name.encode() + torch.signbit(flat[::step]).cpu().numpy().tobytes())
+    for name in _fingerprinted(config):
+        digest.update(name.encode() + signs[name])
     return digest.hexdigest()
+
+
+def sampled_signs(weight: Tensor) -> bytes:
+    """Return one byte per sample of a weight: 1 where it is negative."""
+    flat = weight.detach().reshape(-1)
+    return torch.signbit(flat[:: sample_step(flat.numel())]).cpu().numpy().tobytes()
+
+
+def sample_step(count: int) -> int:
+    """Return the distance between samples: odd, so that no column is met again and again."""
+    return max(1, count // SAMPLES_PER_TENSOR) | 1
+
+
+def _fingerprinted(config: Any) -> list[str]:
+    return [name for entry in name_table(config) if not entry.is_copy for name in entry.native]
 
 
 def labelled_loss(

@@ -65,6 +65,12 @@ class TensorRecord:
         """Bytes of its elements."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def rows(self, start: int, stop: int) -> TensorRecord:
+        """Return the record of some neighbouring rows, which `read_tensor` reads alone."""
+        offset = self.offset + start * self.stride[0] * self.dtype.itemsize
+        shape = (min(stop, self.shape[0]) - start, *self.shape[1:])
+        return TensorRecord(self.name, self.file, offset, self.dtype, shape, self.stride)
+
 
 def weight_files(folder: Path) -> list[Path]:
     """List the files that hold a checkpoint's weights, safetensors before pickles.

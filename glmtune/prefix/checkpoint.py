@@ -305,10 +305,11 @@ def _check_base(file: Path, facts: Mapping[str, Any], model: PreTrainedModel) ->
     fingerprint = getattr(model, "fingerprint", None)
     if not trained_on or fingerprint is None:
         return
-    actual = fingerprint()
-    if actual != trained_on:
+    is_base = getattr(model, "is_base", lambda expected: expected == fingerprint())
+    if not is_base(trained_on):
         raise CheckpointError(
             f"The prefix `{file}` was trained on another base: `{facts.get('base_source', '')}` with "
             f"fingerprint {trained_on[:16]}, but the model `{getattr(model, 'source', '')}` has "
-            f"{actual[:16]}. Load that base, or (in Python) pass `check_base=False` to use it all the same."
+            f"{fingerprint()[:16]}. Load that base, or (in Python) pass `check_base=False` to use it all the "
+            "same."
         )

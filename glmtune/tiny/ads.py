@@ -1,4 +1,8 @@
-"""Attribute lists and the advertisements they become, from the clothing words of ``lexicon/ads.yaml``."""
+"""Attribute lists and the advertisements they become, short and long.
+
+The words of the short ones stand in ``lexicon/ads.yaml``; those of the long ones in ``lexicon/clauses.yaml``
+(about an attribute) and ``lexicon/sentences.yaml`` (about a garment in general).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from glmtune.tiny.sample import Sample, chat, lexicon, pick
 
 Attributes = list[tuple[str, str]]
 VALUE_TO_PROSE = 0.75
+JOINTS = ("，", "，", "，", "，", "。", "；", "。同时", "，而且", "，再加上")
 
 
 @cache
@@ -87,21 +92,56 @@ def advertisement(rng: Random, pairs: Attributes) -> str:
     return text + "。"
 
 
+def long_advertisement(rng: Random, pairs: Attributes) -> str:
+    """Write a paragraph that mentions every attribute between sentences about the garment in general."""
+    clauses, sentences = lexicon("clauses"), lexicon("sentences")
+    aliases = lexicon("ads")["same"]
+
+    def about(theme: str) -> str:
+        return pick(rng, sentences[rng.choice([pairs[0][1], "any"])][theme])
+
+    rest = pairs[1:]
+    rng.shuffle(rest)
+    text = about("opening")
+    for key, value in rest:
+        text += pick(rng, JOINTS) + pick(rng, clauses[aliases.get(key, key)]).format(v=value)
+        if rng.random() < 0.3:
+            text += pick(rng, JOINTS) + about(pick(rng, ["effect", "effect", "detail"]))
+    for theme in rng.sample(["effect", "occasion", "matching", "closing"], rng.randint(0, 2)):
+        text += pick(rng, ["，", "。"]) + about(theme)
+    return text + pick(rng, ["。", "。", "！"])
+
+
+def ads_long(rng: Random) -> Sample:
+    """Ask for a long advertisement."""
+    pairs = draw_attributes(rng, fewest=2, most=7)
+    ask = pick(rng, ["{}\n写详细一点。", "详细介绍下面的商品：\n{}", "{}\n请写一段长文案。"]).format(
+        content(pairs)
+    )
+    return chat("ads_long", ask, long_advertisement(rng, pairs), key=_values(pairs))
+
+
+def _values(pairs: Attributes) -> str:
+    return "|".join(value for _, value in pairs[1:])
+
+
 def ads(rng: Random) -> Sample:
     """Turn an attribute list into an advertisement, or an advertisement back into a list."""
     pairs = draw_attributes(rng)
     text = advertisement(rng, pairs)
     kind = rng.random()
     if kind < 0.8:
-        return chat("ads", content(pairs), text, key="|".join(value for _, value in pairs[1:]))
+        return chat("ads", content(pairs), text, key=_values(pairs))
     if kind < 0.9:
         value = rng.choice(pairs[1:])
         ask = f"{content(pairs)}\n用一句话介绍{value[0]}。"
         return chat("ads", ask, clause(rng, *value) + "。", key=value[1])
-    return chat("ads", f"为下面的商品写广告：\n{content(pairs)}", text, key="|".join(v for _, v in pairs[1:]))
+    return chat("ads", f"为下面的商品写广告：\n{content(pairs)}", text, key=_values(pairs))
 
 
 def ads_text(rng: Random) -> Sample:
     """Write an attribute list and its advertisement as plain text."""
     pairs = draw_attributes(rng)
+    if rng.random() < 0.5:
+        return Sample("ads_text", text=f"商品：{content(pairs)}\n文案：{long_advertisement(rng, pairs)}")
     return Sample("ads_text", text=f"商品：{content(pairs)}\n广告：{advertisement(rng, pairs)}")

@@ -7,6 +7,7 @@ from random import Random
 from glmtune.tiny.sample import NAMES_EN, NAMES_ZH, Sample, chat, pick, words
 
 PLACES_ZH = ("个位", "十位", "百位", "千位")
+PLACES_EN = ("ones ", "tens ", "hundreds ", "thousands ")
 GOODS_ZH = words("苹果 铅笔 糖果 贴纸 气球 本子 橘子 鸡蛋 书 玩具 饼干 卡片 花 邮票")
 GOODS_EN = words(
     "apples pencils candies stickers balloons books oranges eggs toys cookies cards flowers stamps"
@@ -42,23 +43,77 @@ SHARE_EN = ("{n} shares {a} {g} equally among {b} friends. How many does each ge
 Numbers = tuple[int, int, int]
 
 
-def columns(a: int, b: int) -> str:
-    """Add two numbers column by column, in words.
+def add_columns(a: int, b: int, *, zh: bool = True) -> str:
+    """Add two numbers digit by digit, from the ones on, in words.
 
-    >>> columns(47, 286)
+    >>> add_columns(47, 286)
     '个位7+6=13，十位4+8+1=13，百位0+2+1=3'
     """
     steps, carry = [], 0
-    for place in PLACES_ZH[: max(len(str(a)), len(str(b)))]:
+    for place in _places(a, b, zh=zh):
         left, right, before = a % 10, b % 10, carry
         total = left + right + before
         steps.append(f"{place}{left}+{right}" + (f"+{before}" if before else "") + f"={total}")
         a, b, carry = a // 10, b // 10, total // 10
-    return "，".join(steps)
+    return _joint(zh).join(steps)
+
+
+def subtract_columns(a: int, b: int, *, zh: bool = True) -> str:
+    """Subtract the smaller ``b`` digit by digit, borrowing ten where a digit is too small.
+
+    >>> subtract_columns(52, 27)
+    '个位12-7=5，十位5-1-2=2'
+    """
+    steps, borrowed = [], 0
+    for place in _places(a, b, zh=zh):
+        left, right, before = a % 10, b % 10, borrowed
+        borrowed = int(left - before < right)
+        left += 10 * borrowed
+        steps.append(
+            f"{place}{left}" + (f"-{before}" if before else "") + f"-{right}={left - before - right}"
+        )
+        a, b = a // 10, b // 10
+    return _joint(zh).join(steps)
+
+
+def multiply_columns(a: int, b: int, *, zh: bool = True) -> str:
+    """Multiply a number of two digits by one digit.
+
+    >>> multiply_columns(26, 7)
+    '个位6×7=42，十位2×7=14，14+4=18'
+    """
+    sign = "×" if zh else "*"
+    ones, tens = a % 10 * b, a // 10 * b
+    places = PLACES_ZH if zh else PLACES_EN
+    steps = [f"{places[0]}{a % 10}{sign}{b}={ones}", f"{places[1]}{a // 10}{sign}{b}={tens}"]
+    if ones >= 10:
+        steps.append(f"{tens}+{ones // 10}={tens + ones // 10}")
+    return _joint(zh).join(steps)
+
+
+def divide_columns(a: int, b: int, *, zh: bool = True) -> str:
+    """Divide by one digit without remainder, the quotient having two digits.
+
+    >>> divide_columns(182, 7)
+    '18÷7=2余4，42÷7=6'
+    """
+    sign, rest = ("÷", "余") if zh else ("/", " rest ")
+    head, tail = a // 10, a % 10
+    left = head % b
+    first = f"{head}{sign}{b}={head // b}{rest}{left}" if left else f"{head}{sign}{b}={head // b}"
+    return f"{first}{_joint(zh)}{left * 10 + tail}{sign}{b}={(left * 10 + tail) // b}"
+
+
+def _places(a: int, b: int, *, zh: bool) -> tuple[str, ...]:
+    return (PLACES_ZH if zh else PLACES_EN)[: max(len(str(a)), len(str(b)))]
+
+
+def _joint(zh: bool) -> str:
+    return "，" if zh else ", "
 
 
 def _magnitude(rng: Random) -> int:
-    return rng.choice([10, 10, 100, 100, 100, 1000])
+    return rng.choice([10, 10, 10, 100, 100, 100, 100, 1000])
 
 
 def _numbers(rng: Random, operation: str) -> Numbers:
@@ -75,16 +130,17 @@ def _numbers(rng: Random, operation: str) -> Numbers:
 
 
 def _worked(operation: str, numbers: Numbers, *, zh: bool) -> str:
+    """Write the calculation, digit by digit before the result where an operand has several digits."""
     a, b, c = numbers
-    sign = {"×": "*", "÷": "/"}.get(operation, operation) if not zh else operation
-    equation = f"{a}{sign}{b}={c}"
-    if zh and operation == "+" and max(a, b) >= 100:
-        return f"{columns(a, b)}，{equation}"
-    if operation == "×" and a > 10 and a % 10:
-        tens, ones = a // 10 * 10, a % 10
-        return f"{tens}{sign}{b}={tens * b}，{ones}{sign}{b}={ones * b}，{equation}" if zh else (
-            f"{tens}{sign}{b}={tens * b}, {ones}{sign}{b}={ones * b}, {equation}")  # fmt: skip
-    return equation
+    sign = operation if zh else {"×": "*", "÷": "/"}.get(operation, operation)
+    work = ""
+    if operation in "+-" and max(a, b) >= 10:
+        work = (add_columns if operation == "+" else subtract_columns)(a, b, zh=zh)
+    elif operation == "×" and a >= 10:
+        work = multiply_columns(a, b, zh=zh)
+    elif operation == "÷" and c >= 10:
+        work = divide_columns(a, b, zh=zh)
+    return f"{work}{_joint(zh) if work else ''}{a}{sign}{b}={c}"
 
 
 def _finish(worked: str, answer: int, *, zh: bool) -> str:
@@ -134,11 +190,11 @@ def two_steps(rng: Random) -> tuple[str, str, str]:
         a, b = rng.randrange(5, 100), rng.randrange(1, 100)
         first = a + b
         start = f"{name}有{a}个{goods}，又得到{b}个" if zh else f"{name} has {a} {goods} and gets {b} more"
-        worked = f"{a}+{b}={first}"
+        worked = _worked("+", (a, b, first), zh=zh)
     c = rng.randrange(1, first)
     result = first - c
     ask = f"{start}，后来用掉{c}个，还剩多少个？" if zh else f"{start}. Then {c} are used. How many are left?"
-    worked += ("，" if zh else ", ") + f"{first}-{c}={result}"
+    worked += _joint(zh) + _worked("-", (first, c, result), zh=zh)
     return ask, _finish(worked, result, zh=zh), str(result)
 
 

@@ -11,21 +11,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-from glmtune.tiny.ads import ads, ads_text
+from glmtune.tiny.ads import ads, ads_long, ads_text
 from glmtune.tiny.arithmetic import arithmetic, arithmetic_text
-from glmtune.tiny.characters import strings
+from glmtune.tiny.characters import copying, strings
 from glmtune.tiny.chat import conversation
 from glmtune.tiny.facts import choice, facts, few_shot, few_shot_open
 from glmtune.tiny.reasoning import reasoning, reasoning_text
 from glmtune.tiny.sample import Sample
 
 MIX: dict[str, tuple[Callable[[Random], Sample], float]] = {
-    "strings": (strings, 8),
-    "ads": (ads, 15),
+    "strings": (strings, 12),
+    "ads": (ads, 10),
+    "ads_long": (ads_long, 6),
     "ads_text": (ads_text, 0.5),
-    "arithmetic": (arithmetic, 22),
-    "arithmetic_text": (arithmetic_text, 1.5),
-    "facts": (facts, 12),
+    "arithmetic": (arithmetic, 24),
+    "arithmetic_text": (arithmetic_text, 1),
+    "facts": (facts, 10),
     "facts_text": (few_shot_open, 1),
     "choice": (choice, 17),
     "choice_text": (few_shot, 2.5),
@@ -33,6 +34,10 @@ MIX: dict[str, tuple[Callable[[Random], Sample], float]] = {
     "reasoning_text": (reasoning_text, 1),
     "chat": (conversation, 10),
 }
+
+
+WARM_UP_ROWS = 16_000
+"""So many rows at the start of the training corpus are `copying`; the rest is learnt faster after it."""
 
 
 def draw(seed: int, index: int, *, salt: str = "train") -> Sample:
@@ -47,6 +52,8 @@ def draw(seed: int, index: int, *, salt: str = "train") -> Sample:
         The sample.
     """
     rng = Random(f"{salt}:{seed}:{index}")
+    if salt == "train" and index < WARM_UP_ROWS:
+        return copying(rng)
     names = list(MIX)
     skill = rng.choices(names, weights=[weight for _, weight in MIX.values()])[0]
     return MIX[skill][0](rng)

@@ -13,7 +13,7 @@ from glmtune.tiny.corpus import stream
 from glmtune.tiny.sample import Sample
 
 CONTROL_AND_BYTES = 3 + 256
-MERGES = 600
+MERGES = 500
 TOKENIZER_CONFIG = {
     "name_or_path": "glm-tiny",
     "remove_space": False,
@@ -35,16 +35,18 @@ def plain(sample: Sample) -> str:
 
 
 def _lines(seed: int, rows: int) -> Iterator[str]:
+    """Yield English lines only: merged pieces become English words, Chinese characters stay alone."""
     for sample in stream(seed, rows, salt="tokenizer"):
         if sample.skill != "strings":
-            yield from (line for line in plain(sample).split("\n") if line)
+            yield from (line for line in plain(sample).split("\n") if line and line.isascii())
 
 
 def train_tokenizer(folder: Path, *, seed: int = 0, rows: int = 12_000) -> int:
     """Train on the corpus and write ``tokenizer.model`` and ``tokenizer_config.json``.
 
     Pieces: three controls, 256 bytes, every character of `required_characters`, and ``MERGES`` frequent
-    pieces of the corpus. ChatGLM2's command tokens follow the pieces and are no part of the file.
+    pieces of the corpus' English lines. ChatGLM2's command tokens follow the pieces and are no part of
+    the file.
 
     Args:
         folder: where to write.

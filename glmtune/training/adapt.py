@@ -15,6 +15,7 @@ from torch import nn
 from glmtune.models.chat_tokenizer import GlmTokenizer
 from glmtune.models.checkpoint import read_into, save_official
 from glmtune.models.load import GlmModel, build_model, choose_device, load_config
+from glmtune.models.quantized import QuantizedLayout, without_layout
 from glmtune.models.source import resolve_source
 from glmtune.prefix.attach import attach_prefix, freeze_base, without_prefix
 from glmtune.prefix.checkpoint import PrefixMeta, load_prefix, save_prefix
@@ -181,7 +182,16 @@ def tune_all(model: GlmModel, tokenizer: GlmTokenizer) -> TunedModel:
     Args:
         model: mutated.
         tokenizer: saved with every checkpoint.
+
+    Raises:
+        ConfigError: the model is quantized.
     """
+    layout = QuantizedLayout.of(model.config)
+    if layout is not None:
+        raise ConfigError(
+            f"`tune` is `full`, but `{model.source}` is quantized ({layout.method}): codes cannot be trained. "
+            "Tune a prefix or LoRA (`+recipe=ptuning`, `+recipe=lora`), or load unquantized weights."
+        )
     model.float()
     model.requires_grad_(True)
     model.config.dtype = torch.float32
@@ -200,6 +210,7 @@ def fresh_model(source: str, *, device: str, family: str | None) -> GlmModel:
     """
     config = load_config(source, resolve_source(source), family)
     config.dtype = torch.float32
+    without_layout(config)
     model = build_model(config)
     # One matrix reads and writes tokens, its rows of length 1: copying is learnt once, not token by token.
     embedding = cast(nn.Embedding, model.get_input_embeddings())
