@@ -71,24 +71,29 @@ def run(config: ExportConfig) -> Exported:
     """
     import torch
     from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from glmtune.export.run import Job, export
+    from glmtune.export.run import STAGES, Job, export
 
     source = str(config.model.source)
     default = Path("runs") / f"export-{Path(source).name}-{config.format}"
-    exported = export(
-        Job(
-            source=source,
-            format=config.format,
-            output_dir=Path(config.output_dir) if config.output_dir else default,
-            family=config.model.family,
-            prefix_path=config.prefix_path,
-            adapter_path=config.adapter_path,
-            dtype=None if config.dtype == "auto" else getattr(torch, config.dtype),
-            max_shard_bytes=config.max_shard_mib * MEBIBYTE,
-            overwrite=config.overwrite,
-        )
+    job = Job(
+        source=source,
+        format=config.format,
+        output_dir=Path(config.output_dir) if config.output_dir else default,
+        family=config.model.family,
+        prefix_path=config.prefix_path,
+        adapter_path=config.adapter_path,
+        dtype=None if config.dtype == "auto" else getattr(torch, config.dtype),
+        max_shard_bytes=config.max_shard_mib * MEBIBYTE,
+        overwrite=config.overwrite,
     )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks = {stage: bar.add_task(stage, total=None) for stage in STAGES}
+        exported = export(
+            job, lambda stage, done, total: bar.update(tasks[stage], completed=done, total=total)
+        )
     console = Console()
     for line in (
         f"reloaded and compared: logits differ by at most {exported.max_difference:.2e} "

@@ -6,6 +6,7 @@ import copy
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,6 +45,9 @@ TOKENIZER_FILES = ("tokenizer.model", "ice_text.model", "tokenizer_config.json",
 EXACT, ROUNDED = 1e-5, 16
 """Largest difference of logits, as a fraction of the largest logit: where every number is kept, and in units
 of the written type's spacing where numbers are rounded."""
+STAGES = ("writing", "running the source", "running the export")
+Watch = Callable[[str, int, int], object]
+"""Told which of the ``STAGES`` it is at, how many steps of it are done, and of how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,8 @@ class Exported:
 class _Source:
     """The base as the user has it: lazily read weights, and a hollow model with prefix or adapter."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, watch: Watch) -> None:
+        self.watch = watch
         self.folder = resolve_source(job.source)
         self.config: Any = load_config(job.source, self.folder, job.family)
         self.family = Family(getattr(self.config, FAMILY_KEY))
@@ -122,7 +127,7 @@ class _Source:
         return model
 
 
-def export(job: Job) -> Exported:
+def export(job: Job, watch: Watch = lambda stage, done, total: None) -> Exported:
     """Write an export, prove it against its source, and put it in place.
 
     Weights pass through memory one shard at a time; the logits are computed in float32 with the weights read
@@ -130,6 +135,7 @@ def export(job: Job) -> Exported:
 
     Args:
         job: what to export.
+        watch: told how far it is.
 
     Returns:
         What was written, with the figures of the comparison.
@@ -140,27 +146,27 @@ def export(job: Job) -> Exported:
     """
     final = job.output_dir.expanduser()
     check_output(final, overwrite=job.overwrite)
-    source = _Source(job)
+    source = _Source(job, watch)
     if final.exists() and source.folder.resolve().is_relative_to(final.resolve()):
         raise ConfigError(
             f"`output_dir` is `{final}`, which holds the source `{source.folder}`. Give another folder."
         )
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    aside = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
     try:
-        num_bytes = WRITERS[job.format](source, partial, job)
-        figures = _compare(source, partial, job)
+        num_bytes = WRITERS[job.format](source, aside, job)
+        figures = _compare(source, aside, job)
         exported = Exported(final, str(source.dtype).removeprefix("torch."), num_bytes, *figures)
-        write_json(partial / MARKER, _record(job, exported))
-        _replace(final, partial)
+        write_json(aside / MARKER, _record(job, exported))
+        _replace(final, aside)
     except OSError as error:
         raise CheckpointError(
             f"`{final}` could not be written: {error}. What was there before is as it was. Free some "
             "space, or give a folder you may write to."
         ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
     return exported
 
 
@@ -210,12 +216,11 @@ def _write_transformers(source: _Source, folder: Path, job: Job) -> int:
     _write_generation(source, folder)
     if (source.folder / "tokenizer.model").is_file():
         save_fast_tokenizer(fast_tokenizer(load_tokenizer_folder(source.folder, source.family)), folder)
-    return write_shards(folder, source.weights, dtype=source.dtype, max_shard_bytes=job.max_shard_bytes)
+    return _write_weights(source, source.weights, folder, job)
 
 
 def _write_official(source: _Source, folder: Path, job: Job) -> int:
-    tensors = official_tensors(source.weights, source.config)
-    num_bytes = write_shards(folder, tensors, dtype=source.dtype, max_shard_bytes=job.max_shard_bytes)
+    num_bytes = _write_weights(source, official_tensors(source.weights, source.config), folder, job)
     values = official_config(source.config, source.family)
     write_json(folder / "config.json", values | {"torch_dtype": str(source.dtype).removeprefix("torch.")})
     _write_generation(source, folder)
@@ -225,6 +230,16 @@ def _write_official(source: _Source, folder: Path, job: Job) -> int:
     if source.prefix is not None:
         _write_prefix(source, folder / PREFIX_FOLDER, job)
     return num_bytes
+
+
+def _write_weights(source: _Source, tensors: LazyTensors, folder: Path, job: Job) -> int:
+    return write_shards(
+        folder,
+        tensors,
+        dtype=source.dtype,
+        max_shard_bytes=job.max_shard_bytes,
+        on_shard=partial(source.watch, STAGES[0]),
+    )
 
 
 def _write_prefix(source: _Source, folder: Path, _: Job) -> int:
@@ -276,8 +291,8 @@ def _write_generation(source: _Source, folder: Path) -> None:
 def _compare(source: _Source, folder: Path, job: Job) -> tuple[float, float, float]:
     """Run the same ids through source and export; return difference, largest logit and limit."""
     ids = probe_ids(source.config)
-    expected = probe_logits(source.runnable, ids)
-    found = probe_logits(RELOADERS[job.format](source, folder), ids)
+    expected = probe_logits(source.runnable, ids, partial(source.watch, STAGES[1]))
+    found = probe_logits(RELOADERS[job.format](source, folder), ids, partial(source.watch, STAGES[2]))
     largest = float(expected.abs().max())
     is_exact = (
         job.adapter_path is None and torch.promote_types(source.dtype, source.stored_dtype) == source.dtype
@@ -340,13 +355,13 @@ def _record(job: Job, exported: Exported) -> dict[str, Any]:
     return given | figures | {"glmtune_version": __version__}
 
 
-def _replace(final: Path, partial: Path) -> None:
+def _replace(final: Path, aside: Path) -> None:
     replaced = final.with_name(f".{final.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
         final.rename(replaced)
     try:
-        partial.rename(final)
+        aside.rename(final)
     except OSError:
         if replaced.exists():
             replaced.rename(final)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any
 
 import torch
@@ -64,9 +65,25 @@ def probe_ids(config: Any) -> Tensor:
 
 
 @torch.no_grad()
-def probe_logits(model: nn.Module, input_ids: Tensor) -> Tensor:
-    """Return the logits ``[S, vocab]`` of one row, float32."""
-    return model(input_ids=input_ids, use_cache=False).logits[0].float()
+def probe_logits(model: nn.Module, input_ids: Tensor, on_module: Callable[[int, int], object]) -> Tensor:
+    """Return the logits of one row.
+
+    Args:
+        model: as left by `stream_weights`.
+        input_ids: int64 ``[1, S]``.
+        on_module: told after each streamed module how many have run, and of how many.
+
+    Returns:
+        float32 ``[S, vocab]``.
+    """
+    streamed = [m for m in model.modules() if any(map(_is_hollow, m.parameters(recurse=False)))]
+    done = count(1)
+    hooks = [m.register_forward_hook(lambda *_: on_module(next(done), len(streamed))) for m in streamed]
+    try:
+        return model(input_ids=input_ids, use_cache=False).logits[0].float()
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _nothing(shape: torch.Size) -> Tensor:
