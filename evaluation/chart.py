@@ -35,7 +35,8 @@ def interval(score: Score) -> tuple[float, float]:
     count = spread / score.stderr**2 + 1 if score.stderr > 0 else score.num_samples
     center = (score.accuracy + Z_95**2 / (2 * count)) / (1 + Z_95**2 / count)
     half = Z_95 / (1 + Z_95**2 / count) * math.sqrt(spread / count + (Z_95 / (2 * count)) ** 2)
-    return max(0.0, center - half), min(1.0, center + half)
+    low, high = max(0.0, center - half), min(1.0, center + half)
+    return min(low, score.accuracy), max(high, score.accuracy)  # rounding must not put it outside
 
 
 def draw_chart(result: Result, path: Path) -> None:
@@ -56,8 +57,8 @@ def draw_chart(result: Result, path: Path) -> None:
     axes = figure.add_subplot()
     values = [100 * score.accuracy for score in scores]
     errors = [
-        [value - 100 * interval(score)[0] for value, score in zip(values, scores, strict=True)],
-        [100 * interval(score)[1] - value for value, score in zip(values, scores, strict=True)],
+        [max(0.0, value - 100 * interval(score)[0]) for value, score in zip(values, scores, strict=True)],
+        [max(0.0, 100 * interval(score)[1] - value) for value, score in zip(values, scores, strict=True)],
     ]
     axes.barh(names, values, xerr=errors, color="#4477aa", error_kw={"ecolor": "#222222", "capsize": 3})
     for place, (value, score) in enumerate(zip(values, scores, strict=True)):

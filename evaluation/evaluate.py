@@ -103,6 +103,7 @@ def evaluate_saved(
     *,
     output_dir: Path | None = None,
     allow_missing: bool = False,
+    model: str | None = None,
 ) -> Evaluated:
     """Score saved completions and report; no model is loaded.
 
@@ -112,11 +113,12 @@ def evaluate_saved(
         console: shows tables.
         output_dir: of the report; None takes ``default_folder``.
         allow_missing: score a part; its title says PARTIAL.
+        model: whose completions they are; None names the file.
 
     Raises:
         GlmtuneError: see ``evaluation.saved.read_saved``.
     """
-    saved = read_saved(completions, task, allow_missing=allow_missing)
+    saved = read_saved(completions, task, allow_missing=allow_missing, model=model)
     values = fingerprint(saved.task, saved.identity, None)
     folder = output_dir or default_folder(values)
     _announce(console, saved.task, folder)

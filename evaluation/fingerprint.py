@@ -51,16 +51,16 @@ def saved_identity(name: str, digest: str) -> ModelIdentity:
     """Return the identity of whoever wrote a file of completions.
 
     Args:
-        name: of the file.
+        name: of the model, or else of the file.
         digest: of its bytes.
     """
     return ModelIdentity(
         name=name,
-        weights_hash="",
+        weights_hash=f"completions {digest[:16]}",
         family="",
         dtype="",
         quantization="unknown",
-        adapter=f"completions {digest}",
+        adapter="none",
         is_chat=True,
         engine=COMPLETIONS_ENGINE,
     )

@@ -54,7 +54,7 @@ def published_row(benchmark: str, split: str, model: Mapping[str, Any]) -> Publi
         return None
     name = re.split(r"[/\\:]", str(model["name"]).rstrip("/\\"))[-1].lower()
     quantization = str(model["quantization"])
-    if quantization != "none" and not name.endswith(quantization):
+    if quantization not in ("none", "unknown") and not name.endswith(quantization):
         name = f"{name}-{quantization}"
     for table in published_tables():
         if (table["benchmark"], table["split"]) == (benchmark, split) and name in table["rows"]:

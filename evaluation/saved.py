@@ -36,13 +36,16 @@ class SavedAnswers:
     identity: ModelIdentity
 
 
-def read_saved(path: Path, task: Task, *, allow_missing: bool = False) -> SavedAnswers:
+def read_saved(
+    path: Path, task: Task, *, allow_missing: bool = False, model: str | None = None
+) -> SavedAnswers:
     """Read saved completions of a task.
 
     Args:
         path: the file, or the output folder of an earlier run (its journals are read).
         task: the questions; where it is partial, lines about others are passed over.
         allow_missing: take questions without an answer out; the result is then partial.
+        model: whose completions they are; None names the file.
 
     Raises:
         ConfigError: there is no such file.
@@ -82,7 +85,7 @@ def read_saved(path: Path, task: Task, *, allow_missing: bool = False) -> SavedA
     if missing:
         task = dataclasses.replace(task, samples=kept, is_partial=True)
     answers = tuple(found[sample.key][0] for sample in kept)
-    return SavedAnswers(task, answers, saved_identity(path.name, digest.hexdigest()))
+    return SavedAnswers(task, answers, saved_identity(model or path.name, digest.hexdigest()))
 
 
 def _files(path: Path) -> Sequence[Path]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from evaluation.openai_backend import EndpointSettings
 from evaluation.settings import ALL, BenchmarkSettings
 from glmtune.errors import ConfigError
 from glmtune.inference.settings import EngineSettings
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from evaluation.evaluate import Evaluated
     from evaluation.task import Task
 
-BACKENDS = ("glmtune",)
+BACKENDS = ("glmtune", "openai", "vllm")
+DEFAULT_MODEL = ModelSettings().source
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,10 @@ class EvalConfig:
         None, "tuned prefix: a run folder, one of its checkpoints, or a file (also the official one)"
     )
     adapter_path: str | None = setting(None, "LoRA adapter: a run folder or one of its checkpoints")
-    backend: str = setting("glmtune", "who computes: glmtune")
+    backend: str = setting("glmtune", "who computes: glmtune, openai (any server with its interface), vllm")
+    endpoint: EndpointSettings = setting(EndpointSettings, "with backend=openai: the server")
     completions: str | None = setting(
-        None, "score this JSONL file (or the folder of an earlier run) instead of asking a model"
+        None, "score this JSONL file (or the folder of an earlier run) without a model; model=NAME says whose"
     )
     allow_missing: bool = setting(
         False, "with completions: score a part of the questions, as a PARTIAL result"
@@ -82,6 +86,27 @@ class EvalConfig:
                 "`allow_missing` is True, but no `completions` are given: a model is asked every question. To"
                 " ask fewer, use `benchmark.limit` or `benchmark.subjects`."
             )
+        self._refuse_unused()
+
+    def _refuse_unused(self) -> None:
+        """Refuse settings of a model that nobody would read."""
+        if self.completions is not None:
+            who, unused = "`completions` are scored without a model", ("prefix_path", "adapter_path")
+        elif self.backend != "glmtune":
+            who, unused = f"`backend` is `{self.backend}`", ("prefix_path", "adapter_path", "num_threads")
+        else:
+            return
+        for name in unused:
+            if (value := getattr(self, name)) is not None:
+                raise ConfigError(
+                    f"`{name}` is `{value}`, but {who}, so it would be ignored. Leave it out (a merged model"
+                    " for a server is written by `glmtune export`)."
+                )
+        if self.backend == "openai" and self.model.source != DEFAULT_MODEL:
+            raise ConfigError(
+                f"`model.source` is `{self.model.source}`, but `backend` is `openai`, and the server chooses"
+                " the model. Name it as the server does, with `endpoint.model`."
+            )
 
 
 def run(config: EvalConfig) -> tuple[Evaluated, ...]:
@@ -109,7 +134,12 @@ def run(config: EvalConfig) -> tuple[Evaluated, ...]:
     if config.completions is not None:
         saved = Path(config.completions).expanduser()
         done = evaluate_saved(
-            tasks[0], saved, console, output_dir=output_dir, allow_missing=config.allow_missing
+            tasks[0],
+            saved,
+            console,
+            output_dir=output_dir,
+            allow_missing=config.allow_missing,
+            model=None if config.model.source == DEFAULT_MODEL else config.model.source,
         )
         return (done,)
 
@@ -149,6 +179,26 @@ def _task(config: EvalConfig, name: str, *, is_chat: bool) -> Task:
 
 
 def _backend(config: EvalConfig) -> Backend:
+    if config.backend == "openai":
+        from evaluation.openai_backend import OpenAIBackend
+
+        endpoint = config.endpoint
+        if config.is_chat is not None:
+            endpoint = dataclasses.replace(endpoint, is_chat=config.is_chat)
+        return OpenAIBackend(endpoint)
+    if config.backend == "vllm":
+        from evaluation.vllm_backend import VllmBackend
+        from glmtune.loading import load_tokenizer
+        from glmtune.models.source import resolve_source
+
+        source = config.model.source
+        tokenizer = load_tokenizer(source, family=config.model.family)
+        folder = str(resolve_source(source))
+        return VllmBackend(folder, tokenizer, name=source, is_chat=config.is_chat, dtype=config.model.dtype)
+    return _glm_backend(config)
+
+
+def _glm_backend(config: EvalConfig) -> Backend:
     """Load the model with what was tuned."""
     import torch
 
@@ -214,6 +264,7 @@ COMMAND = Command(
         "glmtune eval benchmark=ceval protocol=few_shot_direct benchmark.subjects=[law,logic] is_chat=false",
         "glmtune eval benchmark=all prefix_path=runs/ptuning",
         "glmtune eval benchmark=bbh completions=answers.jsonl",
+        "glmtune eval benchmark=gsm8k backend=openai endpoint.base_url=http://localhost:8000/v1",
         "torchrun --nproc-per-node=2 -m glmtune eval benchmark=ceval",
     ),
 )
