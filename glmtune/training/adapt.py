@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from glmtune.errors import ConfigError
 from glmtune.models.chat_tokenizer import GlmTokenizer
 from glmtune.models.checkpoint import read_into, save_official
 from glmtune.models.load import GlmModel, build_model, choose_device, load_config
@@ -189,8 +190,8 @@ def tune_all(model: GlmModel, tokenizer: GlmTokenizer) -> TunedModel:
     layout = QuantizedLayout.of(model.config)
     if layout is not None:
         raise ConfigError(
-            f"`tune` is `full`, but `{model.source}` is quantized ({layout.method}): codes cannot be trained. "
-            "Tune a prefix or LoRA (`+recipe=ptuning`, `+recipe=lora`), or load unquantized weights."
+            f"`tune` is `full`, but `{model.source}` is quantized ({layout.method}): codes cannot be "
+            "trained. Tune a prefix or LoRA (`+recipe=ptuning`, `+recipe=lora`), or load unquantized weights."
         )
     model.float()
     model.requires_grad_(True)

@@ -11,6 +11,7 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.chatglm_config import ChatGlmConfig
 from glmtune.models.config import BOOKKEEPING, native_config, official_config, read_config, rope_ratio
 from glmtune.models.families import Family
+from glmtune.models.quantized import QuantizedLayout
 from glmtune.models.settings import ModelSettings
 
 OFFICIAL: dict[str, Any] = {
@@ -158,11 +159,22 @@ def test_token_ids_and_dtype_are_checked() -> None:
     assert (config.eos_token_id, config.pad_token_id) == ([151329, 151336, 151338], 151329)
 
 
-def test_quantized_checkpoints_are_refused_for_now() -> None:
-    with pytest.raises(CheckpointError, match=r"quantization_bit 4: .* not supported yet"):
-        native_config(OFFICIAL | {"quantization_bit": 4}, Family.CHATGLM2)
-    with pytest.raises(CheckpointError, match=r"quantization_bit 8: .* not supported yet"):
-        native_config(FIRST | {"quantization_bit": 8, "quantization_embeddings": False}, Family.CHATGLM)
+def test_quantized_checkpoints_say_how_they_are_stored() -> None:
+    config = native_config(OFFICIAL | {"quantization_bit": 4}, Family.CHATGLM2)
+    assert QuantizedLayout.of(config) == QuantizedLayout(4, method="int4")
+    assert official_config(config, Family.CHATGLM2)["quantization_bit"] == 4
+    first = FIRST | {"quantization_bit": 8, "quantization_embeddings": True}
+    config = native_config(first, Family.CHATGLM)
+    assert QuantizedLayout.of(config) == QuantizedLayout(8, embeddings=True, method="int8")
+    written = official_config(config, Family.CHATGLM)
+    assert (written["quantization_bit"], written["quantization_embeddings"]) == (8, True)
+    with pytest.raises(CheckpointError, match=r"quantization_bit 3, but the official formats have 4 or 8"):
+        native_config(OFFICIAL | {"quantization_bit": 3}, Family.CHATGLM2)
+    with pytest.raises(CheckpointError, match="quantization_embeddings true, but only ChatGLM-6B"):
+        native_config(OFFICIAL | {"quantization_bit": 4, "quantization_embeddings": True}, Family.CHATGLM2)
+    written["glmtune_quantization"]["bits"] = 4
+    with pytest.raises(CheckpointError, match=r"says 4 bits .* quantization_bit is 8 .* must agree"):
+        native_config(written, Family.CHATGLM)
 
 
 def test_a_family_of_another_generation_is_refused() -> None:

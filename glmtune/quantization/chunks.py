@@ -1,0 +1,74 @@
+"""Quantize one weight a few rows at a time, so that it costs little more memory than its codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glmtune.errors import CheckpointError
+from glmtune.models.quantized import SCALE, ZERO
+from glmtune.quantization.methods import Method
+from glmtune.quantization.packing import pack
+from glmtune.quantization.primitives import dequantize, signal_and_noise
+
+CHUNK_WEIGHTS = 2**18
+"""Weights quantized at once; they and their intermediate results stay in the processor's cache."""
+
+ReadRows = Callable[[int, int], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedRows:
+    """A whole weight as bytes, and what quantization lost.
+
+    Attributes:
+        tensors: ``weight`` (packed), ``weight_scale`` and, with zero points, ``weight_zero``.
+        signal: sum of squares of the weight; 0 where it was not measured.
+        noise: sum of squares of the difference.
+    """
+
+    tensors: dict[str, Tensor]
+    signal: float
+    noise: float
+
+
+def quantize_in_chunks(
+    method: Method, shape: tuple[int, ...], read: ReadRows, *, name: str, measure: bool
+) -> QuantizedRows:
+    """Quantize a weight by rows.
+
+    Args:
+        method: how.
+        shape: ``[out, in]``.
+        read: returns rows ``start`` to ``stop`` of the weight, any float dtype.
+        name: of the layer, for errors.
+        measure: compare with the weight.
+
+    Raises:
+        CheckpointError: the weight holds numbers that are not finite, or beyond a float16 scale.
+        ShapeError: see `pack`.
+    """
+    rows, columns = shape
+    parts: dict[str, list[Tensor]] = {}
+    signal = noise = 0.0
+    step = max(1, CHUNK_WEIGHTS // columns)
+    for start in range(0, rows, step):
+        weight_OI = read(start, min(rows, start + step))
+        quantized = method.quantize(weight_OI)
+        if not (torch.isfinite(quantized.scale).all() and torch.isfinite(weight_OI).all()):
+            raise CheckpointError(
+                f"{name} cannot be quantized: rows {start} to {start + len(weight_OI) - 1} hold numbers "
+                "that are not finite, or too large for a float16 scale. The checkpoint is damaged: fetch it "
+                "again, or leave this layer out (`skip`)."
+            )
+        parts.setdefault("weight", []).append(pack(quantized.codes_OI, bits=method.bits))
+        parts.setdefault(SCALE, []).append(quantized.scale)
+        if quantized.zero is not None:
+            parts.setdefault(ZERO, []).append(quantized.zero)
+        if measure:
+            more = signal_and_noise(weight_OI, dequantize(quantized))
+            signal, noise = signal + more[0], noise + more[1]
+    return QuantizedRows({part: torch.cat(chunks) for part, chunks in parts.items()}, signal, noise)

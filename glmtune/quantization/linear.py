@@ -1,0 +1,191 @@
+"""Layers that hold codes instead of weights: forward, and backward to their input.
+
+Shapes: O output features, I input features, G groups of a row; any number of leading axes before I.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glmtune.models.quantized import SCALE, ZERO, QuantizedLayout
+from glmtune.quantization.packing import pack, unpack
+from glmtune.quantization.primitives import QuantizedTensor, dequantize
+
+
+class _Codes(nn.Module):
+    """Codes with their scales; they move with the module but are never cast.
+
+    Attributes:
+        weight: int8 ``[O, I]``, or ``[O, I / 2]`` packed (4 bits).
+        weight_scale: float16 ``[O]`` or ``[O, G]``.
+        weight_zero: float16 ``[O, G]``, or None.
+        bits: 4 or 8.
+        group_size: columns that share a scale, None: the row.
+    """
+
+    weight: nn.Parameter
+    weight_scale: nn.Parameter
+    weight_zero: nn.Parameter | None
+    bits: int
+    group_size: int | None
+
+    def _make_codes(self, rows: int, columns: int, layout: QuantizedLayout) -> None:
+        shapes = layout.shapes((rows, columns))
+        self.bits, self.group_size = layout.bits, layout.group_size
+        self.weight = _frozen(torch.zeros(shapes["weight"], dtype=torch.int8))
+        self.weight_scale = _frozen(torch.ones(shapes[SCALE], dtype=torch.float16))
+        if ZERO in shapes:
+            self.weight_zero = _frozen(torch.zeros(shapes[ZERO], dtype=torch.float16))
+        else:
+            self.register_parameter(ZERO, None)
+
+    def quantized(self) -> QuantizedTensor:
+        """Return the codes unpacked, with scales."""
+        return _unpacked(self.weight, self.weight_scale, self.weight_zero, self.bits, self.group_size)
+
+    def put(self, quantized: QuantizedTensor) -> None:
+        """Copy codes, scales and zero points in."""
+        with torch.no_grad():
+            self.weight.copy_(pack(quantized.codes_OI, bits=self.bits))
+            self.weight_scale.copy_(quantized.scale)
+            if self.weight_zero is not None and quantized.zero is not None:
+                self.weight_zero.copy_(quantized.zero)
+
+    def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the weight ``[O, I]``."""
+        return dequantize(self.quantized(), dtype)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        names = [name for name in (SCALE, ZERO) if getattr(self, name) is not None]
+        before = {name: getattr(self, name).data for name in names}
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new: nn.Parameter = getattr(self, name)
+            if new.dtype != old.dtype:  # a cast of the model: scales keep every bit
+                fresh = torch.empty_like(old, device=new.device) if old.is_meta else old.to(new.device)
+                new.data = fresh
+        return self
+
+
+class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """A linear layer whose weight is codes, frozen; its bias stays floating point and may train.
+
+    The result has the type of the input (under autocast: autocast's), as that of a linear layer in that type;
+    the gradient of the input is that of the dequantized weight. The floating point weight exists only inside
+    forward and backward.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        layout: QuantizedLayout,
+        bias: nn.Parameter | None = None,
+    ) -> None:
+        """Make a layer of zeros.
+
+        Args:
+            in_features: I.
+            out_features: O.
+            layout: bits, groups and zero points.
+            bias: ``[O]``, used as it is.
+        """
+        nn.Module.__init__(self)  # a float weight is never made
+        self.in_features, self.out_features = in_features, out_features
+        self._make_codes(out_features, in_features, layout)
+        self.register_parameter("bias", bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return ``input @ weight.T + bias``: ``[..., I]`` to ``[..., O]``."""
+        kind = input.device.type
+        if torch.is_autocast_enabled(kind):
+            input = input.to(torch.get_autocast_dtype(kind))
+        codes = (self.weight, self.weight_scale, self.weight_zero)
+        output: Tensor = _Product.apply(input, *codes, self.bits, self.group_size)  # type: ignore[assignment]
+        return output if self.bias is None else output + self.bias.to(output.dtype)
+
+    def reset_parameters(self) -> None:
+        """Do nothing: codes come from a weight."""
+
+    def extra_repr(self) -> str:
+        """Name sizes and format."""
+        group = "per row" if self.group_size is None else f"group size {self.group_size}"
+        sizes = f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+        return f"{sizes}, {self.bits} bits, {group}"
+
+
+class QuantizedEmbedding(_Codes, nn.Embedding):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """An embedding whose rows are codes; only the rows looked up become floating point."""
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, *, layout: QuantizedLayout, dtype: torch.dtype | None
+    ) -> None:
+        """Make an embedding of zeros.
+
+        Args:
+            num_embeddings: rows.
+            embedding_dim: columns.
+            layout: bits, groups and zero points.
+            dtype: of the result; it follows casts of the module. None: torch's default.
+        """
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.padding_idx = self.max_norm = None
+        self._make_codes(num_embeddings, embedding_dim, layout)
+        self.like = nn.Buffer(torch.empty(0, dtype=dtype), persistent=False)
+        """Holds nothing; its type is that of the result."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return rows ``[..., columns]`` for ids ``[...]``."""
+        flat = input.reshape(-1)
+        zero = None if self.weight_zero is None else self.weight_zero[flat]
+        rows = _unpacked(self.weight[flat], self.weight_scale[flat], zero, self.bits, self.group_size)
+        return dequantize(rows, self.like.dtype).reshape(*input.shape, self.embedding_dim)
+
+    def reset_parameters(self) -> None:
+        """Do nothing: codes come from a weight."""
+
+    def extra_repr(self) -> str:
+        """Name sizes and format."""
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self.bits} bits"
+
+
+class _Product(torch.autograd.Function):
+    """Input times dequantized weight; the weight is formed again for the backward pass, not kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        packed: Tensor,
+        scale: Tensor,
+        zero: Tensor | None,
+        bits: int,
+        group_size: int | None,
+    ) -> Tensor:
+        ctx.save_for_backward(packed, scale, zero)
+        ctx.bits, ctx.group_size = bits, group_size
+        weight_OI = dequantize(_unpacked(packed, scale, zero, bits, group_size), input.dtype)
+        return nn.functional.linear(input, weight_OI)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        packed, scale, zero = ctx.saved_tensors
+        weight_OI = dequantize(_unpacked(packed, scale, zero, ctx.bits, ctx.group_size), grads[0].dtype)
+        return grads[0] @ weight_OI, None, None, None, None, None
+
+
+def _unpacked(
+    packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group_size: int | None
+) -> QuantizedTensor:
+    return QuantizedTensor(unpack(packed, bits=bits), scale, zero, group_size)
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)

@@ -1,0 +1,83 @@
+"""The ways to quantize, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from glmtune.models.quantized import QuantizedLayout
+from glmtune.quantization.primitives import SCALE_DTYPE, QuantizedTensor, quantize_groups, quantize_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way to quantize a weight.
+
+    Attributes:
+        bits: per code.
+        summary: one line for users.
+        group_size: columns that share a scale; None: one scale per row.
+        symmetric: no zero points.
+        search: ranges and scales are chosen for the smallest squared error; otherwise by the largest weight.
+    """
+
+    bits: int
+    summary: str
+    group_size: int | None = None
+    symmetric: bool = True
+    search: bool = False
+
+    def quantize(self, weight_OI: Tensor) -> QuantizedTensor:
+        """Quantize rows of a weight; rows do not depend on each other.
+
+        Args:
+            weight_OI: float ``[O, I]``.
+        """
+        if self.group_size is None and not self.search:
+            return quantize_rows(weight_OI, bits=self.bits)
+        return quantize_groups(
+            weight_OI,
+            bits=self.bits,
+            group_size=self.group_size,
+            symmetric=self.symmetric,
+            search=self.search,
+        )
+
+    def bits_per_weight(self, in_features: int) -> float:
+        """Return bits per weight, scales and zero points included.
+
+        Args:
+            in_features: columns of the weight.
+        """
+        groups = 1 if self.group_size is None else -(-in_features // self.group_size)
+        stored = 1 if self.symmetric else 2
+        return self.bits + groups * stored * 8 * SCALE_DTYPE.itemsize / in_features
+
+    def layout(
+        self, name: str, *, embeddings: bool = False, skipped: tuple[str, ...] = ()
+    ) -> QuantizedLayout:
+        """Return how a checkpoint of this method is stored."""
+        return QuantizedLayout(
+            self.bits, self.group_size, not self.symmetric, embeddings, skipped, method=name
+        )
+
+
+def _grouped(size: int) -> dict[str, Method]:
+    return {
+        f"int4-g{size}": Method(4, f"a scale per {size} columns, best clip", size, search=True),
+        f"int4-g{size}-asym": Method(
+            4, f"scale and zero point per {size} columns, best clip", size, symmetric=False, search=True
+        ),
+    }
+
+
+METHODS: dict[str, Method] = {
+    "int8": Method(8, "official INT8: one scale per row, from the largest weight"),
+    "int4": Method(4, "official INT4: one scale per row, from the largest weight"),
+    "int4-clip": Method(4, "official INT4 format, scales of the smallest squared error", search=True),
+    **_grouped(128),
+    **_grouped(64),
+    **_grouped(32),
+}
+"""Name → method. ``int8``, ``int4`` and ``int4-clip`` are stored in the official format."""
