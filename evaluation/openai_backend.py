@@ -1,4 +1,4 @@
-"""A server with OpenAI's interface behind an evaluation: turns go to chat/completions, text to completions."""
+"""A server with OpenAI's interface behind an evaluation: turns to chat/completions, text to completions."""
 
 from __future__ import annotations
 
