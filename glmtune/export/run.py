@@ -276,15 +276,21 @@ def native_values(config: Any, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _write_generation(source: _Source, folder: Path) -> None:
-    """Write generation_config.json: the source's own if it has one; the stop ids of its chat otherwise."""
+    """Write generation_config.json: the source's own if it has one, with all ids that end an answer."""
     if (source.folder / "generation_config.json").is_file():
         generation = GenerationConfig.from_pretrained(str(source.folder))
     else:
         generation = cast(GenerationConfig, source.model.generation_config)
-        if (source.folder / "tokenizer.model").is_file() and source.family is not Family.CHATGLM:
-            tokenizer = load_tokenizer_folder(source.folder, source.family)
-            stops = template_for(tokenizer).stop_ids(tokenizer)
-            generation.eos_token_id = list(stops) if len(stops) > 1 else min(stops)
+    if (
+        source.folder / "tokenizer.model"
+    ).is_file():  # ChatGLM-6B, whose file has another name, has one end id
+        tokenizer = load_tokenizer_folder(source.folder, source.family)
+        own = generation.eos_token_id
+        stops = [
+            *([own] if isinstance(own, int) else own or ()),
+            *template_for(tokenizer).stop_ids(tokenizer),
+        ]
+        generation.eos_token_id = list(dict.fromkeys(stops)) if len(set(stops)) > 1 else stops[0]
     generation.save_pretrained(str(folder))
 
 
