@@ -95,7 +95,7 @@ FORMS: Mapping[str, Callable[[str, Sample], str | None]] = {
     "words": _word_list,
 }
 _WHOLE = {
-    "letter": re.compile(r"\([A-R]\)|.*, .*"),
+    "letter": re.compile(r"\([A-R]\)"),
     "yes_no": re.compile("[Yy]es|[Nn]o"),
     "true_false": re.compile("True|False"),
     "valid_invalid": re.compile("valid|invalid"),

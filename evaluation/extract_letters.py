@@ -111,7 +111,8 @@ def loose(text: str, sample: Sample) -> str | None:
     if called_right := list(_SAID_RIGHT.finditer(text)):
         return called_right[-1].group(1)
     lines = text.strip().splitlines()
-    for line in (lines[:1] + lines[-1:]) if lines else []:
+    repeats_options = sum(_FIRST.match(line) is not None for line in lines) > 1
+    for line in () if repeats_options else lines[:1] + lines[-1:]:
         first = _FIRST.match(line)
         if first and not _SEVERAL.match(line, first.end(1)):
             return first.group(1)

@@ -27,7 +27,7 @@ def load_rows(repository: str, config: str, split: str) -> Rows:
     return cast(Rows, load_dataset(repository, config, split=split))
 
 
-def fetch_from_hub(name: str, folder: Path, load: Load = load_rows) -> Path:
+def fetch_from_hub(name: str, folder: Path, load: Load | None = None) -> Path:
     """Download a benchmark and write its official files.
 
     Every file is written whole, and one that is there already is not fetched again, so a download that was
@@ -36,7 +36,7 @@ def fetch_from_hub(name: str, folder: Path, load: Load = load_rows) -> Path:
     Args:
         name: of the benchmark.
         folder: becomes the folder of its files.
-        load: repository, configuration and split to rows.
+        load: repository, configuration and split to rows; None asks the hub.
 
     Returns:
         The folder.
@@ -50,6 +50,7 @@ def fetch_from_hub(name: str, folder: Path, load: Load = load_rows) -> Path:
             f"`benchmark.data_dir` is `hub`, but {name} is not on the hub with its exemplars. Use"
             f" `glmtune data fetch {name}` instead. On the hub: {', '.join(LAYOUTS)}."
         )
+    load = load or load_rows
     for path, repository, config, split, render in LAYOUTS[name]():
         target = folder / path
         if target.is_file():

@@ -36,8 +36,8 @@ MMLU = {
     "miscellaneous": ("howmany", "colour", "maker"),
 }
 BBH: dict[str, tuple[str, Callable[[Random], reasoning.Exercise]]] = {
-    "boolean_expressions": ("Work out whether an expression is True or False.", reasoning.boolean),
     "date_understanding": ("Find a date a few days away.", reasoning.dates),
+    "logical_deduction_three_objects": ("Say who is the tallest or the shortest.", reasoning.ordering),
     "navigate": ("Say whether a walk leads back to its start.", reasoning.navigate),
     "object_counting": ("Count things.", reasoning.object_counting),
     "web_of_lies": ("Say who tells the truth.", reasoning.lying),
