@@ -89,7 +89,8 @@ def check_records(
     leftover = sorted(name for name in records if name not in table and not is_derived(name))
     problems = []
     if missing:
-        problems.append(f"{len(missing)} missing: {_listed(missing)}")
+        files = sorted({record.file.name for record in records.values()})
+        problems.append(f"{len(missing)} missing: {_listed(missing)} (looked in {_listed(files, 4)})")
     if leftover:
         problems.append(
             f"{len(leftover)} leftover, which the model has no place for: "

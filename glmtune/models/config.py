@@ -11,6 +11,7 @@ from transformers import GlmConfig
 
 from glmtune.errors import CheckpointError, unknown_name
 from glmtune.models.chatglm_config import POSITION_RULES, ChatGlmConfig
+from glmtune.models.config_values import value_problems
 from glmtune.models.families import FAMILY_KEY, FIRST_GENERATION_KEYS, SECOND_GENERATION, Family
 from glmtune.models.quantized import LAYOUT_KEY, QuantizedLayout, official_keys, stored_layout
 
@@ -101,7 +102,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read a checkpoint's config.json.
 
     Raises:
-        CheckpointError: the file is absent or no JSON object.
+        CheckpointError: the file is absent, no JSON object, or holds values that no release could have.
     """
     file = folder / "config.json"
     if not file.is_file():
@@ -115,6 +116,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is no valid JSON ({error}). Download the file again.") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, but it must be a JSON object.")
+    problems = value_problems(content)
+    if problems:
+        listed = "\n".join(f"- {problem}" for problem in problems)
+        raise CheckpointError(f"{file} cannot be used:\n{listed}\nCorrect it, or download it again.")
     return content
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 
 import torch
@@ -122,12 +123,14 @@ def load_config(
     """
     official = read_config(folder)
     chosen = parse_family(family) if family is not None else family_of_source(source)
-    config = native_config(official, chosen or detect_family(folder, official))
+    try:
+        config = native_config(official, chosen or detect_family(folder, official))
+    except CheckpointError as error:
+        where = "" if str(folder) in str(error) else f"{folder}{os.sep}"  # `config.json ...` in which folder
+        raise CheckpointError(f"{where}{error}") from None
     if config.dtype is None:
-        first = next(
-            record.dtype for record in read_records(folder).values() if record.dtype.is_floating_point
-        )
-        config.dtype = first
+        stored = (record.dtype for record in read_records(folder).values())
+        config.dtype = next((dtype for dtype in stored if dtype.is_floating_point), torch.float32)
     return config
 
 

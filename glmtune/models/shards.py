@@ -192,9 +192,16 @@ def _read_exactly(stream: Any, flat: Tensor, record: TensorRecord) -> None:
 
 def _read_index(index: Path) -> dict[str, str]:
     try:
-        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{index} is no valid index ({error!r}). Download the file again.") from None
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointError(
+                f"{index}: tensor {name} is said to be in {file!r}, but that must be the name of a file in "
+                "the same folder. Download the index again."
+            )
+    return weight_map
 
 
 def _records_of(file: Path) -> Iterator[TensorRecord]:
@@ -215,19 +222,30 @@ def _safetensors_records(file: Path) -> Iterator[TensorRecord]:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > size:
                 raise ValueError(f"header of {length} bytes in a file of {size}")
-            header = json.loads(stream.read(length))
+            header = dict(json.loads(stream.read(length)))
         header.pop("__metadata__", None)
         for name, entry in header.items():
             shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+            if entry["dtype"] not in SAFETENSORS_DTYPES:
+                raise _foreign_dtype(file, name, entry["dtype"])
             dtype = SAFETENSORS_DTYPES[entry["dtype"]]
-            if 8 + length + end > size or end - begin != math.prod(shape) * dtype.itemsize:
+            if 8 + length + end > size:
                 raise ValueError(f"{name} ends at byte {8 + length + end} of {size}")
+            if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"{name} of shape {list(shape)} takes bytes {begin} to {end}")
             yield TensorRecord(name, file, 8 + length + begin, dtype, shape, _contiguous_stride(shape))
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise CheckpointError(
             f"{file} is no complete safetensors file ({error}). The download is incomplete or damaged; "
             "fetch the file again."
         ) from None
+
+
+def _foreign_dtype(file: Path, name: str, dtype: object) -> CheckpointError:
+    return CheckpointError(
+        f"{file}: tensor {name} is stored as {dtype}, but only {', '.join(SAFETENSORS_DTYPES)} are read. Use "
+        "the official release, or one quantized in its INT8 or INT4 format."
+    )
 
 
 def _bin_records(file: Path, head: bytes) -> Iterator[TensorRecord]:

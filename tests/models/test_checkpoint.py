@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from glmtune.errors import CheckpointError
 from glmtune.models.checkpoint import save_official, write_atomically
+from glmtune.models.facts import describe
 from glmtune.models.load import load_base
 from glmtune.models.shards import read_records, read_tensor
 
@@ -175,7 +178,7 @@ def test_missing_leftover_and_misshapen_tensors_are_all_named(kind: str, tmp_pat
     text, name = str(error.value), "pytorch_model.bin" if kind == "bin" else "model.safetensors"
     assert str(folder) in text
     assert f"classifier_head.weight in {name}" in text
-    assert f"1 missing: {NORM}" in text
+    assert f"1 missing: {NORM} (looked in {name})" in text
     assert "1 leftover" in text
     assert "classifier_head.weight" in text
     assert f"{EMBEDDING} is [40, 24] in {name}, but config.json asks for [48, 24]" in text
@@ -226,8 +229,14 @@ def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"names 2 files, but 1 .*: model-00002-of-00002.safetensors"):
         load_base(folder)
     (folder / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="no valid index"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json is no valid index"):
         load_base(folder)
+    for outside in ("../other/model.safetensors", "/etc/passwd", 7):
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {NORM: outside}}))
+        with pytest.raises(
+            CheckpointError, match=rf"index\.json: tensor {NORM} is said to be in .*same folder"
+        ):
+            load_base(folder)
     (folder / "model.safetensors.index.json").unlink()
     with pytest.raises(
         CheckpointError, match=r"holds no weights: expected model\.safetensors, pytorch_model\.bin"
@@ -272,7 +281,36 @@ def test_damaged_files(name: str, content: bytes, words: str, tmp_path: Path) ->
 def test_truncated_safetensors(tmp_path: Path) -> None:
     whole = (GOLDEN / "chatglm2" / "model-00001-of-00002.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[:-10])
-    with pytest.raises(CheckpointError, match="no complete safetensors file"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"model\.safetensors is no complete safetensors file \(transformer\..* ends at byte",
+    ):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ([1], "no complete safetensors file"),
+        ({"norm": 7}, "no complete safetensors file"),
+        (
+            {"norm": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}},
+            "tensor norm is stored as F8_E4M3",
+        ),
+        (
+            {"norm": {"dtype": "I8", "shape": [4], "data_offsets": [-4, 0]}},
+            r"norm of shape \[4\] takes bytes -4",
+        ),
+        (
+            {"norm": {"dtype": "F32", "shape": [4], "data_offsets": [0, 4]}},
+            r"norm of shape \[4\] takes bytes 0",
+        ),
+    ],
+)
+def test_headers_of_safetensors_that_make_no_sense(header: object, words: str, tmp_path: Path) -> None:
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    with pytest.raises(CheckpointError, match=words):
         read_records(tmp_path)
 
 
@@ -354,6 +392,29 @@ def test_a_first_generation_checkpoint_with_every_fault_at_once(oracles: Path, t
         assert words in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("num_layers", "28", "a whole number of at least 1"),
+        ("hidden_size", 0, "a whole number of at least 1"),
+        ("num_attention_heads", None, "a whole number of at least 1"),
+        ("layernorm_epsilon", "small", "a number above 0"),
+        ("rope_ratio", -1, "a number above 0"),
+        ("eos_token_id", [], "a token id"),
+        ("pad_token_id", "x", "a token id"),
+        ("add_qkv_bias", "yes", "true or false"),
+    ],
+)
+def test_a_value_that_no_release_could_have(key: str, value: object, rule: str, tmp_path: Path) -> None:
+    folder = rewrite(GOLDEN / "chatglm2", tmp_path / "changed", lambda tensors: None)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {key: value}))
+    words = re.escape(f"{folder}/config.json cannot be used:\n- {key} is {value!r}, but must be {rule}")
+    for read in (load_base, describe):
+        with pytest.raises(CheckpointError, match=words):
+            read(folder)
+
+
 @pytest.mark.parametrize("config", [{"model_type": "chatglm", "hidden_size": 8}, {"model_type": "llama"}])
 def test_a_config_of_an_unknown_generation(config: dict[str, object], tmp_path: Path) -> None:
     folder = rewrite(GOLDEN / "chatglm2", tmp_path / "changed", lambda tensors: None)
@@ -370,6 +431,7 @@ def test_a_key_of_another_generation_is_named(tmp_path: Path) -> None:
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | {"partial_moe_experts": 8}))
     with pytest.raises(
-        CheckpointError, match=r"config\.json cannot be used:\n- unknown keys: partial_moe_experts = 8"
+        CheckpointError,
+        match=r"changed/config\.json cannot be used:\n- unknown keys: partial_moe_experts = 8",
     ):
         load_base(folder)
