@@ -57,9 +57,16 @@ def test_contents(wheel: Path) -> None:
         "_configs/train.yaml",
         "_configs/recipe/ptuning.yaml",
         "_data/ads/train.jsonl",
+        "_data/ceval_sample/val/high_school_biology_val.csv",
+        "_data/bbh_sample/cot-prompts/navigate.txt",
         "py.typed",
     ):
         assert f"glmtune/{needed}" in names
+    for needed in ("benchmarks/ceval.yaml", "benchmarks/mmlu.yaml", "benchmarks/bbh.yaml", "downloads.yaml"):
+        assert f"evaluation/{needed}" in names
+    ours = {"ads", "chat", "ceval_sample", "mmlu_sample", "gsm8k_sample", "gsm8k_zh_sample", "bbh_sample"}
+    shipped = {name.split("/")[2] for name in names if name.startswith("glmtune/_data/")}
+    assert shipped == ours, "data of others, fetched into ./data, must never be built into a wheel"
     assert any(name.startswith("glmtune/assets/glm-tiny/") for name in names)
 
 
