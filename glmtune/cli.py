@@ -22,7 +22,7 @@ COMMANDS = {
     "predict": ("recipes.predict", "generate answers for a data set and score them"),
     "score": ("recipes.score", "score existing predictions, or compare two runs"),
     "eval": ("recipes.eval", "evaluate on C-Eval, MMLU, GSM8K, BBH by the published protocols"),
-    "data": ("recipes.data", "check a data set before training on it"),
+    "data": ("recipes.data", "check a data set before training on it, or fetch a benchmark"),
     "export": ("recipes.export", "write a tuned model for transformers, vLLM or the official tools"),
     "info": ("recipes.info", "say what a checkpoint, a prefix or this machine is"),
 }
@@ -86,11 +86,12 @@ def _dispatch(name: str, rest: list[str]) -> int:
 
 
 def _split_flags(words: list[str], command: Command) -> tuple[list[str], Path | None]:
-    """Separate `--config-dir` from overrides, and turn a bare first word into its setting."""
+    """Separate `--config-dir` from overrides, and turn the first bare words into their settings."""
     from recipes.compose import quoted
 
     extra: Path | None = None
     overrides: list[str] = []
+    num_bare = 0
     pending = iter(words)
     for word in pending:
         if word.startswith("--config-dir"):
@@ -107,11 +108,12 @@ def _split_flags(words: list[str], command: Command) -> tuple[list[str], Path | 
                 f"`{word}` is no option here. Options: --help, --cfg, --config-dir DIR, --debug."
             )
         elif "=" not in word and not word.startswith("~"):
-            if command.bare_word is None or overrides:
+            if num_bare == len(command.bare_words) or num_bare < len(overrides):
                 raise ConfigError(
                     f"`{word}` is no override: write `setting=value`, such as `trainer.max_steps=100`."
                 )
-            overrides.append(f"{command.bare_word}={quoted(word)}")
+            overrides.append(f"{command.bare_words[num_bare]}={quoted(word)}")
+            num_bare += 1
         else:
             overrides.append(word)
     return overrides, extra
@@ -146,7 +148,7 @@ def _print_help() -> None:
 def _print_command_help(command: Command) -> None:
     from recipes.compose import config_groups, setting_rows
 
-    bare = f" [{command.bare_word.upper()}]" if command.bare_word else ""
+    bare = "".join(f" [{name.upper()}]" for name in command.bare_words)
     lines = [f"usage: glmtune {command.name}{bare} [setting=value ...] [options]", "", command.summary]
     if command.examples:
         lines += ["", "examples:", *(f"  {example}" for example in command.examples)]

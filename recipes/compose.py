@@ -25,7 +25,7 @@ class Command:
         summary: one line for `--help`.
         schema: root settings class, a frozen dataclass.
         run: what the command does with its settings.
-        bare_word: setting that a first word without `=` stands for, if any.
+        bare_words: settings that the first words without `=` stand for, in their order.
         examples: command lines shown by `--help`.
     """
 
@@ -33,7 +33,7 @@ class Command:
     summary: str
     schema: type
     run: Callable[[Any], Any]
-    bare_word: str | None = None
+    bare_words: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
 
 

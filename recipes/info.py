@@ -147,7 +147,7 @@ COMMAND = Command(
     summary="Say what a checkpoint, a saved prefix or this machine is, without loading weights.",
     schema=InfoConfig,
     run=run,
-    bare_word="model.source",
+    bare_words=("model.source",),
     examples=(
         "glmtune info",
         "glmtune info glm-tiny",

@@ -158,7 +158,7 @@ COMMAND = Command(
     summary="score existing predictions, or compare two runs",
     schema=ScoreConfig,
     run=run,
-    bare_word="predictions",
+    bare_words=("predictions",),
     examples=(
         "glmtune score runs/ads/predict/generated_predictions.jsonl",
         "glmtune score predictions=output/generated_predictions.txt",
