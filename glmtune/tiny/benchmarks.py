@@ -37,12 +37,13 @@ MMLU = {
 }
 BBH: dict[str, tuple[str, Callable[[Random], reasoning.Exercise]]] = {
     "date_understanding": ("Find a date a few days away.", reasoning.dates),
-    "logical_deduction_three_objects": ("Say who is the tallest or the shortest.", reasoning.ordering),
     "navigate": ("Say whether a walk leads back to its start.", reasoning.navigate),
     "object_counting": ("Count things.", reasoning.object_counting),
+    "reasoning_about_colored_objects": ("Find the colour of a thing.", reasoning.coloured_objects),
     "web_of_lies": ("Say who tells the truth.", reasoning.lying),
     "word_sorting": ("Sort words by their letters.", reasoning.word_sorting),
 }
+OPTION_TASKS = ("date_understanding", "reasoning_about_colored_objects")
 NOTICE = "Written for glmtune; no item of BIG-Bench Hard is among these."
 Problem = tuple[str, str, str]
 Files = dict[str, str]
@@ -135,11 +136,12 @@ def gsm8k_zh() -> Files:
 
 
 def _exercises(task: str, make: Callable[[Random], reasoning.Exercise]) -> Iterator[Problem]:
-    """Yield different exercises whose worked answers end in ``So the answer is X.``."""
+    """Yield different English exercises whose worked answers end in ``So the answer is X.``."""
     seen: set[str] = set()
     for number in count():
         ask, worked, result = make(Random(f"{SALT}:{task}:{number}"))
-        if ask not in seen:
+        in_form = task not in OPTION_TASKS or "Options:" in ask
+        if ask.isascii() and in_form and ask not in seen:
             seen.add(ask)
             yield ask, worked if "So the answer is " in worked else f"So the answer is {result}.", result
 
