@@ -32,6 +32,7 @@ from glmtune.models.config import official_config
 from glmtune.models.families import FAMILY_KEY, Family
 from glmtune.models.load import build_model, load_config
 from glmtune.models.official import weights_fingerprint
+from glmtune.models.quantized import QuantizedLayout
 from glmtune.models.source import resolve_source
 from glmtune.models.templates import template_for
 from glmtune.models.tokenizers import load_tokenizer_folder
@@ -107,6 +108,7 @@ class _Source:
         self.config: Any = load_config(job.source, self.folder, job.family)
         self.family = Family(getattr(self.config, FAMILY_KEY))
         _check_format(job, self.family)
+        _check_unquantized(job, self.config)
         self.stored_dtype = stored_dtype(self.folder)
         self.dtype = job.dtype or self.stored_dtype
         self.base = native_tensors(self.folder, self.config)
@@ -208,6 +210,15 @@ def _check_format(job: Job, family: Family) -> None:
         )
     if job.format == "prefix" and job.prefix_path is None:
         raise ConfigError("`format` is `prefix`, but no prefix is given. Add `prefix_path=RUN`.")
+
+
+def _check_unquantized(job: Job, config: Any) -> None:
+    layout = QuantizedLayout.of(config)
+    if layout is not None:
+        raise ConfigError(
+            f"`model.source` is `{job.source}`, whose weights are {layout.bits}-bit codes, but an export "
+            "renames, merges and compares floating point weights. Name the unquantized release."
+        )
 
 
 def _write_transformers(source: _Source, folder: Path, job: Job) -> int:

@@ -116,6 +116,33 @@ def test_an_adapter_is_merged(
         assert changed == {"self_attention.query_key_value", "mlp.dense_h_to_4h"}
 
 
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("chatglm", "official"),
+        ("chatglm3", "official"),
+        ("chatglm3", "transformers"),
+        ("glm4", "transformers"),
+    ],
+)
+def test_adapters_of_other_generations_are_merged(name: str, form: str, tmp_path: Path) -> None:
+    source = GOLDEN / name
+    tuned = tune_adapter(load_base(source, dtype="float32"), LoraSettings(rank=2))
+    for key, weight in tuned.model.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(weight, std=0.3)
+    tuned.save(tmp_path / "adapter")
+    settings = {"adapter_path": str(tmp_path / "adapter"), "dtype": torch.float32}
+    export(job(source, form, tmp_path / "out", **settings))
+    reader = AutoModelForCausalLM.from_pretrained if form == "transformers" else load_base
+    plain = load_base(source, dtype="float32")
+    ids = export_run.probe_ids(plain.config)
+    before, expected = plain(ids).logits, load_adapter(tmp_path / "adapter", plain)(ids).logits
+    found = reader(tmp_path / "out", dtype=torch.float32)(ids).logits
+    assert not torch.allclose(found, before, atol=1e-2)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)  # sums in another order
+
+
 @pytest.mark.parametrize("name", ["v1", "v2", "glm3"])
 @pytest.mark.parametrize("kind", ["ptuning_embedding", "ptuning_projection"])
 @pytest.mark.parametrize("form", ["official", "prefix"])
@@ -168,6 +195,11 @@ def test_what_a_format_cannot_hold_is_refused(oracles: Path, tiny_base: Path, tm
         export(job(tiny_base, "prefix", tmp_path / "out"))
     with pytest.raises(ConfigError, match=r"`prefix_path` and `adapter_path` are both set"):
         export(job(tiny_base, "official", tmp_path / "out", prefix_path="a", adapter_path="b"))
+    for name in ("v1/int4", "v2/int8"):
+        with pytest.raises(
+            ConfigError, match=rf"{name}`, whose weights are \d-bit codes.*unquantized release"
+        ):
+            export(job(oracles / name, "official", tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
 
 
