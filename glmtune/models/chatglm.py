@@ -26,12 +26,16 @@ from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from glmtune.errors import ConfigError, DataError, ShapeError
+from glmtune.errors import ConfigError, DataError
 from glmtune.models.chatglm_config import ChatGlmConfig
 from glmtune.models.chatglm_inputs import (
+    additive_mask,
+    answer_mask,
     context_blocks,
     continue_positions,
+    padding_mask,
     position_streams,
+    shared_context,
     token_positions,
 )
 from glmtune.models.official import OfficialModel, labelled_loss
@@ -109,9 +113,18 @@ class ChatGlmAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
+        context_length: int | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Mix the tokens; returns ``[B, S, D]`` and, from eager attention, weights ``[B, N, S, keys]``."""
+        """Mix the tokens.
+
+        With ``context_length`` c the context and the answer are two calls, so that no mask ``[S, S]`` is ever
+        made and a prompt, whose answer is sop alone, runs on the kernels without a mask: the first c tokens
+        see each other, the others see what ``attention_mask`` ``[1, 1, S - c, S]`` (None = all) shows them.
+
+        Returns:
+            ``[B, S, D]`` and, from eager attention, weights ``[B, N, S, keys]``.
+        """
         fused = self.query_key_value(hidden_BSD).unflatten(-1, (self.config.num_attention_heads, 3, -1))
         query, key, value = fused.unbind(-2)
         query, key = (rotate(heads, *position_embeddings) for heads in (query, key))
@@ -121,10 +134,17 @@ class ChatGlmAttention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             str(self.config._attn_implementation), eager_attention_forward
         )
-        mixed, weights = attend(
-            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
-        )
-        return self.dense(mixed.flatten(2)), weights
+        kwargs |= {"dropout": 0.0, "scaling": self.scaling}
+        if context_length is None:
+            mixed, weights = attend(self, query, key, value, attention_mask, **kwargs)
+            return self.dense(mixed.flatten(2)), weights
+        kwargs["is_causal"] = False
+        key, value = (heads[:, :, : query.shape[2]] for heads in (key, value))  # a static cache has more room
+        context, answer = query.split((context_length, query.shape[2] - context_length), dim=2)
+        seen = (heads[:, :, :context_length] for heads in (key, value))
+        mixed_context, _ = attend(self, context, *seen, None, **kwargs)
+        mixed_answer, _ = attend(self, answer, key, value, attention_mask, **kwargs)
+        return self.dense(torch.cat((mixed_context, mixed_answer), dim=1).flatten(2)), None
 
 
 class ChatGlmMLP(nn.Module):
@@ -196,7 +216,8 @@ class ChatGlmPreTrainedModel(PreTrainedModel):
             raise ConfigError(
                 f"The attention implementation is `{requested_attention}`, but it cannot run ChatGLM-6B, "
                 "whose context is seen in both directions and its answer causally: only `sdpa` and `eager` "
-                "take such a mask here. Use `attn_implementation='sdpa'`."
+                "take such a mask here. Use `attn_implementation='sdpa'`: PyTorch's own flash kernel then runs "
+                "wherever a prompt needs no mask."
             )
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
@@ -255,30 +276,42 @@ class ChatGlmModel(ChatGlmPreTrainedModel):
                     "position_ids are missing, but only whole rows of input_ids tell them: pass them with a "
                     "cache or with inputs_embeds, as `prepare_inputs_for_generation` does."
                 )
-            position_ids = token_positions(input_ids, self.config, _padding_mask(attention_mask))
+            position_ids = token_positions(input_ids, self.config, padding_mask(attention_mask))
         else:
             position_ids = position_streams(position_ids, self.config)
-        if attention_mask is not None and attention_mask.dim() == 4:
-            mask = _additive(attention_mask, hidden_BSD)
-        else:
-            mask = create_causal_mask(
-                config=self.config,
-                inputs_embeds=hidden_BSD,
-                attention_mask=attention_mask,
-                cache=cache,
-                block_sequence_ids=context_blocks(input_ids, self.config) if is_start else None,
-            )
+        mask, context_length = self._visible(input_ids, attention_mask, hidden_BSD, cache)
         position_embeddings = self.rotary_emb(hidden_BSD, position_ids)
         for layer in self.layers:
             hidden_BSD = layer(
                 hidden_BSD,
                 position_embeddings=position_embeddings,
                 attention_mask=mask,
+                context_length=context_length,
                 cache=cache,
                 use_cache=use_cache,
                 **kwargs,
             )
         return BaseModelOutputWithPast(last_hidden_state=self.final_layernorm(hidden_BSD), cache=cache)
+
+    def _visible(
+        self, input_ids: Tensor | None, attention_mask: Tensor | None, hidden_BSD: Tensor, cache: Cache | None
+    ) -> tuple[Tensor | None, int | None]:
+        """Say what every query sees: a mask; or the mask of the answer alone, and the context's length."""
+        if attention_mask is not None and attention_mask.dim() == 4:
+            return additive_mask(attention_mask, hidden_BSD), None
+        is_start = cache is None or cache.get_seq_length() == 0
+        if is_start and input_ids is not None and "sdpa" in str(self.config._attn_implementation):
+            context_length = shared_context(input_ids, attention_mask, self.config)
+            if context_length is not None:
+                return answer_mask(context_length, hidden_BSD), context_length
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden_BSD,
+            attention_mask=attention_mask,
+            cache=cache,
+            block_sequence_ids=context_blocks(input_ids, self.config) if is_start else None,
+        )
+        return mask, None  # pyright: ignore[reportReturnType]
 
 
 class ChatGlmForCausalLM(OfficialModel, ChatGlmPreTrainedModel, GenerationMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -375,7 +408,7 @@ class ChatGlmForCausalLM(OfficialModel, ChatGlmPreTrainedModel, GenerationMixin)
             attention_mask: ``[B, S]``, nonzero = real, or ``[B, 1, S, S]``, boolean, True = blocked.
             **kwargs: see `GenerationMixin.generate`; ``position_ids`` ``[B, T, S]`` are continued.
         """
-        mask = _padding_mask(attention_mask)
+        mask = padding_mask(attention_mask)
         parent: Any = super()
         return parent.generate(*args, **kwargs, **({} if mask is None else {"attention_mask": mask}))
 
@@ -419,25 +452,3 @@ class ChatGlmForCausalLM(OfficialModel, ChatGlmPreTrainedModel, GenerationMixin)
         if position_ids is not None:
             rest["position_ids"] = position_ids.repeat_interleave(len(input_ids) // len(position_ids), dim=0)
         return input_ids, rest
-
-
-def _padding_mask(attention_mask: Tensor | None) -> Tensor | None:
-    """Reduce the official mask to ``[B, S]``, 1 = real: the last token sees all but padding."""
-    if attention_mask is None or attention_mask.dim() != 4:
-        return attention_mask
-    return attention_mask[:, 0, -1].logical_not().long()
-
-
-def _additive(mask_B1QK: Tensor, hidden_BSD: Tensor) -> Tensor:
-    """Turn a four-dimensional mask (boolean: True = blocked) into what is added to the scores."""
-    mask_B1QK = mask_B1QK[:, :, -hidden_BSD.shape[1] :].to(hidden_BSD.device)
-    if mask_B1QK.is_floating_point():
-        return mask_B1QK.to(hidden_BSD.dtype)
-    if mask_B1QK.dtype != torch.bool:
-        raise ShapeError(
-            "A four-dimensional attention_mask must be boolean (True = blocked) or floating point (added to "
-            f"the scores), but this one is {mask_B1QK.dtype}. Convert it, or pass a [batch, length] mask, "
-            "1 = real."
-        )
-    blocked = torch.finfo(hidden_BSD.dtype).min
-    return torch.zeros_like(mask_B1QK, dtype=hidden_BSD.dtype).masked_fill(mask_B1QK, blocked)

@@ -1,4 +1,4 @@
-"""What ChatGLM-6B derives from token ids: where the context ends, and the positions of every token.
+"""What ChatGLM-6B derives from its inputs: where the context ends, positions of every token, and masks.
 
 A row is context, a mask token (gMASK or MASK, which may stand inside the context), sop, answer.
 Shapes: B rows, S tokens, T position streams (1 or 2).
@@ -50,6 +50,26 @@ def context_blocks(input_ids: Tensor | None, config: ChatGlmConfig) -> Tensor:
         )
     column = torch.arange(input_ids.shape[1], device=input_ids.device)
     return (column[None] < context_lengths(input_ids, config)[:, None]).long() - 1
+
+
+def shared_context(input_ids: Tensor, attention_mask: Tensor | None, config: ChatGlmConfig) -> int | None:
+    """Return the length of the context where every row has the same one and nothing is padding, else None.
+
+    Args:
+        input_ids: int64 ``[B, S]``, whole rows.
+        attention_mask: ``[B, S]``, nonzero = real; None: all are.
+        config: names the sop token.
+
+    Raises:
+        DataError: a row has no sop.
+    """
+    if torch.compiler.is_compiling():  # the answer would have to leave the compiled graph
+        return None
+    if attention_mask is not None and not bool((attention_mask != 0).all()):
+        return None
+    lengths_B = context_lengths(input_ids, config)
+    first = int(lengths_B[0])
+    return first if first > 0 and bool((lengths_B == first).all()) else None
 
 
 def token_positions(input_ids: Tensor, config: ChatGlmConfig, attention_mask: Tensor | None = None) -> Tensor:
@@ -119,6 +139,45 @@ def position_streams(position_ids: Tensor, config: ChatGlmConfig) -> Tensor:
             "packed rows, which mark their samples by positions, do not exist in this generation."
         )
     return shaped
+
+
+def padding_mask(attention_mask: Tensor | None) -> Tensor | None:
+    """Reduce the official mask to ``[B, S]``, 1 = real: the last token sees all but padding."""
+    if attention_mask is None or attention_mask.dim() != 4:
+        return attention_mask
+    return attention_mask[:, 0, -1].logical_not().long()
+
+
+def answer_mask(context_length: int, hidden_BSD: Tensor) -> Tensor | None:
+    """Let the tokens from sop on look back.
+
+    Args:
+        context_length: of every row, c.
+        hidden_BSD: tells length and device.
+
+    Returns:
+        Boolean ``[1, 1, S - c, S]``, True = visible; None where sop stands alone and sees all.
+    """
+    num_tokens = hidden_BSD.shape[1]
+    if num_tokens == context_length + 1:
+        return None
+    size = (num_tokens - context_length, num_tokens)
+    return torch.ones(size, dtype=torch.bool, device=hidden_BSD.device).tril(context_length)[None, None]
+
+
+def additive_mask(mask_B1QK: Tensor, hidden_BSD: Tensor) -> Tensor:
+    """Turn a four-dimensional mask (boolean: True = blocked) into what is added to the scores."""
+    mask_B1QK = mask_B1QK[:, :, -hidden_BSD.shape[1] :].to(hidden_BSD.device)
+    if mask_B1QK.is_floating_point():
+        return mask_B1QK.to(hidden_BSD.dtype)
+    if mask_B1QK.dtype != torch.bool:
+        raise ShapeError(
+            "A four-dimensional attention_mask must be boolean (True = blocked) or floating point (added to "
+            f"the scores), but this one is {mask_B1QK.dtype}. Convert it, or pass a [batch, length] mask, "
+            "1 = real."
+        )
+    blocked = torch.finfo(hidden_BSD.dtype).min
+    return torch.zeros_like(mask_B1QK, dtype=hidden_BSD.dtype).masked_fill(mask_B1QK, blocked)
 
 
 def _first(found_BS: Tensor, what: str) -> Tensor:

@@ -63,14 +63,14 @@ def sdpa_with_prefix(
 ) -> tuple[Tensor, None]:
     """Run PyTorch's fused attention over prefix and tokens; arguments as in the attention interface.
 
-    A mask of None with many queries means causal, and then none is made: P blank queries in front of the
-    others line the queries up with the keys, so that the kernel's own causal rule shows every token the
-    whole prefix and the tokens up to itself. Memory stays linear in S.
+    A mask of None with many queries means causal, unless ``is_causal`` is False, and then none is made: P
+    blank queries in front of the others line the queries up with the keys, so that the kernel's own causal
+    rule shows every token the whole prefix and the tokens up to itself. Memory stays linear in S.
     """
     if prefix_key_values is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     num_queries = query.shape[2]
-    is_causal = attention_mask is None and num_queries > 1
+    is_causal = attention_mask is None and num_queries > 1 and kwargs.get("is_causal") is not False
     if is_causal:  # a static cache hands out room for later tokens as well
         key, value = key[:, :, :num_queries], value[:, :, :num_queries]
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -21,6 +22,9 @@ from glmtune.models.config import native_config
 from glmtune.models.facts import describe
 from glmtune.models.families import Family
 from glmtune.models.load import build_model, load_base
+from glmtune.prefix.attach import attach_prefix
+from glmtune.prefix.init import build_prefix_encoder
+from glmtune.prefix.settings import PrefixSettings
 
 MASK, GMASK, SOP, EOP = 40, 41, 44, 45
 ROW = [5, 9, 30, 12, GMASK, SOP, 7, 31, EOP]
@@ -216,6 +220,36 @@ def test_the_context_sees_both_directions_and_the_answer_is_causal() -> None:
     assert moved[0].all()
     assert moved[3].all()
     assert moved[7].tolist() == [False] * 7 + [True, True]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", [False, True])
+def test_rows_of_one_context_length_make_no_square_mask(
+    prefix: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, eager = make_model(), make_model("eager")
+    if prefix:
+        encoder = build_prefix_encoder(model, PrefixSettings(pre_seq_len=3))
+        attach_prefix(model, encoder)
+        attach_prefix(eager, copy.deepcopy(encoder))
+    kernel, masks = torch.nn.functional.scaled_dot_product_attention, []
+
+    def recording(*args: Any, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        masks.append(None if attn_mask is None else tuple(attn_mask.shape[-2:]))
+        return kernel(*args, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recording)
+    prompts = torch.tensor([ROW[:6], [8, 9, 31, 12, GMASK, SOP]])
+    close(model(prompts, attention_mask=torch.ones_like(prompts)).logits, eager(prompts).logits)
+    assert set(masks) == {None}
+    masks.clear()
+    whole = torch.tensor([ROW, [8, 9, 31, 12, GMASK, *ROW[5:]]])
+    close(model(whole).logits, eager(whole).logits)
+    past = 3 if prefix else 0
+    assert set(masks) == {None, (4, 9 + past)}
+    masks.clear()
+    close(model.generate(prompts, max_new_tokens=4), eager.generate(prompts, max_new_tokens=4))
+    assert set(masks) == {None}
 
 
 def test_rows_that_are_no_rows_of_this_model() -> None:
