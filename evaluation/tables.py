@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import rich.table
 
 NOTHING = "–"
+NAME_WIDTH = 22
 TEXT_COLUMNS = ("", "rule", "how it reads", "subject", "benchmark", "protocol")
 AVERAGES = {MICRO: "micro average", MACRO: "macro average"}
 
@@ -46,11 +47,19 @@ class TextTable:
         for heading in self.columns:
             is_text = heading in TEXT_COLUMNS
             table.add_column(
-                Text(heading), justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
+                Text(heading),
+                justify="left" if is_text else "right",
+                overflow="fold",
+                min_width=self._least_width(heading) if is_text else None,
             )
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         return table
+
+    def _least_width(self, heading: str) -> int:
+        """Keep names readable where a terminal is narrow; numbers have no blanks and never break."""
+        place = self.columns.index(heading)
+        return min(NAME_WIDTH, max((len(row[place]) for row in self.rows), default=0))
 
     def to_markdown(self) -> str:
         """Write the table as Markdown, its title as a heading."""
@@ -87,8 +96,8 @@ def average_table(result: Result, published: PublishedRow | None) -> TextTable:
     ]
     if summary.headline != MICRO:
         rows.reverse()
-    rows += [(_readable(name), score) for name, score in summary.further.items()]
     rows += list(summary.categories.items())
+    rows += [(_readable(name), score) for name, score in summary.further.items()]
     columns = ("", "questions", "accuracy, %", "95 % interval", "unparsed", "truncated")
     cells = [
         (
@@ -162,7 +171,7 @@ def _interval(score: Score) -> str:
     if score.stderr is None:
         return NOTHING
     low, high = interval(score)
-    return f"{100 * low:.2f} to {100 * high:.2f}"
+    return f"{100 * low:.2f}–{100 * high:.2f}"
 
 
 def _readable(name: str) -> str:

@@ -97,7 +97,7 @@ def test_markdown_and_chart_are_written(tmp_path):
     files = {path.name for path in write_report(result_of(make_task(), tmp_path), tmp_path / "out")}
     assert files == {"results.json", "report.md", "chart.png", "mistakes.html", "answers.jsonl"}
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-    assert "| micro average | 12 | 75.00 | 46.77 to 91.11 | 3 | 3 |" in text
+    assert "| micro average | 12 | 75.00 | 46.77–91.11 | 3 | 3 |" in text
     assert "| Soft | 7 | 71.43 |" in text
     assert "| strict | 25.00 |" in text
     assert (tmp_path / "out" / "chart.png").read_bytes().startswith(b"\x89PNG")
