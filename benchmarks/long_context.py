@@ -4,9 +4,11 @@ prompt     one prompt
 prefix     the same with a prefix of 128 attached
 padded     two prompts of half and full length in one batch, padded on the left
 next turn  the second half of the text, the first half being in the cache of earlier turns
+ChatGLM-6B one prompt of the first generation (released for 2,048 positions)
 
-The model is random: 2 layers, width 64, a vocabulary of 4,992, the rules of ChatGLM3-6B-32K. Each measurement
-is a forked process that has read a short prompt before, so that loaded code is not counted.
+The models are random: 2 layers, width 64, a vocabulary of 4,992, the rules of ChatGLM3-6B-32K (of ChatGLM-6B
+in the last case). Each measurement is a forked process that has read a short prompt before, so that loaded
+code is not counted.
 
 OMP_NUM_THREADS=1 python benchmarks/long_context.py
 """
@@ -25,7 +27,7 @@ from glmtune.inference.batches import generate_ids
 from glmtune.inference.settings import GenerationSettings
 from glmtune.models.config import native_config
 from glmtune.models.families import Family
-from glmtune.models.glm import OfficialGlmForCausalLM
+from glmtune.models.load import GlmModel, build_model
 from glmtune.models.token_stream import PREFILL_CHUNK_TOKENS, ConversationCache, stream_tokens
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
@@ -50,46 +52,67 @@ OFFICIAL = {
     "pad_token_id": 0,
     "torch_dtype": "float32",
 }
-Model = OfficialGlmForCausalLM
+FIRST_OFFICIAL = {
+    "num_layers": 2,
+    "hidden_size": 64,
+    "inner_hidden_size": 256,
+    "num_attention_heads": 2,
+    "vocab_size": VOCABULARY,
+    "max_sequence_length": 2048,
+    "mask_token_id": VOCABULARY - 6,
+    "gmask_token_id": VOCABULARY - 5,
+    "bos_token_id": VOCABULARY - 2,
+    "eos_token_id": VOCABULARY - 1,
+    "torch_dtype": "float32",
+}
 
 
-def make_model() -> Model:
+def make_model(case: str) -> GlmModel:
     torch.manual_seed(0)
-    return OfficialGlmForCausalLM(native_config(OFFICIAL, Family.CHATGLM3_32K)).eval()
+    first = case == "ChatGLM-6B"
+    official, family = (FIRST_OFFICIAL, Family.CHATGLM) if first else (OFFICIAL, Family.CHATGLM3_32K)
+    return build_model(native_config(official, family)).eval()
 
 
 def random_ids(length: int) -> list[int]:
     return torch.randint(3, VOCABULARY, (length,)).tolist()
 
 
-def read_prompt(model: Model, length: int) -> None:
+def read_prompt(model: GlmModel, length: int) -> None:
     settings = GenerationSettings(max_new_tokens=1, max_batch_tokens=1 << 20)
     list(generate_ids(model, [random_ids(length - 1)], settings, stop_ids=[2], pad_id=0))
 
 
-def read_behind_prefix(model: Model, length: int) -> None:
+def read_behind_prefix(model: GlmModel, length: int) -> None:
     attach_prefix(model, PrefixEncoder(prefix_shape(model.config), pre_seq_len=128).eval())
     read_prompt(model, length)
 
 
-def read_padded(model: Model, length: int) -> None:
+def read_padded(model: GlmModel, length: int) -> None:
     settings = GenerationSettings(max_new_tokens=1, max_batch_tokens=1 << 20)
     prompts = [random_ids(length - 1), random_ids(length // 2)]
     list(generate_ids(model, prompts, settings, stop_ids=[2], pad_id=0))
 
 
-def read_next_turn(model: Model, length: int) -> None:
+def read_next_turn(model: GlmModel, length: int) -> None:
     cache, ids = ConversationCache(), random_ids(length - 1)
     settings = {"cache": cache, "max_new_tokens": 1, "do_sample": False}
     list(stream_tokens(model, ids[: length // 2], **settings))
     list(stream_tokens(model, ids, prefill_chunk_size=PREFILL_CHUNK_TOKENS, **settings))
 
 
-CASES: dict[str, Callable[[Model, int], None]] = {
+def read_first_generation(model: GlmModel, length: int) -> None:
+    context = [token % (VOCABULARY - 6) for token in random_ids(length - 2)]
+    ids = [*context, model.config.gmask_token_id, model.config.bos_token_id]
+    list(stream_tokens(model, ids, max_new_tokens=1, do_sample=False))
+
+
+CASES: dict[str, Callable[[GlmModel, int], None]] = {
     "prompt": read_prompt,
     "prefix": read_behind_prefix,
     "padded": read_padded,
     "next turn": read_next_turn,
+    "ChatGLM-6B": read_first_generation,
 }
 
 
@@ -104,7 +127,7 @@ def peak_mib(case: str, length: int) -> float:
     reader, writer = os.pipe()
     if os.fork() == 0:
         try:
-            model = make_model()
+            model = make_model(case)
             CASES[case](model, 16)
             before = resident_bytes()
             CASES[case](model, length)

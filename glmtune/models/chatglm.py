@@ -216,7 +216,7 @@ class ChatGlmPreTrainedModel(PreTrainedModel):
             raise ConfigError(
                 f"The attention implementation is `{requested_attention}`, but it cannot run ChatGLM-6B, "
                 "whose context is seen in both directions and its answer causally: only `sdpa` and `eager` "
-                "take such a mask here. Use `attn_implementation='sdpa'`: PyTorch's own flash kernel then runs "
+                "take such a mask here. Use `attn_implementation='sdpa'`: PyTorch's flash kernel then runs "
                 "wherever a prompt needs no mask."
             )
         return super().get_correct_attn_implementation(requested_attention, is_init_check)

@@ -19,6 +19,9 @@ LATER_GENERATION_KEYS = frozenset(
     {"ffn_hidden_size", "kv_channels", "padded_vocab_size", "multi_query_group_num"}
 )
 
+NATIVE_TYPES = ("glm", "glm4")
+"""model_type of checkpoints in transformers' own format."""
+
 FAMILY_KEY = "glmtune_family"
 """Key we write into config.json and tokenizer_config.json; it decides whenever it is present."""
 
@@ -78,6 +81,13 @@ def detect_family(folder: Path, config: Mapping[str, Any]) -> Family:
             return parse_family(str(holder[FAMILY_KEY]))
     if FIRST_GENERATION_KEYS & config.keys():
         return Family.CHATGLM
+    if config.get("model_type") in NATIVE_TYPES:
+        raise CheckpointError(
+            f"{folder}/config.json has model_type {config['model_type']!r}: a checkpoint in transformers' own "
+            "format (a release whose name ends in -hf, or one written by `glmtune export`), which transformers "
+            "loads by itself. glmtune reads the official format: name the release without -hf, or export with "
+            "`format=official`."
+        )
     if not LATER_GENERATION_KEYS & config.keys():
         raise CheckpointError(
             f"{folder}/config.json is no official GLM configuration: model_type is "

@@ -97,6 +97,12 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
         detect_family(tmp_path, {"model_type": "llama", "hidden_size": 4})
 
 
+@pytest.mark.parametrize("model_type", ["glm", "glm4"])
+def test_a_checkpoint_in_the_format_of_transformers_is_told_apart(model_type: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"model_type '{model_type}'.*without -hf.*format=official"):
+        detect_family(tmp_path, {"model_type": model_type, "hidden_size": 8})
+
+
 def test_damaged_tokenizer_config(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer_config.json is no valid JSON"):
