@@ -96,6 +96,9 @@ def name_table(config: GlmConfig | ChatGlmConfig) -> tuple[Entry, ...]:
     Returns:
         One entry per official tensor, in the order of the forward pass; a quantized layer has one for its
         codes and one for each tensor of scales.
+
+    Raises:
+        CheckpointError: codes of 4 bits for an odd number of columns.
     """
     is_first = isinstance(config, ChatGlmConfig)
     plain = _first_generation(config) if is_first else _later_generations(config)
@@ -109,6 +112,11 @@ def _stored(entry: Entry, layout: QuantizedLayout) -> Iterator[Entry]:
     if kind != "weight" or not layout.holds(module):
         yield entry
         return
+    if layout.bits == 4 and entry.shape[1] % 2:
+        raise CheckpointError(
+            f"config.json asks for codes of 4 bits, but {module} has {entry.shape[1]} input columns, and 4 "
+            "bits need an even number: a byte holds two. Use the config.json that was written with the weights."
+        )
     for name, shape in layout.shapes(entry.shape).items():
         native = tuple(f"{weight.removesuffix('weight')}{name}" for weight in entry.native)
         yield Entry(f"{module}.{name}", native, shape, entry.is_copy, is_codes=name == "weight")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
-from glmtune.errors import CheckpointError, ShapeError
+from glmtune.errors import CheckpointError
 
 if TYPE_CHECKING:
     from glmtune.models.names import Entry
@@ -76,16 +76,8 @@ class QuantizedLayout:
 
         Args:
             shape: of its unquantized weight, ``[out, in]``.
-
-        Raises:
-            ShapeError: 4 bits and an odd number of columns.
         """
         rows, columns = shape
-        if self.bits == 4 and columns % 2:
-            raise ShapeError(
-                f"A weight has {columns} input columns, but 4 bits need an even number: a byte holds two. "
-                "Use 8 bits, or leave that layer out (`skip`)."
-            )
         groups = (rows,) if self.group_size is None else (rows, -(-columns // self.group_size))
         found = {"weight": (rows, columns * self.bits // 8), SCALE: groups}
         return found | ({ZERO: groups} if self.has_zero else {})
