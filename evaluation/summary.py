@@ -14,7 +14,7 @@ from glmtune.files import write_text_atomically
 
 SUMMARY_NAME = "summary"
 COLUMNS = (
-    "benchmark", "protocol", "questions", "average", "accuracy, %", "± s.e.", "unparsed", "published, %",
+    "benchmark", "protocol", "n", "average", "accuracy, %", "± s.e.", "unparsed", "published, %",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import rich.table
 
 NOTHING = "–"
-NAME_WIDTH = 22
+NAME_WIDTH = 12
 TEXT_COLUMNS = ("", "rule", "how it reads", "subject", "benchmark", "protocol")
 AVERAGES = {MICRO: "micro average", MACRO: "macro average"}
 
@@ -38,28 +38,32 @@ class TextTable:
 
     def to_rich(self) -> rich.table.Table:
         """Lay the table out for a terminal."""
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
         from rich.text import Text
 
         table = Table(
-            title=Text(self.title), title_justify="left", caption=Text(self.caption), caption_justify="left"
+            title=Text(self.title),
+            title_justify="left",
+            caption=Text(self.caption),
+            caption_justify="left",
+            box=SIMPLE_HEAD,
         )
-        for heading in self.columns:
+        for number, heading in enumerate(self.columns):
             is_text = heading in TEXT_COLUMNS
             table.add_column(
                 Text(heading),
                 justify="left" if is_text else "right",
                 overflow="fold",
-                min_width=self._least_width(heading) if is_text else None,
+                min_width=self._name_width() if number == 0 else None,
             )
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         return table
 
-    def _least_width(self, heading: str) -> int:
+    def _name_width(self) -> int:
         """Keep names readable where a terminal is narrow; numbers have no blanks and never break."""
-        place = self.columns.index(heading)
-        return min(NAME_WIDTH, max((len(row[place]) for row in self.rows), default=0))
+        return min(NAME_WIDTH, max((len(row[0]) for row in self.rows), default=0))
 
     def to_markdown(self) -> str:
         """Write the table as Markdown, its title as a heading."""
@@ -98,7 +102,7 @@ def average_table(result: Result, published: PublishedRow | None) -> TextTable:
         rows.reverse()
     rows += list(summary.categories.items())
     rows += [(_readable(name), score) for name, score in summary.further.items()]
-    columns = ("", "questions", "accuracy, %", "95 % interval", "unparsed", "truncated")
+    columns = ("", "n", "accuracy, %", "95 % interval", "unparsed", "truncated")
     cells = [
         (
             name,
@@ -112,7 +116,7 @@ def average_table(result: Result, published: PublishedRow | None) -> TextTable:
     ]
     caption = _caption(result)
     if published is not None:
-        columns = (*columns, "published, %")
+        columns = (*columns, "published")
         values = {_readable(published.average_name): published.average, **published.categories}
         cells = [(*row, _published(values.get(row[0]))) for row in cells]
         caption = "\n".join(filter(None, [caption, f"Published: {published.source} ({published.note})."]))
@@ -163,7 +167,7 @@ def subject_table(result: Result) -> TextTable:
         )
         for name, score in result.summary.subjects.items()
     )
-    columns = ("subject", "questions", "accuracy, %", "95 % interval", "unparsed", "truncated")
+    columns = ("subject", "n", "accuracy, %", "95 % interval", "unparsed", "truncated")
     return TextTable("Subjects", columns, rows)
 
 

@@ -12,6 +12,7 @@ import pytest
 from evaluation.answer import Answer
 from evaluation.fingerprint import fingerprint
 from evaluation.metrics import Groups
+from evaluation.published import published_row, published_tables
 from evaluation.report import read_results, tables, write_report
 from evaluation.report_html import mistakes_page
 from evaluation.results import make_result, results_json
@@ -189,3 +190,37 @@ class TestSubmission:
             check_submission(letters, {**rows, "s3": {"0", "1"}})
         with pytest.raises(DataError, match=r"answers `s3` 0 with `E`"):
             check_submission({**letters, "s3": {"0": "E"}}, rows)
+
+
+def test_the_published_row_of_the_same_model_stands_beside(tmp_path):
+    task = make_task(benchmark="ceval", split="val")
+    values = fingerprint(task, dataclasses.replace(IDENTITY, name="/models/chatglm2-6b/"), 100)
+    answers = run_task(task, TableBackend(), tmp_path / "run").answers
+    table = tables(make_result(task, answers, values))[0]
+    assert table.columns[-1] == "published"
+    assert {row[0]: row[-1] for row in table.rows}["micro average"] == "53.57"
+    assert "Published: THUDM/ChatGLM2-6B README" in table.caption
+    partial = dataclasses.replace(task, is_partial=True)
+    assert tables(make_result(partial, answers, values))[0].columns[-1] == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("changes", "average"),
+    [
+        ({"name": "THUDM/chatglm2-6b"}, 53.57),
+        ({"name": "ChatGLM2-6B-int4", "quantization": "int4"}, 50.30),
+        ({"name": "chatglm2-6b", "quantization": "int4"}, 50.30),
+        ({"name": "chatglm2-6b", "adapter": "abc"}, None),
+        ({"name": "chatglm2-6b-mine"}, None),
+    ],
+)
+def test_only_the_same_model_is_looked_up(changes, average):
+    row = published_row("ceval", "val", dataclasses.asdict(dataclasses.replace(IDENTITY, **changes)))
+    assert (row and row.average) == average
+
+
+def test_published_tables_are_whole():
+    for table in published_tables():
+        assert {"benchmark", "split", "source", "note", "average", "categories", "rows"} == set(table)
+        for model, values in table["rows"].items():
+            assert len(values) == 1 + len(table["categories"]), model
