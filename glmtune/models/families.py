@@ -83,10 +83,10 @@ def detect_family(folder: Path, config: Mapping[str, Any]) -> Family:
         return Family.CHATGLM
     if config.get("model_type") in NATIVE_TYPES:
         raise CheckpointError(
-            f"{folder}/config.json has model_type {config['model_type']!r}: a checkpoint in transformers' own "
-            "format (a release whose name ends in -hf, or one written by `glmtune export`), which transformers "
-            "loads by itself. glmtune reads the official format: name the release without -hf, or export with "
-            "`format=official`."
+            f"{folder}/config.json has model_type {config['model_type']!r}: a checkpoint in transformers' "
+            "own format (a release whose name ends in -hf, or an export of glmtune), which transformers "
+            "loads by itself. glmtune reads the official format: name the release without -hf, or export "
+            "with `format=official`."
         )
     if not LATER_GENERATION_KEYS & config.keys():
         raise CheckpointError(
