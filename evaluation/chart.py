@@ -62,7 +62,7 @@ def draw_chart(result: Result, path: Path) -> None:
     ]
     axes.barh(names, values, xerr=errors, color="#4477aa", error_kw={"ecolor": "#222222", "capsize": 3})
     for place, (value, score) in enumerate(zip(values, scores, strict=True)):
-        axes.text(1, place, f"{value:.1f} % of {score.num_samples}", va="center", color="#111111", fontsize=8)
+        axes.text(99, place, f"{value:.1f} % of {score.num_samples:,}", va="center", ha="right", fontsize=8)
     axes.set_xlim(0, 100)
     axes.invert_yaxis()
     axes.set_xlabel("accuracy, % (95 % interval)")

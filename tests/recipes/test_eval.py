@@ -268,3 +268,48 @@ def test_settings_compose():
     assert dataclasses.replace(EvalConfig(), completions="x", model=ModelSettings(source="chatglm2-6b"))
     with pytest.raises(ConfigError, match=r"`wait_seconds` is -1"):
         EvalConfig(wait_seconds=-1)
+
+
+def test_the_submission_of_cevals_test_split_has_all_its_rows(benchmarks_data, capsys):
+    task = make_task("ceval", split="test", data_dir=benchmarks_data, protocol="few_shot_direct")
+    rows = [
+        {"subject": s.subject, "index": s.index, "choice_logprobs": [-2, -1, -3, -4]} for s in task.samples
+    ]
+    write(Path("mine.jsonl"), rows)
+    arguments = ["eval", "benchmark=ceval", "benchmark.split=test", f"benchmark.data_dir={benchmarks_data}"]
+    arguments += ["protocol=few_shot_direct", "completions=mine.jsonl", "output_dir=out", "model=chatglm2-6b"]
+    assert main(arguments) == 0
+    written = json.loads(Path("out/submission.json").read_text(encoding="utf-8"))
+    assert (len(written), sum(map(len, written.values()))) == (52, 12_342)
+    example = json.loads((benchmarks_data / "ceval" / "submission_example.json").read_text(encoding="utf-8"))
+    assert set(written) == set(example)
+    assert set(written["operating_system"].values()) == {"B"}
+    assert results("out")["accuracy_macro"] is None
+    assert "C-Eval test, few_shot_direct, 5-shot: chatglm2-6b" in capsys.readouterr().out
+
+
+def test_full_official_data_stand_beside_the_published_row(benchmarks_data, capsys):
+    task = make_task("bbh", data_dir=benchmarks_data)
+    rows = [
+        {
+            "subject": s.subject,
+            "index": s.index,
+            "completion": f"So the answer is {s.answer}." if s.index % 3 else "?",
+        }
+        for s in task.samples
+    ]
+    write(Path("mine.jsonl"), rows)
+    arguments = ["eval", "benchmark=bbh", f"benchmark.data_dir={benchmarks_data}", "completions=mine.jsonl"]
+    assert main([*arguments, "model=chatglm2-6b", "output_dir=out"]) == 0
+    values = results("out")
+    assert values["num_samples"] == 6511
+    assert len(values["subjects"]) == 27
+    num_bad = sum(not s.index % 3 for s in task.samples)
+    assert values["rules"]["normalized"]["num_unparsed"] == num_bad
+    assert values["accuracy_micro"] == pytest.approx(1 - num_bad / 6511)
+    assert values["accuracy_macro_23"] != values["accuracy_macro"]
+    shown = capsys.readouterr().out
+    assert "published" in shown
+    assert "30.00" in shown
+    assert "SAMPLE" not in shown
+    assert f"shown: 2000 of {num_bad}" in Path("out/mistakes.html").read_text(encoding="utf-8")
