@@ -9,6 +9,7 @@ import pytest
 
 from glmtune.cli import COMMANDS
 from glmtune.errors import ConfigError
+from glmtune.models.presets import PRESETS
 from recipes.compose import Command, config_dir, config_groups, default_values, load_settings
 
 GROUPS = config_groups()
@@ -47,6 +48,13 @@ def test_group_option_composes(group: str, option: str) -> None:
         prefix = "+" if group == "recipe" else ""
         settings = load_settings(command(name), [*required(name), f"{prefix}{group}={option}"])
         assert isinstance(settings, command(name).schema)
+
+
+def test_every_preset_is_a_model_option() -> None:
+    assert set(GROUPS["model"]) == set(PRESETS)
+    for name in PRESETS:
+        settings = load_settings(command("info"), [f"model={name}"])
+        assert settings.model.source == name
 
 
 def test_every_yaml_is_reached() -> None:

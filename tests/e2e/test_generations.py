@@ -22,7 +22,7 @@ from recipes.train import COMMAND, run
 
 from .conftest import MakeBase
 
-GENERATIONS = (Family.CHATGLM, Family.CHATGLM2, Family.CHATGLM2_32K, Family.CHATGLM3, Family.GLM4)
+GENERATIONS = tuple(Family)
 RECIPES = {"prefix": "ptuning", "lora": "lora", "full": "full"}
 FILES = {
     "prefix": "prefix_encoder.safetensors",
