@@ -68,7 +68,9 @@ def draw_chart(result: Result, path: Path) -> None:
     axes.set_xlabel("accuracy, % (95 % interval)")
     axes.set_title(result.title, fontsize=10, wrap=True)
     try:
-        figure.savefig(path, dpi=120, metadata={"Software": "glmtune"})
+        part = path.with_name(path.name + ".part")
+        figure.savefig(part, format="png", dpi=120, metadata={"Software": "glmtune"})
+        part.replace(path)
     except OSError as error:
         raise write_error(path, error) from None
 

@@ -17,8 +17,8 @@ class BenchmarkSettings:
     name: str = setting("ceval", "benchmark, or all for the four of the model card")
     data_dir: str | None = setting(
         None,
-        "folder with the official files (its own, or one with a folder per benchmark), or hub; default:"
-        " $GLMTUNE_DATA, ./data, then the small shipped sample set",
+        "folder with the official files (its own, or one with a folder per benchmark), hub (download), or"
+        " sample (the small shipped set); default: $GLMTUNE_DATA, ./data, then sample",
     )
     split: str | None = setting(None, "which split; default: the one that GLM results are reported on")
     subjects: list[str] | None = setting(None, "only these subjects, such as [anatomy,law]")
