@@ -17,6 +17,7 @@ REPO = Path(__file__).resolve().parents[2]
 SMALL = {
     "train": ["trainer.max_steps=2", "data.max_train_samples=32", "data.max_eval_samples=8"],
     "predict": ["data.max_predict_samples=4", "generation.max_new_tokens=8"],
+    "eval": ["benchmark.limit=1", "num_threads=1"],
 }
 # These are run by CI itself, or only change the shell.
 ELSEWHERE = ("bash scripts/test.sh", "bash scripts/setup.sh", "source ")
