@@ -23,6 +23,7 @@ COMMANDS = {
     "score": ("recipes.score", "score existing predictions, or compare two runs"),
     "eval": ("recipes.eval", "evaluate on C-Eval, MMLU, GSM8K, BBH by the published protocols"),
     "data": ("recipes.data", "check a data set before training on it, or fetch a benchmark"),
+    "quantize": ("recipes.quantize", "write a quantized copy of a model, with a report of every layer"),
     "export": ("recipes.export", "write a tuned model for transformers, vLLM or the official tools"),
     "info": ("recipes.info", "say what a checkpoint, a prefix or this machine is"),
 }

@@ -110,7 +110,7 @@ def compose(command: Command, overrides: Sequence[str], extra_configs: Path | No
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [_model_source(override) for override in overrides]
+    overrides = [_model_source(_model_setting(override, command)) for override in overrides]
     _check_group_options(overrides, extra_configs)
     ConfigStore.instance().store(name=f"{command.name}_schema", node=default_values(command.schema))
     OmegaConf.register_new_resolver("by_size", _by_size, replace=True)
@@ -139,6 +139,14 @@ def _by_size(tiny: Any, large: Any, *, _root_: Any) -> Any:
 def quoted(value: str) -> str:
     """Write a value as Hydra reads it back, whatever characters it holds."""
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _model_setting(override: str, command: Command) -> str:
+    """Let ``quantization=int4`` and the official ``quantization_bit=4`` stand for those of the model."""
+    key, _, value = override.partition("=")
+    known = [path for path, _, _ in setting_rows(command.schema)]
+    is_short = key in ("quantization", "quantization_bit") and f"model.{key}" in known
+    return f"model.{key}={value}" if is_short else override
 
 
 def _model_source(override: str) -> str:

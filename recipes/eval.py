@@ -215,6 +215,7 @@ def _glm_backend(config: EvalConfig) -> Backend:
         dtype=source.dtype,
         device=_device(source.device),
         family=source.family,
+        quantization=source.method,
         prefix=config.prefix_path,
     )
     if config.adapter_path is not None:

@@ -72,7 +72,8 @@ def _quantization(facts: ModelFacts) -> str:
         return "none"
     layers = ", ".join(f"{name} ({count})" for name, count in facts.quantized_layers.items())
     embeddings = "yes" if facts.quantized_embeddings else "no"
-    return f"{facts.quantization_bit} bits: {layers or 'no layer'}; embeddings: {embeddings}"
+    method = f"{facts.quantization}, {facts.quantization_bit} bits"
+    return f"{method}: {layers or 'no layer'}; embeddings: {embeddings}"
 
 
 def _prefix(facts: ModelFacts) -> str:

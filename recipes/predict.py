@@ -123,7 +123,13 @@ def run(config: PredictConfig) -> PredictResult:
     tokenizer = load_tokenizer(config.model.source, family=config.model.family)
     questions = build_questions(tokenizer, loaded, config.data)
     source = config.model
-    model = load_model(source.source, dtype=source.dtype, device=source.device, family=source.family)
+    model = load_model(
+        source.source,
+        dtype=source.dtype,
+        device=source.device,
+        family=source.family,
+        quantization=source.method,
+    )
     tuning = _tune(config, model, tuned_path)
     _announce(console, config, loaded, tuning, folder)
 
@@ -233,7 +239,7 @@ def _announce(
     folder: Path,
 ) -> None:
     lines = (
-        f"model  {config.model.source}, {tuning.name}",
+        f"model  {config.model.described}, {tuning.name}",
         f"data   {loaded.path}: {len(loaded.conversations)} rows",
         f"output {folder}",
     )

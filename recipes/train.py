@@ -56,6 +56,11 @@ class TrainConfig:
                     f"`{name}` has settings, but `tune` is `{self.tune}`, which ignores them. "
                     f"Add `{name}=null`."
                 )
+        if self.tune == "full" and self.model.method is not None:
+            raise ConfigError(
+                f"`model.quantization` is `{self.model.method}`, but `tune` is `full`, and codes cannot be "
+                "trained. Leave it out, or tune a prefix or LoRA."
+            )
         if self.from_scratch and self.tune != "full":
             raise ConfigError(
                 f"`from_scratch` is true, but `tune` is `{self.tune}`, which freezes the base, and a base of "
@@ -125,8 +130,8 @@ def run(config: TrainConfig) -> TrainResult:
 
 
 def _load(config: TrainConfig) -> tuple[GlmModel, GlmTokenizer]:
+    from glmtune.loading import load_base
     from glmtune.models.families import Family
-    from glmtune.models.load import load_base
     from glmtune.models.source import resolve_source
     from glmtune.models.tokenizers import load_tokenizer_folder
     from glmtune.training.adapt import fresh_model
@@ -136,7 +141,11 @@ def _load(config: TrainConfig) -> tuple[GlmModel, GlmTokenizer]:
         model = fresh_model(source, device=config.model.device, family=config.model.family)
     else:
         model = load_base(
-            source, dtype=config.model.dtype, device=config.model.device, family=config.model.family
+            source,
+            dtype=config.model.dtype,
+            device=config.model.device,
+            family=config.model.family,
+            quantization=config.model.method,
         )
     if config.data.packing and model.family is Family.CHATGLM:
         raise ConfigError(
@@ -177,7 +186,7 @@ def _adapt(
         return tune_adapter(model, config.lora)
     assert config.prefix is not None
     encoder = build_prefix_encoder(model, config.prefix, tokenizer)
-    meta = PrefixMeta(base_source=config.model.source, template=template_for(tokenizer).name, **facts)
+    meta = PrefixMeta(base_source=config.model.described, template=template_for(tokenizer).name, **facts)
     return tune_prefix(model, encoder, meta)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from glmtune.models.config import read_config
 from glmtune.models.families import Family, detect_family, parse_family
 from glmtune.models.names import is_derived
+from glmtune.models.quantized import stored_layout
 from glmtune.models.shards import TensorRecord, read_records
 from glmtune.models.source import family_of_source, resolve_source
 from glmtune.models.tokenizers import load_tokenizer_folder
@@ -36,6 +37,7 @@ class ModelFacts:
         mlp_size: width inside the MLP.
         special_tokens: name → id, or ids.
         tokens_from: where these ids were read: the tokenizer, or config.json where it has no files.
+        quantization: method, such as "int4"; "" for floating point weights.
         quantization_bit: 0, 4 or 8, as config.json says.
         quantized_layers: kind of linear layer → how many of it are stored as codes with scales.
         quantized_embeddings: the embedding is stored so, too.
@@ -61,6 +63,7 @@ class ModelFacts:
     mlp_size: int
     special_tokens: Mapping[str, int | list[int]]
     tokens_from: str
+    quantization: str
     quantization_bit: int
     quantized_layers: Mapping[str, int]
     quantized_embeddings: bool
@@ -102,7 +105,7 @@ def describe(source: str | Path, *, family: str | Family | None = None) -> Model
         **_sizes(official, chosen),
         dtype=max(bytes_of, key=lambda name: bytes_of[name], default="none"),
         **_tokens(folder, official, chosen),
-        **_quantization({record.name: record for record in records}, official),
+        **_quantization({record.name: record for record in records}, official, chosen),
         **_prefix({record.name: record for record in records}, official),
         num_parameters=sum(math.prod(record.shape) for record in records),
         num_bytes=sum(bytes_of.values()),
@@ -125,15 +128,19 @@ def _tokens(folder: Path, official: dict[str, Any], family: Family) -> dict[str,
     return {"special_tokens": ids, "tokens_from": "from config.json; there are no tokenizer files"}
 
 
-def _quantization(records: dict[str, TensorRecord], official: dict[str, Any]) -> dict[str, Any]:
+def _quantization(
+    records: dict[str, TensorRecord], official: dict[str, Any], family: Family
+) -> dict[str, Any]:
     """Count what has scales beside it, by the last name of its layer."""
     scaled = [name.removesuffix(".weight_scale") for name in records if name.endswith(".weight_scale")]
     is_embedding = [name.endswith("embeddings") for name in scaled]
     kinds = Counter(
         name.rpartition(".")[2] for name, skip in zip(scaled, is_embedding, strict=True) if not skip
     )
+    layout = stored_layout(official, has_embeddings=family is Family.CHATGLM)
     return {
-        "quantization_bit": int(official.get("quantization_bit") or 0),
+        "quantization": layout.method if layout else "",
+        "quantization_bit": layout.bits if layout else 0,
         "quantized_layers": dict(kinds),
         "quantized_embeddings": any(is_embedding),
     }

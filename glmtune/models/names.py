@@ -115,7 +115,7 @@ def _stored(entry: Entry, layout: QuantizedLayout) -> Iterator[Entry]:
     if layout.bits == 4 and entry.shape[1] % 2:
         raise CheckpointError(
             f"config.json asks for codes of 4 bits, but {module} has {entry.shape[1]} input columns, and 4 "
-            "bits need an even number: a byte holds two. Use the config.json that was written with the weights."
+            "bits need an even number: a byte holds two. Use the config.json written with the weights."
         )
     for name, shape in layout.shapes(entry.shape).items():
         native = tuple(f"{weight.removesuffix('weight')}{name}" for weight in entry.native)

@@ -70,6 +70,12 @@ class OfficialModel(ChatMixin):
         if self.generation_config is not None:
             self.generation_config.save_pretrained(save_directory)
 
+    @property
+    def quantization(self) -> str | None:
+        """Method by which the weights were quantized, None for floating point ones."""
+        layout = QuantizedLayout.of(self.config)
+        return None if layout is None else layout.method
+
     def is_base(self, fingerprint: str) -> bool:
         """Say whether something trained on a base fits this one.
 

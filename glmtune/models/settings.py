@@ -22,9 +22,32 @@ class ModelSettings:
     )
     device: str = setting("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
     family: str | None = setting(None, "release line, only if names cannot tell it, such as chatglm2-32k")
+    quantization: str | None = setting(
+        None, "quantize on loading: int8, int4, int4-clip, int4-g128, ... (stored codes load without it)"
+    )
+    quantization_bit: int | None = setting(None, "4 or 8: int4 or int8, as in the official scripts")
+
+    @property
+    def method(self) -> str | None:
+        """The quantization asked for, by either of its settings."""
+        return self.quantization if self.quantization_bit is None else f"int{self.quantization_bit}"
+
+    @property
+    def described(self) -> str:
+        """The source and how it is quantized on loading, in words."""
+        return self.source if self.method is None else f"{self.source}, quantized to {self.method}"
 
     def __post_init__(self) -> None:
         """Check the fields that need no model."""
+        if self.quantization_bit not in (None, 4, 8):
+            raise ConfigError(
+                f"`model.quantization_bit` is {self.quantization_bit}, but it must be 4 or 8, or null."
+            )
+        if self.quantization is not None and self.quantization_bit is not None:
+            raise ConfigError(
+                f"`model.quantization` is `{self.quantization}` and `model.quantization_bit` is "
+                f"{self.quantization_bit}, which say the same thing twice. Leave one of them out."
+            )
         check_choice("model.dtype", self.dtype, DTYPES)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"`model.device` is `{self.device}`, but it must be auto, cpu, cuda or cuda:N.")

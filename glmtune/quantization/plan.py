@@ -14,7 +14,7 @@ from glmtune.models.names import Entry, name_table
 from glmtune.models.quantized import BLOCK_LINEARS, QuantizedLayout, without_layout
 from glmtune.quantization.methods import METHODS, Method
 
-KEPT = "not a linear layer of a block, as in the official formats"
+KEPT = "outside the blocks"
 SKIPPED = "named in `skip`"
 
 

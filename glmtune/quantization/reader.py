@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -34,6 +35,7 @@ class QuantizingReader:
         skip: tuple[str, ...] = (),
         embeddings: bool = False,
         measure: bool = False,
+        watch: Callable[[int, int], None] | None = None,
     ) -> None:
         """Say what is wanted.
 
@@ -42,7 +44,14 @@ class QuantizingReader:
             skip: see `plan_layout`.
             embeddings: see `plan_layout`.
             measure: compare every weight with its codes, for the report.
+            watch: told, as rows are quantized, how many weights are done and how many there are.
+
+        Raises:
+            ConfigError: no such method.
         """
+        if method is not None:
+            method_named(method)
+        self._watch, self._num_done, self._num_weights = watch, 0, 0
         self._method, self._skip, self._embeddings, self._measure = method, skip, embeddings, measure
         self._config: Any = None
         self._found: dict[str, tuple[float, float, torch.dtype]] = {}
@@ -81,6 +90,10 @@ class QuantizingReader:
                 f"({stored.bits} bits). Leave `quantization` out, or load the unquantized release."
             )
         self._layout, self._is_stored = stored or wanted, stored is not None
+        if self._layout is not None:
+            layers = planned_layers(self._config, self._layout)
+            todo = (layer.entry for layer in layers if not layer.reason and not layer.entry.is_copy)
+            self._num_weights = sum(math.prod(entry.shape) for entry in todo)
         return self._layout
 
     def replace(self, model: nn.Module, layout: QuantizedLayout) -> None:
@@ -100,6 +113,7 @@ class QuantizingReader:
         def read(start: int, stop: int) -> Tensor:
             rows = read_tensor(record.rows(start, stop))
             samples.look(start, rows)
+            self._tell(rows.numel())
             return rows
 
         found = quantize_in_chunks(
@@ -108,6 +122,11 @@ class QuantizingReader:
         self._found[name] = (found.signal, found.noise, record.dtype)
         self._signs |= samples.signs()
         return found.tensors
+
+    def _tell(self, count: int) -> None:
+        self._num_done += count
+        if self._watch is not None:
+            self._watch(self._num_done, self._num_weights)
 
     def check(self, model: nn.Module) -> None:
         """See `Quantizer.check`; besides, the fingerprint of the weights before quantization is noted.

@@ -132,6 +132,8 @@ def model_card(settings: Mapping[str, Any], results: Mapping[str, Any]) -> str:
         Markdown.
     """
     tune, base = settings["tune"], settings["model"]["source"]
+    bits = settings["model"].get("quantization_bit")
+    method = f"int{bits}" if bits else settings["model"].get("quantization")
     kind = {"prefix": "P-Tuning v2 prefix", "lora": "LoRA adapter", "full": "fully tuned model"}[tune]
     scores = [(name, results[name]) for name in SCORES if name in results]
     rows = "\n".join(
@@ -156,7 +158,7 @@ machine and the versions, `trainer_log.jsonl` the course of the training.
 
 | | |
 |---|---|
-| base model | {base} |
+| base model | {base}{"" if method is None else f", quantized to {method}"} |
 | base fingerprint | `{results["base_fingerprint"][:16]}` |
 | training data | {results["train_path"]} ({results["train_rows"]} rows) |
 | data fingerprint | `{results["data_fingerprint"][:16]}` |
@@ -169,12 +171,13 @@ both on the validation rows; the baseline is the base model without tuning.
 ## Use
 
 ```python
-{_usage(tune, base)}
+{_usage(tune, base, method)}
 ```
 """
 
 
-def _usage(tune: str, base: str) -> str:
+def _usage(tune: str, base: str, method: str | None) -> str:
+    options = "" if method is None else f', quantization="{method}"'
     if tune == "full":
         return (
             "from glmtune import load_model, load_tokenizer\n\n"
@@ -183,11 +186,11 @@ def _usage(tune: str, base: str) -> str:
     if tune == "prefix":
         return (
             "from glmtune import load_model, load_tokenizer\n\n"
-            f'model = load_model("{base}", prefix="last")\ntokenizer = load_tokenizer("{base}")'
+            f'model = load_model("{base}", prefix="last"{options})\ntokenizer = load_tokenizer("{base}")'
         )
     return (
         "from glmtune import load_model, load_tokenizer\nfrom peft import PeftModel\n\n"
-        f'model = PeftModel.from_pretrained(load_model("{base}"), "last")\n'
+        f'model = PeftModel.from_pretrained(load_model("{base}"{options}), "last")\n'
         f'tokenizer = load_tokenizer("{base}")'
     )
 

@@ -89,9 +89,9 @@ def test_every_oracle_checkpoint(
 @pytest.mark.parametrize(
     ("name", "quantization"),
     [
-        ("v1/int8", "8 bits: query_key_value (2), dense (2), dense_h_to_4h (2), dense_4h_to_h (2); embeddings: no"),
-        ("v1/int4_embeddings", "4 bits: query_key_value (2), dense (2), dense_h_to_4h (2), dense_4h_to_h (2), lm_head (1); embeddings: yes"),
-        ("v2/int4", "4 bits: query_key_value (2), dense (2), dense_h_to_4h (2), dense_4h_to_h (2); embeddings: no"),
+        ("v1/int8", "int8, 8 bits: query_key_value (2), dense (2), dense_h_to_4h (2), dense_4h_to_h (2); embeddings: no"),
+        ("v1/int4_embeddings", "int4, 4 bits: query_key_value (2), dense (2), dense_h_to_4h (2), dense_4h_to_h (2), lm_head (1); embeddings: yes"),
+        ("v2/int4", "int4, 4 bits: query_key_value (2), dense (2), dense_h_to_4h (2), dense_4h_to_h (2); embeddings: no"),
     ],
 )  # fmt: skip
 def test_quantized_oracles(

@@ -1,0 +1,116 @@
+"""Write a quantized copy of a model, with a report of every layer: `glmtune quantize`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glmtune.errors import ConfigError
+from glmtune.models.settings import CheckpointSettings
+from glmtune.quantization.settings import QuantizationSettings, chosen_method
+from glmtune.settings import check_range, setting
+from recipes.compose import Command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from glmtune.quantization.write import Quantized
+
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """What to quantize, and how."""
+
+    model: CheckpointSettings = setting(CheckpointSettings, "the unquantized model")
+    bits: int | None = setting(None, "4 or 8: the official format of that width")
+    quantization: QuantizationSettings = setting(QuantizationSettings, "the method and what is left out")
+    output_dir: str | None = setting(None, "folder to appear; default: runs/quantize-MODEL-METHOD")
+    max_shard_mib: int = setting(2048, "largest weight file, MiB")
+    overwrite: bool = setting(False, "replace an earlier result in output_dir; other folders never are")
+
+    def __post_init__(self) -> None:
+        """Check what needs no file.
+
+        Raises:
+            ConfigError: a value is not allowed, or two contradict each other.
+        """
+        chosen_method(self.quantization.method, self.bits)
+        check_range("max_shard_mib", self.max_shard_mib, low=1)
+        if self.model.source is None:
+            raise ConfigError(
+                "`model.source` is null, but there must be a model to quantize. Add `model=NAME_OR_FOLDER`."
+            )
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return chosen_method(self.quantization.method, self.bits)
+
+
+def run(config: QuantizeConfig) -> Quantized:
+    """Quantize, check and write; print the report.
+
+    Args:
+        config: all settings.
+
+    Returns:
+        What was written.
+
+    Raises:
+        GlmtuneError: see ``glmtune.quantization.write.quantize_checkpoint``.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from glmtune.quantization.table import report_table
+    from glmtune.quantization.write import QuantizeJob, quantize_checkpoint
+
+    source = str(config.model.source)
+    default = Path("runs") / f"quantize-{Path(source).name}-{config.method}"
+    job = QuantizeJob(
+        source=source,
+        method=config.method,
+        output_dir=Path(config.output_dir) if config.output_dir else default,
+        family=config.model.family,
+        skip=tuple(config.quantization.skip),
+        embeddings=config.quantization.embeddings,
+        max_shard_bytes=config.max_shard_mib * MEBIBYTE,
+        overwrite=config.overwrite,
+    )
+    console = Console()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"quantizing to {config.method}", total=None)
+        written = quantize_checkpoint(
+            job, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    console.print(report_table(written.report))
+    _summarize(console, written)
+    return written
+
+
+def _summarize(console: Console, written: Quantized) -> None:
+    smaller = written.source_bytes / max(1, written.num_bytes)
+    form = "official format" if written.is_official else "glmtune's own format"
+    for line in (
+        f"size    {written.num_bytes / MEBIBYTE:,.1f} MiB, {smaller:.2f} times smaller; "
+        f"{written.report.bits_per_weight:.2f} bits per weight with scales and all unquantized layers",
+        f"format  {form}",
+        f"Written: {written.folder}",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+COMMAND = Command(
+    name="quantize",
+    summary="Write a quantized copy of a model, with a report of every layer.",
+    schema=QuantizeConfig,
+    run=run,
+    examples=(
+        "glmtune quantize model=glm-tiny bits=4",
+        "glmtune quantize model=chatglm2-6b quantization=int4-g64 output_dir=chatglm2-6b-int4-g64",
+        "glmtune quantize model=chatglm-6b bits=4 quantization.embeddings=true",
+    ),
+)
