@@ -23,6 +23,8 @@ from glmtune.models.names import name_table
 from glmtune.models.quantized import QuantizedLayout
 
 SAMPLES_PER_TENSOR = 4096
+LABELLED_ROWS = 256
+"""On a CPU the head is given a multiple of so many rows."""
 
 
 class OfficialModel(ChatMixin):
@@ -160,7 +162,10 @@ def labelled_loss(
     """
     asked_BS = labels[:, 1:] != IGNORE_INDEX
     targets_T = labels[:, 1:][asked_BS]
-    logits_TV = lm_head(hidden_BSD[:, :-1][asked_BS]).float()
+    hidden_TD = hidden_BSD[:, :-1][asked_BS]
+    # Few shapes: on a CPU every new number of rows has a bf16 kernel compiled.
+    spare = -len(hidden_TD) % LABELLED_ROWS if hidden_TD.device.type == "cpu" else 0
+    logits_TV = lm_head(nn.functional.pad(hidden_TD, (0, 0, 0, spare)))[: len(hidden_TD)].float()
     loss = nn.functional.cross_entropy(logits_TV, targets_T, reduction="sum")
     loss = loss / (targets_T.numel() if num_items is None else num_items)
     return CausalLMOutputWithPast(loss=loss, logits=logits_TV)  # pyright: ignore[reportArgumentType]

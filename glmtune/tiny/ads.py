@@ -9,10 +9,12 @@ from __future__ import annotations
 from functools import cache
 from random import Random
 
+from glmtune.tiny.characters import random_string
 from glmtune.tiny.sample import Sample, chat, lexicon, pick
 
 Attributes = list[tuple[str, str]]
 VALUE_TO_PROSE = 0.75
+UNKNOWN_VALUES = 0.15
 JOINTS = ("，", "，", "，", "，", "。", "；", "。同时", "，而且", "，再加上")
 
 
@@ -121,13 +123,24 @@ def ads_long(rng: Random) -> Sample:
     return chat("ads_long", ask, long_advertisement(rng, pairs), key=_values(pairs))
 
 
+def _with_unknown_values(rng: Random, pairs: Attributes) -> Attributes:
+    """Replace some values by random characters: what an attribute is called must be read, not remembered."""
+    return [
+        pairs[0],
+        *(
+            (key, random_string(rng, rng.randint(2, 3)) if rng.random() < UNKNOWN_VALUES else value)
+            for key, value in pairs[1:]
+        ),
+    ]
+
+
 def _values(pairs: Attributes) -> str:
     return "|".join(value for _, value in pairs[1:])
 
 
 def ads(rng: Random) -> Sample:
     """Turn an attribute list into an advertisement, or an advertisement back into a list."""
-    pairs = draw_attributes(rng)
+    pairs = _with_unknown_values(rng, draw_attributes(rng))
     text = advertisement(rng, pairs)
     kind = rng.random()
     if kind < 0.8:
@@ -137,11 +150,3 @@ def ads(rng: Random) -> Sample:
         ask = f"{content(pairs)}\n用一句话介绍{value[0]}。"
         return chat("ads", ask, clause(rng, *value) + "。", key=value[1])
     return chat("ads", f"为下面的商品写广告：\n{content(pairs)}", text, key=_values(pairs))
-
-
-def ads_text(rng: Random) -> Sample:
-    """Write an attribute list and its advertisement as plain text."""
-    pairs = draw_attributes(rng)
-    if rng.random() < 0.5:
-        return Sample("ads_text", text=f"商品：{content(pairs)}\n文案：{long_advertisement(rng, pairs)}")
-    return Sample("ads_text", text=f"商品：{content(pairs)}\n广告：{advertisement(rng, pairs)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from glmtune.tiny.sample import NAMES_EN, NAMES_ZH, Sample, chat, pick, words
+from glmtune.tiny.sample import NAMES_EN, NAMES_ZH, Sample, chat, pick, words, worked_examples
 
 PLACES_ZH = ("个位", "十位", "百位", "千位")
 PLACES_EN = ("ones ", "tens ", "hundreds ", "thousands ")
@@ -113,7 +113,7 @@ def _joint(zh: bool) -> str:
 
 
 def _magnitude(rng: Random) -> int:
-    return rng.choice([10, 10, 10, 100, 100, 100, 100, 1000])
+    return rng.choice([10, 10, 100, 100, 100, 100])
 
 
 def _numbers(rng: Random, operation: str) -> Numbers:
@@ -124,7 +124,7 @@ def _numbers(rng: Random, operation: str) -> Numbers:
     if operation == "-":
         a, b = sorted((rng.randrange(1, _magnitude(rng)), rng.randrange(1, _magnitude(rng))), reverse=True)
         return a, b, a - b
-    a = rng.randint(2, 9 if rng.random() < 0.6 else 40)
+    a = rng.randint(2, 9 if rng.random() < 0.7 else 40)
     b = rng.randint(2, 9)
     return (a, b, a * b) if operation == "×" else (a * b, b, a)
 
@@ -198,16 +198,7 @@ def two_steps(rng: Random) -> tuple[str, str, str]:
     return ask, _finish(worked, result, zh=zh), str(result)
 
 
-def compare(rng: Random) -> tuple[str, str, str]:
-    """Return question, answer and the larger or smaller of some numbers."""
-    values = rng.sample(range(1, rng.choice([20, 100, 1000])), rng.randint(2, 4))
-    largest = rng.random() < 0.5
-    result = max(values) if largest else min(values)
-    listing = "、".join(map(str, values))
-    return f"{listing}中最{'大' if largest else '小'}的数是几？", f"答案是 {result}。", str(result)
-
-
-KINDS = (bare, bare, one_step, one_step, two_steps, compare)
+KINDS = (bare, bare, one_step, one_step, two_steps)
 
 
 def arithmetic(rng: Random) -> Sample:
@@ -217,10 +208,11 @@ def arithmetic(rng: Random) -> Sample:
 
 
 def arithmetic_text(rng: Random) -> Sample:
-    """Write several word problems with worked answers as plain text."""
-    blocks = []
+    """Write several problems with worked answers."""
+    items = []
     key = ""
-    for _ in range(rng.randint(2, 4)):
+    for _ in range(rng.randint(1, 4)):
         ask, answer, key = pick(rng, (one_step, two_steps, bare))(rng)
-        blocks.append(f"Q: {ask}\nA: {answer}" if ask.isascii() else f"问题：{ask}\n回答：{answer}")
-    return Sample("arithmetic_text", text="\n\n".join(blocks), key=key)
+        cue = f"Q: {ask}\nA:" if ask.isascii() else f"问题：{ask}\n回答："
+        items.append((cue, f" {answer}" if ask.isascii() else answer))
+    return worked_examples(rng, "arithmetic_text", items, key)

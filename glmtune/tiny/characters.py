@@ -106,7 +106,7 @@ def strings(rng: Random) -> Sample:
 
 
 def copying(rng: Random) -> Sample:
-    """Write a string of any characters several times: what a model has to learn first."""
+    """Write a string of any characters several times."""
     length = rng.randint(3, 16)
     line = "".join(rng.choices(_shuffled_characters(), k=length))
     return Sample("copying", text="\n".join([line] * max(2, 40 // (length + 1))))

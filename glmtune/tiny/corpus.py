@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-from glmtune.tiny.ads import ads, ads_long, ads_text
+from glmtune.tiny.ads import ads, ads_long
 from glmtune.tiny.arithmetic import arithmetic, arithmetic_text
 from glmtune.tiny.characters import copying, strings
 from glmtune.tiny.chat import conversation
@@ -20,24 +20,20 @@ from glmtune.tiny.reasoning import reasoning, reasoning_text
 from glmtune.tiny.sample import Sample
 
 MIX: dict[str, tuple[Callable[[Random], Sample], float]] = {
-    "strings": (strings, 12),
-    "ads": (ads, 10),
-    "ads_long": (ads_long, 6),
-    "ads_text": (ads_text, 0.5),
-    "arithmetic": (arithmetic, 24),
-    "arithmetic_text": (arithmetic_text, 1),
+    "copying": (copying, 5),
+    "strings": (strings, 10),
+    "ads": (ads, 14),
+    "ads_long": (ads_long, 5),
+    "arithmetic": (arithmetic, 22),
+    "arithmetic_text": (arithmetic_text, 2),
     "facts": (facts, 10),
     "facts_text": (few_shot_open, 1),
     "choice": (choice, 17),
     "choice_text": (few_shot, 2.5),
-    "reasoning": (reasoning, 10),
+    "reasoning": (reasoning, 6),
     "reasoning_text": (reasoning_text, 1),
-    "chat": (conversation, 10),
+    "chat": (conversation, 8),
 }
-
-
-WARM_UP_ROWS = 16_000
-"""So many rows at the start of the training corpus are `copying`; the rest is learnt faster after it."""
 
 
 def draw(seed: int, index: int, *, salt: str = "train") -> Sample:
@@ -52,8 +48,6 @@ def draw(seed: int, index: int, *, salt: str = "train") -> Sample:
         The sample.
     """
     rng = Random(f"{salt}:{seed}:{index}")
-    if salt == "train" and index < WARM_UP_ROWS:
-        return copying(rng)
     names = list(MIX)
     skill = rng.choices(names, weights=[weight for _, weight in MIX.values()])[0]
     return MIX[skill][0](rng)

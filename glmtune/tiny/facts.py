@@ -129,18 +129,18 @@ def _usable(rng: Random, language: str) -> Fact:
 
 def choice(rng: Random) -> Sample:
     """Ask a fact with four options in a chat."""
-    if rng.random() < 0.2:
+    if rng.random() < 0.25:
         return _matching(rng)
     zh = rng.random() < 0.6
     fact = _usable(rng, "zh" if zh else "en")
     item = draw_options(rng, fact)
-    block = item.block(pick(rng, ["A. ", "A. ", "A. ", "A、", "(A) "] if zh else ["A. ", "A. ", "(A) "]))
+    block = item.block("A. ")
     kind = rng.random()
-    if kind < 0.4:
+    if kind < 0.3:
         only = pick(rng, LETTER_ONLY_ZH if zh else LETTER_ONLY_EN)
         ask = f"{block}\n{only}" if rng.random() < 0.7 else f"{only}\n{block}"
         return chat("choice", ask, item.letter, key=item.letter)
-    if kind < 0.5 and zh:
+    if kind < 0.45 and zh:
         spoken = f"{item.say[:-1]}，所以答案是 {item.letter}。"
         return chat("choice", f"{block}{spoken}\n{pick(rng, EXTRACT_ZH)}", item.letter, key=item.letter)
     if zh:

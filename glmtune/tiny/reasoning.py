@@ -6,7 +6,7 @@ from datetime import date, timedelta
 from itertools import pairwise
 from random import Random
 
-from glmtune.tiny.sample import COLOURS, NAMES_EN, THINGS, Sample, chat, pick, words
+from glmtune.tiny.sample import COLOURS, NAMES_EN, THINGS, Sample, chat, pick, words, worked_examples
 
 Exercise = tuple[str, str, str]
 WORDS = words(
@@ -15,7 +15,6 @@ WORDS = words(
     "copper desert eagle flower guitar helmet insect jungle kettle lemon magnet north ocean planet river "
     "silver tiger valley whale"
 )
-WEEKDAYS_ZH = "一二三四五六日"
 
 
 def boolean(rng: Random) -> Exercise:
@@ -61,13 +60,6 @@ def dates(rng: Random) -> Exercise:
     block, letter = _options(rng, f"{right:%m/%d/%Y}", [f"{day:%m/%d/%Y}" for day in sorted(wrong)])
     ask = f"Today is {today:%m/%d/%Y}. What is the date {word}?\n{block}"
     return ask, f"The date is {right:%m/%d/%Y}. So the answer is {letter}.", letter
-
-
-def dates_zh(rng: Random) -> Exercise:
-    """Move a day of the week."""
-    today, shift = rng.randrange(7), rng.randint(1, 6)
-    result = f"星期{WEEKDAYS_ZH[(today + shift) % 7]}"
-    return f"今天是星期{WEEKDAYS_ZH[today]}，{shift}天以后是星期几？", f"答案是{result}。", result
 
 
 def coloured_objects(rng: Random) -> Exercise:
@@ -121,33 +113,6 @@ def object_counting(rng: Random) -> Exercise:
     return ask, f"Counting: {', '.join(steps)}. So the answer is {total}.", str(total)
 
 
-def ordering(rng: Random) -> Exercise:
-    """Put three people in order and choose a true statement."""
-    people = rng.sample(NAMES_EN, 3)
-    clues = [f"{people[0]} is taller than {people[1]}.", f"{people[1]} is taller than {people[2]}."]
-    rng.shuffle(clues)
-    index = rng.choice([0, 2])
-    word = "tallest" if index == 0 else "shortest"
-    options = [f"{name} is the {word}" for name in people]
-    block, letter = _options(rng, options[index], [text for i, text in enumerate(options) if i != index])
-    order = " > ".join(people)
-    return f"{' '.join(clues)} Who is the {word}?\n{block}", f"{order}. So the answer is {letter}.", letter
-
-
-def swapping(rng: Random) -> Exercise:
-    """Track who holds what after swaps."""
-    people = rng.sample(NAMES_EN, 3)
-    things = rng.sample(list(THINGS.values()), 3)
-    holds = dict(zip(people, things, strict=True))
-    text = " ".join(f"{name} has the {thing}." for name, thing in holds.items())
-    for _ in range(rng.randint(1, 2)):
-        first, second = rng.sample(people, 2)
-        holds[first], holds[second] = holds[second], holds[first]
-        text += f" {first} and {second} swap."
-    name = rng.choice(people)
-    return f"{text} What does {name} have?", f"{name} has the {holds[name]}.", holds[name]
-
-
 def navigate(rng: Random) -> Exercise:
     """Decide whether steps forward and backward lead home."""
     steps = [(rng.randint(1, 5), rng.choice(["forward", "backward"])) for _ in range(rng.randint(2, 3))]
@@ -162,24 +127,6 @@ def navigate(rng: Random) -> Exercise:
         trace.append(str(place))
     result = "No" if where else "Yes"
     return f"{walk}. Are you back at the start?", f"{', '.join(trace)}. So the answer is {result}.", result
-
-
-def brackets(rng: Random) -> Exercise:
-    """Close open brackets in the right order."""
-    pairs = {"(": ")", "[": "]", "{": "}", "<": ">"}
-    opened: list[str] = []
-    text: list[str] = []
-    for _ in range(rng.randint(2, 6)):
-        if opened and rng.random() < 0.3:
-            text.append(pairs[opened.pop()])
-        else:
-            opened.append(rng.choice(list(pairs)))
-            text.append(opened[-1])
-    if not opened:
-        opened.append("(")
-        text.append("(")
-    result = " ".join(pairs[item] for item in reversed(opened))
-    return f"Complete the brackets: {' '.join(text)}", result, result
 
 
 def lying(rng: Random) -> Exercise:
@@ -198,10 +145,7 @@ def lying(rng: Random) -> Exercise:
     return f"{text} Does {people[-1]} tell the truth?", f"{trace}. So the answer is {result}.", result
 
 
-KINDS = (
-    boolean, word_sorting, dates, dates_zh, coloured_objects, object_counting, ordering, swapping, navigate,
-    brackets, lying,
-)  # fmt: skip
+KINDS = (boolean, word_sorting, dates, coloured_objects, object_counting, navigate, lying)
 
 
 def reasoning(rng: Random) -> Sample:
@@ -211,11 +155,9 @@ def reasoning(rng: Random) -> Sample:
 
 
 def reasoning_text(rng: Random) -> Sample:
-    """Write several exercises of one kind with their answers as plain text."""
+    """Write several exercises of one kind with their answers."""
     kind = pick(rng, KINDS)
-    drawn = [kind(rng) for _ in range(rng.randint(2, 4))]
-    cue = pick(rng, ["A:", "A: Let's think step by step.\n"])
-    joint = "" if cue.endswith("\n") else " "
-    return Sample(
-        "reasoning_text", text="\n\n".join(f"Q: {q}\n{cue}{joint}{a}" for q, a, _ in drawn), key=drawn[-1][2]
-    )
+    drawn = [kind(rng) for _ in range(rng.randint(1, 4))]
+    cue, joint = pick(rng, [("A:", " "), ("A: Let's think step by step.", "\n")])
+    items = [(f"Q: {ask}\n{cue}", f"{joint}{answer}") for ask, answer, _ in drawn]
+    return worked_examples(rng, "reasoning_text", items, drawn[-1][2])

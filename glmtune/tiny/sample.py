@@ -110,3 +110,22 @@ def lexicon(name: str) -> Any:
     import yaml
 
     return yaml.safe_load((LEXICON / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def worked_examples(rng: Random, skill: str, items: Sequence[tuple[str, str]], key: str) -> Sample:
+    r"""Put solved exercises before a last one, as plain text or as one question of a chat.
+
+    Args:
+        rng: source of randomness.
+        skill: the skill's name.
+        items: the question with its cue (``Q: 1+1=?\nA:``), and the answer as it follows, blank included.
+        key: the short correct answer of the last one.
+
+    Returns:
+        The sample.
+    """
+    *shots, (question, answer) = items
+    before = "".join(f"{ask}{said}\n\n" for ask, said in shots)
+    if rng.random() < 0.5:
+        return chat(skill, before + question, answer.strip(), key=key)
+    return Sample(skill, text=f"{before}{question}{answer}", key=key)

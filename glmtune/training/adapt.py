@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import GlmForCausalLM
 
 from glmtune.errors import ConfigError
 from glmtune.models.chat_tokenizer import GlmTokenizer
@@ -22,6 +23,7 @@ from glmtune.prefix.attach import attach_prefix, freeze_base, without_prefix
 from glmtune.prefix.checkpoint import PrefixMeta, load_prefix, save_prefix
 from glmtune.prefix.encoder import PrefixEncoder
 from glmtune.settings import check_choice
+from glmtune.tiny.induction import fits, teach_copying
 from glmtune.training.settings import LoraSettings
 
 if TYPE_CHECKING:
@@ -217,6 +219,8 @@ def fresh_model(source: str, *, device: str, family: str | None) -> GlmModel:
     embedding = cast(nn.Embedding, model.get_input_embeddings())
     nn.init.normal_(embedding.weight, std=config.hidden_size**-0.5)
     model.lm_head.weight = embedding.weight
+    if isinstance(model, GlmForCausalLM) and fits(model.config):
+        teach_copying(model)
     model.source = source
     nn.Module.to(model, device=choose_device(device), dtype=torch.float32)
     return model
