@@ -20,6 +20,7 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.export.streamed import hollow, probe_ids, probe_logits, stream_weights
 from glmtune.export.tensors import (
     LazyTensors,
+    dequantized_tensors,
     merge_adapter,
     native_tensors,
     official_tensors,
@@ -32,7 +33,7 @@ from glmtune.models.config import official_config
 from glmtune.models.families import FAMILY_KEY, Family
 from glmtune.models.load import build_model, load_config
 from glmtune.models.official import weights_fingerprint
-from glmtune.models.quantized import QuantizedLayout
+from glmtune.models.quantized import QuantizedLayout, without_layout
 from glmtune.models.source import resolve_source
 from glmtune.models.templates import template_for
 from glmtune.models.tokenizers import load_tokenizer_folder
@@ -108,10 +109,14 @@ class _Source:
         self.config: Any = load_config(job.source, self.folder, job.family)
         self.family = Family(getattr(self.config, FAMILY_KEY))
         _check_format(job, self.family)
-        _check_unquantized(job, self.config)
         self.stored_dtype = stored_dtype(self.folder)
         self.dtype = job.dtype or self.stored_dtype
-        self.base = native_tensors(self.folder, self.config)
+        self.base, stored_config = native_tensors(self.folder, self.config), copy.copy(self.config)
+        self.fingerprint = partial(weights_fingerprint, stored_config, self.base)
+        self.is_quantized = QuantizedLayout.of(self.config) is not None
+        if self.is_quantized:  # exported as the floating point weights that the codes stand for
+            self.base = dequantized_tensors(self.base, self.config)
+            without_layout(self.config)
         self.model = self._hollow_base(job.source)
         self.weights, self.runnable, self.prefix = self.base, self.model, None
         if job.adapter_path is not None:
@@ -125,7 +130,7 @@ class _Source:
     def _hollow_base(self, name: str) -> PreTrainedModel:
         model: Any = hollow(lambda: build_model(copy.deepcopy(self.config)))
         model.source = name
-        model.fingerprint = lambda: weights_fingerprint(self.config, self.base)
+        model.fingerprint = self.fingerprint
         return model
 
 
@@ -210,15 +215,6 @@ def _check_format(job: Job, family: Family) -> None:
         )
     if job.format == "prefix" and job.prefix_path is None:
         raise ConfigError("`format` is `prefix`, but no prefix is given. Add `prefix_path=RUN`.")
-
-
-def _check_unquantized(job: Job, config: Any) -> None:
-    layout = QuantizedLayout.of(config)
-    if layout is not None:
-        raise ConfigError(
-            f"`model.source` is `{job.source}`, whose weights are {layout.bits}-bit codes, but an export "
-            "renames, merges and compares floating point weights. Name the unquantized release."
-        )
 
 
 def _write_transformers(source: _Source, folder: Path, job: Job) -> int:
@@ -311,9 +307,8 @@ def _compare(source: _Source, folder: Path, job: Job) -> tuple[float, float, flo
     expected = probe_logits(source.runnable, ids, partial(source.watch, STAGES[1]))
     found = probe_logits(RELOADERS[job.format](source, folder), ids, partial(source.watch, STAGES[2]))
     largest = float(expected.abs().max())
-    is_exact = (
-        job.adapter_path is None and torch.promote_types(source.dtype, source.stored_dtype) == source.dtype
-    )
+    keeps_all = torch.promote_types(source.dtype, source.stored_dtype) == source.dtype
+    is_exact = keeps_all and job.adapter_path is None and not source.is_quantized
     limit = largest * (EXACT if is_exact else max(EXACT, ROUNDED * torch.finfo(source.dtype).eps))
     difference = _max_difference(expected, found)
     if not difference <= limit:

@@ -17,7 +17,10 @@ from transformers import GlmConfig
 from glmtune.models.chatglm_config import ChatGlmConfig
 from glmtune.models.checkpoint import check_records
 from glmtune.models.names import Entry, FusedLayout, name_table, official_tensor, split_fused
+from glmtune.models.quantized import SCALE, ZERO, QuantizedLayout
 from glmtune.models.shards import TensorRecord, read_records, read_tensor
+from glmtune.quantization.packing import unpack
+from glmtune.quantization.primitives import QuantizedTensor, dequantize
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -95,6 +98,30 @@ def native_tensors(folder: Path, config: GlmConfig | ChatGlmConfig) -> LazyTenso
     return LazyTensors(makers, shapes)
 
 
+def dequantized_tensors(weights: LazyTensors, config: GlmConfig | ChatGlmConfig) -> LazyTensors:
+    """Offer the weights behind the codes of a quantized checkpoint.
+
+    Args:
+        weights: native name → codes, scales and all other tensors.
+        config: of the quantized checkpoint.
+
+    Returns:
+        The names of an unquantized model; what was codes is float32, the rest as it was.
+    """
+    layout = QuantizedLayout.of(config)
+    assert layout is not None
+    makers: dict[str, Callable[[], Tensor]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    codes = {name for entry in name_table(config) if entry.is_codes for name in entry.native}
+    for name, shape in weights.shapes.items():
+        if name in codes:
+            makers[name] = partial(_dequantized, weights, name, layout)
+            shapes[name] = (shape[0], shape[1] * 8 // layout.bits)
+        elif not name.endswith((SCALE, ZERO)):
+            makers[name], shapes[name] = partial(weights.__getitem__, name), shape
+    return LazyTensors(makers, shapes)
+
+
 def merge_adapter(weights: LazyTensors, adapted: PeftModel) -> LazyTensors:
     """Add a LoRA adapter to the weights it was trained for: W + s·B·A, in float32.
 
@@ -142,6 +169,18 @@ def give_back_memory() -> None:
 
 def _fused_part(record: TensorRecord, layout: FusedLayout, part: int) -> Tensor:
     return split_fused(read_tensor(record), layout)[part].clone()
+
+
+def _dequantized(weights: LazyTensors, name: str, layout: QuantizedLayout) -> Tensor:
+    module = name.removesuffix("weight")
+    return dequantize(
+        QuantizedTensor(
+            unpack(weights[name], bits=layout.bits),
+            weights[f"{module}{SCALE}"],
+            weights[f"{module}{ZERO}"] if layout.has_zero else None,
+            layout.group_size,
+        )
+    )
 
 
 def _merged(weights: LazyTensors, name: str, module: Any) -> Tensor:

@@ -95,7 +95,7 @@ class QuantizedLayout:
 
 def without_layout(config: Any) -> None:
     """Make a configuration one of floating point weights, in place."""
-    setattr(config, LAYOUT_KEY, None)
+    vars(config).pop(LAYOUT_KEY, None)
 
 
 class Quantizer(Protocol):

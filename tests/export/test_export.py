@@ -195,11 +195,6 @@ def test_what_a_format_cannot_hold_is_refused(oracles: Path, tiny_base: Path, tm
         export(job(tiny_base, "prefix", tmp_path / "out"))
     with pytest.raises(ConfigError, match=r"`prefix_path` and `adapter_path` are both set"):
         export(job(tiny_base, "official", tmp_path / "out", prefix_path="a", adapter_path="b"))
-    for name in ("v1/int4", "v2/int8"):
-        with pytest.raises(
-            ConfigError, match=rf"{name}`, whose weights are \d-bit codes.*unquantized release"
-        ):
-            export(job(oracles / name, "official", tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -269,3 +264,56 @@ def test_an_adapter_of_another_base_or_kind_is_refused(
     (adapter / "adapter_config.json").write_text(json.dumps(values | {"use_dora": True}))
     with pytest.raises(CheckpointError, match=r"use_dora = True, but only plain LoRA"):
         load_adapter(adapter, load_base(tiny_base))
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("v1/int4", "official"),
+        ("v1/int4_embeddings", "official"),
+        ("v2/int8", "official"),
+        ("v2/int4", "transformers"),
+    ],
+)
+def test_quantized_sources_are_exported_as_what_their_codes_stand_for(
+    name: str, form: str, oracles: Path, tmp_path: Path
+) -> None:
+    from glmtune.loading import load_base as load_any
+
+    source = load_any(oracles / name, dtype="float32", device="cpu")
+    special = [source.config.gmask_token_id, source.config.bos_token_id] if name.startswith("v1") else []
+    ids = torch.tensor([[5, 9, 13, *special, 11]])
+    exported = export(job(oracles / name, form, tmp_path / "out", dtype=torch.float32))
+    assert exported.dtype == "float32"
+    if form == "official":
+        again = load_any(exported.folder, dtype="float32", device="cpu")
+        assert again.quantization is None
+        assert "quantization_bit" not in json.loads((exported.folder / "config.json").read_text())
+    else:
+        again = AutoModelForCausalLM.from_pretrained(exported.folder)
+        assert "glmtune_quantization" not in json.loads((exported.folder / "config.json").read_text())
+    with torch.no_grad():
+        expected, found = source(input_ids=ids).logits, again(input_ids=ids).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_an_adapter_is_merged_into_dequantized_weights(oracles: Path, tmp_path: Path) -> None:
+    from glmtune.loading import load_base as load_any
+
+    base = load_any(oracles / "v2" / "int4", dtype="float32", device="cpu")
+    tuned = tune_adapter(base, LoraSettings(rank=2))
+    for key, weight in tuned.model.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(weight, std=0.1)
+    (tmp_path / "adapter").mkdir()
+    tuned.save(tmp_path / "adapter")
+    ids = torch.tensor([[5, 9, 13, 7, 11]])
+    with torch.no_grad():
+        expected = tuned.model.eval()(input_ids=ids).logits
+    done = export(
+        job(oracles / "v2" / "int4", "official", tmp_path / "out", adapter_path=str(tmp_path / "adapter"),
+            dtype=torch.float32)
+    )  # fmt: skip
+    with torch.no_grad():
+        found = load_any(done.folder, dtype="float32", device="cpu")(input_ids=ids).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
