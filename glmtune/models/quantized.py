@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor, nn
-
 from glmtune.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from glmtune.models.names import Entry
     from glmtune.models.shards import TensorRecord
 

@@ -13,8 +13,8 @@ from glmtune.errors import ConfigError
 from glmtune.models.quantized import QuantizedLayout, without_layout
 from glmtune.quantization.chunks import quantize_in_chunks
 from glmtune.quantization.linear import QuantizedEmbedding, QuantizedLinear
-from glmtune.quantization.methods import Method
-from glmtune.quantization.plan import PlannedLayer, method_named, plan_layout, planned_layers
+from glmtune.quantization.methods import Method, method_named
+from glmtune.quantization.plan import PlannedLayer, plan_layout, planned_layers
 from glmtune.quantization.report import LayerReport, QuantizationReport, layer_report
 
 

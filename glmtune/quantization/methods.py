@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
+from glmtune.errors import ConfigError, unknown_name
 from glmtune.models.quantized import QuantizedLayout
-from glmtune.quantization.primitives import SCALE_DTYPE, QuantizedTensor, quantize_groups, quantize_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from glmtune.quantization.primitives import QuantizedTensor
+
+SCALE_BITS = 16
+"""Bits of a scale, and of a zero point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,9 @@ class Method:
         Args:
             weight_OI: float ``[O, I]``.
         """
+        # Imported here, so that the settings of a command, which name methods, load without torch.
+        from glmtune.quantization.primitives import quantize_groups, quantize_rows
+
         if self.group_size is None and not self.search:
             return quantize_rows(weight_OI, bits=self.bits)
         return quantize_groups(
@@ -52,7 +62,7 @@ class Method:
         """
         groups = 1 if self.group_size is None else -(-in_features // self.group_size)
         stored = 1 if self.symmetric else 2
-        return self.bits + groups * stored * 8 * SCALE_DTYPE.itemsize / in_features
+        return self.bits + groups * stored * SCALE_BITS / in_features
 
     def layout(
         self, name: str, *, embeddings: bool = False, skipped: tuple[str, ...] = ()
@@ -81,3 +91,14 @@ METHODS: dict[str, Method] = {
     **_grouped(32),
 }
 """Name → method. ``int8``, ``int4`` and ``int4-clip`` are stored in the official format."""
+
+
+def method_named(name: str) -> Method:
+    """Return a method.
+
+    Raises:
+        ConfigError: no method has that name, nearest first.
+    """
+    if name not in METHODS:
+        raise ConfigError(unknown_name("`quantization`", name, METHODS))
+    return METHODS[name]

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glmtune.errors import ConfigError, unknown_name
+from glmtune.errors import ConfigError
 from glmtune.models.chatglm_config import ChatGlmConfig
 from glmtune.models.names import Entry, name_table
 from glmtune.models.quantized import BLOCK_LINEARS, QuantizedLayout, without_layout
-from glmtune.quantization.methods import METHODS, Method
+from glmtune.quantization.methods import method_named
 
 KEPT = "outside the blocks"
 SKIPPED = "named in `skip`"
@@ -31,17 +31,6 @@ class PlannedLayer:
     name: str
     entry: Entry
     reason: str
-
-
-def method_named(name: str) -> Method:
-    """Return a method.
-
-    Raises:
-        ConfigError: no method has that name, nearest first.
-    """
-    if name not in METHODS:
-        raise ConfigError(unknown_name("`quantization`", name, METHODS))
-    return METHODS[name]
 
 
 def plan_layout(

@@ -18,7 +18,8 @@ from glmtune.models.quantized import SCALE, ZERO, QuantizedLayout
 from glmtune.models.shards import TensorRecord, read_tensor
 from glmtune.quantization.apply import replace_layers
 from glmtune.quantization.chunks import quantize_in_chunks
-from glmtune.quantization.plan import method_named, plain_config, plan_layout, planned_layers
+from glmtune.quantization.methods import method_named
+from glmtune.quantization.plan import plain_config, plan_layout, planned_layers
 from glmtune.quantization.report import LayerReport, QuantizationReport, layer_report
 
 

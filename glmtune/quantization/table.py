@@ -13,9 +13,9 @@ def report_table(report: QuantizationReport) -> Table:
     Args:
         report: of a model.
     """
-    table = Table(title=f"quantized by {report.method}", title_justify="left")
-    table.add_column("layer")
-    for name in ("replaced", "skipped", "bits per weight", "SQNR (dB)"):
+    table = Table(title=f"quantized by {report.method}; bits per weight with scales", title_justify="left")
+    table.add_column("layer", no_wrap=True)
+    for name in ("replaced", "skipped", "bits", "SQNR dB"):
         table.add_column(name, justify="right")
     table.add_column("notes")
     reasons = {layer.kind: layer.reason for layer in report.layers if not layer.replaced}

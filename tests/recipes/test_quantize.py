@@ -1,0 +1,175 @@
+"""`glmtune quantize`, and every command on what it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from glmtune.cli import main
+from glmtune.errors import CheckpointError, ConfigError
+from glmtune.loading import load_model, load_tokenizer
+from glmtune.models.settings import CheckpointSettings, ModelSettings
+from glmtune.quantization.settings import QuantizationSettings
+from glmtune.quantization.write import REPORT_FILE, QuantizeJob, quantize_checkpoint
+from recipes.quantize import QuantizeConfig, run
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def command(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def test_the_embedded_model_in_four_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("quantize", "model=glm-tiny", "bits=4") == 0
+    shown = capsys.readouterr().out
+    folder = Path("runs/quantize-glm-tiny-int4")
+    assert "official format" in shown
+    assert "query_key_value" in shown
+    assert "skipped: outside the blocks" in " ".join(shown.split())
+    report = json.loads((folder / REPORT_FILE).read_text())
+    assert report["is_official"]
+    assert report["method"] == "int4"
+    kinds = {kind["kind"]: kind for kind in report["kinds"]}
+    assert kinds["dense_4h_to_h"]["num_replaced"] > 0
+    assert 10 < kinds["dense_4h_to_h"]["sqnr_db"] < 25
+    assert report["num_bytes"] < report["source_bytes"]
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    assert report["num_bytes"] <= stored <= report["num_bytes"] + 50_000
+    assert json.loads((folder / "config.json").read_text())["quantization_bit"] == 4
+
+    assert command("info", folder) == 0
+    assert "int4, 4 bits: " in " ".join(capsys.readouterr().out.split())
+    rows = ("data.max_train_samples=8", "data.max_eval_samples=4")
+    train = ("trainer.max_steps=2", "trainer.save_steps=2", "trainer.per_device_train_batch_size=2", *rows)
+    assert command("train", "+recipe=ptuning", f"model={folder.absolute()}", "output_dir=tuned", *train) == 0
+    predict = ("data.max_eval_samples=2", "generation.max_new_tokens=4")
+    assert command("predict", f"model={folder.absolute()}", "prefix_path=tuned", *predict) == 0
+    assert len(Path("tuned/predict/generated_predictions.jsonl").read_text().splitlines()) == 2
+    model, tokenizer = load_model(folder, prefix="tuned"), load_tokenizer(folder)
+    assert isinstance(model.chat(tokenizer, "3+5", max_new_tokens=4)[0], str)
+    # the tuned prefix belongs to the quantized weights
+    with pytest.raises(CheckpointError, match="trained on another base"):
+        load_model("glm-tiny", prefix="tuned")
+    capsys.readouterr()
+
+
+def test_lora_over_weights_quantized_on_loading(tiny_base: Path, tiny_rows: dict[str, Path]) -> None:
+    words = [
+        "train", "+recipe=lora", f"model={tiny_base}", "quantization_bit=8", "output_dir=tuned", "data=files",
+        f"data.train_file={tiny_rows['train']}", f"data.validation_file={tiny_rows['validation']}",
+        "data.prompt_column=content", "data.response_column=summary",
+        "trainer.max_steps=2", "trainer.save_steps=2", "trainer.per_device_train_batch_size=2",
+    ]  # fmt: skip
+    assert command(*words) == 0
+    card = Path("tuned/README.md").read_text()
+    assert "quantized to int8" in card
+    assert 'quantization="int8"' in card
+    data = (f"data.test_file={tiny_rows['validation']}", "data=files", "data.prompt_column=content")
+    data += ("data.response_column=summary", "generation.max_new_tokens=3", "data.max_eval_samples=2")
+    assert command("predict", f"model={tiny_base}", "quantization=int8", "adapter_path=tuned", *data) == 0
+    assert command("predict", f"model={tiny_base}", "adapter_path=tuned", *data, "output_dir=other") != 0
+
+
+@pytest.mark.parametrize("name", ["v1", "v2"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_official_checkpoints_of_both_generations(name: str, bits: int, oracles: Path) -> None:
+    source = str(oracles / name / "checkpoint_bin")
+    written = run(QuantizeConfig(model=CheckpointSettings(source=source), bits=bits, output_dir="out"))
+    assert written.is_official
+    official = torch.load(oracles / name / f"int{bits}" / "pytorch_model.bin", weights_only=True)
+    from safetensors.torch import load_file
+
+    found = load_file(written.folder / "model.safetensors")
+    for key, value in official.items():
+        assert "inv_freq" in key or torch.equal(found[key], value), key
+    config = json.loads((written.folder / "config.json").read_text())
+    assert config["quantization_bit"] == bits
+    assert load_model(written.folder).quantization == f"int{bits}"  # type: ignore[attr-defined]
+
+
+def test_groups_choose_a_method_and_options_go_through(tiny_base: Path) -> None:
+    words = ["quantize", f"model={tiny_base}", "quantization=int4-g64-asym", "output_dir=out"]
+    assert command(*words, "quantization.skip=[dense, '*.layers.0.*']", "max_shard_mib=1") == 0
+    report = json.loads(Path("out", REPORT_FILE).read_text())
+    replaced = [layer["name"] for layer in report["layers"] if layer["replaced"]]
+    assert replaced
+    assert not any(".layers.0." in name or name.endswith(".dense") for name in replaced)
+    assert not report["is_official"]
+    assert load_model("out").quantization == "int4-g64-asym"  # type: ignore[attr-defined]
+
+
+def test_settings_that_contradict_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"`bits` is 3, but it must be 4 or 8"):
+        QuantizeConfig(model=CheckpointSettings(source="glm-tiny"), bits=3)
+    with pytest.raises(ConfigError, match=r"`bits` is 8, but `quantization.method` is `int4-g64`, of 4"):
+        QuantizeConfig(
+            model=CheckpointSettings(source="glm-tiny"),
+            bits=8,
+            quantization=QuantizationSettings(method="int4-g64"),
+        )
+    with pytest.raises(ConfigError, match=r"`model.source` is null"):
+        QuantizeConfig()
+    with pytest.raises(ConfigError, match=r"`model.quantization_bit` is 5, but it must be 4 or 8"):
+        ModelSettings(quantization_bit=5)
+    with pytest.raises(ConfigError, match="say the same thing twice"):
+        ModelSettings(quantization_bit=4, quantization="int8")
+    assert command("train", "+recipe=full", "quantization=int4") == 2
+    assert "`tune` is `full`, and codes cannot be trained" in capsys.readouterr().err
+    assert command("quantize", "quantization=int4-g65") == 2
+    assert "Did you mean `int4-g64`" in capsys.readouterr().err
+
+
+def test_full_tuning_of_a_quantized_folder_is_refused(oracles: Path, tiny_tokenizer) -> None:
+    from glmtune.loading import load_base
+    from glmtune.training.adapt import tune_all
+
+    model = load_base(oracles / "v2" / "int4", device="cpu")
+    with pytest.raises(ConfigError, match=r"`tune` is `full`, but .*int4` is quantized \(int4\)"):
+        tune_all(model, tiny_tokenizer)
+
+
+def test_only_earlier_results_are_replaced(tiny_base: Path, oracles: Path) -> None:
+    job = QuantizeJob(str(tiny_base), "int8", Path("out"))
+    quantize_checkpoint(job)
+    with pytest.raises(ConfigError, match=r"`out`, which holds an earlier quantized model.*overwrite=true"):
+        quantize_checkpoint(job)
+    again = QuantizeJob(str(tiny_base), "int4", Path("out"), overwrite=True)
+    assert quantize_checkpoint(again).report.method == "int4"
+    assert not list(Path().glob(".out*"))
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("x")
+    with pytest.raises(ConfigError, match=r"no quantization_report\.json.*never replaced"):
+        quantize_checkpoint(QuantizeJob(str(tiny_base), "int4", Path("mine"), overwrite=True))
+    with pytest.raises(ConfigError, match=r"quantized already \(int4\).*unquantized release"):
+        quantize_checkpoint(QuantizeJob(str(oracles / "v2" / "int4"), "int4", Path("new")))
+
+
+def test_what_does_not_read_back_is_not_put_in_place(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from glmtune.quantization import write
+
+    save = write.save_official
+
+    def damaged(model, folder: Path, **options) -> None:
+        save(model, folder, **options)
+        file = folder / "model.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-8] ^= 1
+        file.write_bytes(bytes(content))
+
+    monkeypatch.setattr(write, "save_official", damaged)
+    with pytest.raises(CheckpointError, match="reads back otherwise than it was written"):
+        quantize_checkpoint(QuantizeJob(str(tiny_base), "int8", Path("out")))
+    assert list(Path().iterdir()) == []
+    monkeypatch.setattr(write, "save_official", save)
+    Path("file").write_text("")
+    with pytest.raises(CheckpointError, match="could not be written"):
+        quantize_checkpoint(QuantizeJob(str(tiny_base), "int8", Path("file/below")))
