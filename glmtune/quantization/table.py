@@ -23,10 +23,8 @@ def report_table(report: QuantizationReport) -> Table:
     for kind in report.kinds():
         lowest = worst.get(kind.worst)
         layer = kind.worst.partition(".layers.")[2].partition(".")[0]
-        notes = (
-            [f"lowest {lowest:.2f}" + (f" in layer {layer}" if layer else "")] if lowest is not None else []
-        )
-        notes += [f"skipped: {reasons[kind.kind]}"] if kind.num_skipped else []
+        notes = [f"lowest {lowest:.2f}" + (f", layer {layer}" if layer else "")] if lowest is not None else []
+        notes += [reasons[kind.kind]] if kind.num_skipped else []
         table.add_row(
             kind.kind,
             str(kind.num_replaced),

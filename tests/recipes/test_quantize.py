@@ -32,7 +32,7 @@ def test_the_embedded_model_in_four_bits(capsys: pytest.CaptureFixture[str]) -> 
     folder = Path("runs/quantize-glm-tiny-int4")
     assert "official format" in shown
     assert "query_key_value" in shown
-    assert "skipped: outside the blocks" in " ".join(shown.split())
+    assert "outside the blocks" in shown
     report = json.loads((folder / REPORT_FILE).read_text())
     assert report["is_official"]
     assert report["method"] == "int4"
@@ -49,7 +49,7 @@ def test_the_embedded_model_in_four_bits(capsys: pytest.CaptureFixture[str]) -> 
     rows = ("data.max_train_samples=8", "data.max_eval_samples=4")
     train = ("trainer.max_steps=2", "trainer.save_steps=2", "trainer.per_device_train_batch_size=2", *rows)
     assert command("train", "+recipe=ptuning", f"model={folder.absolute()}", "output_dir=tuned", *train) == 0
-    predict = ("data.max_eval_samples=2", "generation.max_new_tokens=4")
+    predict = ("data.max_predict_samples=2", "generation.max_new_tokens=4")
     assert command("predict", f"model={folder.absolute()}", "prefix_path=tuned", *predict) == 0
     assert len(Path("tuned/predict/generated_predictions.jsonl").read_text().splitlines()) == 2
     model, tokenizer = load_model(folder, prefix="tuned"), load_tokenizer(folder)
@@ -72,7 +72,7 @@ def test_lora_over_weights_quantized_on_loading(tiny_base: Path, tiny_rows: dict
     assert "quantized to int8" in card
     assert 'quantization="int8"' in card
     data = (f"data.test_file={tiny_rows['validation']}", "data=files", "data.prompt_column=content")
-    data += ("data.response_column=summary", "generation.max_new_tokens=3", "data.max_eval_samples=2")
+    data += ("data.response_column=summary", "generation.max_new_tokens=3", "data.max_predict_samples=2")
     assert command("predict", f"model={tiny_base}", "quantization=int8", "adapter_path=tuned", *data) == 0
     assert command("predict", f"model={tiny_base}", "adapter_path=tuned", *data, "output_dir=other") != 0
 

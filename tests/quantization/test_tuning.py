@@ -1,0 +1,106 @@
+"""Tuning over codes: gradients equal those of the dequantized model, in every generation."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from glmtune.loading import load_base
+from glmtune.prefix.attach import attach_prefix, freeze_base
+from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
+from glmtune.quantization.apply import dequantize_model
+from glmtune.training.adapt import tune_adapter
+from glmtune.training.settings import LoraSettings
+
+METHODS = ("int8", "int4", "int4-g32-asym")
+
+
+def pair(source: Path, method: str) -> tuple[Any, Any]:
+    """A model of codes, and its dequantized twin."""
+    model = load_base(source, dtype="float32", device="cpu", quantization=method)
+    twin = copy.deepcopy(model)
+    dequantize_model(twin)
+    return model, twin
+
+
+def batch(model: Any) -> dict[str, Tensor]:
+    ids = torch.arange(6, 22).reshape(2, 8)
+    if hasattr(model.config, "gmask_token_id"):
+        ids[:, 3:5] = torch.tensor([model.config.gmask_token_id, model.config.bos_token_id])
+    labels = ids.clone()
+    labels[:, :4] = -100
+    return {"input_ids": ids, "labels": labels}
+
+
+def gradients(model: Any, inputs: dict[str, Tensor], autocast: bool) -> dict[str, Tensor]:
+    model.train()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        loss = model(**inputs, use_cache=False).loss
+    loss.backward()
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], autocast: bool) -> None:
+    assert found.keys() == expected.keys()
+    assert found
+    for name, gradient in expected.items():
+        largest = float(gradient.abs().max())
+        tolerance = (0.1 if autocast else 1e-5) * largest + 1e-9
+        torch.testing.assert_close(found[name], gradient, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_prefix_gradients(source: Path, method: str, checkpointing: bool, autocast: bool) -> None:
+    results = []
+    for model in pair(source, method):
+        torch.manual_seed(3)
+        attach_prefix(model, PrefixEncoder(prefix_shape(model.config), pre_seq_len=4, dropout=0.0))
+        freeze_base(model)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        results.append(gradients(model, batch(model), autocast))
+    assert_same(*results, autocast)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_lora_gradients(source: Path, method: str, checkpointing: bool) -> None:
+    results = []
+    for model in pair(source, method):
+        torch.manual_seed(3)
+        tuned = tune_adapter(model, LoraSettings(rank=2, dropout=0.0)).model
+        for name, weight in tuned.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.1)
+        if checkpointing:
+            tuned.gradient_checkpointing_enable({"use_reentrant": False})
+            tuned.enable_input_require_grads()
+        results.append(gradients(tuned, batch(model), autocast=False))
+    assert_same(*results, autocast=False)
+    assert all("lora_" in name for name in results[0])
+
+
+def test_lora_on_the_quantized_layers_themselves(source: Path) -> None:
+    """Every linear layer of a block can carry an adapter, and its codes stay as they are."""
+    model = load_base(source, dtype="float32", device="cpu", quantization="int4")
+    names = {"dense_h_to_4h", "dense"} if source.name == "chatglm" else {"gate_up_proj", "o_proj"}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tuned = tune_adapter(model, LoraSettings(rank=2, targets=sorted(names))).model
+    optimizer = torch.optim.AdamW([w for w in tuned.parameters() if w.requires_grad], lr=0.1)
+    losses = []
+    for _ in range(4):
+        loss = tuned(**batch(model), use_cache=False).loss
+        losses.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    after = {name.replace(".base_layer", ""): value for name, value in model.state_dict().items()}
+    assert all(torch.equal(after[name], value) for name, value in before.items())
