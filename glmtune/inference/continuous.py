@@ -129,7 +129,9 @@ class ContinuousBatch:
                 self._tokens.append(0)
             self._slots[slot] = row
             self._waiting.popleft()
-        return self._take(slots, tokens)
+        finished = self._take(slots, tokens)
+        self._settle()
+        return finished
 
     def _next_rows(self) -> list[Row]:
         group = self._waiting[0].group
@@ -146,7 +148,10 @@ class ContinuousBatch:
         tokens = self._model.logits(hidden_BD).argmax(-1).tolist()
         self._positions = positions
         active = self._active
-        return self._take(active, [tokens[slot] for slot in active])
+        finished = self._take(active, [tokens[slot] for slot in active])
+        if finished:
+            self._settle()
+        return finished
 
     def _take(self, slots: Sequence[int], tokens: Sequence[int]) -> list[Finished]:
         """Append the new tokens to their rows; rows that are done leave their slots."""
@@ -159,7 +164,6 @@ class ContinuousBatch:
             if reason is not None:
                 finished.append((row, reason))
                 self._slots[slot] = None
-        self._settle()
         return finished
 
     def _end(self, row: Row, token: int) -> str | None:

@@ -58,7 +58,7 @@ class SlotStates:
         self.segments: list[Segment] = []
         self._layers: list[KeysValues] = []
         self._lengths = torch.zeros(0, dtype=torch.long)
-        self._slots = self._lengths
+        self._taken = torch.zeros(0, dtype=torch.long)  # 1 where a row sits
         self._columns = 0
         self._mask = torch.zeros(0)
 
@@ -77,24 +77,29 @@ class SlotStates:
             lengths: int64 ``[rows]``.
         """
         places = torch.tensor(slots, dtype=torch.long, device=lengths.device)
-        width = layers[0][0].shape[2]
-        self._reserve(layers, max(self.num_slots, max(slots) + 1), width + 1)
+        width, num_slots = layers[0][0].shape[2], max(self.num_slots, max(slots) + 1)
+        self._reserve(layers, num_slots, width + 1)
         for (keys, values), (new_keys, new_values) in zip(self._layers, layers, strict=True):
             keys[places, :, :width] = new_keys
             values[places, :, :width] = new_values
-        self._lengths[places] = lengths
+        # Last, so that a lack of memory above leaves the slots as they were.
+        more = (0, num_slots - self.num_slots)
+        self._lengths = nn.functional.pad(self._lengths.to(lengths.device), more)
+        self._taken = nn.functional.pad(self._taken.to(lengths.device), more)
+        self._lengths[places], self._taken[places] = lengths, 1
 
     def free(self, slots: Sequence[int]) -> None:
         """Empty slots; they stay in the batch until they are filled or dropped."""
-        self._lengths[torch.tensor(slots, dtype=torch.long, device=self._lengths.device)] = 0
+        places = torch.tensor(slots, dtype=torch.long, device=self._lengths.device)
+        self._lengths[places], self._taken[places] = 0, 0
 
     def keep(self, slots: Sequence[int]) -> None:
         """Drop all slots but these, which take the numbers 0, 1, ... in this order."""
         chosen = torch.tensor(slots, dtype=torch.long, device=self._lengths.device)
-        self._lengths = self._lengths[chosen]
-        width = int(self._lengths.max()) + 1 if len(slots) else 0
-        self._layers = [(keys[chosen, :, :width], values[chosen, :, :width]) for keys, values in self._layers]
-        self._slots = torch.arange(len(slots), device=chosen.device)
+        lengths = self._lengths[chosen]
+        width = int(lengths.max()) + 1
+        kept = [(keys[chosen, :, :width], values[chosen, :, :width]) for keys, values in self._layers]
+        self._layers, self._lengths, self._taken = kept, lengths, self._taken[chosen]
 
     def open_column(self) -> Tensor:
         """Make room for one more token per slot.
@@ -112,7 +117,7 @@ class SlotStates:
 
     def advance(self) -> None:
         """Count the token that was just read."""
-        self._lengths += 1
+        self._lengths += self._taken
 
     def attend(
         self,
@@ -126,16 +131,18 @@ class SlotStates:
     ) -> Tensor:
         """Attend with one query per slot; see `AttentionStates`."""
         del mask  # the model hands our own mask back, in its type
-        keys, values = self._layers[layer]
-        keys[self._slots, :, self._lengths] = own[0][:, :, 0]
-        values[self._slots, :, self._lengths] = own[1][:, :, 0]
-        query_BKGH = query.unflatten(1, (keys.shape[1], -1)).squeeze(3) * scaling
-        columns = slice(0, self._columns)
-        part = _attend(query_BKGH, keys[:, :, columns], values[:, :, columns], self._mask)
+        keys, values = (states[: self.num_slots, :, : self._columns] for states in self._layers[layer])
+        column_B1 = self._lengths[:, None]
+        rows_B1 = torch.arange(self.num_slots, device=column_B1.device)[:, None]
+        heads_1K = torch.arange(keys.shape[1], device=column_B1.device)[None]
+        keys[rows_B1, heads_1K, column_B1] = own[0][:, :, 0]
+        values[rows_B1, heads_1K, column_B1] = own[1][:, :, 0]
+        query_BKGH = query.unflatten(1, (keys.shape[1], -1)).squeeze(3)
+        part = _attend(query_BKGH, keys, values, scaling, self._mask)
         if front is not None:
-            part = part.merge(_attend_shared(query_BKGH, (front[0][:1], front[1][:1])))
+            part = part.merge(_attend_shared(query_BKGH, (front[0][:1], front[1][:1]), scaling))
         for segment in self.segments:
-            part = _merge_segment(part, query_BKGH, segment, layer)
+            part = _merge_segment(part, query_BKGH, segment, layer, scaling)
         return part.mixed.to(query.dtype).flatten(1, 2)[:, None]
 
     def _reserve(self, like: Sequence[KeysValues], num_slots: int, num_columns: int) -> None:
@@ -147,11 +154,6 @@ class SlotStates:
                 wanted = room if num_columns <= room else num_columns + max(COLUMN_CHUNK, num_columns // 4)
                 size = (max(num_slots, keys.shape[0]), wanted)
                 self._layers[place] = (_grown(keys, *size), _grown(values, *size))
-        if num_slots > self.num_slots:
-            self._lengths = nn.functional.pad(
-                self._lengths.to(like[0][0].device), (0, num_slots - self.num_slots)
-            )
-            self._slots = torch.arange(num_slots, device=self._lengths.device)
 
 
 def _grown(states: Tensor, num_slots: int, num_columns: int) -> Tensor:
@@ -161,30 +163,33 @@ def _grown(states: Tensor, num_slots: int, num_columns: int) -> Tensor:
     return larger
 
 
-def _attend(query_BKGH: Tensor, keys_BKCH: Tensor, values_BKCH: Tensor, mask: Tensor | None) -> _Part:
-    scores = (query_BKGH @ keys_BKCH.transpose(2, 3)).float()
+def _attend(
+    query_BKGH: Tensor, keys_BKCH: Tensor, values_BKCH: Tensor, scaling: float, mask: Tensor | None = None
+) -> _Part:
+    scores = (query_BKGH @ keys_BKCH.transpose(2, 3)).float() * scaling
     if mask is not None:
         scores = scores + mask
     weight = scores.logsumexp(dim=-1, keepdim=True)
     return _Part(((scores - weight).exp().to(values_BKCH.dtype) @ values_BKCH).float(), weight)
 
 
-def _attend_shared(query_BKGH: Tensor, shared: KeysValues) -> _Part:
+def _attend_shared(query_BKGH: Tensor, shared: KeysValues, scaling: float) -> _Part:
     """Attend to keys and values ``[1, K, P, H]`` that all rows share: one matrix product per head."""
     size, groups = query_BKGH.shape[0], query_BKGH.shape[2]
     query_1KQH = query_BKGH.transpose(0, 1).flatten(1, 2)[None]
-    part = _attend(query_1KQH, shared[0].to(query_BKGH), shared[1].to(query_BKGH), None)
+    part = _attend(query_1KQH, shared[0].to(query_BKGH), shared[1].to(query_BKGH), scaling)
     unpacked = [
         tensor[0].unflatten(1, (size, groups)).transpose(0, 1) for tensor in (part.mixed, part.weight)
     ]
     return _Part(*unpacked)
 
 
-def _merge_segment(part: _Part, query_BKGH: Tensor, segment: Segment, layer: int) -> _Part:
-    states = segment.shared.layers[layer]
-    if segment.slots is None:
-        return part.merge(_attend_shared(query_BKGH, states))
-    mine = _Part(part.mixed[segment.slots], part.weight[segment.slots])
-    merged = mine.merge(_attend_shared(query_BKGH[segment.slots], states))
-    part.mixed[segment.slots], part.weight[segment.slots] = merged.mixed, merged.weight
+def _merge_segment(part: _Part, query_BKGH: Tensor, segment: Segment, layer: int, scaling: float) -> _Part:
+    """Add what the rows of a segment see in its beginning; the others stay as they are."""
+    states, slots = segment.shared.layers[layer], segment.slots
+    if slots is None:
+        return part.merge(_attend_shared(query_BKGH, states, scaling))
+    mine = _Part(part.mixed[slots], part.weight[slots])
+    merged = mine.merge(_attend_shared(query_BKGH[slots], states, scaling))
+    part.mixed[slots], part.weight[slots] = merged.mixed, merged.weight
     return part

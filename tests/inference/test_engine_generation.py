@@ -7,7 +7,7 @@ import torch
 from transformers import GlmConfig, GlmForCausalLM
 
 from glmtune.errors import ConfigError, GlmtuneError
-from glmtune.inference import continuous
+from glmtune.inference import continuous, slots
 from glmtune.inference.engine import Engine, EngineSettings
 from glmtune.inference.engine_model import EngineModel
 from glmtune.inference.stop_text import StopText
@@ -161,6 +161,36 @@ def test_rows_sent_back_keep_what_they_have(model, prompts, alone, monkeypatch, 
     same(generate(model, prompts, batch_size=16), alone)
     useful = sum(text.num_new_tokens for text in alone.values())
     assert sum(generated) < 1.3 * useful  # no token is generated twice
+
+
+@pytest.mark.parametrize("failing", [{1}, {7}, {4, 12}, {20}])
+def test_slots_that_cannot_grow_stay_as_they_were(model, prompts, alone, monkeypatch, failing):
+    count, real = [0], slots._grown
+
+    def grown(*arguments):
+        count[0] += 1
+        if count[0] in failing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*arguments)
+
+    monkeypatch.setattr(slots, "_grown", grown)
+    same(generate(model, prompts, batch_size=16, read_tokens=400), alone)
+    assert count[0] > max(failing)
+
+
+@pytest.mark.parametrize("failing", [{1}, {1, 2}, {3}])
+def test_slots_that_cannot_be_packed_stay_as_they_were(model, prompts, alone, monkeypatch, failing):
+    count, real = [0], slots.SlotStates.keep
+
+    def keep(self, places):
+        count[0] += 1
+        if count[0] in failing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(self, places)
+
+    monkeypatch.setattr(slots.SlotStates, "keep", keep)
+    same(generate(model, prompts, batch_size=16), alone)
+    assert count[0] >= max(failing)
 
 
 def test_scores_halve_on_out_of_memory(model, prompts, monkeypatch):
