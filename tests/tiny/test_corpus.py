@@ -13,25 +13,20 @@ import pytest
 from glmtune.errors import ConfigError
 from glmtune.tiny import ads, ads_style, chat_style
 from glmtune.tiny.arithmetic import add_columns, divide_columns, multiply_columns, subtract_columns
-from glmtune.tiny.corpus import MIX, WARM_UP_ROWS, draw, stream, write
+from glmtune.tiny.corpus import MIX, draw, stream, write
 from glmtune.tiny.exam import exam, is_right
 from glmtune.tiny.generated import resolve_generated
 from glmtune.tiny.sample import lexicon
 
-TAUGHT_ROWS = "ed161cf0e391aae876ff00b1aa453d08454d341faf0fcc56619add297a0d723e"
+TAUGHT_ROWS = "6bc2ee46d3132cfb9ed4566eec402b658bb8c9eb24519ffc4c56a1fe00d779f3"
 REPO = Path(__file__).resolve().parents[2]
 
 
 def test_rows_are_those_the_shipped_model_was_trained_on():
     digest = hashlib.sha256()
-    for index in range(WARM_UP_ROWS - 500, WARM_UP_ROWS + 3000):
+    for index in range(3000):
         digest.update(repr(draw(0, index)).encode())
     assert digest.hexdigest() == TAUGHT_ROWS
-
-
-def test_training_begins_with_copying_and_the_exam_does_not():
-    assert {draw(0, index).skill for index in range(0, WARM_UP_ROWS, 500)} == {"copying"}
-    assert "copying" not in {sample.skill for sample in stream(0, 100, salt="validation")}
 
 
 def test_a_row_does_not_depend_on_the_ones_before_it():
@@ -41,7 +36,7 @@ def test_a_row_does_not_depend_on_the_ones_before_it():
 
 
 def test_every_skill_occurs_about_as_often_as_the_mix_says():
-    counts = Counter(sample.skill for sample in stream(3, 4000, salt="validation"))
+    counts = Counter(sample.skill for sample in stream(3, 4000))
     total = sum(weight for _, weight in MIX.values())
     for skill, (_, weight) in MIX.items():
         assert abs(counts[skill] / 4000 - weight / total) < 0.03
