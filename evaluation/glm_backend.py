@@ -256,16 +256,14 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _quantization(base: Any) -> str:
-    """Return what the model says about itself: our own method, transformers' or the release's bits."""
-    ours = getattr(base, "quantization", None)
-    if ours is not None:
-        return str(getattr(ours, "name", ours))
+    """Return the method the model names: our own, or one of transformers'."""
+    if getattr(base, "quantization", None):
+        return str(base.quantization)
     settings = getattr(base.config, "quantization_config", None)
-    if settings is not None:
-        method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
-        return str(getattr(method, "value", method))
-    bits = getattr(base.config, "quantization_bit", 0)
-    return f"int{bits}" if bits else "none"
+    if settings is None:
+        return "none"
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
+    return str(getattr(method, "value", method))
 
 
 def _ending(prompt: Prompt) -> str:

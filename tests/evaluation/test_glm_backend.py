@@ -212,12 +212,14 @@ def test_hash_covers_name_shape_type_and_values():
 
 
 def test_quantization_is_what_the_model_says(tiny_base):
-    model = load_model(tiny_base, device="cpu")
-    model.config.quantization_config = {"quant_method": "torchao"}
-    assert identify(model, Family.CHATGLM2).quantization == "torchao"
-    del model.config.quantization_config
-    model.config.quantization_bit = 4
-    assert identify(model, Family.CHATGLM2).quantization == "int4"
+    quantized = identify(load_model(tiny_base, device="cpu", quantization="int8"), Family.CHATGLM2)
+    assert quantized.quantization == "int8"
+    assert (
+        quantized.weights_hash != identify(load_model(tiny_base, device="cpu"), Family.CHATGLM2).weights_hash
+    )
+    other = load_model(tiny_base, device="cpu")
+    other.config.quantization_config = {"quant_method": "torchao"}
+    assert identify(other, Family.CHATGLM2).quantization == "torchao"
 
 
 def test_embedded_model_end_to_end():

@@ -9,6 +9,7 @@ import torch
 
 from glmtune.inference import engine_model
 from glmtune.inference.engine import Engine, EngineSettings
+from glmtune.loading import load_model
 from glmtune.models.load import load_base
 from glmtune.prefix.attach import attach_prefix, prefix_of
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
@@ -88,6 +89,12 @@ def test_every_generation(name):
 @pytest.mark.parametrize("folder", ORACLES)
 def test_oracle_checkpoints(oracles: Path, folder):
     model = load_base(oracles / folder, dtype="float32", device="cpu")
+    check(model, shared_prompts(model.config))
+
+
+@pytest.mark.parametrize("folder", ["v2/int4", "v2/int8", "v1/int8", "v1/int4_embeddings"])
+def test_quantized_checkpoints(oracles: Path, folder):
+    model = load_model(oracles / folder, dtype="float32", device="cpu")
     check(model, shared_prompts(model.config))
 
 
