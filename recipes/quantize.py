@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from glmtune.data.settings import DataSettings
 from glmtune.errors import ConfigError
 from glmtune.models.settings import CheckpointSettings
 from glmtune.quantization.settings import QuantizationSettings, chosen_method
@@ -15,6 +17,7 @@ from recipes.compose import Command
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from glmtune.models.chat_tokenizer import GlmTokenizer
     from glmtune.quantization.write import Quantized
 
 MEBIBYTE = 2**20
@@ -27,6 +30,9 @@ class QuantizeConfig:
     model: CheckpointSettings = setting(CheckpointSettings, "the unquantized model")
     bits: int | None = setting(None, "4 or 8: the official format of that width")
     quantization: QuantizationSettings = setting(QuantizationSettings, "the method and what is left out")
+    data: DataSettings = setting(DataSettings, "training rows that calibrated methods (-gptq) look at")
+    num_calibration_rows: int = setting(64, "how many of them")
+    seed: int = setting(42, "seed of their choice")
     output_dir: str | None = setting(None, "folder to appear; default: runs/quantize-MODEL-METHOD")
     max_shard_mib: int = setting(2048, "largest weight file, MiB")
     overwrite: bool = setting(False, "replace an earlier result in output_dir; other folders never are")
@@ -39,6 +45,7 @@ class QuantizeConfig:
         """
         chosen_method(self.quantization.method, self.bits)
         check_range("max_shard_mib", self.max_shard_mib, low=1)
+        check_range("num_calibration_rows", self.num_calibration_rows, low=1)
         if self.model.source is None:
             raise ConfigError(
                 "`model.source` is null, but there must be a model to quantize. Add `model=NAME_OR_FOLDER`."
@@ -79,6 +86,7 @@ def run(config: QuantizeConfig) -> Quantized:
         embeddings=config.quantization.embeddings,
         max_shard_bytes=config.max_shard_mib * MEBIBYTE,
         overwrite=config.overwrite,
+        calibration_rows=_calibration_rows(config),
     )
     console = Console()
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -89,6 +97,25 @@ def run(config: QuantizeConfig) -> Quantized:
     console.print(report_table(written.report))
     _summarize(console, written)
     return written
+
+
+def _calibration_rows(config: QuantizeConfig) -> tuple[tuple[int, ...], ...]:
+    """Draw rows of the training split, encoded as for training; none where the method needs none."""
+    import random
+
+    from glmtune.data.dataset import load_split
+    from glmtune.loading import load_tokenizer
+    from glmtune.quantization.methods import method_named
+    from glmtune.tiny.generated import resolve_generated
+
+    if not method_named(config.method).calibrated:
+        return ()
+    tokenizer = load_tokenizer(str(config.model.source), family=config.model.family)
+    data = dataclasses.replace(config.data, train_file=resolve_generated(config.data.train_file))
+    split = load_split(data, "train", cast("GlmTokenizer", tokenizer), progress=True)
+    count = len(split.lengths)
+    chosen = random.Random(config.seed).sample(range(count), min(count, config.num_calibration_rows))
+    return tuple(tuple(split.rows[index]["input_ids"]) for index in chosen)
 
 
 def _summarize(console: Console, written: Quantized) -> None:
@@ -111,6 +138,7 @@ COMMAND = Command(
     examples=(
         "glmtune quantize model=glm-tiny bits=4",
         "glmtune quantize model=chatglm2-6b quantization=int4-g64 output_dir=chatglm2-6b-int4-g64",
+        "glmtune quantize quantization=int4-gptq data=ads",
         "glmtune quantize model=chatglm-6b bits=4 quantization.embeddings=true",
     ),
 )

@@ -60,7 +60,7 @@ def replace_layers(model: PreTrainedModel, layout: QuantizedLayout) -> None:
     for layer in planned_layers(model.config, layout):
         if not layer.reason:
             for weight in layer.entry.native:
-                _replace(model, weight.removesuffix(".weight"), layout)
+                replace_layer(model, weight.removesuffix(".weight"), layout)
     _tie_head(model, layout)
 
 
@@ -100,7 +100,7 @@ def _quantize_layer(
             return weight[start:stop].cpu()
 
         found = quantize_in_chunks(method, tuple(weight.shape), read, name=layer.name, measure=True)
-        codes = _replace(model, name.removesuffix(".weight"), layout)
+        codes = replace_layer(model, name.removesuffix(".weight"), layout)
         with torch.no_grad():
             for part, made in found.tensors.items():
                 getattr(codes, part).copy_(made)
@@ -108,9 +108,16 @@ def _quantize_layer(
     return layer_report(layer, layout.method, method, dtype, signal, noise)
 
 
-def _replace(
+def replace_layer(
     model: PreTrainedModel, name: str, layout: QuantizedLayout
 ) -> QuantizedLinear | QuantizedEmbedding:
+    """Put one empty layer of codes in place.
+
+    Args:
+        model: mutated.
+        name: the layer's name in the model.
+        layout: bits, groups and zero points.
+    """
     old: Any = model.get_submodule(name)
     with torch.device(old.weight.device):
         if isinstance(old, nn.Embedding):
@@ -129,7 +136,7 @@ def _tie_head(model: PreTrainedModel, layout: QuantizedLayout) -> None:
     name = next(name for name, module in model.named_modules() if isinstance(module, QuantizedEmbedding))
     head = "lm_head"
     if not isinstance(model.get_submodule(head), QuantizedLinear):
-        _replace(model, head, layout)
+        replace_layer(model, head, layout)
     tied = {f"{head}.{part}": f"{name}.{part}" for part in layout.shapes((2, 2))}
     model._tied_weights_keys = tied
     model.tie_weights()

@@ -27,6 +27,8 @@ class Method:
         group_size: columns that share a scale; None: one scale per row.
         symmetric: no zero points.
         search: ranges and scales are chosen for the smallest squared error; otherwise by the largest weight.
+        calibrated: rounding looks at a model's inputs (`glmtune.quantization.calibrate`); a weight alone
+            cannot be quantized so.
     """
 
     bits: int
@@ -34,6 +36,7 @@ class Method:
     group_size: int | None = None
     symmetric: bool = True
     search: bool = False
+    calibrated: bool = False
 
     def quantize(self, weight_OI: Tensor) -> QuantizedTensor:
         """Quantize rows of a weight; rows do not depend on each other.
@@ -89,8 +92,12 @@ METHODS: dict[str, Method] = {
     **_grouped(128),
     **_grouped(64),
     **_grouped(32),
+    "int4-gptq": Method(4, "official INT4 format, rounding calibrated by GPTQ", search=True, calibrated=True),
+    "int4-g64-gptq": Method(
+        4, "a scale per 64 columns, rounding calibrated by GPTQ", 64, search=True, calibrated=True
+    ),
 }
-"""Name → method. ``int8``, ``int4`` and ``int4-clip`` are stored in the official format."""
+"""Name → method. Those without groups (``-g``) are stored in the official format."""
 
 
 def method_named(name: str) -> Method:

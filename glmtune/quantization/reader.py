@@ -85,6 +85,11 @@ class QuantizingReader:
             wanted = plan_layout(
                 self._config, self._method, skip=self._skip, embeddings=self._embeddings and stored is None
             )
+        if stored is None and wanted is not None and method_named(wanted.method).calibrated:
+            raise ConfigError(
+                f"`quantization` is `{wanted.method}`, which needs rows to calibrate with, so it cannot be "
+                f"done on loading. Write it once with `glmtune quantize quantization={wanted.method}`."
+            )
         if stored is not None and wanted is not None and stored.method != wanted.method:
             raise ConfigError(
                 f"`quantization` is `{wanted.method}`, but the checkpoint is stored as `{stored.method}` "

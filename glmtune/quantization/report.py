@@ -80,10 +80,12 @@ class QuantizationReport:
     Attributes:
         method: name of the method.
         layers: one entry each.
+        measured: what signal and noise are those of: ``weights``, or ``outputs`` on calibration rows.
     """
 
     method: str
     layers: tuple[LayerReport, ...]
+    measured: str = "weights"
 
     @property
     def bits_per_weight(self) -> float:
@@ -103,6 +105,7 @@ class QuantizationReport:
         kinds = [asdict(kind) for kind in self.kinds()]
         return {
             "method": self.method,
+            "measured": self.measured,
             "bits_per_weight": self.bits_per_weight,
             "kinds": kinds,
             "layers": layers,

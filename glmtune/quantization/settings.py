@@ -17,7 +17,8 @@ class QuantizationSettings:
 
     method: str | None = setting(
         None,
-        "int8, int4, int4-clip (official formats), int4-g128|g64|g32, each also with -asym; default int4",
+        "official formats: int8, int4 (default), int4-clip, int4-gptq; own: int4-g128|g64|g32, each also "
+        "with -asym, and int4-g64-gptq",
     )
     skip: list[str] = setting(
         list, "layers left as they are: official names, * patterns, or kinds such as dense"

@@ -13,7 +13,10 @@ def report_table(report: QuantizationReport) -> Table:
     Args:
         report: of a model.
     """
-    table = Table(title=f"quantized by {report.method}; bits per weight with scales", title_justify="left")
+    table = Table(
+        title=f"quantized by {report.method}; bits per weight with scales, SQNR of {report.measured}",
+        title_justify="left",
+    )
     table.add_column("layer", no_wrap=True)
     for name in ("replaced", "skipped", "bits", "SQNR dB"):
         table.add_column(name, justify="right")

@@ -15,12 +15,14 @@ from transformers import PreTrainedModel
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.checkpoint import DEFAULT_SHARD_BYTES, save_official
 from glmtune.models.config import read_config
-from glmtune.models.load import load_base, load_config
+from glmtune.models.load import GlmModel, load_base, load_config
 from glmtune.models.names import FusedLayout, name_table, official_tensor
 from glmtune.models.quantized import QuantizedLayout
 from glmtune.models.shards import read_records, read_tensor
 from glmtune.models.source import resolve_source
 from glmtune.models.tokenizers import load_tokenizer_folder
+from glmtune.quantization.calibrate import quantize_calibrated
+from glmtune.quantization.methods import method_named
 from glmtune.quantization.reader import QuantizingReader
 from glmtune.quantization.report import QuantizationReport
 
@@ -43,6 +45,7 @@ class QuantizeJob:
         embeddings: see `plan_layout`.
         max_shard_bytes: largest weight file.
         overwrite: replace an earlier result in ``output_dir``.
+        calibration_rows: token ids for calibrated methods; others do not look at them.
     """
 
     source: str
@@ -53,6 +56,7 @@ class QuantizeJob:
     embeddings: bool = False
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
     overwrite: bool = False
+    calibration_rows: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +81,8 @@ class Quantized:
 def quantize_checkpoint(job: QuantizeJob, watch: Callable[[int, int], None] | None = None) -> Quantized:
     """Write a quantized copy of a checkpoint, with its tokenizer and a report of every layer.
 
-    Memory: the quantized model, and a shard while it is written. A run that was killed leaves nothing under
-    ``output_dir`` and begins anew.
+    Memory: the quantized model, and a shard while it is written; calibrated methods need the whole model
+    first. A run that was killed leaves nothing under ``output_dir`` and begins anew.
 
     Args:
         job: what to do.
@@ -102,8 +106,7 @@ def quantize_checkpoint(job: QuantizeJob, watch: Callable[[int, int], None] | No
         raise ConfigError(
             f"`output_dir` is `{final}`, which holds the source `{folder}`. Give another folder."
         )
-    reader = QuantizingReader(job.method, skip=job.skip, embeddings=job.embeddings, measure=True, watch=watch)
-    model = load_base(job.source, dtype=config.dtype, device="cpu", family=job.family, quantizer=reader)
+    model, report = _quantized_model(job, config.dtype, watch)
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -112,10 +115,8 @@ def quantize_checkpoint(job: QuantizeJob, watch: Callable[[int, int], None] | No
         _copy_surroundings(folder, partial, model)
         written = QuantizedLayout.of(model.config)
         assert written is not None
-        result = Quantized(
-            final, reader.report, written.is_official, _weight_bytes(partial), _weight_bytes(folder)
-        )
-        described = {"source": job.source, "is_official": result.is_official, **reader.report.as_dict()}
+        result = Quantized(final, report, written.is_official, _weight_bytes(partial), _weight_bytes(folder))
+        described = {"source": job.source, "is_official": result.is_official, **report.as_dict()}
         described |= {"num_bytes": result.num_bytes, "source_bytes": result.source_bytes}
         (partial / REPORT_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         _put_in_place(partial, final)
@@ -127,6 +128,23 @@ def quantize_checkpoint(job: QuantizeJob, watch: Callable[[int, int], None] | No
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return result
+
+
+def _quantized_model(
+    job: QuantizeJob, dtype: str | torch.dtype | None, watch: Callable[[int, int], None] | None
+) -> tuple[GlmModel, QuantizationReport]:
+    """Load in the stored floating type, as codes; a calibrated method needs the whole model first."""
+    if not method_named(job.method).calibrated:
+        options: dict[str, Any] = {"skip": job.skip, "embeddings": job.embeddings, "measure": True}
+        reader = QuantizingReader(job.method, watch=watch, **options)
+        model = load_base(job.source, dtype=dtype, device="cpu", family=job.family, quantizer=reader)
+        return model, reader.report
+    if job.embeddings:
+        raise ConfigError(
+            f"`embeddings` is true, but `{job.method}` calibrates linear layers of blocks only. Leave it out."
+        )
+    model = load_base(job.source, dtype=dtype, device="cpu", family=job.family)
+    return model, quantize_calibrated(model, job.method, job.calibration_rows, skip=job.skip, watch=watch)
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:

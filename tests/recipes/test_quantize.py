@@ -105,6 +105,18 @@ def test_groups_choose_a_method_and_options_go_through(tiny_base: Path) -> None:
     assert load_model("out").quantization == "int4-g64-asym"  # type: ignore[attr-defined]
 
 
+def test_a_calibrated_method_looks_at_training_rows(tiny_base: Path, tiny_rows: dict[str, Path]) -> None:
+    data = (f"data.train_file={tiny_rows['train']}", "data.prompt_column=content", "data=files")
+    data += ("data.response_column=summary", "num_calibration_rows=6")
+    assert command("quantize", f"model={tiny_base}", "quantization=int4-gptq", "output_dir=out", *data) == 0
+    report = json.loads(Path("out", REPORT_FILE).read_text())
+    assert report["measured"] == "outputs"
+    assert report["is_official"]
+    assert load_model("out").quantization == "int4-gptq"  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="`embeddings` is true, but `int4-gptq`"):
+        quantize_checkpoint(QuantizeJob(str(tiny_base), "int4-gptq", Path("x"), embeddings=True))
+
+
 def test_settings_that_contradict_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=r"`bits` is 3, but it must be 4 or 8"):
         QuantizeConfig(model=CheckpointSettings(source="glm-tiny"), bits=3)
