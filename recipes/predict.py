@@ -113,6 +113,7 @@ def run(config: PredictConfig) -> PredictResult:
     from glmtune.inference.questions import build_questions
     from glmtune.inference.run import predict_split
     from glmtune.loading import load_model, load_tokenizer
+    from glmtune.quantization.kernels import prepare_for_inference
 
     console = Console()
     tuned_path = _find_tuned(config)
@@ -130,6 +131,7 @@ def run(config: PredictConfig) -> PredictResult:
         family=source.family,
         quantization=source.method,
     )
+    prepare_for_inference(model)
     tuning = _tune(config, model, tuned_path)
     _announce(console, config, loaded, tuning, folder)
 
