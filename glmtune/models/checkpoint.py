@@ -52,7 +52,7 @@ def read_into(
     """
     records = read_records(folder)
     check_records(records, config, folder)
-    tensors, layout = dict(model.named_parameters()), FusedLayout.of(config)
+    tensors, layout = dict(model.named_parameters(remove_duplicate=False)), FusedLayout.of(config)
     wanted = QuantizedLayout.of(getattr(model, "config", config))
     needed = (entry for entry in name_table(config) if not entry.is_copy)
     entries = sorted(needed, key=lambda entry: _place(records[entry.official]))

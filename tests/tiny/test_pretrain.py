@@ -67,7 +67,10 @@ def test_a_few_steps_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         num_threads=1,
         report_to=[],
     )
-    result = run(dataclasses.replace(config, data=data, trainer=trainer, output_dir=str(tmp_path / "run")))
+    config = dataclasses.replace(config, data=data, trainer=trainer, output_dir=str(tmp_path / "run"))
+    result = run(config)
     assert result.steps == 2
+    longer = dataclasses.replace(trainer, max_steps=3)
+    assert run(dataclasses.replace(config, trainer=longer, resume="force")).steps == 3
     assert result.results["train_rows"] == 32
     assert (tmp_path / "run" / "last" / "config.json").exists()
