@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -13,12 +14,17 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evaluation.backend import Limits, ModelIdentity
+from evaluation.compare_text import WindowLoss
 from evaluation.sample import ChoiceScores, Completion, Prompt
+from glmtune.adapter import find_adapter, load_adapter
 from glmtune.errors import DataError
 from glmtune.inference.engine import Engine
+from glmtune.inference.perplexity import token_losses
 from glmtune.inference.settings import EngineSettings
+from glmtune.loading import load_model, load_tokenizer
 from glmtune.messages import Message
 from glmtune.models.families import Family
+from glmtune.models.settings import ModelSettings
 from glmtune.models.templates import TextTokenizer, template_for
 
 ENCODED_PROMPTS = 16384
@@ -47,6 +53,10 @@ class PromptEncoder:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return generated ids as text, without special tokens, not stripped or cleaned."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def plain_ids(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the ids of ``[gMASK] sop``, and those of a text that follows them."""
+        return [*self._ours.prefix_ids, *self._ours.suffix_ids], self._ours.text_ids(text)
 
     def _ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Encode a prompt; ``ids`` remembers the latest ones.
@@ -126,6 +136,7 @@ class GlmBackend:
             is_chat: whether prompts are conversations; None decides by the name (`is_chat_model`).
             settings: how much is done at once.
         """
+        self._model = model
         self._encoder = PromptEncoder(tokenizer)
         self._engine = Engine(model, settings)
         self._identity = identify(model, self._encoder.family, name=name, is_chat=is_chat)
@@ -191,6 +202,78 @@ class GlmBackend:
         for place, logprobs in scores:
             yield place, ChoiceScores(logprobs, self.count_tokens(prompts[place]))
 
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights as they are held: codes, scales, and what is not quantized."""
+        return sum(
+            tensor.numel() * tensor.element_size() for tensor in unwrapped(self._model).state_dict().values()
+        )
+
+    def text_losses(self, text: str, window_tokens: int) -> list[WindowLoss]:
+        """Read a plain text window by window; see `glmtune.inference.perplexity`.
+
+        Args:
+            text: as a base model would continue it.
+            window_tokens: tokens read at once.
+
+        Raises:
+            ConfigError: a window does not fit the model's context.
+            DataError: the text is empty.
+        """
+        windows = token_losses(self._model, self._encoder.plain_ids, text, window_tokens=window_tokens)
+        return [WindowLoss(len(losses_S), float(losses_S.double().sum())) for losses_S in windows]
+
+
+def load_backend(
+    model: ModelSettings,
+    *,
+    prefix_path: str | None = None,
+    adapter_path: str | None = None,
+    is_chat: bool | None = None,
+    settings: EngineSettings | None = None,
+    num_threads: int | None = None,
+) -> GlmBackend:
+    """Load a model with what was tuned, ready to answer.
+
+    Args:
+        model: which one, and how.
+        prefix_path: tuned prefix, if any.
+        adapter_path: LoRA adapter, if any.
+        is_chat: see `GlmBackend`.
+        settings: see `GlmBackend`.
+        num_threads: threads of the CPU; None leaves PyTorch's choice.
+
+    Raises:
+        GlmtuneError: see `glmtune.loading.load_model`.
+    """
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    tokenizer = load_tokenizer(model.source, family=model.family)
+    loaded: Any = load_model(
+        model.source,
+        dtype=model.dtype,
+        device=_device(model.device),
+        family=model.family,
+        quantization=model.method,
+        prefix=prefix_path,
+    )
+    if adapter_path is not None:
+        loaded = load_adapter(find_adapter(adapter_path), loaded)
+    return GlmBackend(loaded, tokenizer, name=model.source, is_chat=is_chat, settings=settings)
+
+
+def _device(given: str) -> str:
+    """Return the device of this process: with torchrun, each takes the GPU of its local rank."""
+    if given != "auto" or not torch.cuda.is_available():
+        return given
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+
+
+def unwrapped(model: PreTrainedModel) -> Any:
+    """Return the base model inside what PEFT wrapped, or the model itself."""
+    unwrap = getattr(model, "get_base_model", None)
+    return model if unwrap is None else unwrap()
+
 
 def check_marks(token_ids: Sequence[int], marks: Sequence[int]) -> None:
     """Raise DataError unless each of the marks (``[gMASK] sop``) is in a prompt exactly once."""
@@ -223,8 +306,7 @@ def identify(
 
     The hashes cover name, shape, type and some 4,096 spread values of every tensor.
     """
-    unwrap = getattr(model, "get_base_model", None)
-    base: Any = model if unwrap is None else unwrap()
+    base = unwrapped(model)
     chosen = name or str(getattr(base, "source", "")) or family.value
     weights: dict[str, Tensor] = {}
     adapter: dict[str, Tensor] = {}

@@ -22,6 +22,10 @@ COMMANDS = {
     "predict": ("recipes.predict", "generate answers for a data set and score them"),
     "score": ("recipes.score", "score existing predictions, or compare two runs"),
     "eval": ("recipes.eval", "evaluate on C-Eval, MMLU, GSM8K, BBH by the published protocols"),
+    "compare": (
+        "recipes.compare",
+        "what a quantized or tuned model loses, on paired questions: may it ship?",
+    ),
     "data": ("recipes.data", "check a data set before training on it, or fetch a benchmark"),
     "quantize": ("recipes.quantize", "write a quantized copy of a model, with a report of every layer"),
     "export": ("recipes.export", "write a tuned model for transformers, vLLM or the official tools"),
@@ -42,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; the process's own by default.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
+        The exit code: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted; `compare` also 3
+        (exceeds its tolerance) and 4 (undecided).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):

@@ -110,7 +110,10 @@ def compose(command: Command, overrides: Sequence[str], extra_configs: Path | No
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [_model_source(_model_setting(override, command)) for override in overrides]
+    overrides = [
+        _several_benchmarks(_model_source(_model_setting(override, command)), command)
+        for override in overrides
+    ]
     _check_group_options(overrides, extra_configs)
     ConfigStore.instance().store(name=f"{command.name}_schema", node=default_values(command.schema))
     OmegaConf.register_new_resolver("by_size", _by_size, replace=True)
@@ -156,6 +159,13 @@ def _model_source(override: str) -> str:
     if key != "model" or not is_place or value[0] in "'\"{[":
         return override
     return f"model.source={quoted(value)}"
+
+
+def _several_benchmarks(override: str, command: Command) -> str:
+    """Let ``benchmark=ceval,mmlu`` stand for ``benchmarks=[ceval,mmlu]`` where a command takes several."""
+    key, _, value = override.partition("=")
+    takes_several = any(path == "benchmarks" for path, _, _ in setting_rows(command.schema))
+    return f"benchmarks=[{value}]" if key == "benchmark" and "," in value and takes_several else override
 
 
 def load_settings(command: Command, overrides: Sequence[str], extra_configs: Path | None = None) -> Any:

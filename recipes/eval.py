@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from evaluation.openai_backend import EndpointSettings
 from evaluation.settings import ALL, BenchmarkSettings
@@ -16,11 +16,8 @@ from glmtune.settings import check_choice, check_range, setting
 from recipes.compose import Command
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from evaluation.backend import Backend
     from evaluation.evaluate import Evaluated
-    from evaluation.task import Task
 
 BACKENDS = ("glmtune", "openai", "vllm")
 DEFAULT_MODEL = ModelSettings().source
@@ -123,14 +120,18 @@ def run(config: EvalConfig) -> tuple[Evaluated, ...]:
     """
     from rich.console import Console
 
-    from evaluation.benchmarks.table import PUBLISHED
+    from evaluation.benchmarks.table import PUBLISHED, task_of
     from evaluation.evaluate import evaluate_model, evaluate_saved
     from evaluation.processes import Processes
 
     console = Console()
     names = PUBLISHED if config.benchmark.name == ALL else (config.benchmark.name,)
     output_dir = Path(config.output_dir).expanduser() if config.output_dir else None
-    tasks = [_task(config, name, is_chat=config.is_chat in (None, True)) for name in names]
+    # Data and settings are checked before a model loads.
+    tasks = [
+        task_of(config.benchmark, name, config.protocol, is_chat=config.is_chat in (None, True))
+        for name in names
+    ]
     if config.completions is not None:
         saved = Path(config.completions).expanduser()
         done = evaluate_saved(
@@ -148,7 +149,7 @@ def run(config: EvalConfig) -> tuple[Evaluated, ...]:
     runs: list[Evaluated] = []
     for name in names:
         finished = evaluate_model(
-            _task(config, name, is_chat=backend.identity.is_chat),
+            task_of(config.benchmark, name, config.protocol, is_chat=backend.identity.is_chat),
             backend,
             console,
             output_dir=output_dir / name if output_dir and len(names) > 1 else output_dir,
@@ -160,22 +161,6 @@ def run(config: EvalConfig) -> tuple[Evaluated, ...]:
     if len(runs) > 1:
         _summarize(config, runs, output_dir)
     return tuple(runs)
-
-
-def _task(config: EvalConfig, name: str, *, is_chat: bool) -> Task:
-    from evaluation.benchmarks.table import make_task
-
-    asked = config.benchmark
-    return make_task(
-        name,
-        protocol=config.protocol,
-        split=asked.split,
-        data_dir=asked.data_dir,
-        is_chat=is_chat,
-        num_fewshot=asked.num_fewshot,
-        subjects=asked.subjects,
-        limit=asked.limit,
-    )
 
 
 def _backend(config: EvalConfig) -> Backend:
@@ -195,49 +180,16 @@ def _backend(config: EvalConfig) -> Backend:
         tokenizer = load_tokenizer(source, family=config.model.family)
         folder = str(resolve_source(source))
         return VllmBackend(folder, tokenizer, name=source, is_chat=config.is_chat, dtype=config.model.dtype)
-    return _glm_backend(config)
+    from evaluation.glm_backend import load_backend
 
-
-def _glm_backend(config: EvalConfig) -> Backend:
-    """Load the model with what was tuned."""
-    import torch
-
-    from evaluation.glm_backend import GlmBackend
-    from glmtune.adapter import find_adapter, load_adapter
-    from glmtune.loading import load_model, load_tokenizer
-
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
-    source = config.model
-    tokenizer = load_tokenizer(source.source, family=source.family)
-    model = load_model(
-        source.source,
-        dtype=source.dtype,
-        device=_device(source.device),
-        family=source.family,
-        quantization=source.method,
-        prefix=config.prefix_path,
-    )
-    if config.adapter_path is not None:
-        model = load_adapter(find_adapter(config.adapter_path), model)
-    return GlmBackend(
-        cast("PreTrainedModel", model),
-        tokenizer,
-        name=source.source,
+    return load_backend(
+        config.model,
+        prefix_path=config.prefix_path,
+        adapter_path=config.adapter_path,
         is_chat=config.is_chat,
         settings=config.engine,
+        num_threads=config.num_threads,
     )
-
-
-def _device(given: str) -> str:
-    """Return the device of this process: with torchrun, each takes the GPU of its local rank."""
-    import os
-
-    import torch
-
-    if given != "auto" or not torch.cuda.is_available():
-        return given
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
 def _summarize(config: EvalConfig, runs: list[Evaluated], output_dir: Path | None) -> None:

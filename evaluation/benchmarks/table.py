@@ -13,6 +13,7 @@ from evaluation.benchmarks.gsm8k import GSM8K, GSM8K_ZH, MGSM_ZH
 from evaluation.benchmarks.hub import fetch_from_hub
 from evaluation.benchmarks.mmlu import MMLU
 from evaluation.sample import Sample
+from evaluation.settings import BenchmarkSettings
 from evaluation.sources import Wanted, find_folder
 from evaluation.task import Method, Task
 from glmtune.errors import ConfigError, unknown_name
@@ -90,6 +91,30 @@ def make_task(
         labelled=all(sample.answer for sample in samples),
         is_sample_set=own_rows is not None,
         is_partial=limit is not None or set(asked) != set(available),
+    )
+
+
+def task_of(asked: BenchmarkSettings, name: str, protocol: str | None, *, is_chat: bool) -> Task:
+    """Make the task that settings ask for.
+
+    Args:
+        asked: which questions.
+        name: of the benchmark, where the settings stand for several.
+        protocol: None takes the published one.
+        is_chat: whether the model is asked in conversations.
+
+    Raises:
+        ConfigError: see `make_task`; so is DataError.
+    """
+    return make_task(
+        name,
+        protocol=protocol,
+        split=asked.split,
+        data_dir=asked.data_dir,
+        is_chat=is_chat,
+        num_fewshot=asked.num_fewshot,
+        subjects=asked.subjects,
+        limit=asked.limit,
     )
 
 

@@ -1,0 +1,91 @@
+"""Settings of a comparison: who is compared, what a candidate may lose, and how sure one must be."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from glmtune.errors import ConfigError
+from glmtune.settings import check_choice, check_range, setting
+
+if TYPE_CHECKING:
+    from glmtune.models.settings import ModelSettings
+
+PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+NOT_QUANTIZED = "none"
+HEADLINE = "headline"
+AVERAGES = (HEADLINE, "micro", "macro")
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """The tolerance that decides whether a candidate may ship."""
+
+    max_drop_pp: float = setting(1.0, "percentage points that the candidate may lose, per benchmark")
+    confidence: float = setting(0.95, "of the one-sided verdict and of the two-sided intervals")
+    average: str = setting(HEADLINE, "which average is judged: headline (the published one), micro or macro")
+    num_resamples: int = setting(10_000, "draws of the bootstrap")
+    seed: int = setting(0, "of the bootstrap")
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ConfigError: a value is out of its range.
+        """
+        check_range("gate.max_drop_pp", self.max_drop_pp, low=0, high=99)
+        check_range("gate.confidence", self.confidence, low=0.5, high=0.9999)
+        check_choice("gate.average", self.average, AVERAGES)
+        check_range("gate.num_resamples", self.num_resamples, low=100)
+        check_range("gate.seed", self.seed, low=0)
+
+
+@dataclass(frozen=True)
+class SideSettings:
+    """In what one side of a comparison differs from the model that both share."""
+
+    source: str | None = setting(None, "another base: preset, hub id or folder; default: model.source")
+    quantization: str | None = setting(
+        None, "int8, int4, int4-g128, ...; bf16, fp16 or fp32: not quantized, in this type; none"
+    )
+    dtype: str | None = setting(
+        None, "type of what is not quantized; default: the baseline's, or model.dtype"
+    )
+    prefix_path: str | None = setting(None, "tuned prefix: a run folder, one of its checkpoints, or a file")
+    adapter_path: str | None = setting(None, "LoRA adapter: a run folder or one of its checkpoints")
+
+    def __post_init__(self) -> None:
+        """Check the fields against each other.
+
+        Raises:
+            ConfigError: two of them say different things about the same.
+        """
+        if self.prefix_path is not None and self.adapter_path is not None:
+            raise ConfigError(
+                f"`prefix_path` is `{self.prefix_path}` and `adapter_path` `{self.adapter_path}` on the same"
+                " side, but a model is tuned one way. Leave one out."
+            )
+        if self.quantization in PRECISIONS and self.dtype not in (None, PRECISIONS[self.quantization]):
+            raise ConfigError(
+                f"`quantization` is `{self.quantization}` and `dtype` is `{self.dtype}` on the same side,"
+                " which contradict each other. Leave one out."
+            )
+
+    def applied_to(self, shared: ModelSettings) -> ModelSettings:
+        """Return the model of this side.
+
+        Args:
+            shared: what both sides have in common.
+
+        Raises:
+            ConfigError: a value that no model has.
+        """
+        changes: dict[str, str | None] = {"source": self.source or shared.source}
+        dtype = self.dtype or PRECISIONS.get(self.quantization or "")
+        if dtype is not None:
+            changes["dtype"] = dtype
+        if self.quantization is not None:
+            is_plain = self.quantization in (*PRECISIONS, NOT_QUANTIZED)
+            changes |= {"quantization": None if is_plain else self.quantization, "quantization_bit": None}
+        return dataclasses.replace(shared, **changes)

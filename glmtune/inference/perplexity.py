@@ -1,0 +1,71 @@
+"""How well a model predicts a plain text: the negative log-likelihood of every token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from glmtune.errors import ConfigError, DataError
+
+ROWS_PER_LOGITS = 256
+"""Positions whose logits are formed at once: a vocabulary is wide."""
+
+Encode = Callable[[str], tuple[list[int], list[int]]]
+"""Text to the ids that stand before any text (``[gMASK] sop``), and to its own."""
+
+
+@torch.no_grad()
+def token_losses(model: PreTrainedModel, encode: Encode, text: str, *, window_tokens: int) -> list[Tensor]:
+    """Predict every token of a text from those before it in its window.
+
+    Windows follow each other without overlap, each behind ``[gMASK] sop`` of its own, so that every token is
+    predicted once. ChatGLM-6B sees them as its answer, left to right.
+
+    Args:
+        model: in evaluation mode; prefixes and adapters are used as they are.
+        encode: of its tokenizer.
+        text: as it stands in a file.
+        window_tokens: tokens of the text per window.
+
+    Returns:
+        One float32 tensor ``[S]`` per window, on the CPU: negative natural log-likelihoods; their number over
+        all windows is that of the text's tokens.
+
+    Raises:
+        ConfigError: a window with the marks before it is longer than the model's context.
+        DataError: the text has no token.
+    """
+    unwrap = getattr(model, "get_base_model", None)
+    base: Any = model if unwrap is None else unwrap()
+    marks, token_ids = encode(text)
+    context: int = base.config.max_position_embeddings
+    if window_tokens + len(marks) > context:
+        raise ConfigError(
+            f"A window of {window_tokens} tokens with the {len(marks)} that stand before a text does not fit"
+            f" the model's context of {context}. Use at most {context - len(marks)}."
+        )
+    if not token_ids:
+        raise DataError("The text for the perplexity is empty. Give a text with at least one sentence.")
+    device = base.get_input_embeddings().weight.device
+    windows = [token_ids[start : start + window_tokens] for start in range(0, len(token_ids), window_tokens)]
+    losses: list[Tensor] = []
+    for window in windows:
+        input_ids_1S = torch.tensor([[*marks, *window]], device=device)
+        hidden_SD = base.base_model(input_ids=input_ids_1S, use_cache=False).last_hidden_state[0]
+        losses.append(_losses(base, hidden_SD[len(marks) - 1 : -1], input_ids_1S[0, len(marks) :]))
+    return losses
+
+
+def _losses(base: Any, hidden_SD: Tensor, targets_S: Tensor) -> Tensor:
+    head = base.get_output_embeddings()
+    parts = [
+        torch.nn.functional.cross_entropy(head(hidden).float(), targets, reduction="none")
+        for hidden, targets in zip(
+            hidden_SD.split(ROWS_PER_LOGITS), targets_S.split(ROWS_PER_LOGITS), strict=True
+        )
+    ]
+    return torch.cat(parts).cpu()

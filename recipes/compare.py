@@ -1,0 +1,289 @@
+"""Decide what a quantized or tuned model loses, on paired questions: `glmtune compare`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evaluation.compare_gate import EXIT_CODES
+from evaluation.compare_settings import NOT_QUANTIZED, PRECISIONS, GateSettings, SideSettings
+from evaluation.settings import ALL, BenchmarkSettings
+from glmtune.errors import ConfigError, unknown_name
+from glmtune.inference.settings import EngineSettings
+from glmtune.models.settings import ModelSettings
+from glmtune.settings import check_range, setting
+from recipes.compose import Command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from evaluation.compare_build import Side
+    from evaluation.compare_tables import ComparisonReport
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Whom to compare, on what, and what may be lost."""
+
+    runs: list[str] | None = setting(
+        None, "compare two finished runs, [BASELINE,CANDIDATE]: output folders of `glmtune eval`"
+    )
+    baseline: SideSettings = setting(SideSettings, "the model that a drop is counted from")
+    candidate: SideSettings = setting(SideSettings, "the model that is judged")
+    candidates: list[str] | None = setting(
+        None, "rank ways to quantize in one table instead, such as [int8,int4,int4-g128]"
+    )
+    benchmark: BenchmarkSettings = setting(BenchmarkSettings, "the questions; ceval,mmlu names several")
+    benchmarks: list[str] | None = setting(None, "several benchmarks; benchmark=ceval,mmlu is the same")
+    gate: GateSettings = setting(GateSettings, "what a candidate may lose")
+    text_file: str | None = setting(None, "also compare the perplexity on this text (UTF-8)")
+    text_window_tokens: int = setting(512, "tokens of the text that are read at once")
+    model: ModelSettings = setting(ModelSettings, "the model that both sides share, where they do not differ")
+    engine: EngineSettings = setting(EngineSettings, "how much is computed at once")
+    protocol: str | None = setting(None, "as in `glmtune eval`, for all benchmarks")
+    is_chat: bool | None = setting(
+        None, "ask in conversations (true) or as plain text (false); default: by the baseline's name"
+    )
+    output_dir: str | None = setting(None, "folder of the report; default: under runs/compare")
+    resume: bool = setting(True, "use answers that exist; false asks all questions anew")
+    num_threads: int | None = setting(None, "threads of the CPU; default: as PyTorch chooses")
+    wait_seconds: float = setting(1800.0, "with several processes: without a sign of the others, give up")
+
+    def __post_init__(self) -> None:
+        """Check what needs no file.
+
+        Raises:
+            ConfigError: a value is not allowed, or settings contradict each other.
+        """
+        check_range("text_window_tokens", self.text_window_tokens, low=1)
+        check_range("wait_seconds", self.wait_seconds, low=0)
+        if self.num_threads is not None:
+            check_range("num_threads", self.num_threads, low=1)
+        if self.runs is not None:
+            self._check_runs(self.runs)
+            return
+        if self.candidates is not None and not self.candidates:
+            raise ConfigError("`candidates` is empty. Name ways to quantize, such as [int8,int4].")
+        if self.candidates is not None and self.candidate.quantization is not None:
+            raise ConfigError(
+                f"`candidate.quantization` is `{self.candidate.quantization}` beside `candidates`, which name"
+                " it for each. Leave one out."
+            )
+        self._check_benchmarks()
+
+    def _check_runs(self, runs: list[str]) -> None:
+        if len(runs) != 2:
+            raise ConfigError(
+                f"`runs` names {len(runs)} folders, but it must name two: [BASELINE,CANDIDATE]. For a table"
+                " of several quantizations use `candidates`."
+            )
+        unused: dict[str, object] = {
+            **dict.fromkeys(("candidates", "benchmarks", "text_file", "protocol", "is_chat", "num_threads")),
+            **dict.fromkeys(("baseline", "candidate"), SideSettings()),
+            "model": ModelSettings(),
+            "engine": EngineSettings(),
+            "benchmark": BenchmarkSettings(data_dir=self.benchmark.data_dir),
+            "resume": True,
+        }
+        for name, default in unused.items():
+            if getattr(self, name) != default:
+                raise ConfigError(
+                    f"`{name}` is set beside `runs`, which are finished: no model is asked, so it would be"
+                    " ignored. Leave one of them out."
+                )
+
+    def _check_benchmarks(self) -> None:
+        several = self.names()
+        if len(several) < 2:
+            return
+        for name in ("split", "subjects", "num_fewshot"):
+            if (value := getattr(self.benchmark, name)) is not None:
+                raise ConfigError(
+                    f"`benchmark.{name}` is {value}, but {', '.join(several)} differ in it. Leave it out, or"
+                    " name one benchmark."
+                )
+
+    def names(self) -> list[str]:
+        """Return the benchmarks asked, each once."""
+        if self.benchmarks is not None:
+            return list(dict.fromkeys(self.benchmarks))
+        if self.benchmark.name != ALL:
+            return [self.benchmark.name]
+        from evaluation.benchmarks.table import PUBLISHED
+
+        return list(PUBLISHED)
+
+    def candidate_sides(self) -> dict[str, SideSettings]:
+        """Return what each candidate differs in, by its name in a table."""
+        if self.candidates is None:
+            return {"candidate": self.candidate}
+        return {name: dataclasses.replace(self.candidate, quantization=name) for name in self.candidates}
+
+
+def run(config: CompareConfig) -> int:
+    """Evaluate what is not evaluated yet (one model in memory at a time), compare, report.
+
+    Args:
+        config: all settings.
+
+    Returns:
+        The exit code: 0 within tolerance, 3 exceeds it, 4 not enough questions to tell; a table of methods
+        has that of its worst candidate. Processes other than the first return 0.
+
+    Raises:
+        GlmtuneError: a setting, the data, a model or a run cannot be used; what is answered is kept.
+    """
+    from rich.console import Console
+
+    from evaluation.compare_build import Side, build_report, default_folder, deliver
+    from evaluation.compare_runs import find_runs
+
+    console = Console()
+    data_dir = config.benchmark.data_dir
+    if config.runs is not None:
+        before, after = (Side(find_runs(Path(name).expanduser())) for name in config.runs)
+        sides = {"candidate": after}
+    else:
+        before, sides = _evaluate(config, console)
+        if not before.runs:
+            return 0
+    folder = Path(config.output_dir).expanduser() if config.output_dir else None
+    folder = folder or default_folder(before, list(sides.values()))
+    reports = {
+        name: build_report(before, side, config.gate, text_file=config.text_file)
+        for name, side in sides.items()
+    }
+    for name, report in reports.items():
+        place = folder if config.candidates is None else folder / name
+        deliver(report, config.gate, place, console, data_dir=data_dir)
+    if config.candidates is None:
+        return EXIT_CODES[reports["candidate"].outcome]
+    return _rank(before, sides, reports, folder, console)
+
+
+def _rank(
+    before: Side,
+    sides: Mapping[str, Side],
+    reports: Mapping[str, ComparisonReport],
+    folder: Path,
+    console: Console,
+) -> int:
+    from evaluation.compare_methods import MethodResult, cost_of, method_table, rank_methods, write_methods
+
+    costs = {name: cost_of(list(side.runs.values()), side.weight_bytes or 0) for name, side in sides.items()}
+    methods = [MethodResult(name, costs[name], report) for name, report in reports.items()]
+    first = next(iter(reports.values()))
+    table = rank_methods(
+        first.labels[0], cost_of(list(before.runs.values()), before.weight_bytes or 0), methods
+    )
+    console.print(method_table(table).to_rich())
+    written = write_methods(table, first.title.replace(f"→ {first.labels[1]}", "and candidates"), folder)
+    console.print(f"Written: {', '.join(map(str, written))}", markup=False, highlight=False, soft_wrap=True)
+    return EXIT_CODES[table.outcome]
+
+
+def _evaluate(config: CompareConfig, console: Console) -> tuple[Side, dict[str, Side]]:
+    """Answer all benchmarks with the baseline, then with each candidate."""
+    from evaluation.compare_text import read_text
+
+    # Whatever can be wrong with a name is found before hours are spent on the baseline.
+    text = None if config.text_file is None else read_text(config.text_file)
+    shared = config.baseline.applied_to(config.model)
+    models = {name: side.applied_to(config.model) for name, side in config.candidate_sides().items()}
+    if config.baseline.dtype is not None or config.baseline.quantization in PRECISIONS:
+        models = {
+            name: model
+            if model.dtype != config.model.dtype
+            else dataclasses.replace(model, dtype=shared.dtype)
+            for name, model in models.items()
+        }
+    _check_early(config, [shared, *models.values()])
+    before, is_chat = _answer(config, console, shared, config.baseline, text, config.is_chat)
+    sides = {
+        name: _answer(config, console, models[name], side, text, is_chat)[0]
+        for name, side in config.candidate_sides().items()
+    }
+    return before, sides
+
+
+def _check_early(config: CompareConfig, models: list[ModelSettings]) -> None:
+    from evaluation.benchmarks.table import task_of
+    from glmtune.quantization.methods import METHODS
+
+    if any(side == config.baseline for side in config.candidate_sides().values()):
+        raise ConfigError(
+            "Baseline and candidate are the same model. Say what differs, such as"
+            " `candidate.quantization=int4` or `candidate.prefix_path=runs/ptuning`, or name finished `runs`."
+        )
+    for model in models:
+        if model.method is not None and model.method not in METHODS:
+            names = [*METHODS, *PRECISIONS, NOT_QUANTIZED]
+            raise ConfigError(unknown_name("`quantization`", model.method, names))
+    for side in (config.baseline, config.candidate):
+        for name in ("prefix_path", "adapter_path"):
+            value = getattr(side, name)
+            if value is not None and not Path(value).expanduser().exists():
+                raise ConfigError(f"`{name}` is `{value}`, but there is no such file or folder.")
+    for name in config.names():
+        task = task_of(config.benchmark, name, config.protocol, is_chat=config.is_chat in (None, True))
+        if not task.labelled:
+            raise ConfigError(
+                f"`benchmark.split` is `{task.split}`, but that split of {task.title} has no gold answers, so"
+                " there is no accuracy to compare. Use a labelled one, such as `benchmark.split=val`."
+            )
+
+
+def _answer(
+    config: CompareConfig,
+    console: Console,
+    model: ModelSettings,
+    side: SideSettings,
+    text: str | None,
+    is_chat: bool | None,
+) -> tuple[Side, bool]:
+    """Load one model, let it answer everything, and let go of it."""
+    from evaluation.benchmarks.table import task_of
+    from evaluation.compare_build import Side
+    from evaluation.compare_runs import read_run
+    from evaluation.evaluate import evaluate_model
+    from evaluation.glm_backend import load_backend
+    from evaluation.processes import Processes
+
+    kind = "" if model.dtype == "auto" else f" ({model.dtype})"
+    console.print(f"model  {model.described}{kind}", markup=False, highlight=False, soft_wrap=True)
+    processes = Processes.from_environment(config.wait_seconds)
+    backend = load_backend(
+        model,
+        prefix_path=side.prefix_path,
+        adapter_path=side.adapter_path,
+        is_chat=is_chat,
+        settings=config.engine,
+        num_threads=config.num_threads,
+    )
+    runs = {}
+    for name in config.names():
+        task = task_of(config.benchmark, name, config.protocol, is_chat=backend.identity.is_chat)
+        done = evaluate_model(task, backend, console, resume=config.resume, processes=processes)
+        if done is not None:
+            runs[name] = read_run(done.folder)
+    losses = []
+    if text is not None and not processes.rank:
+        losses = backend.text_losses(text, config.text_window_tokens)
+    return Side(runs, backend.weight_bytes, losses), backend.identity.is_chat
+
+
+COMMAND = Command(
+    name="compare",
+    summary="Decide on paired questions what a quantized or tuned model loses; the exit code is the verdict.",
+    schema=CompareConfig,
+    run=run,
+    examples=(
+        "glmtune compare benchmark=ceval,mmlu baseline.quantization=bf16 candidate.quantization=int4",
+        "glmtune compare runs=[runs/eval/before,runs/eval/after] gate.max_drop_pp=2",
+        "glmtune compare benchmark=ceval candidates=[int8,int4,int4-g128,int4-g32]",
+        "glmtune compare benchmark=all candidate.prefix_path=runs/ptuning text_file=article.txt",
+    ),
+)
