@@ -140,8 +140,8 @@ def draw_margins(report: ComparisonReport, path: Path) -> None:
             ]
             centers = [low + width / 2 for low in lows]
             twin.plot(centers, shares, "o-", color=color, markersize=4, label=part.removeprefix("num_"))
-        twin.set_ylabel("flipped, % of the margin's")
-        twin.set_ylim(bottom=0)
+        twin.set_ylabel("flipped, % of those questions")
+        twin.set_ylim(0, max(5.0, 1.1 * twin.get_ylim()[1]))
         axes.set_title(f"{name}: flips by margin of {report.labels[0]}", fontsize=10)
         axes.set_xlabel("margin: best minus second-best probability")
         axes.set_ylabel("questions")

@@ -168,7 +168,7 @@ def method_table(table: MethodTable) -> TextTable:
             )
         )
     columns = (
-        "method", "weights, MB", "of baseline, %", "questions/s", *(f"{name} drop" for name in names),
+        "", "weights, MB", "of baseline, %", "questions/s", *(f"{name} drop" for name in names),
         "mean drop", "JS, nats", "rank: drop / size / speed", "verdict",
     )  # fmt: skip
     caption = (

@@ -19,11 +19,11 @@ from evaluation.compare_tables import (
     Compared,
     ComparisonReport,
     difference_table,
+    flips_table,
     group_table,
     main_table,
     margin_table,
     sensitivity_tables,
-    flips_table,
     text_loss_table,
 )
 from evaluation.metrics import Groups

@@ -96,8 +96,8 @@ def main_table(report: ComparisonReport, confidence: float) -> TextTable:
     sure = f"{100 * confidence:g} %"
     caption = (
         f"± one standard error; in brackets {sure} intervals of the paired bootstrap. Bounds: each alone"
-        f" holds with {sure} confidence (score test); the verdict rests on them, for they stay honest where few"
-        " or no answers flipped and the bootstrap can only repeat what it saw."
+        f" holds with {sure} confidence (score test); the verdict rests on them, for they stay honest where"
+        " few or no answers flipped and the bootstrap can only repeat what it saw."
     )
     return TextTable("Accuracy", ("", *heads), tuple(rows), caption)
 

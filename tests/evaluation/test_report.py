@@ -221,6 +221,8 @@ def test_only_the_same_model_is_looked_up(changes, average):
 
 def test_published_tables_are_whole():
     for table in published_tables():
-        assert {"benchmark", "split", "source", "note", "average", "categories", "rows"} == set(table) - {"num_samples"}
+        assert {"benchmark", "split", "source", "note", "average", "categories", "rows"} == set(table) - {
+            "num_samples"
+        }
         for model, values in table["rows"].items():
             assert len(values) == 1 + len(table["categories"]), model
