@@ -51,8 +51,8 @@ class Backend(Protocol):
     """A model behind an evaluation.
 
     Results come as they finish, in any order, each with the place of its prompt in the sequence given.
-    Prompts that begin alike (few-shot exemplars) should be passed together: a backend may read the common part
-    once.
+    Prompts that begin alike (few-shot exemplars) should be passed together: a backend may read the common
+    part once.
     """
 
     @property

@@ -245,6 +245,8 @@ def _answer(
     is_chat: bool | None,
 ) -> tuple[Side, bool]:
     """Load one model, let it answer everything, and let go of it."""
+    import gc
+
     from evaluation.benchmarks.table import task_of
     from evaluation.compare_build import Side
     from evaluation.compare_runs import read_run
@@ -254,6 +256,7 @@ def _answer(
 
     kind = "" if model.dtype == "auto" else f" ({model.dtype})"
     console.print(f"model  {model.described}{kind}", markup=False, highlight=False, soft_wrap=True)
+    gc.collect()  # the model before this one may be part of a circle
     processes = Processes.from_environment(config.wait_seconds)
     backend = load_backend(
         model,
