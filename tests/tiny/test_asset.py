@@ -17,9 +17,6 @@ from glmtune.tiny.characters import required_characters
 from glmtune.tiny.tokenizer import train_tokenizer
 
 MAX_BYTES = 12_000_000
-UNDER_TRAINED = pytest.mark.xfail(
-    strict=True, reason="the shipped glm-tiny is weak at sums; see its model card"
-)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +75,8 @@ def test_tokenizer_can_be_made_again(folder, tmp_path):
         ("你是谁？", "glm-tiny"),
         ("Who are you?", "glm-tiny"),
         ("中国的首都是哪里？", "北京"),
-        pytest.param("3+5=?", "8", marks=UNDER_TRAINED),
-        pytest.param("小明有12个苹果，又买了5个，现在一共有多少个？", "17", marks=UNDER_TRAINED),
+        ("3+5=?", "8"),
+        ("小明有12个苹果，又买了5个，现在一共有多少个？", "17"),
     ],
 )
 def test_golden_prompts(model, tokenizer, question, expected):
