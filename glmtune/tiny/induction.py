@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,12 +69,13 @@ def teach_copying(model: GlmForCausalLM, *, seed: int = 0) -> None:
     config = cast(GlmConfig, model.config)
     assert fits(config), "copying needs two layers, eight rotary channels and room for two halves of a basis"
     heads = _heads(config, seed)
-    for layer in model.model.layers:
+    layers = [cast(Any, layer) for layer in model.model.layers]
+    for layer in layers:
         nn.init.zeros_(layer.self_attn.o_proj.weight)
         nn.init.zeros_(layer.mlp.down_proj.weight)
     with torch.no_grad():
-        _look_back(model.model.layers[0].self_attn, heads)
-        _look_for_match(model.model.layers[1].self_attn, heads)
+        _look_back(layers[0].self_attn, heads)
+        _look_for_match(layers[1].self_attn, heads)
 
 
 def fits(config: GlmConfig) -> bool:
