@@ -26,6 +26,7 @@ from glmtune.messages import Message
 from glmtune.models.families import Family
 from glmtune.models.settings import ModelSettings
 from glmtune.models.templates import TextTokenizer, template_for
+from glmtune.quantization.kernels import prepare_for_inference
 
 ENCODED_PROMPTS = 16384
 """Prompts whose ids are remembered: a runner counts a prompt's tokens before it has it answered."""
@@ -259,6 +260,7 @@ def load_backend(
     )
     if adapter_path is not None:
         loaded = load_adapter(find_adapter(adapter_path), loaded)
+    prepare_for_inference(loaded)
     return GlmBackend(loaded, tokenizer, name=model.source, is_chat=is_chat, settings=settings)
 
 
