@@ -92,4 +92,6 @@ def test_every_command_runs(workplace: Path) -> None:
         done = subprocess.run(
             words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
         )
-        assert done.returncode in DONE.get(words[1], (0,)), f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        assert done.returncode in DONE.get(words[1], (0,)), (
+            f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        )
