@@ -214,6 +214,11 @@ class TestSavedCompletions:
         (["prefix_path=a", "adapter_path=b"], 2, ["are both set"]),
         (["backend=openai", "prefix_path=a"], 2, ["`prefix_path` is `a`, but `backend` is `openai`"]),
         (["backend=openai", "model=chatglm2-6b"], 2, ["`model.source` is `chatglm2-6b`", "`endpoint.model`"]),
+        (
+            ["backend=openai", "is_chat=true", "endpoint.is_chat=false"],
+            2,
+            ["`is_chat` is True and `endpoint.is_chat` is False", "Leave one out"],
+        ),
         (["completions=a.jsonl", "adapter_path=b"], 2, ["`adapter_path` is `b`, but `completions`"]),
         (["num_threads=0"], 2, ["`num_threads` is 0"]),
         (["benchmark=mmlu", "prefix_path=absent", "num_threads=1"], 1, ["No prefix at"]),
