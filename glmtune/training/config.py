@@ -1,0 +1,61 @@
+"""Everything that decides a training run, for the commands that start one or reckon with one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glmtune.data.settings import DataSettings
+from glmtune.errors import ConfigError
+from glmtune.models.settings import ModelSettings
+from glmtune.prefix.settings import PrefixSettings
+from glmtune.settings import check_choice, setting
+from glmtune.training.settings import TUNE, LoraSettings, TrainerSettings
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a training run; `glmtune train` and `glmtune plan` have these settings."""
+
+    model: ModelSettings = setting(ModelSettings, "the base model")
+    tune: str = setting("prefix", "what is trained: prefix (P-Tuning v2), lora, or full (every weight)")
+    from_scratch: bool = setting(False, "start from random weights; model.source gives config and tokenizer")
+    prefix: PrefixSettings | None = setting(PrefixSettings, "the prefix; null unless tune=prefix")
+    lora: LoraSettings | None = setting(None, "the adapters; null unless tune=lora")
+    data: DataSettings = setting(DataSettings, "the rows to learn")
+    trainer: TrainerSettings = setting(TrainerSettings, "how to learn them")
+    output_dir: str = setting("runs/train", "folder of the run")
+    seed: int = setting(42, "seed of everything random")
+    resume: str = setting("auto", "auto, never, force, or the path of a checkpoint-N to go on from")
+
+    def __post_init__(self) -> None:
+        """Check what only the whole can tell.
+
+        Raises:
+            ConfigError: settings contradict each other.
+        """
+        check_choice("tune", self.tune, TUNE)
+        for name, value, recipe in (("prefix", self.prefix, "ptuning"), ("lora", self.lora, "lora")):
+            if self.tune == name and value is None:
+                raise ConfigError(f"`{name}` is null, but `tune={name}` needs it. Use `+recipe={recipe}`.")
+            if self.tune != name and value is not None:
+                raise ConfigError(
+                    f"`{name}` has settings, but `tune` is `{self.tune}`, which ignores them. "
+                    f"Add `{name}=null`."
+                )
+        if self.tune == "full" and self.model.method is not None:
+            raise ConfigError(
+                f"`model.quantization` is `{self.model.method}`, but `tune` is `full`, and codes cannot be "
+                "trained. Leave it out, or tune a prefix or LoRA."
+            )
+        if self.from_scratch and self.tune != "full":
+            raise ConfigError(
+                f"`from_scratch` is true, but `tune` is `{self.tune}`, which freezes the base, and a base of "
+                "random weights is of no use. Add `tune=full prefix=null`."
+            )
+        for name in ("eval_steps", "early_stopping_patience"):
+            value = getattr(self.trainer, name)
+            if value is not None and self.data.validation_file is None:
+                raise ConfigError(
+                    f"`trainer.{name}` is {value}, but `data.validation_file` is null, so nothing can be "
+                    f"evaluated. Name a file, or add `trainer.{name}=null`."
+                )
