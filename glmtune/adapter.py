@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,10 +14,13 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from glmtune.errors import CheckpointError
+from glmtune.models.families import Family
+from glmtune.models.source import family_of_source
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
+LOGGER = logging.getLogger(__name__)
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MANIFEST = "checkpoint.json"
 """What a run keeps beside its weights; it names the base."""
@@ -138,12 +142,26 @@ def _check_names(folder: Path, found: set[str], expected: set[str]) -> None:
         )
 
 
+def _source_family(folder: Path) -> Family | None:
+    """Return the release line of the base an adapter was trained on, None where its name tells none."""
+    stored = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return family_of_source(str(stored.get("base_model_name_or_path") or ""))
+
+
 def _check_base(folder: Path, model: PreTrainedModel) -> None:
     expected, fingerprint = trained_on(folder), getattr(model, "fingerprint", None)
     if not expected or fingerprint is None:
         return
     is_base = getattr(model, "is_base", lambda trained: trained == fingerprint())
-    if not is_base(expected):
+    if is_base(expected):
+        return
+    if getattr(model, "parent_is_unknown", False) and _source_family(folder) in (None, model.family):
+        LOGGER.warning(
+            "The adapter %s was trained on another checkpoint; `%s` is quantized and does not say from which "
+            "weights, so whether they belong together cannot be checked.",
+            folder, getattr(model, "source", ""),
+        )  # fmt: skip
+    else:
         raise CheckpointError(
             f"The adapter `{folder}` was trained on another base, with fingerprint {expected[:16]}, but the "
             f"model `{getattr(model, 'source', '')}` has {fingerprint()[:16]}. Load the base it was trained "

@@ -113,7 +113,8 @@ class _Source:
         self.dtype = job.dtype or self.stored_dtype
         self.base, stored_config = native_tensors(self.folder, self.config), copy.copy(self.config)
         self.fingerprint = partial(weights_fingerprint, stored_config, self.base)
-        self.is_quantized = QuantizedLayout.of(self.config) is not None
+        layout = QuantizedLayout.of(self.config)
+        self.layout, self.is_quantized = layout, layout is not None
         if self.is_quantized:  # exported as the floating point weights that the codes stand for
             self.base = dequantized_tensors(self.base, self.config)
             without_layout(self.config)
@@ -130,7 +131,7 @@ class _Source:
     def _hollow_base(self, name: str) -> PreTrainedModel:
         model: Any = hollow(lambda: build_model(copy.deepcopy(self.config)))
         model.source = name
-        model.fingerprint = self.fingerprint
+        model.fingerprint, model.stored_layout = self.fingerprint, self.layout
         return model
 
 

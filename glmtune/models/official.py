@@ -32,12 +32,15 @@ class OfficialModel(ChatMixin):
 
     Attributes:
         source: what the user named; the folder's path or "" for a model made from a configuration.
+        stored_layout: how a checkpoint stores its weights as codes, where the model itself holds the floating
+            point weights behind them; None: the configuration tells.
     """
 
     config: Any
     generation_config: GenerationConfig | None
     named_parameters: Any
     source: str = ""
+    stored_layout: QuantizedLayout | None = None
 
     @property
     def family(self) -> Family:
@@ -87,10 +90,16 @@ class OfficialModel(ChatMixin):
         Returns:
             True for this model's own fingerprint, and for that of the weights it was quantized from.
         """
-        layout = QuantizedLayout.of(self.config)
+        layout = self.stored_layout or QuantizedLayout.of(self.config)
         return fingerprint == self.fingerprint() or (
             layout is not None and fingerprint == layout.source_fingerprint
         )
+
+    @property
+    def parent_is_unknown(self) -> bool:
+        """Whether the weights are codes and nothing tells of which weights, as in the released INT4 files."""
+        layout = self.stored_layout or QuantizedLayout.of(self.config)
+        return layout is not None and not layout.source_fingerprint
 
     def fingerprint(self) -> str:
         """Identify the base model: architecture and weights.

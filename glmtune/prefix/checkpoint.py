@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import pickle
 import zipfile
@@ -22,6 +23,7 @@ from glmtune import __version__
 from glmtune.errors import CheckpointError
 from glmtune.prefix.encoder import PrefixEncoder, PrefixShape, prefix_shape
 
+LOGGER = logging.getLogger(__name__)
 PREFIX_FILE = "prefix_encoder.safetensors"
 OFFICIAL_FILE = "pytorch_model.bin"
 OFFICIAL_NAME = "transformer.prefix_encoder."
@@ -169,8 +171,10 @@ def load_prefix(
     Args:
         path: as for `find_prefix`.
         model: the base the prefix is for.
-        check_base: refuse a prefix whose file names another base. Its shape must fit in any case. Official
-            checkpoints, and models without `fingerprint()`, name no base.
+        check_base: refuse a prefix whose file names another base. Its shape must fit in any case. The base
+            quantized is no other base; of released INT8 and INT4 files, which do not tell what they were
+            made from, only the prompt template is compared (and a warning logged). Official prefixes, and
+            models without `fingerprint()`, name no base.
         dropout: of the encoder, for training on.
 
     Returns:
@@ -299,6 +303,12 @@ def _check_shape(
     )
 
 
+def _template_of(model: PreTrainedModel) -> str:
+    from glmtune.models.templates import template_for
+
+    return template_for(getattr(model, "family", "")).name
+
+
 def _check_base(file: Path, facts: Mapping[str, Any], model: PreTrainedModel) -> None:
     """Refuse a prefix trained on other weights; the same numbers of layers and heads prove nothing."""
     trained_on = str(facts.get("base_fingerprint", ""))
@@ -306,7 +316,15 @@ def _check_base(file: Path, facts: Mapping[str, Any], model: PreTrainedModel) ->
     if not trained_on or fingerprint is None:
         return
     is_base = getattr(model, "is_base", lambda expected: expected == fingerprint())
-    if not is_base(trained_on):
+    if is_base(trained_on):
+        return
+    if getattr(model, "parent_is_unknown", False) and facts.get("template") == _template_of(model):
+        LOGGER.warning(
+            "The prefix %s was trained on `%s`; `%s` is quantized and does not say from which weights, so "
+            "whether they belong together cannot be checked.",
+            file, facts.get("base_source", ""), getattr(model, "source", ""),
+        )  # fmt: skip
+    else:
         raise CheckpointError(
             f"The prefix `{file}` was trained on another base: `{facts.get('base_source', '')}` with "
             f"fingerprint {trained_on[:16]}, but the model `{getattr(model, 'source', '')}` has "
