@@ -38,7 +38,8 @@ from glmtune.models.chatglm_inputs import (
     shared_context,
     token_positions,
 )
-from glmtune.models.official import OfficialModel, labelled_loss
+from glmtune.models.labelled_loss import labelled_loss
+from glmtune.models.official import OfficialModel
 
 RESIDUAL_SCALE = math.sqrt(2 * 28)
 """Weight of the residual branch: a constant of the release, whatever the depth of the model."""
@@ -364,12 +365,13 @@ class ChatGlmForCausalLM(OfficialModel, ChatGlmPreTrainedModel, GenerationMixin)
             labels: int64 ``[B, S]``, −100 = no loss; shifted by one inside.
             use_cache: keep keys and values.
             logits_to_keep: form the logits of this many last tokens, or of these; 0 = all.
-            labelled_only: with labels: form logits only where a label asks for one.
+            labelled_only: with labels: form logits only where a label asks for one, some at a time, and
+                return none.
             **kwargs: passed down; ``num_items_in_batch`` divides the summed loss instead of its own count.
 
         Returns:
-            Loss (mean over the labels), logits ``[B, S, vocab]`` and the cache; with ``labelled_only`` the
-            logits are float32 ``[labels, vocab]``, one row per label, in reading order, without a cache.
+            Loss (mean over the labels), logits ``[B, S, vocab]`` and the cache; with ``labelled_only`` see
+            `LabelledOutput`.
         """
         is_sparing = labels is not None and labelled_only
         num_items = kwargs.pop("num_items_in_batch", None) if is_sparing else None
@@ -385,7 +387,13 @@ class ChatGlmForCausalLM(OfficialModel, ChatGlmPreTrainedModel, GenerationMixin)
         hidden_BSD = outputs.last_hidden_state
         assert hidden_BSD is not None
         if labels is not None and is_sparing:
-            return labelled_loss(hidden_BSD, labels, self.lm_head, num_items)
+            return labelled_loss(
+                hidden_BSD,
+                labels,
+                self.lm_head,
+                vocab_size=self.config.vocab_size,
+                num_items=num_items,
+            )
         logits = self.lm_head(slice_logits_to_keep(hidden_BSD, logits_to_keep))
         loss = None
         if labels is not None:

@@ -12,8 +12,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
 from transformers.utils.deprecation import deprecate_kwarg
 
+from glmtune.models.labelled_loss import labelled_loss
 from glmtune.models.names import state_to_native
-from glmtune.models.official import OfficialModel, labelled_loss
+from glmtune.models.official import OfficialModel
 
 
 class OfficialGlmForCausalLM(OfficialModel, GlmForCausalLM):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -82,13 +83,13 @@ class OfficialGlmForCausalLM(OfficialModel, GlmForCausalLM):  # pyright: ignore[
             labels: int64 ``[B, S]``, −100 = no loss; shifted by one inside.
             use_cache: keep keys and values.
             logits_to_keep: see the parent.
-            labelled_only: with labels: form logits only where a label asks for one. The head and its
-                ``vocab_size`` numbers per token are then spared on prompts and padding.
+            labelled_only: with labels: form logits only where a label asks for one, some at a time, and
+                return none. The head and its ``vocab_size`` numbers per token are then spared on prompts
+                and padding.
             **kwargs: passed down; ``num_items_in_batch`` divides the summed loss instead of its own count.
 
         Returns:
-            The parent's output; with ``labelled_only`` the logits are float32 ``[T, vocab]``, one row per
-            label, in reading order.
+            The parent's output; with ``labelled_only`` see `LabelledOutput`.
         """
         inputs: dict[str, Any] = {
             "input_ids": input_ids,
@@ -102,7 +103,13 @@ class OfficialGlmForCausalLM(OfficialModel, GlmForCausalLM):  # pyright: ignore[
             return super().forward(**inputs, **{"labels": labels, "logits_to_keep": logits_to_keep}, **kwargs)
         num_items = kwargs.pop("num_items_in_batch", None)
         hidden_BSD = self.model(**inputs, **kwargs).last_hidden_state
-        return labelled_loss(hidden_BSD, labels, self.lm_head, num_items)
+        return labelled_loss(
+            hidden_BSD,
+            labels,
+            self.lm_head,
+            vocab_size=self.config.vocab_size,
+            num_items=num_items,
+        )
 
     def load_state_dict(
         self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False

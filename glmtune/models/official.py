@@ -1,4 +1,4 @@
-"""What the models of every generation share: official checkpoints out, an identity, and a sparing loss."""
+"""What the models of every generation share: official checkpoints out, and an identity."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from glmtune.labels import IGNORE_INDEX
 from glmtune.models.checkpoint import DEFAULT_SHARD_BYTES, save_official
 from glmtune.models.config import identity_facts
 from glmtune.models.conversation import ChatMixin
@@ -23,8 +21,6 @@ from glmtune.models.names import name_table
 from glmtune.models.quantized import QuantizedLayout
 
 SAMPLES_PER_TENSOR = 4096
-LABELLED_ROWS = 256
-"""On a CPU the head is given a multiple of so many rows."""
 
 
 class OfficialModel(ChatMixin):
@@ -153,28 +149,3 @@ def sample_step(count: int) -> int:
 
 def _fingerprinted(config: Any) -> list[str]:
     return [name for entry in name_table(config) if not entry.is_copy for name in entry.native]
-
-
-def labelled_loss(
-    hidden_BSD: Tensor, labels: Tensor, lm_head: nn.Module, num_items: Tensor | int | None
-) -> CausalLMOutputWithPast:
-    """Form logits only where a label asks for one: the head is spared on prompts and padding.
-
-    Args:
-        hidden_BSD: last hidden state.
-        labels: int64 ``[B, S]``, −100 = no loss; shifted by one inside.
-        lm_head: hidden to vocabulary.
-        num_items: divides the summed loss; None: the number of labels.
-
-    Returns:
-        The loss, and logits float32 ``[labels, vocab]``, one row per label, in reading order.
-    """
-    asked_BS = labels[:, 1:] != IGNORE_INDEX
-    targets_T = labels[:, 1:][asked_BS]
-    hidden_TD = hidden_BSD[:, :-1][asked_BS]
-    # Few shapes: on a CPU every new number of rows has a bf16 kernel compiled.
-    spare = -len(hidden_TD) % LABELLED_ROWS if hidden_TD.device.type == "cpu" else 0
-    logits_TV = lm_head(nn.functional.pad(hidden_TD, (0, 0, 0, spare)))[: len(hidden_TD)].float()
-    loss = nn.functional.cross_entropy(logits_TV, targets_T, reduction="sum")
-    loss = loss / (targets_T.numel() if num_items is None else num_items)
-    return CausalLMOutputWithPast(loss=loss, logits=logits_TV)  # pyright: ignore[reportArgumentType]

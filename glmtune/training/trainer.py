@@ -13,15 +13,18 @@ from typing import Any, cast
 import datasets
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 
 from glmtune.errors import TrainingError
 from glmtune.labels import IGNORE_INDEX
 from glmtune.training import checkpoint as checkpoints
+from glmtune.training import together
 from glmtune.training.adapt import Tuned
 from glmtune.training.sampling import EpochSampler, LengthOrder
+from glmtune.training.shared_rows import FilledRows, RankBatches
+from glmtune.training.zero_state import TrainedWeights, load_state, save_state
 
 LOSS_STATE = "loss_state.json"
 
@@ -73,7 +76,7 @@ class GlmTrainer(Trainer):
         self.facts = dict(facts or {})
         self._train_sampler = EpochSampler(
             train_lengths,
-            batch_size=args.per_device_train_batch_size,
+            batch_size=args.per_device_train_batch_size * args.world_size,
             group_by_length=group_by_length,
             seed=args.seed,
             shuffle=shuffle,
@@ -100,6 +103,33 @@ class GlmTrainer(Trainer):
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
         return LengthOrder(self._eval_lengths)
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return this process's micro-batches of an epoch."""
+        if self.args.world_size == 1:
+            return super().get_train_dataloader()
+        return self._shared_loader(
+            self.train_dataset, self._train_sampler, self.args.per_device_train_batch_size
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Return this process's batches of the evaluation."""
+        if self.args.world_size == 1:
+            return super().get_eval_dataloader(eval_dataset)
+        order = LengthOrder(self._eval_lengths)
+        return self._shared_loader(self.eval_dataset, order, self.args.per_device_eval_batch_size)
+
+    def _shared_loader(self, rows: Any, order: Sampler[int], batch_size: int) -> DataLoader[Any]:
+        batches = RankBatches(
+            order, batch_size=batch_size, rank=self.args.process_index, num_processes=self.args.world_size
+        )
+        return DataLoader(
+            FilledRows(rows),
+            batch_sampler=batches,
+            collate_fn=cast(Any, self.data_collator),
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.device.type == "cuda",
+        )
+
     # ---- loss
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -110,10 +140,9 @@ class GlmTrainer(Trainer):
         # The last moment before the weights change: what is not finite here must not reach them.
         norm = super()._get_grad_norm(model, grad_norm)
         finite_loss = bool(torch.isfinite(self._tr_loss))
-        scaler = getattr(
-            self.accelerator, "scaler", None
-        )  # under fp16 it skips steps of infinite gradients itself
-        if not finite_loss or (scaler is None and not math.isfinite(float(norm or 0.0))):
+        # Under fp16 steps of infinite gradients are skipped, and the loss scale lowered.
+        skips = getattr(self.accelerator, "scaler", None) is not None or self.args.fp16
+        if not finite_loss or (not skips and not (0.0 <= float(norm or 0.0) < math.inf)):
             self._stop_not_finite("loss" if not finite_loss else "gradient norm")
         return norm
 
@@ -173,7 +202,7 @@ class GlmTrainer(Trainer):
                 labels = inputs["labels"][..., 1:]
                 count = (labels != IGNORE_INDEX).sum()
                 output = model(**inputs, num_items_in_batch=count.clamp(min=1), labelled_only=True)
-                hits = (output["logits"].argmax(-1) == labels[labels != IGNORE_INDEX]).sum()
+                hits = (output["predictions"] == labels[labels != IGNORE_INDEX]).sum()
                 sums += torch.stack([output["loss"].double() * count, hits.double(), count.double()])
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         model.train(was_training)
@@ -190,6 +219,8 @@ class GlmTrainer(Trainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         self._improved = super()._determine_best_metric(metrics, trial)
+        if self._improved and self.is_deepspeed_enabled:
+            self.control.should_save = True  # only a checkpoint puts divided weights together
         key = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
         since = [
             entry["step"]
@@ -225,34 +256,77 @@ class GlmTrainer(Trainer):
         step = self.state.global_step
         final = self.run_folder / f"checkpoint-{step}"
         ended = step >= self.state.max_steps or self._stopped_early
-        facts = {**self.facts, "step": step, "max_steps": self.state.max_steps, "ended": ended}
+        facts = {**self.facts, **self._batch_facts(), "step": step}
+        facts |= {"max_steps": self.state.max_steps, "ended": ended}
         loss = cast(Tensor, self.accelerator.reduce(cast(Tensor, self._tr_loss).clone(), "mean"))
         writes = self.args.should_save
-        # Every process adds its own random state to the folder that the first one opens and seals.
+        # Every process adds its own part to the folder that the first one opens and seals.
         opened = (
             checkpoints.writing(final, facts=facts) if writes else nullcontext(checkpoints.partial_of(final))
         )
         with opened as folder:
-            self.accelerator.wait_for_everyone()
-            self._save_optimizer_and_scheduler(str(folder))
-            self._save_scaler(str(folder))
-            self._save_rng_state(str(folder))
-            if writes:
-                self.tuned.save(folder)
-                self.state.save_to_json(str(folder / "trainer_state.json"))
-                loss_state = {"sum": loss.item(), "last_logged_step": self._globalstep_last_logged}
-                (folder / LOSS_STATE).write_text(json.dumps(loss_state), encoding="utf-8")
-            self.accelerator.wait_for_everyone()
+            together.wait()
+            with together.agreed("write its part of the checkpoint", checkpoints.WRITE_ERRORS):
+                together.check_shared(folder)
+                self._save_optimizer_and_scheduler(str(folder))
+                self._save_scaler(str(folder))
+                self._save_rng_state(str(folder))
+            with together.agreed("write the checkpoint", checkpoints.WRITE_ERRORS):
+                if writes:
+                    self._save_tuned(folder, loss.item())
         if writes:
             checkpoints.publish(final, self.run_folder / "last", facts=facts)
             checkpoints.rotate(self.run_folder, keep=self.keep_checkpoints)
+
+    def _save_tuned(self, folder: Path, loss_sum: float) -> None:
+        weights = TrainedWeights(folder, self.tuned.model) if self.is_deepspeed_enabled else None
+        self.tuned.save(folder, weights)
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+        loss_state = {"sum": loss_sum, "last_logged_step": self._globalstep_last_logged}
+        (folder / LOSS_STATE).write_text(json.dumps(loss_state), encoding="utf-8")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str | None) -> None:
+        if not self.is_deepspeed_enabled or output_dir is None:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        rank, count = self.args.process_index, self.args.world_size
+        problem = save_state(self.model_wrapped, self.tuned.model, Path(output_dir), rank=rank, count=count)
+        if problem is not None:
+            raise problem
+        if self.args.should_save and self.lr_scheduler is not None:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _batch_facts(self) -> dict[str, int]:
+        return {
+            "rows_per_step": self._rows_per_forward() * self.args.gradient_accumulation_steps,
+            "rows_grouped": self._train_sampler.batch_size,
+            "num_processes": self.args.world_size,
+        }
+
+    def _rows_per_forward(self) -> int:
+        return self.args.per_device_train_batch_size * self.args.world_size
 
     # ---- resuming
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         self.tuned.load(folder)
+        self._take_over(folder)
+
+    def _take_over(self, folder: Path) -> None:
         self._resumed_loss = json.loads((folder / LOSS_STATE).read_text(encoding="utf-8"))
+        # Rows keep the order they began with, though other processes may share them now.
+        manifest = checkpoints.read_manifest(folder) or {}
+        self._train_sampler.batch_size = manifest.get("rows_grouped", self._train_sampler.batch_size)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
+            self._load_from_checkpoint(resume_from_checkpoint)  # before the weights are divided
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.is_deepspeed_enabled and checkpoint is not None:
+            load_state(self.model_wrapped, self.tuned.model, Path(checkpoint))
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         counts = super()._init_training_state(max_steps, *args, **kwargs)

@@ -1,0 +1,157 @@
+"""The loss of a causal LM whose logits never exist for the whole batch, only for some labels at a time.
+
+Shapes: B batch, S sequence, D hidden width, T labels (places with loss), C labels of a chunk, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from glmtune.labels import IGNORE_INDEX
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+LOGITS_PER_CHUNK = 2**26
+"""Numbers formed at a time: 256 MiB in float32, which is 1,032 labels of a 65,024-token vocabulary."""
+LABELLED_ROWS = 256
+"""On a CPU the head is given a multiple of so many rows."""
+
+
+@dataclass
+class LabelledOutput(CausalLMOutputWithPast):
+    """What a model returns when logits are formed for labels only.
+
+    Attributes:
+        loss: sum of the negative log-likelihoods, divided by the number of items.
+        predictions: int64 ``[T]``, the most probable token of every label, in reading order; None while
+            gradients are recorded.
+    """
+
+    predictions: Tensor | None = None
+
+
+def rows_per_chunk(vocab_size: int) -> int:
+    """Return how many labels have their logits formed at once, at least 256.
+
+    >>> rows_per_chunk(65024), rows_per_chunk(151552)
+    (1032, 442)
+    """
+    return max(LABELLED_ROWS, LOGITS_PER_CHUNK // vocab_size)
+
+
+def _uncompiled(function: _Function) -> _Function:
+    """Keep a function out of compiled graphs: its shapes follow the number of labels, new in every batch."""
+    return cast(_Function, torch.compiler.disable(function))
+
+
+@_uncompiled
+def labelled_loss(
+    hidden_BSD: Tensor,
+    labels: Tensor,
+    lm_head: nn.Module,
+    *,
+    vocab_size: int,
+    num_items: Tensor | int | None = None,
+) -> LabelledOutput:
+    """Form logits only where a label asks for one, and of those only some at a time.
+
+    The head is spared on prompts and padding, and the memory of logits and their gradient is that of one
+    chunk. Loss and gradients are those of the plain computation, up to the order of summation.
+
+    Args:
+        hidden_BSD: last hidden state.
+        labels: int64 ``[B, S]``, −100 = no loss; shifted by one inside.
+        lm_head: hidden to vocabulary, of any kind (quantized, adapted, gathered on use, ...).
+        vocab_size: V.
+        num_items: divides the summed loss; None: the number of labels. Without any label the loss is 0.
+    """
+    asked_BS = labels[:, 1:] != IGNORE_INDEX
+    targets_T = labels[:, 1:][asked_BS]
+    hidden_TD = hidden_BSD[:, :-1][asked_BS]
+    rows = rows_per_chunk(vocab_size)
+    chunks = list(zip(hidden_TD.split(rows), targets_T.split(rows), strict=True))
+    weights = [weight for weight in lm_head.parameters() if weight.requires_grad]
+    predictions = None
+    if not torch.is_grad_enabled() or not (weights or hidden_TD.requires_grad):
+        found = [_loss_and_predictions(lm_head, *chunk) for chunk in chunks]
+        total = torch.stack([loss for loss, _ in found]).sum()
+        predictions = torch.cat([best for _, best in found])
+    elif len(chunks) == 1:
+        total = _summed_loss(lm_head, hidden_TD, targets_T)
+    elif _must_recompute(lm_head, hidden_TD):
+        parts = [checkpoint(_summed_loss, lm_head, *chunk, use_reentrant=False) for chunk in chunks]
+        total = torch.stack(cast("list[Tensor]", parts)).sum()
+    else:
+        total = cast(Tensor, _ChunkedLoss.apply(lm_head, rows, hidden_TD, targets_T, *weights))
+    items = targets_T.numel() if num_items is None else num_items
+    loss = total / (items.clamp(min=1) if isinstance(items, Tensor) else max(items, 1))
+    return LabelledOutput(loss=loss, predictions=predictions)  # pyright: ignore[reportArgumentType]
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Summed loss whose gradients are formed in the forward pass, while a chunk's logits are there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, lm_head: nn.Module, rows: int, hidden_TD: Tensor, targets_T: Tensor, *weights: Tensor
+    ) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden_TD.device)
+        hidden_grad = torch.empty_like(hidden_TD) if hidden_TD.requires_grad else None
+        weight_grads: list[Tensor] = []
+        for start in range(0, len(hidden_TD), rows):
+            chunk = slice(start, start + rows)
+            with torch.enable_grad():
+                hidden_CD = hidden_TD[chunk].detach().requires_grad_(hidden_grad is not None)
+                loss = _summed_loss(lm_head, hidden_CD, targets_T[chunk])
+            wanted = [tensor for tensor in (hidden_CD, *weights) if tensor.requires_grad]
+            grads = list(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
+            total += loss.detach()
+            if hidden_grad is not None:
+                hidden_grad[chunk] = grads.pop(0)
+            for total_grad, grad in zip(weight_grads, grads, strict=start > 0):
+                total_grad += grad
+            weight_grads = weight_grads or grads
+        ctx.grads = [hidden_grad, None, *weight_grads]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grads: Sequence[Tensor | None] = ctx.grads
+        del ctx.grads  # scaled in place, so good for one backward pass
+        return None, None, *(None if grad is None else grad.mul_(grad_outputs[0]) for grad in grads)
+
+
+def _logits(lm_head: nn.Module, hidden_CD: Tensor) -> Tensor:
+    # Few shapes: on a CPU every new number of rows has a bf16 kernel compiled.
+    spare = -len(hidden_CD) % LABELLED_ROWS if hidden_CD.device.type == "cpu" else 0
+    return lm_head(nn.functional.pad(hidden_CD, (0, 0, 0, spare)))[: len(hidden_CD)].float()
+
+
+def _summed_loss(lm_head: nn.Module, hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(_logits(lm_head, hidden_CD), targets_C, reduction="sum")
+
+
+def _loss_and_predictions(lm_head: nn.Module, hidden_CD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
+    logits_CV = _logits(lm_head, hidden_CD)
+    return nn.functional.cross_entropy(logits_CV, targets_C, reduction="sum"), logits_CV.argmax(-1)
+
+
+def _must_recompute(lm_head: nn.Module, hidden: Tensor) -> bool:
+    """Say whether gradients can only be formed in the backward pass itself.
+
+    So it is with weights that hooks gather from other processes (ZeRO-3, FSDP), and in float16, where small
+    gradients live by the loss scale, which only the backward pass brings along.
+    """
+    device = hidden.device.type
+    casts_to_half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    return (
+        hidden.dtype == torch.float16
+        or casts_to_half
+        or any(hasattr(weight, "ds_id") or hasattr(weight, "device_mesh") for weight in lm_head.parameters())
+    )
