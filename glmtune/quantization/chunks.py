@@ -1,4 +1,4 @@
-"""Quantize one weight a few rows at a time, so that it costs little more memory than its codes."""
+"""Quantize and dequantize a few rows at a time: less memory, and on a CPU three times as fast."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from torch import Tensor
 from glmtune.errors import CheckpointError
 from glmtune.models.quantized import SCALE, ZERO
 from glmtune.quantization.methods import Method
-from glmtune.quantization.packing import pack
-from glmtune.quantization.primitives import dequantize, signal_and_noise
-
-CHUNK_WEIGHTS = 2**18
-"""Weights quantized at once; they and their intermediate results stay in the processor's cache."""
+from glmtune.quantization.packing import pack, unpack
+from glmtune.quantization.primitives import CHUNK_WEIGHTS, QuantizedTensor, dequantize, signal_and_noise
 
 ReadRows = Callable[[int, int], Tensor]
 
@@ -72,3 +69,41 @@ def quantize_in_chunks(
             more = signal_and_noise(weight_OI, dequantize(quantized))
             signal, noise = signal + more[0], noise + more[1]
     return QuantizedRows({part: torch.cat(chunks) for part, chunks in parts.items()}, signal, noise)
+
+
+def dequantize_packed(
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    *,
+    bits: int,
+    group_size: int | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the weight behind bytes; beside it, no more than some rows are ever in floating point.
+
+    Args:
+        packed: int8 ``[O, I]``, or ``[O, I / 2]`` (4 bits).
+        scale: see `QuantizedTensor`.
+        zero: see `QuantizedTensor`.
+        bits: 4 or 8.
+        group_size: see `QuantizedTensor`.
+        dtype: of the result.
+
+    Returns:
+        ``[O, I]``, the same numbers as `dequantize` gives.
+    """
+
+    def rows(start: int, stop: int) -> Tensor:
+        part = None if zero is None else zero[start:stop]
+        codes_OI = unpack(packed[start:stop], bits=bits)
+        return dequantize(QuantizedTensor(codes_OI, scale[start:stop], part, group_size), dtype)
+
+    size, columns = len(packed), packed.shape[1] * 8 // bits
+    step = max(1, CHUNK_WEIGHTS // columns)
+    if packed.device.type != "cpu" or size <= step:  # a GPU is fastest with everything at once
+        return rows(0, size)
+    weight_OI = torch.empty(size, columns, dtype=dtype)
+    for start in range(0, size, step):
+        weight_OI[start : start + step] = rows(start, start + step)
+    return weight_OI

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.models.quantized import SCALE, ZERO, QuantizedLayout
+from glmtune.quantization.chunks import dequantize_packed
 from glmtune.quantization.packing import pack, unpack
 from glmtune.quantization.primitives import QuantizedTensor, dequantize
 
@@ -59,7 +60,8 @@ class _Codes(nn.Module):
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight ``[O, I]``."""
-        return dequantize(self.quantized(), dtype)
+        codes = (self.weight, self.weight_scale, self.weight_zero)
+        return dequantize_packed(*codes, bits=self.bits, group_size=self.group_size, dtype=dtype)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         names = [name for name in (SCALE, ZERO) if getattr(self, name) is not None]
@@ -192,14 +194,18 @@ class _Product(torch.autograd.Function):
             output_RO = product(input.reshape(-1, input.shape[-1]))
             if output_RO is not None:
                 return output_RO.reshape(*input.shape[:-1], output_RO.shape[-1])
-        weight_OI = dequantize(_unpacked(packed, scale, zero, bits, group_size), input.dtype)
+        weight_OI = dequantize_packed(
+            packed, scale, zero, bits=bits, group_size=group_size, dtype=input.dtype
+        )
         return nn.functional.linear(input, weight_OI)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         packed, scale, zero = ctx.saved_tensors
-        weight_OI = dequantize(_unpacked(packed, scale, zero, ctx.bits, ctx.group_size), grads[0].dtype)
+        weight_OI = dequantize_packed(
+            packed, scale, zero, bits=ctx.bits, group_size=ctx.group_size, dtype=grads[0].dtype
+        )
         return grads[0] @ weight_OI, None, None, None, None, None, None
 
 

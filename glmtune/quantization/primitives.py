@@ -18,6 +18,8 @@ from glmtune.errors import ShapeError
 
 SCALE_DTYPE = torch.float16
 """Type of scales and zero points, on disk and in memory."""
+CHUNK_WEIGHTS = 2**18
+"""Weights worked on at once on a CPU: they and their intermediate results stay in its cache."""
 CLIP_STEPS, CLIP_FACTOR = 14, 0.9
 """Ranges tried by a search: the largest magnitude times 0.9 to the power of 0, 1, ... 13 (0.25)."""
 REFINEMENTS = 2

@@ -151,3 +151,21 @@ def test_sqnr() -> None:
     assert signal_and_noise(values, torch.tensor([3.0, 3.5])) == (25.0, 0.25)
     assert sqnr_db(25.0, 0.25) == 20.0
     assert sqnr_db(1.0, 0.0) == math.inf
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_bytes_are_dequantized_in_chunks_as_at_once(
+    method: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from glmtune.quantization import chunks
+
+    chosen = METHODS[method]
+    quantized = chosen.quantize(torch.randn(37, 96))
+    monkeypatch.setattr(chunks, "CHUNK_WEIGHTS", 480)  # 5 rows, so that the last chunk is a small one
+    packed = pack(quantized.codes_OI, bits=chosen.bits)
+    found = chunks.dequantize_packed(
+        packed, quantized.scale, quantized.zero, bits=chosen.bits, group_size=chosen.group_size, dtype=dtype
+    )
+    assert torch.equal(found, dequantize(quantized, dtype))
+    assert found.dtype == dtype
