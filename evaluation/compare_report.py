@@ -208,6 +208,6 @@ def show_comparison(report: ComparisonReport, gate: GateSettings, console: Conso
     if report.text_loss is not None:
         tables.append(text_loss_table(report.text_loss, report.labels))
     for table in tables:
-        console.print(table.to_rich())
+        table.show(console)
     for line in verdict_lines(report):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

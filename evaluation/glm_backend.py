@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -140,7 +141,10 @@ class GlmBackend:
         self._model = model
         self._encoder = PromptEncoder(tokenizer)
         self._engine = Engine(model, settings)
-        self._identity = identify(model, self._encoder.family, name=name, is_chat=is_chat)
+        found = identify(model, self._encoder.family, name=name, is_chat=is_chat)
+        kept = self._engine.settings.kv_cache
+        engine = found.engine if kept == "plain" else f"{found.engine}, {kept} kv_cache"
+        self._identity = dataclasses.replace(found, engine=engine)
 
     @property
     def identity(self) -> ModelIdentity:

@@ -110,7 +110,7 @@ def show(result: Result, console: Console) -> None:
         console: where to.
     """
     for table in tables(result)[:2]:
-        console.print(table.to_rich())
+        table.show(console)
     fingerprint = result.fingerprint
     weights = fingerprint["model"]["weights_hash"] or "unknown"
     console.print(

@@ -12,10 +12,13 @@ from evaluation.published import PublishedRow
 from evaluation.results import Result
 
 if TYPE_CHECKING:
+    import rich.console
     import rich.table
 
 NOTHING = "–"
 NAME_WIDTH = 12
+WIDEST_CELL = 28
+PADDING = 3  # a blank on each side and the box
 TEXT_COLUMNS = ("", "rule", "how it reads", "subject", "benchmark", "protocol")
 AVERAGES = {MICRO: "micro average", MACRO: "macro average"}
 
@@ -43,9 +46,9 @@ class TextTable:
         from rich.text import Text
 
         table = Table(
-            title=Text(self.title),
+            title=Text(self.title) if self.title else None,
             title_justify="left",
-            caption=Text(self.caption),
+            caption=Text(self.caption) if self.caption else None,
             caption_justify="left",
             box=SIMPLE_HEAD,
         )
@@ -64,6 +67,50 @@ class TextTable:
     def _name_width(self) -> int:
         """Keep names readable where a terminal is narrow; numbers have no blanks and never break."""
         return min(NAME_WIDTH, max((len(row[0]) for row in self.rows), default=0))
+
+    def show(self, console: rich.console.Console) -> None:
+        """Print the table; one too wide for the console goes out in parts, each with the names in front.
+
+        Args:
+            console: where to.
+        """
+        for part in self.parts(console.width):
+            console.print(part.to_rich())
+
+    def parts(self, width: int) -> list[TextTable]:
+        """Cut the table into parts that a terminal has room for.
+
+        Args:
+            width: of the terminal, in characters.
+
+        Returns:
+            Tables with the first column repeated; title on the first, caption on the last. At least one
+            further column stands in each, however narrow the terminal.
+        """
+        groups: list[list[int]] = [[]]
+        used = first = self._column_width(0)
+        for column in range(1, len(self.columns)):
+            if groups[-1] and used + self._column_width(column) >= width:
+                groups.append([])
+                used = first
+            groups[-1].append(column)
+            used += self._column_width(column)
+        last = len(groups) - 1
+        return [
+            TextTable(
+                self.title if number == 0 else "",
+                tuple(self.columns[column] for column in (0, *group)),
+                tuple(tuple(row[column] for column in (0, *group)) for row in self.rows),
+                self.caption if number == last else "",
+            )
+            for number, group in enumerate(groups)
+        ]
+
+    def _column_width(self, column: int) -> int:
+        """Return the characters a column needs with padding: headings break at blanks, short cells do not."""
+        heading = max(map(len, self.columns[column].split()), default=0)
+        cells = (len(row[column]) for row in self.rows)
+        return max(heading, *(min(cell, WIDEST_CELL) for cell in cells), 0) + PADDING
 
     def to_markdown(self) -> str:
         """Write the table as Markdown, its title as a heading."""

@@ -179,7 +179,7 @@ def _rank(
     table = rank_methods(
         first.labels[0], cost_of(list(before.runs.values()), before.weight_bytes or 0), methods
     )
-    console.print(method_table(table).to_rich())
+    method_table(table).show(console)
     written = write_methods(table, first.title.replace(f"→ {first.labels[1]}", "and candidates"), folder)
     console.print(f"Written: {', '.join(map(str, written))}", markup=False, highlight=False, soft_wrap=True)
     return EXIT_CODES[table.outcome]

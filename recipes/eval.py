@@ -206,7 +206,7 @@ def _summarize(config: EvalConfig, runs: list[Evaluated], output_dir: Path | Non
     name = Path(config.model.source).name
     folder = output_dir or DEFAULT_FOLDER / f"all-{name}"
     console = Console()
-    console.print(summary_table(runs, config.model.source).to_rich())
+    summary_table(runs, config.model.source).show(console)
     written = write_summary(runs, config.model.source, folder)
     console.print(f"Written: {', '.join(map(str, written))}", markup=False, highlight=False, soft_wrap=True)
 
