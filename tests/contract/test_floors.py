@@ -26,6 +26,7 @@ FLOORS = {
     "glmtune.training": 3,
     "glmtune.inference": 3,
     "glmtune.export": 3,
+    "glmtune.planning": 4,
     "glmtune.serving": 4,
     "evaluation": 5,
     "recipes": 6,

@@ -1,0 +1,243 @@
+"""Memory at every moment of a run that can be its largest, by part; the largest one is the estimate.
+
+A run holds weights and optimizer states all the time. Activations grow through the forward pass and shrink
+through the backward pass, while gradients do the opposite, so the peak is at one end of the backward pass: at its
+beginning (head, or topmost block), or at its end (lowest block, embedding); or in the optimizer's step; or while an
+evaluation or a save needs memory of its own. What lies between two of these moments is linear in the block's
+number and cannot be larger than both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from glmtune.planning import activations as kept
+from glmtune.planning.states import base_bytes, num_trained, states_of
+from glmtune.planning.workload import Workload
+
+GIB = 2**30
+SHARD_BYTES = 2 * GIB
+"""Tensors of one file of a full checkpoint are copied before they are written."""
+CPU_LIBRARIES = 0.75 * GIB
+"""Python, torch, transformers and the rest, resident in a process that trains on a CPU (measured)."""
+CPU_SLACK = 0.04
+"""Share of what comes and goes that the C allocator holds beyond it (measured)."""
+GPU_CONTEXT = 0.6 * GIB
+"""CUDA context, loaded kernels and cuBLAS workspace of a process (typical of an H100 with CUDA 12; assumed)."""
+GPU_SLACK = 0.03
+"""Share of a GPU's allocations lost in torch's blocks (assumed)."""
+GPU_HOST_LIBRARIES = 2.5 * GIB
+"""Host memory of a process that trains on a GPU: libraries and pinned buffers (assumed)."""
+NCCL_BUFFERS = 0.4 * GIB
+"""Communication buffers of a process among several (assumed)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes by part.
+
+    Attributes:
+        weights: of the base and of what is added to it.
+        gradients: of trained numbers.
+        optimizer: states, and the float32 weights of ZeRO.
+        activations: kept for the backward pass, and of the block at work.
+        logits: of the labels at work, their loss and gradient.
+        buffers: 16-bit copies of weights, buckets, weights gathered or formed from codes, temporaries.
+        overhead: libraries, context, and what allocators hold beyond.
+    """
+
+    weights: float = 0.0
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    activations: float = 0.0
+    logits: float = 0.0
+    buffers: float = 0.0
+    overhead: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Sum of the parts."""
+        return sum(dataclasses.astuple(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run needs.
+
+    Attributes:
+        device: of one GPU (or of the process, on a CPU) at its largest moment.
+        moment: which that is.
+        host_bytes: of one machine beside its GPUs; on a CPU 0, as it is in ``device``.
+        moments: total of every moment looked at.
+    """
+
+    device: Memory
+    moment: str
+    host_bytes: float
+    moments: dict[str, float]
+
+
+def estimate(work: Workload) -> Estimate:
+    """Reckon the memory of a run.
+
+    Args:
+        work: what one of its processes computes.
+    """
+    memories = {name: _with_overhead(work, memory) for name, memory in _moments(work).items()}
+    moment = max(memories, key=lambda name: memories[name].total)
+    totals = {name: memory.total for name, memory in memories.items()}
+    return Estimate(memories[moment], moment, _host_bytes(work), totals)
+
+
+def _moments(work: Workload) -> dict[str, Memory]:
+    states, geometry = states_of(work), work.geometry
+    held = Memory(weights=states.weights, optimizer=states.optimizer)
+    early, late = _gradients(work)
+    blocks = geometry.num_layers
+    lowest, block = kept.block_bytes(work, is_lowest=True), kept.block_bytes(work)
+    outer = kept.prefix_bytes(work)
+    if work.checkpointing:
+        all_blocks = blocks * kept.checkpoint_bytes(work) + kept.prefix_states_bytes(work)
+        top, bottom = (
+            all_blocks + block,
+            kept.checkpoint_bytes(work) + kept.prefix_states_bytes(work) + lowest,
+        )
+    else:
+        all_blocks = lowest + (blocks - 1) * block
+        top, bottom = all_blocks, lowest
+    inside, buffers = kept.block_moment_bytes(work), _buffers(work)
+    casts = _cast_bytes(work)
+    forward_casts = casts if not work.checkpointing else 0.0
+    evaluation, eval_logits = kept.evaluation_bytes(work)
+    return {
+        "head": dataclasses.replace(
+            held,
+            gradients=early,
+            activations=all_blocks + outer + kept.head_bytes(work),
+            logits=kept.logits_bytes(work),
+            buffers=buffers + casts,
+        ),
+        "topmost block": dataclasses.replace(
+            held, gradients=early, activations=top + outer + inside, buffers=buffers + forward_casts
+        ),
+        "lowest block": dataclasses.replace(
+            held, gradients=late, activations=bottom + outer + inside, buffers=buffers
+        ),
+        "optimizer step": dataclasses.replace(held, gradients=late, buffers=_step_bytes(work)),
+        "evaluation": dataclasses.replace(
+            held, activations=evaluation, logits=eval_logits, buffers=_weight_at_work(work)
+        ),
+        "saving": dataclasses.replace(held, buffers=_saving_bytes(work)),
+    }
+
+
+def _gradients(work: Workload) -> tuple[float, float]:
+    """Return the gradients there are when the backward pass begins and when it ends.
+
+    With accumulation those of the earlier passes are there from the start, and the new one of the matrix at work
+    stands beside them. ZeRO 2 and 3 keep their share only, the rest being in the bucket.
+    """
+    states, geometry = states_of(work), work.geometry
+    if not work.is_full:
+        return states.gradients, states.gradients
+    widest = max(rows * columns for rows, columns in geometry.linears.values())
+    own = work.weight_bytes
+    head = geometry.embedding_size * own
+    if work.division.stage >= 2:
+        return states.gradients + head, states.gradients + widest * own
+    if work.batch.accumulation > 1:
+        return states.gradients + head, states.gradients + head
+    block = (geometry.block_linear_size + geometry.block_other_size) * own
+    return head + block, states.gradients
+
+
+def _cast_bytes(work: Workload) -> float:
+    """Return the 16-bit copies of float32 weights that autocast makes in a forward pass."""
+    if not work.autocast:
+        return 0.0
+    geometry = work.geometry
+    linear = geometry.num_layers * geometry.block_linear_size if work.method is None else 0
+    return 2.0 * (linear + geometry.embedding_size)
+
+
+def _buffers(work: Workload) -> float:
+    """Return what communication keeps on a device through forward and backward pass.
+
+    DistributedDataParallel copies gradients into buckets of the same size in all. ZeRO sends buckets, two at a
+    time; stage 3 gathers the weights of the layers at work and ahead: the widest module and one bucket.
+    """
+    division = work.division
+    if division.num_processes == 1 and division.stage == 0:
+        return 0.0
+    own = work.weight_bytes if work.is_full else 4
+    if division.stage == 0:
+        return num_trained(work) * own
+    trained = num_trained(work)
+    buckets = 2.0 * own * min(division.bucket_size, trained)
+    if division.stage == 3:
+        geometry = work.geometry
+        widest = max(geometry.embedding_size, geometry.block_linear_size)
+        buckets += (widest + division.bucket_size // 10) * work.weight_bytes
+    return buckets
+
+
+def _step_bytes(work: Workload) -> float:
+    """Return what the optimizer's step needs for a moment.
+
+    On a GPU torch's AdamW forms the root of all second moments at once, fused AdamW nothing; on a CPU it forms
+    two tensors for one parameter after the other.
+    """
+    if work.optim in ("adamw_torch_fused", "sgd"):
+        return 0.0
+    division, trained = work.division, num_trained(work)
+    if division.stage and division.offload_optimizer:
+        return 0.0
+    if work.device == "cuda":
+        return 4.0 * trained / (division.num_processes if division.stage else 1)
+    return 2 * 4.0 * _widest_trained(work)
+
+
+def _widest_trained(work: Workload) -> int:
+    geometry = work.geometry
+    if work.is_full:
+        return max(geometry.embedding_size, *(rows * columns for rows, columns in geometry.linears.values()))
+    if work.lora is not None:
+        return max(work.lora.rank * max(shape) for shape in work.lora_targets.values())
+    return num_trained(work)
+
+
+def _weight_at_work(work: Workload) -> float:
+    """Return the widest weight of a quantized base while it is formed from codes."""
+    if work.method is None:
+        return 0.0
+    widest = max(rows * columns for rows, columns in work.geometry.linears.values())
+    return widest * (1 + 4 + (work.compute_bytes if work.compute_bytes != 4 else 0))
+
+
+def _saving_bytes(work: Workload) -> float:
+    """Return the copies made while a checkpoint is written, where they are made on the device."""
+    if work.device != "cpu":
+        return 0.0
+    written = base_bytes(work) if work.is_full else num_trained(work) * 4.0
+    return min(written, SHARD_BYTES)
+
+
+def _with_overhead(work: Workload, memory: Memory) -> Memory:
+    passing = memory.activations + memory.logits + memory.buffers + memory.gradients
+    if work.device == "cpu":
+        return dataclasses.replace(memory, overhead=CPU_LIBRARIES + CPU_SLACK * passing)
+    talks = NCCL_BUFFERS if work.division.num_processes > 1 else 0.0
+    return dataclasses.replace(memory, overhead=GPU_CONTEXT + talks + GPU_SLACK * memory.total)
+
+
+def _host_bytes(work: Workload) -> float:
+    """Return the host memory of one machine that trains on GPUs.
+
+    Every process has its libraries and what ZeRO offloads; one of them copies a file of the checkpoint at a time.
+    """
+    if work.device == "cpu":
+        return 0.0
+    states = states_of(work)
+    written = base_bytes(work) if work.is_full else num_trained(work) * 4.0
+    return work.division.per_node * (GPU_HOST_LIBRARIES + states.host) + min(written, SHARD_BYTES)

@@ -1,0 +1,259 @@
+"""What one process of a run computes: everything that its memory depends on, read from the run's settings."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from glmtune.errors import ConfigError
+from glmtune.planning.geometry import Geometry
+from glmtune.planning.hardware import Hardware
+from glmtune.prefix.settings import PrefixSettings
+from glmtune.quantization.methods import METHODS, Method
+from glmtune.training.config import RunConfig
+from glmtune.training.settings import LoraSettings
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+SMALL_MODEL = 1_000_000_000
+"""Below so many parameters float16 checkpoints run in float32 on a CPU (`glmtune.models.load`)."""
+LINEARS_OF_LORA = ("query_key_value", "q_proj", "k_proj", "v_proj")
+"""What LoRA adapts unless told otherwise (`glmtune.training.adapt`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One forward pass of one process, at its longest.
+
+    Attributes:
+        rows: B.
+        length: S, tokens of the longest row.
+        num_labels: T, tokens of all rows that carry loss.
+        accumulation: passes per optimizer step.
+        eval_rows: rows of a forward pass of the evaluation, 0 without one.
+        is_padded: rows differ in length, so attention gets a mask.
+    """
+
+    rows: int
+    length: int
+    num_labels: int
+    accumulation: int = 1
+    eval_rows: int = 0
+    is_padded: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a forward pass, padding included."""
+        return self.rows * self.length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Division:
+    """How processes share the work.
+
+    Attributes:
+        num_processes: in all, one per GPU.
+        per_node: processes on one machine.
+        stage: of ZeRO; 0: every process holds everything.
+        offload_optimizer: optimizer states and float32 weights wait in host memory.
+        offload_param: divided weights wait there, too (stage 3).
+        bucket_size: numbers sent at a time.
+    """
+
+    num_processes: int = 1
+    per_node: int = 1
+    stage: int = 0
+    offload_optimizer: bool = False
+    offload_param: bool = False
+    bucket_size: int = 200_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Everything that decides memory.
+
+    Attributes:
+        geometry: of the model.
+        device: ``cpu`` or ``cuda``.
+        weight_bytes: of one floating point weight as it is held while training.
+        autocast: matrix products run in 16 bits over float32 weights.
+        tune: ``full``, ``prefix`` or ``lora``.
+        prefix: with ``prefix``.
+        lora: with ``lora``.
+        method: how the base is quantized, None: not at all.
+        batch: the longest one.
+        division: among processes.
+        checkpointing: activations inside blocks are computed again instead of kept.
+        optim: name of the optimizer.
+        attention: ``sdpa`` (fused) or ``eager``.
+    """
+
+    geometry: Geometry
+    device: str
+    weight_bytes: int
+    autocast: bool
+    tune: str
+    prefix: PrefixSettings | None
+    lora: LoraSettings | None
+    method: str | None
+    batch: Batch
+    division: Division
+    checkpointing: bool
+    optim: str
+    attention: str = "sdpa"
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every weight is trained."""
+        return self.tune == "full"
+
+    @property
+    def compute_bytes(self) -> int:
+        """Of a number that comes out of a matrix product."""
+        return 2 if self.autocast else self.weight_bytes
+
+    @property
+    def residual_bytes(self) -> int:
+        """Of a number of the residual stream: it starts in the embedding's type and autocast leaves it there."""
+        return self.weight_bytes
+
+    @property
+    def prefix_length(self) -> int:
+        """P, positions in front of every layer's keys; 0 without a prefix."""
+        return self.prefix.pre_seq_len if self.prefix is not None else 0
+
+    @property
+    def quantization(self) -> Method | None:
+        """The way the base is quantized."""
+        return None if self.method is None else METHODS[self.method]
+
+    @property
+    def lora_targets(self) -> dict[str, tuple[int, int]]:
+        """``(out, in)`` of every adapted layer of a block, by name."""
+        if self.lora is None:
+            return {}
+        names = self.lora.targets or LINEARS_OF_LORA
+        return {name: shape for name, shape in self.geometry.linears.items() if name in names}
+
+
+def workload_of(
+    config: RunConfig, geometry: Geometry, hardware: Hardware, *, length: int | None = None
+) -> Workload:
+    """Read what a run computes from the settings that `glmtune train` would obey.
+
+    Args:
+        config: of the run.
+        geometry: of its model.
+        hardware: where it would run.
+        length: tokens of the longest row; None: the longest that the data settings allow.
+
+    Raises:
+        ConfigError: stored codes cannot be trained in full or are of another method than asked for; a layer for
+            LoRA does not exist.
+    """
+    method = config.model.method or geometry.quantization
+    _check(config, geometry)
+    weight_bytes = _weight_bytes(config, geometry, hardware)
+    return Workload(
+        geometry=geometry,
+        device=hardware.device,
+        weight_bytes=weight_bytes,
+        autocast=_autocasts(config, hardware, weight_bytes),
+        tune=config.tune,
+        prefix=config.prefix,
+        lora=config.lora,
+        method=method,
+        batch=batch_of(config, length),
+        division=_division(config, hardware),
+        checkpointing=config.trainer.gradient_checkpointing,
+        optim=config.trainer.optim,
+    )
+
+
+def batch_of(config: RunConfig, length: int | None = None) -> Batch:
+    """Return the longest batch that a run's settings allow.
+
+    Args:
+        config: of the run.
+        length: tokens of the longest row, instead of what ``data`` allows; its answer is as long as that can be.
+    """
+    data, trainer = config.data, config.trainer
+    longest = data.packing_length if data.packing else data.max_source_length + data.max_target_length + 1
+    length = min(length, longest) if length and data.packing else length or longest
+    length = -(-length // data.pad_to_multiple_of) * data.pad_to_multiple_of
+    answer = min(length - 1, data.max_target_length + 1)
+    labels = answer if data.loss_on == "answer" and not data.packing else length - 1
+    rows = trainer.per_device_train_batch_size
+    return Batch(
+        rows=rows,
+        length=length,
+        num_labels=rows * labels,
+        accumulation=trainer.gradient_accumulation_steps,
+        eval_rows=trainer.per_device_eval_batch_size if data.validation_file is not None else 0,
+        is_padded=rows > 1 or data.packing or data.pad_to_multiple_of > 1,
+    )
+
+
+def _weight_bytes(config: RunConfig, geometry: Geometry, hardware: Hardware) -> int:
+    """Follow `glmtune.models.load.choose_dtype`, and `tune_all`, which trains in float32."""
+    if config.tune == "full" and not _deepspeed(config):
+        return 4
+    dtype = config.model.dtype if config.model.dtype != "auto" else geometry.dtype
+    if config.tune == "full":
+        return 4 if _precision(config, hardware) == "fp32" else 2
+    is_small = geometry.num_parameters < SMALL_MODEL
+    if config.model.dtype == "auto" and hardware.device == "cpu" and dtype == "float16" and is_small:
+        return 4
+    return DTYPE_BYTES[dtype]
+
+
+def _precision(config: RunConfig, hardware: Hardware) -> str:
+    """Follow `glmtune.training.arguments.compute_precision`: ``auto`` is bf16 for full tuning on a GPU."""
+    if config.trainer.precision != "auto":
+        return config.trainer.precision
+    return "bf16" if config.tune == "full" and hardware.device == "cuda" else "fp32"
+
+
+def _autocasts(config: RunConfig, hardware: Hardware, weight_bytes: int) -> bool:
+    return weight_bytes == 4 and _precision(config, hardware) != "fp32"
+
+
+def _deepspeed(config: RunConfig):  # noqa: ANN202
+    return getattr(config, "deepspeed", None)
+
+
+def _division(config: RunConfig, hardware: Hardware) -> Division:
+    settings = _deepspeed(config)
+    processes = hardware.num_devices
+    per_node = hardware.per_node
+    if hardware.device == "cpu":
+        processes = per_node = int(os.environ.get("WORLD_SIZE", "1"))
+    if settings is None:
+        return Division(num_processes=processes, per_node=per_node)
+    return Division(
+        num_processes=processes,
+        per_node=per_node,
+        stage=settings.stage,
+        offload_optimizer=settings.offload_optimizer,
+        offload_param=settings.offload_param,
+        bucket_size=settings.bucket_size,
+    )
+
+
+def _check(config: RunConfig, geometry: Geometry) -> None:
+    asked, stored = config.model.method, geometry.quantization
+    if config.tune == "full" and stored is not None:
+        raise ConfigError(
+            f"`tune` is `full`, but `{geometry.name}` is quantized ({stored}): codes cannot be trained. Tune a "
+            "prefix or LoRA (`+recipe=ptuning`, `+recipe=lora`), or name the unquantized release."
+        )
+    if asked is not None and stored is not None and asked != stored:
+        raise ConfigError(
+            f"`quantization` is `{asked}`, but `{geometry.name}` is stored as `{stored}`. Leave `quantization` "
+            "out, or name the unquantized release."
+        )
+    for name in (config.lora.targets or ()) if config.lora is not None else ():
+        if name not in geometry.linears:
+            raise ConfigError(
+                f"`lora.targets` names `{name}`, but the blocks of `{geometry.name}` have the linear layers "
+                f"{', '.join(geometry.linears)}."
+            )
