@@ -6,9 +6,10 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glmtune import __version__
 from glmtune.errors import ConfigError, GlmtuneError, unknown_name
@@ -34,6 +35,7 @@ COMMANDS = {
 FLAGS = """options:
   -h, --help          this text (instant)
   --cfg               print the composed configuration and stop
+  --settings FILE     take all settings from a run's config.yaml, and none from here
   --config-dir DIR    search DIR for configs too (DIR/recipe/mine.yaml -> +recipe=mine)
   --debug             show the stack trace of an error
 """
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("glmtune: interrupted; what was written so far is kept.\n")
         return 130
     except Exception as error:
-        if debug:
+        if debug and not _is_launched():
             raise
         return _report(error)
 
@@ -78,6 +80,8 @@ def _dispatch(name: str, rest: list[str]) -> int:
         _print_command_help(command)
         return 0
     show_config = "--cfg" in rest
+    if "--settings" in rest:
+        return _exit_code(command.run(_stored_settings(rest, command)))
     overrides, extra_configs = _split_flags([word for word in rest if word != "--cfg"], command)
     from recipes.compose import compose, load_settings
 
@@ -87,8 +91,28 @@ def _dispatch(name: str, rest: list[str]) -> int:
         values = compose(command, overrides, extra_configs)
         sys.stdout.write(yaml.safe_dump(values, allow_unicode=True, sort_keys=False))
         return 0
-    result = command.run(load_settings(command, overrides, extra_configs))
+    return _exit_code(command.run(load_settings(command, overrides, extra_configs)))
+
+
+def _exit_code(result: object) -> int:
     return result if isinstance(result, int) else 0
+
+
+def _stored_settings(words: list[str], command: Command) -> Any:
+    """Read the settings of an earlier run, or those that a launcher hands to its processes."""
+    import yaml
+
+    from glmtune.settings import build_settings
+
+    name = words[1] if len(words) == 2 and words[0] == "--settings" else ""
+    try:
+        values = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"`--settings` must be followed by a file such as a run's config.yaml, and by nothing else; "
+            f"got `{' '.join(words)}` ({error})."
+        ) from error
+    return build_settings(command.schema, values)
 
 
 def _split_flags(words: list[str], command: Command) -> tuple[list[str], Path | None]:
@@ -133,15 +157,25 @@ def _quiet_libraries(debug: bool) -> None:
         logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
+def _is_launched() -> bool:
+    return "GLMTUNE_LAUNCHED" in os.environ
+
+
 def _report(error: Exception) -> int:
-    if isinstance(error, GlmtuneError):
-        sys.stderr.write(f"glmtune: {error}\n")
-        return 2 if isinstance(error, ConfigError) else 1
-    sys.stderr.write(
-        f"glmtune: unexpected {type(error).__name__}: {error}\n"
-        "This is a fault of glmtune or of a library below it; run again with --debug for the stack trace.\n"
-    )
-    return 1
+    text = str(error)
+    if not isinstance(error, GlmtuneError):
+        text = (
+            f"unexpected {type(error).__name__}: {error}\n"
+            "This is a fault of glmtune or of a library below it; run again with --debug for the stack trace."
+        )
+    code = 2 if isinstance(error, ConfigError) else 1
+    if _is_launched():  # one of several processes: the launcher shows one error of one of them
+        from glmtune.training.launch import record_failure
+
+        if record_failure(text, "".join(traceback.format_exception(error))):
+            return code
+    sys.stderr.write(f"glmtune: {text}\n")
+    return code
 
 
 def _print_help() -> None:

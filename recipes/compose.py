@@ -117,7 +117,7 @@ def compose(command: Command, overrides: Sequence[str], extra_configs: Path | No
     _check_group_options(overrides, extra_configs)
     ConfigStore.instance().store(name=f"{command.name}_schema", node=default_values(command.schema))
     OmegaConf.register_new_resolver("by_size", _by_size, replace=True)
-    arguments = [*overrides]
+    arguments = [*_with_deepspeed(overrides)]
     if extra_configs is not None:
         arguments.append(f"hydra.searchpath=[file://{extra_configs.resolve()}]")
     GlobalHydra.instance().clear()
@@ -159,6 +159,13 @@ def _model_source(override: str) -> str:
     if key != "model" or not is_place or value[0] in "'\"{[":
         return override
     return f"model.source={quoted(value)}"
+
+
+def _with_deepspeed(overrides: list[str]) -> list[str]:
+    """Let ``deepspeed.NAME=...`` alone stand for the group ``zero2`` with that setting."""
+    keys = [override.partition("=")[0] for override in overrides]
+    is_alone = any(key.startswith("deepspeed.") for key in keys) and "deepspeed" not in keys
+    return ["deepspeed=zero2", *overrides] if is_alone else overrides
 
 
 def _several_benchmarks(override: str, command: Command) -> str:

@@ -59,11 +59,13 @@ def run(config: TrainConfig) -> TrainResult:
     from transformers import set_seed
 
     from glmtune.models.load import choose_device
-    from glmtune.training import session
+    from glmtune.training import deepspeed, session
 
-    settings = dataclasses.asdict(config)
     device = choose_device(config.model.device)
-    start = session.begin(config.output_dir, config.resume, settings, device, config.trainer.num_threads)
+    if config.deepspeed is not None:
+        deepspeed.prepare(config.deepspeed, device.type)
+    settings = session.resolved(dataclasses.asdict(config))
+    start = session.begin(config.output_dir, config.resume, settings, device)
     if start.finished is not None:
         return TrainResult(start.folder, start.finished["steps"], start.finished)
     set_seed(config.seed)
@@ -72,7 +74,7 @@ def run(config: TrainConfig) -> TrainResult:
     train, validation = _data(config, tokenizer)
     facts = {"base_fingerprint": model.fingerprint(), "data_fingerprint": train.fingerprint}
     tuned = _adapt(config, model, tokenizer, facts)
-    trainer = _trainer(config, tuned, tokenizer, train, validation, facts)
+    trainer = _trainer(config, tuned, tokenizer, train, validation, facts, device.type)
     tensorboard = "tensorboard" in config.trainer.report_to
     stopped_by = session.train(trainer, start.checkpoint, tensorboard=tensorboard)
     if stopped_by is not None:
@@ -89,13 +91,15 @@ def _load(config: TrainConfig) -> tuple[GlmModel, GlmTokenizer]:
     from glmtune.training.adapt import fresh_model
 
     source = config.model.source
+    # DeepSpeed moves the weights itself, each process's part to its GPU.
+    device = config.model.device if config.deepspeed is None else "cpu"
     if config.from_scratch:
-        model = fresh_model(source, device=config.model.device, family=config.model.family)
+        model = fresh_model(source, device=device, family=config.model.family)
     else:
         model = load_base(
             source,
             dtype=config.model.dtype,
-            device=config.model.device,
+            device=device,
             family=config.model.family,
             quantization=config.model.method,
         )
@@ -149,12 +153,17 @@ def _trainer(
     train: EncodedSplit,
     validation: EncodedSplit | None,
     facts: dict[str, str],
+    device: str,
 ) -> GlmTrainer:
     from glmtune.data.collate import DynamicPaddingCollator, PackingCollator
     from glmtune.training.arguments import compute_precision, training_arguments
+    from glmtune.training.deepspeed import deepspeed_config
     from glmtune.training.trainer import GlmTrainer
 
-    device, dtype = tuned.model.device.type, tuned.model.dtype
+    zero = config.deepspeed
+    autocast = compute_precision(
+        config.trainer, tune=config.tune, dtype=tuned.model.dtype, device=device, zero=zero is not None
+    )
     pad = cast(int, tokenizer.pad_token_id)
     collator = PackingCollator if config.data.packing else DynamicPaddingCollator
     rows, lengths = _rows(config, train)
@@ -164,8 +173,12 @@ def _trainer(
         output_dir=Path(config.output_dir).expanduser(),
         seed=config.seed,
         device=device,
-        autocast=compute_precision(config.trainer, tune=config.tune, dtype=dtype, device=device),
+        autocast=autocast,
         evaluates=validation is not None,
+        deepspeed=None
+        if zero is None
+        else deepspeed_config(zero, config.trainer, precision=autocast, has_gpu=device == "cuda"),
+        timeout_seconds=config.launch.timeout_seconds,
     )
     return GlmTrainer(
         tuned,
@@ -180,6 +193,7 @@ def _trainer(
         shuffle=config.trainer.shuffle,
         keep_checkpoints=config.trainer.save_total_limit,
         patience=config.trainer.early_stopping_patience,
+        watch=config.trainer,
         facts=facts,
     )
 
@@ -196,7 +210,16 @@ def _rows(config: TrainConfig, split: EncodedSplit) -> tuple[Dataset | datasets.
 
 
 def _main(config: TrainConfig) -> int:
-    """Run, and exit as shells expect of a process that a signal stopped: 128 + its number."""
+    """Run, or start the processes that do; exit as shells expect after a signal: 128 + its number."""
+    from glmtune.training.launch import is_started
+    from glmtune.training.processes import start
+
+    if not is_started():
+        always = config.deepspeed is not None
+        values, device = dataclasses.asdict(config), config.model.device
+        code = start("train", values, config.launch, device=device, always=always)
+        if code is not None:
+            return code
     result = run(config)
     return 0 if result.stopped_by is None else 128 + result.stopped_by
 
@@ -211,5 +234,6 @@ COMMAND = Command(
         "glmtune train +recipe=ptuning data=adgen model=chatglm2-6b",
         "glmtune train +recipe=ptuning_chat data.train_file=my_chats.jsonl",
         "glmtune train +recipe=full data=files data.train_file=my.json",
+        "glmtune train +recipe=full deepspeed=zero2 model=chatglm2-6b",
     ),
 )

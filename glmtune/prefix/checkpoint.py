@@ -69,7 +69,13 @@ class PrefixFacts:
     meta: PrefixMeta
 
 
-def save_prefix(encoder: PrefixEncoder, folder: str | Path, *, meta: PrefixMeta | None = None) -> Path:
+def save_prefix(
+    encoder: PrefixEncoder,
+    folder: str | Path,
+    *,
+    meta: PrefixMeta | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Write ``prefix_encoder.safetensors``: float32 weights, geometry, and where the prefix comes from.
 
     The file appears complete or not at all; an older one of that name stays until then.
@@ -78,6 +84,7 @@ def save_prefix(encoder: PrefixEncoder, folder: str | Path, *, meta: PrefixMeta 
         encoder: the prefix.
         folder: created if absent.
         meta: facts about the base and the data.
+        state: the weights, where they are not the encoder's own (put together by a trainer).
 
     Returns:
         The file.
@@ -92,7 +99,8 @@ def save_prefix(encoder: PrefixEncoder, folder: str | Path, *, meta: PrefixMeta 
         **dataclasses.asdict(encoder.shape),
         **dataclasses.asdict(meta or PrefixMeta()),
     }
-    tensors = {name: weight.detach().cpu().contiguous() for name, weight in encoder.state_dict().items()}
+    weights = encoder.state_dict() if state is None else state
+    tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     content = save(tensors, {key: json.dumps(value, ensure_ascii=False) for key, value in facts.items()})
     target = Path(folder) / PREFIX_FILE
     target.parent.mkdir(parents=True, exist_ok=True)

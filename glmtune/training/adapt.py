@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import GlmForCausalLM
 
 from glmtune.errors import ConfigError
@@ -41,8 +42,13 @@ class Tuned(Protocol):
         """The whole model, base included."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write the tuned part into an existing folder."""
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write the tuned part into an existing folder.
+
+        Args:
+            folder: where to.
+            weights: trained weights by parameter name, where the model's own are divided among processes.
+        """
         ...
 
     def load(self, folder: Path) -> None:
@@ -68,9 +74,13 @@ class TunedPrefix:
     encoder: PrefixEncoder
     meta: PrefixMeta
 
-    def save(self, folder: Path) -> None:
-        """Write ``prefix_encoder.safetensors``."""
-        save_prefix(self.encoder, folder, meta=self.meta)
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write ``prefix_encoder.safetensors``; see `Tuned.save`."""
+        state = None
+        if weights is not None:
+            place = next(name for name, module in self.model.named_modules() if module is self.encoder)
+            state = {name: weights[f"{place}.{name}"] for name, _ in self.encoder.named_parameters()}
+        save_prefix(self.encoder, folder, meta=self.meta, state=state)
 
     def load(self, folder: Path) -> None:
         """Read the prefix back in place."""
@@ -93,9 +103,9 @@ class TunedModel:
     model: GlmModel
     tokenizer: GlmTokenizer
 
-    def save(self, folder: Path) -> None:
-        """Write an official checkpoint."""
-        save_official(self.model, folder)
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write an official checkpoint; see `Tuned.save`."""
+        save_official(self.model, folder, state_dict=weights)
         self.tokenizer.save_pretrained(str(folder))
 
     def load(self, folder: Path) -> None:
@@ -117,9 +127,10 @@ class TunedAdapter:
 
     model: PeftModel
 
-    def save(self, folder: Path) -> None:
-        """Write ``adapter_model.safetensors`` and ``adapter_config.json``, which PEFT reads."""
-        self.model.save_pretrained(str(folder), save_embedding_layers=False)
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write ``adapter_model.safetensors`` and ``adapter_config.json``, which PEFT reads; see `Tuned.save`."""
+        state = None if weights is None else dict(weights)
+        self.model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form; the run has a model card
 
     def load(self, folder: Path) -> None:

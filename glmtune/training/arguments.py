@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -20,7 +21,9 @@ CHECKPOINTING = (
 )
 
 
-def compute_precision(settings: TrainerSettings, *, tune: str, dtype: torch.dtype, device: str) -> str:
+def compute_precision(
+    settings: TrainerSettings, *, tune: str, dtype: torch.dtype, device: str, zero: bool = False
+) -> str:
     """Decide what autocast does: ``no`` (compute in the weights' dtype), ``bf16`` or ``fp16``.
 
     Args:
@@ -28,6 +31,8 @@ def compute_precision(settings: TrainerSettings, *, tune: str, dtype: torch.dtyp
         tune: ``prefix``, ``full`` or ``lora``.
         dtype: of the base weights as loaded.
         device: ``cpu`` or ``cuda``.
+        zero: under DeepSpeed, whose engine casts all weights (and keeps float32 ones for the optimizer);
+            ``no`` is float32 then.
 
     Raises:
         ConfigError: fp16 without a GPU, or fp32 over weights loaded in another type.
@@ -44,6 +49,8 @@ def compute_precision(settings: TrainerSettings, *, tune: str, dtype: torch.dtyp
             "`trainer.precision=auto`."
         )
     if settings.precision == "auto":
+        if zero and tune != "full":
+            return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
         wants_autocast = tune == "full" and device == "cuda" and torch.cuda.is_bf16_supported()
         return "bf16" if wants_autocast else "no"
     return "no" if settings.precision == "fp32" else settings.precision
@@ -57,6 +64,8 @@ def training_arguments(
     device: str,
     autocast: str,
     evaluates: bool,
+    deepspeed: dict[str, Any] | None = None,
+    timeout_seconds: int = 1800,
 ) -> TrainingArguments:
     """Translate the settings.
 
@@ -67,6 +76,8 @@ def training_arguments(
         device: ``cpu`` or ``cuda``.
         autocast: see ``compute_precision``.
         evaluates: whether there are rows to evaluate on.
+        deepspeed: its dictionary, see ``glmtune.training.deepspeed``.
+        timeout_seconds: how long processes wait for each other.
 
     Raises:
         ConfigError: a tracker's package is not installed.
@@ -114,6 +125,8 @@ def training_arguments(
         label_names=["labels"],
         ddp_find_unused_parameters=False,
         use_cpu=device == "cpu",
+        deepspeed=deepspeed,
+        ddp_timeout=timeout_seconds,
         seed=seed,
         disable_tqdm=True,
         report_to=trackers,

@@ -26,13 +26,17 @@ STATE_FILES = frozenset(
         "rng_state.pth",
         "trainer_state.json",
         "loss_state.json",
+        "zero.json",
         MANIFEST,
     }
 )
+STATE_PREFIXES = ("rng_state", "zero-")
+"""So begin the names of what each process writes for itself."""
 # What a run folder holds besides checkpoint-N.
 RUN_FILES = frozenset(
     {"last", "best", "runs", "config.yaml", "environment.json", "trainer_log.jsonl", "training_loss.png"}
     | {"all_results.json", "train_results.json", "eval_results.json", "README.md"}
+    | {"rollbacks.json", "not_finite.json"}
 )
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
@@ -207,7 +211,7 @@ def publish(checkpoint: Path, final: Path, *, facts: dict[str, Any] | None = Non
     with writing(final, facts=facts) as folder:
         for path in sorted(checkpoint.rglob("*")):
             name = path.relative_to(checkpoint)
-            if path.is_dir() or name.parts[0] in STATE_FILES or name.name.startswith("rng_state"):
+            if path.is_dir() or name.parts[0] in STATE_FILES or name.name.startswith(STATE_PREFIXES):
                 continue
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             try:

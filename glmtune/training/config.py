@@ -9,6 +9,8 @@ from glmtune.errors import ConfigError
 from glmtune.models.settings import ModelSettings
 from glmtune.prefix.settings import PrefixSettings
 from glmtune.settings import check_choice, setting
+from glmtune.training.deepspeed import DeepSpeedSettings
+from glmtune.training.launch import LaunchSettings
 from glmtune.training.settings import TUNE, LoraSettings, TrainerSettings
 
 
@@ -23,6 +25,8 @@ class RunConfig:
     lora: LoraSettings | None = setting(None, "the adapters; null unless tune=lora")
     data: DataSettings = setting(DataSettings, "the rows to learn")
     trainer: TrainerSettings = setting(TrainerSettings, "how to learn them")
+    deepspeed: DeepSpeedSettings | None = setting(None, "ZeRO; null trains without DeepSpeed")
+    launch: LaunchSettings = setting(LaunchSettings, "how many processes train together, and where")
     output_dir: str = setting("runs/train", "folder of the run")
     seed: int = setting(42, "seed of everything random")
     resume: str = setting("auto", "auto, never, force, or the path of a checkpoint-N to go on from")

@@ -1,0 +1,175 @@
+"""Start a run on the machines of a hostfile, over ssh."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glmtune.errors import ConfigError, TrainingError
+from glmtune.training.launch import SAVING_SECONDS, SEVERAL_MACHINES_PORT, LaunchSettings
+
+CONNECT_SECONDS = 10
+STOP_SECONDS = 30
+SSH = ("ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}")
+Running = Sequence["subprocess.Popen[bytes]"]
+
+
+@dataclass(frozen=True)
+class Host:
+    """A line of a hostfile.
+
+    Attributes:
+        name: as ssh knows it.
+        slots: processes on it.
+    """
+
+    name: str
+    slots: int
+
+
+def read_hostfile(path: Path) -> list[Host]:
+    """Read lines ``HOST slots=N``; empty ones and those that begin with # do not count.
+
+    Raises:
+        ConfigError: the file cannot be read, is empty, or a line has another form or repeats a host.
+    """
+    rule = "each line must be `HOST slots=N`, N the number of GPUs to use, every host once"
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"`launch.hostfile` is `{path}`, which cannot be read ({error}). Name a file in which {rule}."
+        ) from error
+    found: dict[str, Host] = {}
+    for number, line in enumerate(lines, 1):
+        text = line.partition("#")[0].strip()
+        if not text:
+            continue
+        match = re.fullmatch(r"(\S+)\s+slots=([1-9]\d*)", text)
+        if match is None or match[1].startswith("-") or match[1] in found:
+            raise ConfigError(f"`launch.hostfile`: {path}, line {number} is `{line.strip()}`, but {rule}.")
+        found[match[1]] = Host(match[1], int(match[2]))
+    if not found:
+        raise ConfigError(f"`launch.hostfile` is `{path}`, which names no machine, but {rule}.")
+    return list(found.values())
+
+
+def launch_on_hosts(command: str, values: Mapping[str, Any], settings: LaunchSettings) -> int:
+    """Run a command on all machines of a hostfile, to their end.
+
+    Every machine needs this folder and this Python at the same places, and ssh without a password.
+
+    Args:
+        command: such as ``train``.
+        values: all its settings, composed once; each machine gets them with its number in them.
+        settings: hostfile, port and time-out are read.
+
+    Returns:
+        0, or 128 + the number of the signal that stopped the run after it had saved.
+
+    Raises:
+        ConfigError: the hostfile is wrong or a machine cannot be reached.
+        TrainingError: a machine's part failed; it has said why, and the others were stopped.
+    """
+    hosts = read_hostfile(Path(str(settings.hostfile)))
+    if shutil.which("ssh") is None:
+        raise ConfigError(
+            f"`launch.hostfile` is `{settings.hostfile}`, but the program ssh is not installed here. Install "
+            "it, or start each machine yourself with `launch.num_nodes` and `launch.node_rank`."
+        )
+    _check_reachable(hosts)
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank, host in enumerate(hosts):
+            words = [*SSH, "-tt", host.name, _remote(command, values, settings, hosts, rank)]
+            running.append(subprocess.Popen(words, stdin=subprocess.DEVNULL))
+        return _watch(running, hosts)
+    finally:
+        _end(running, signal.SIGTERM, STOP_SECONDS)
+
+
+def _check_reachable(hosts: Sequence[Host]) -> None:
+    trials = [
+        subprocess.Popen([*SSH, host.name, "true"], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for host in hosts
+    ]
+    for host, trial in zip(hosts, trials, strict=True):
+        try:
+            _, said = trial.communicate(timeout=2 * CONNECT_SECONDS)
+        except subprocess.TimeoutExpired:
+            trial.kill()
+            said = b"no answer"
+        if trial.returncode != 0:
+            text = said.decode(errors="replace").strip().splitlines()
+            raise ConfigError(
+                f"`launch.hostfile` names `{host.name}`, which cannot be reached by `ssh {host.name}` "
+                f"without a password ({text[-1] if text else 'no reason given'}). Correct the name, or give "
+                "that machine your key with `ssh-copy-id`."
+            )
+
+
+def _remote(
+    command: str, values: Mapping[str, Any], settings: LaunchSettings, hosts: Sequence[Host], rank: int
+) -> str:
+    """Return the shell line that runs one machine's part."""
+    place = {
+        "num_processes": hosts[rank].slots,
+        "num_nodes": len(hosts),
+        "node_rank": rank,
+        "master_addr": hosts[0].name if len(hosts) > 1 else "127.0.0.1",
+        "master_port": settings.master_port or (SEVERAL_MACHINES_PORT if len(hosts) > 1 else None),
+        "hostfile": None,
+    }
+    own = {**values, "launch": {**values["launch"], **place}}
+    code = base64.b64encode(json.dumps(own).encode()).decode()
+    python, folder = shlex.quote(sys.executable), shlex.quote(str(Path.cwd()))
+    return (
+        f"cd {folder} && f=$(mktemp) && printf %s {code} | base64 -d > $f && "
+        f"{python} -m glmtune {command} --settings $f; c=$?; rm -f $f; exit $c"
+    )
+
+
+def _watch(running: Running, hosts: Sequence[Host]) -> int:
+    """Wait for all machines; stop the rest when one fails."""
+    try:
+        while any(process.poll() is None for process in running):
+            time.sleep(0.2)
+            codes = [process.returncode for process in running]
+            if any(code not in (None, 0) for code in codes):
+                break
+    except KeyboardInterrupt:
+        _end(running, signal.SIGINT, SAVING_SECONDS)
+        return 130
+    _end(running, signal.SIGTERM, STOP_SECONDS)
+    failed = [(host, p.returncode) for host, p in zip(hosts, running, strict=True) if p.returncode]
+    if not failed:
+        return 0
+    host, code = failed[0]
+    if code > 128:
+        return code
+    kind = ConfigError if code == 2 else TrainingError
+    raise kind(f"The part of `{host.name}` ended with code {code}; the other machines were stopped. See above.")
+
+
+def _end(running: Running, number: signal.Signals, seconds: float) -> None:
+    for process in running:
+        if process.poll() is None:
+            process.send_signal(number)
+    deadline = time.monotonic() + seconds
+    for process in running:
+        try:
+            process.wait(timeout=max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,204 @@
+"""Optimizer states and float32 weights under ZeRO: written by all processes, read by any number of them.
+
+Every process writes some of the parameters, each of them whole, into one file of its own. So the files do not
+depend on how many processes there were, on the ZeRO stage or on offloading; a process never holds more than
+one parameter beyond its own part; and nothing in them can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from glmtune.errors import CheckpointError
+from glmtune.training import deepspeed
+
+FILE_PATTERN = "zero-{number:05d}-of-{count:05d}.safetensors"
+INDEX_FILE = "zero.json"
+WEIGHT = "weight"
+Shape = tuple[int, ...]
+
+
+def is_state_file(name: str) -> bool:
+    """Tell whether a file of a checkpoint is one of ours."""
+    return name == INDEX_FILE or (name.startswith("zero-") and name.endswith(".safetensors"))
+
+
+def save_state(engine: Any, model: nn.Module, folder: Path, *, rank: int, count: int) -> OSError | None:
+    """Write this process's share of weights and optimizer states; every process must call this.
+
+    Args:
+        engine: DeepSpeed's, after a step at least.
+        model: its module.
+        folder: exists, seen by all processes.
+        rank: of this process.
+        count: processes in all.
+
+    Returns:
+        What kept this process from writing; it took part in putting parameters together all the same, so
+        that the others did not wait for it.
+    """
+    parts = [WEIGHT, *deepspeed.state_names(engine)]
+    owners = _owners([(name, deepspeed.full_shape(p)) for name, p in deepspeed.trained(model)], count)
+    shapes = {
+        f"{part}:{name}": deepspeed.full_shape(parameter)
+        for name, parameter in deepspeed.trained(model)
+        for part in parts
+        if owners[name] == rank
+    }
+    path = folder / FILE_PATTERN.format(number=rank + 1, count=count)
+    file, problem = _open(path, shapes)
+    for name, parameter in deepspeed.trained(model):
+        for part in parts:
+            full = deepspeed.get_full(parameter, None if part == WEIGHT else part)
+            if owners[name] == rank and file is not None and problem is None:
+                problem = _write(file, full)
+            del full
+    if file is not None:
+        try:
+            file.close()
+        except OSError as error:
+            problem = problem or error
+    if rank == 0 and problem is None:
+        index = {"files": count, "parts": parts, "scalars": deepspeed.scalars(engine)}
+        try:
+            (folder / INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
+        except OSError as error:
+            problem = error
+    return problem
+
+
+def _owners(shapes: list[tuple[str, Shape]], count: int) -> dict[str, int]:
+    """Give every parameter to the process that has the least to write so far."""
+    load = [0] * count
+    owners: dict[str, int] = {}
+    for name, shape in shapes:
+        owners[name] = load.index(min(load))
+        load[owners[name]] += math.prod(shape)
+    return owners
+
+
+def _open(path: Path, shapes: Mapping[str, Shape]) -> tuple[BinaryIO | None, OSError | None]:
+    """Begin a safetensors file of float32 tensors, which will follow in the order given."""
+    header: dict[str, Any] = {}
+    offset = 0
+    for key, shape in shapes.items():
+        end = offset + 4 * math.prod(shape)
+        header[key] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    try:
+        file = path.open("wb")
+        file.write(len(text).to_bytes(8, "little") + text)
+    except OSError as error:
+        return None, error
+    return file, None
+
+
+def _write(file: BinaryIO, full: Tensor) -> OSError | None:
+    try:
+        file.write(full.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    except OSError as error:
+        return error
+    return None
+
+
+def load_state(engine: Any, model: nn.Module, folder: Path) -> None:
+    """Put weights and optimizer states of a checkpoint into a fresh engine; every process must call this.
+
+    Args:
+        engine: DeepSpeed's, before its first step.
+        model: its module.
+        folder: a complete checkpoint, made with any number of processes and any ZeRO stage.
+
+    Raises:
+        CheckpointError: the files are damaged, or hold other parameters than the model trains.
+    """
+    try:
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        state = ZeroState(folder)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} holds no state of a DeepSpeed run ({error}). Go on with the settings it was made "
+            "with, or start anew with `resume=never`."
+        ) from error
+    parts = [part for part in index["parts"] if part != WEIGHT]
+    wanted = {f"{part}:{name}" for name, _ in deepspeed.trained(model) for part in index["parts"]}
+    if wanted != set(state.keys()):
+        odd = sorted(wanted ^ set(state.keys()))
+        raise CheckpointError(
+            f"{folder} holds other parameters than this run trains: {len(odd)} differ, such as {odd[0]}. "
+            "Go on with the settings it was made with, or start anew with `resume=never`."
+        )
+    deepspeed.allocate_states(engine, parts, index["scalars"])
+    for name, parameter in deepspeed.trained(model):
+        for part in index["parts"]:
+            full = state[f"{part}:{name}"].to(parameter.device)
+            deepspeed.set_full(parameter, None if part == WEIGHT else part, full)
+
+
+class ZeroState(Mapping[str, Tensor]):
+    """The tensors of a checkpoint's state files, read when asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the files of a folder.
+
+        Args:
+            folder: a checkpoint.
+        """
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        count = int(index["files"])
+        files = [
+            safe_open(folder / FILE_PATTERN.format(number=number, count=count), "pt")
+            for number in range(1, count + 1)
+        ]
+        self._file_of = {key: file for file in files for key in file.keys()}  # noqa: SIM118
+
+    def __getitem__(self, key: str) -> Tensor:
+        """Return a tensor by ``PART:PARAMETER``."""
+        return self._file_of[key].get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        """Return the number of tensors."""
+        return len(self._file_of)
+
+
+class TrainedWeights(Mapping[str, Tensor]):
+    """Float32 weights of a checkpoint by parameter name; tied parameters are found by every name they have."""
+
+    def __init__(self, folder: Path, model: nn.Module) -> None:
+        """Find the names.
+
+        Args:
+            folder: holds the state files.
+            model: the module that was trained.
+        """
+        self._state = ZeroState(folder)
+        first = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._stored = {
+            name: f"{WEIGHT}:{first[id(parameter)]}"
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+            if f"{WEIGHT}:{first[id(parameter)]}" in self._state
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a weight."""
+        return self._state[self._stored[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        """Return the number of names."""
+        return len(self._stored)
