@@ -35,6 +35,7 @@ class OfficialModel(ChatMixin):
     config: Any
     generation_config: GenerationConfig | None
     named_parameters: Any
+    named_modules: Any
     source: str = ""
     stored_layout: QuantizedLayout | None = None
 
@@ -108,8 +109,19 @@ class OfficialModel(ChatMixin):
             64 hexadecimal digits.
         """
         named = self.named_parameters(remove_duplicate=False)  # a tied head has two names
-        parameters = {name.replace(".base_layer", ""): tensor for name, tensor in named}
-        return weights_fingerprint(self.config, parameters)  # ".base_layer": below an adapter of PEFT
+        parameters = {_below_adapters(name): tensor for name, tensor in named}
+        codes = {  # layers of codes may hold them in another order than their parameter's
+            f"{_below_adapters(name)}.weight": module.stored_codes
+            for name, module in self.named_modules()
+            if hasattr(module, "stored_codes")
+        }
+        wanted = _fingerprinted(self.config)
+        signs = {name: sampled_signs(codes[name]() if name in codes else parameters[name]) for name in wanted}
+        return signs_fingerprint(self.config, signs)
+
+
+def _below_adapters(name: str) -> str:
+    return name.replace(".base_layer", "")  # of PEFT
 
 
 def weights_fingerprint(config: Any, weights: Mapping[str, Tensor]) -> str:

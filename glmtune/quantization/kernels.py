@@ -1,29 +1,35 @@
 """Faster products of inputs with codes, one interface; the plain path in `linear` is what they must equal.
 
 A kernel takes some layers (by device, floating type and shape) and some inputs (by number of rows). Whatever
-it does not take runs on the plain path, so a kernel is never needed.
+it does not take runs on the plain path, so a kernel is never needed. `native` is compiled on the machine at
+its first use (`glmtune.quantization.native`); where that cannot be, the products of PyTorch follow.
 
-Measured for a weight of 4096 x 4096 in bfloat16 on one thread (AVX-512 with AMX, torch 2.13), milliseconds at
-1, 16, 64 and 512 rows: plain path 165 and more; `int4pack` 2.3, 8.7, 48, 330; `int8pack` 4.3, 16, 72, 527;
-INT8 codes cast first 47, 35, 41, 120; an unquantized bfloat16 product 7.6, 6.3, 24, 124.
+What they reach: ``benchmarks/results/quantized_inference.md``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from glmtune.quantization.linear import QuantizedLinear
-from glmtune.quantization.primitives import QuantizedTensor
+from glmtune.errors import ConfigError, unknown_name
+from glmtune.quantization.joined import join_attention_inputs
+from glmtune.quantization.linear import Product, QuantizedEmbedding, QuantizedLinear
+from glmtune.quantization.native import native_library
+from glmtune.quantization.packed import ACTIVATION_BLOCK, TYPES, PackedCodes, PackedProduct
+from glmtune.quantization.primitives import QuantizedTensor, round_activations
 
 LOGGER = logging.getLogger(__name__)
 
+NATIVE_COLUMNS = 32
+"""What group sizes must be a multiple of for the native products."""
 INT4_GROUPS = (256, 128, 64, 32)
 """Group sizes of the packed INT4 product; the scale of a row is repeated for the largest one that fits."""
 INT8_COLUMNS = 16
@@ -50,9 +56,62 @@ class Kernel(Protocol):
         """
         ...
 
-    def prepared(self, layer: QuantizedLinear) -> Callable[[Tensor], Tensor | None]:
-        """Return the product for one layer: ``[R, I]`` bfloat16 to ``[R, O]``; None for inputs not taken."""
+    def prepared(self, layer: QuantizedLinear) -> Product:
+        """Return the product for one layer."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class NativeProduct:
+    """INT8 and INT4 of any shape on CPUs with AVX-512; codes are held in the product's own order only.
+
+    Attributes:
+        name: what the log calls it.
+        rounded: activations become INT8 (`round_activations`); otherwise products are exact.
+    """
+
+    name: str = "native"
+    rounded: bool = False
+
+    def refusal(self, layer: QuantizedLinear, dtype: torch.dtype) -> str:
+        """See `Kernel`."""
+        if layer.weight.device.type != "cpu":
+            return f"the layer is on {layer.weight.device.type}"
+        if dtype not in TYPES:
+            return f"inputs are {_name(dtype)}"
+        if layer.group_size is not None and layer.group_size % NATIVE_COLUMNS:
+            return f"the group size {layer.group_size} is no multiple of {NATIVE_COLUMNS}"
+        library = native_library()
+        if library.refusal or library.rounds_activations or not self.rounded:
+            return library.refusal
+        return "the processor has no AVX-512 VNNI"
+
+    def prepared(self, layer: QuantizedLinear) -> Product:
+        """See `Kernel`."""
+        codes = (layer.stored_codes(), layer.weight_scale, layer.weight_zero)
+        packed = PackedCodes.of(*codes, bits=layer.bits, group_size=layer.group_size)
+        return Product(PackedProduct(packed, self.rounded), tuple(TYPES), packed.unpacked)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedPlain:
+    """The plain path behind activations rounded to INT8: what their kernel must equal, for any layer."""
+
+    name: str = "plain-a8"
+
+    def refusal(self, layer: QuantizedLinear, dtype: torch.dtype) -> str:
+        """See `Kernel`."""
+        del layer, dtype
+        return ""
+
+    def prepared(self, layer: QuantizedLinear) -> Product:
+        """See `Kernel`."""
+        block = layer.group_size or ACTIVATION_BLOCK
+
+        def product(x_RI: Tensor) -> Tensor:
+            return nn.functional.linear(round_activations(x_RI, block=block), layer.dequantized(x_RI.dtype))
+
+        return Product(product, (torch.float32, torch.bfloat16, torch.float16))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +128,16 @@ class Int8Product:
             return f"{layer.in_features} input features are no multiple of {INT8_COLUMNS}"
         return _cpu_refusal(layer, dtype, "_weight_int8pack_mm")
 
-    def prepared(self, layer: QuantizedLinear) -> Callable[[Tensor], Tensor | None]:
+    def prepared(self, layer: QuantizedLinear) -> Product:
         """See `Kernel`."""
-        codes_OI, scale_O = layer.weight.detach(), layer.weight_scale.detach().bfloat16()
+        codes_OI, scale_O = layer.stored_codes().detach(), layer.weight_scale.detach().bfloat16()
 
         def product(x_RI: Tensor) -> Tensor:
             if len(x_RI) <= INT8_FEW_ROWS:
                 return torch.ops.aten._weight_int8pack_mm(x_RI.contiguous(), codes_OI, scale_O)
             return (x_RI @ codes_OI.to(x_RI.dtype).T).mul_(scale_O)  # codes up to 127 are exact in bfloat16
 
-        return product
+        return Product(product)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +156,7 @@ class Int4Product:
             return f"no group size of {INT4_GROUPS} fits {layer.in_features} input features"
         return _cpu_refusal(layer, dtype, "_weight_int4pack_mm_for_cpu")
 
-    def prepared(self, layer: QuantizedLinear) -> Callable[[Tensor], Tensor | None]:
+    def prepared(self, layer: QuantizedLinear) -> Product:
         """See `Kernel`."""
         quantized, group = layer.quantized(), _group_of(layer)
         assert group is not None
@@ -110,48 +169,79 @@ class Int4Product:
                 return None
             return torch.ops.aten._weight_int4pack_mm_for_cpu(x_RI.contiguous(), packed, group, grids_GO2)
 
-        return product
+        return Product(product)
 
 
-KERNELS: tuple[Kernel, ...] = (Int8Product(), Int4Product())
-"""In order of preference."""
+KERNELS: dict[str | None, tuple[Kernel, ...]] = {
+    None: (NativeProduct(), Int8Product(), Int4Product()),
+    "int8": (NativeProduct("native-a8", rounded=True), RoundedPlain()),
+}
+"""What activations become (None: nothing) → kernels in order of preference."""
 
 
-def prepare_for_inference(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, int]:
+def prepare_for_inference(
+    model: nn.Module, dtype: torch.dtype | None = None, *, activations: str | None = None
+) -> dict[str, int]:
     """Give every layer of codes the fastest product its device, type and shape allow.
 
-    Results change by the rounding of scales to bfloat16. INT4 layers hold their codes twice then. A cast
-    or a move of the model takes the products away again.
+    Query, key and value are multiplied at once where they are native. A cast or a move of the model takes the
+    products away again.
 
     Args:
         model: mutated.
         dtype: of the inputs; None: the model's own.
+        activations: ``int8`` rounds the inputs of layers of codes, which is faster on long prompts and
+            changes results; None leaves them.
 
     Returns:
         Name of the product (``plain`` for none) → number of layers.
+
+    Raises:
+        ConfigError: activations cannot become that, or the model has no layers of codes to round them for.
     """
+    if activations not in KERNELS:
+        names = [name for name in KERNELS if name is not None]
+        raise ConfigError(unknown_name("`quantization_activations`", activations or "", names))
     kind = dtype if dtype is not None else getattr(model, "dtype", torch.float32)
-    used: dict[str, int] = {}
-    for module in model.modules():
-        if isinstance(module, QuantizedLinear):
-            kernel = choose_kernel(module, kind)
-            module.product = None if kernel is None else kernel.prepared(module)
-            name = "plain" if kernel is None else kernel.name
-            used[name] = used.get(name, 0) + 1
-    return used
+    modules = [
+        module for module in model.modules() if isinstance(module, QuantizedLinear | QuantizedEmbedding)
+    ]
+    layers = [module for module in modules if isinstance(module, QuantizedLinear)]
+    if activations is not None and not layers:
+        raise ConfigError(
+            f"`quantization_activations` is `{activations}`, but the model is not quantized, and only the "
+            "inputs of quantized layers are rounded. Add `quantization=int8` or `int4`, or leave it out."
+        )
+    owners = Counter(id(module.weight) for module in modules)
+    used: Counter[str] = Counter()
+    for layer in layers:
+        layer.use(None)
+        kernel = choose_kernel(layer, kind, activations)
+        if kernel is not None:
+            product = kernel.prepared(layer)
+            shared = owners[id(layer.weight)] > 1  # an embedding looks its rows up in the same codes
+            layer.use(dataclasses.replace(product, stored=None) if shared else product)
+        used["plain" if kernel is None else kernel.name] += 1
+    join_attention_inputs(model)
+    return dict(used)
 
 
-def choose_kernel(layer: QuantizedLinear, dtype: torch.dtype) -> Kernel | None:
+def choose_kernel(
+    layer: QuantizedLinear, dtype: torch.dtype, activations: str | None = None
+) -> Kernel | None:
     """Return the first kernel that takes a layer; what keeps all of them away is said once in the log.
 
     Args:
         layer: codes, on their device.
         dtype: of the inputs.
+        activations: see `prepare_for_inference`.
     """
     reasons = []
-    for kernel in KERNELS:
+    for kernel in KERNELS[activations]:
         refusal = kernel.refusal(layer, dtype)
         if not refusal:
+            if reasons:
+                _say_once(f"Layers of codes run on {kernel.name} ({'; '.join(reasons)}).")
             return kernel
         reasons.append(f"{kernel.name}: {refusal}")
     _say_once(f"Layers of codes run on the plain path ({'; '.join(reasons)}).")
@@ -167,8 +257,12 @@ def _cpu_refusal(layer: QuantizedLinear, dtype: torch.dtype, operation: str) -> 
     if layer.weight.device.type != "cpu":
         return f"the layer is on {layer.weight.device.type}"
     if dtype != torch.bfloat16:
-        return f"inputs are {str(dtype).removeprefix('torch.')}, not bfloat16"
+        return f"inputs are {_name(dtype)}, not bfloat16"
     return "" if hasattr(torch.ops.aten, operation) else f"this PyTorch has no {operation}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _group_of(layer: QuantizedLinear) -> int | None:

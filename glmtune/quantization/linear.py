@@ -6,6 +6,7 @@ Shapes: O output features, I input features, G groups of a row; any number of le
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,22 @@ from glmtune.quantization.chunks import dequantize_packed
 from glmtune.quantization.packing import pack, unpack
 from glmtune.quantization.primitives import QuantizedTensor, dequantize
 
-Product = Callable[[Tensor], Tensor | None]
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A faster forward of one layer than the plain one, from `glmtune.quantization.kernels`.
+
+    Attributes:
+        multiply: rows ``[R, I]`` to ``[R, O]``; None for those it leaves to the plain path.
+        dtypes: of the inputs it takes.
+        stored: returns the codes as the layer stored them, if the product holds the only copy.
+        input_gradient: gradients of outputs ``[R, O]`` to those of inputs ``[R, I]``; None: the plain path.
+    """
+
+    multiply: Callable[[Tensor], Tensor | None]
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
+    stored: Callable[[], Tensor] | None = None
+    input_gradient: Callable[[Tensor], Tensor] | None = None
 
 
 class _Codes(nn.Module):
@@ -46,9 +62,13 @@ class _Codes(nn.Module):
         else:
             self.register_parameter(ZERO, None)
 
+    def stored_codes(self) -> Tensor:
+        """Return the codes as ``weight`` holds them, even while a product holds them instead."""
+        return self.weight
+
     def quantized(self) -> QuantizedTensor:
         """Return the codes unpacked, with scales."""
-        return _unpacked(self.weight, self.weight_scale, self.weight_zero, self.bits, self.group_size)
+        return _unpacked(self.stored_codes(), self.weight_scale, self.weight_zero, self.bits, self.group_size)
 
     def put(self, quantized: QuantizedTensor) -> None:
         """Copy codes, scales and zero points in."""
@@ -60,7 +80,7 @@ class _Codes(nn.Module):
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight ``[O, I]``."""
-        codes = (self.weight, self.weight_scale, self.weight_zero)
+        codes = (self.stored_codes(), self.weight_scale, self.weight_zero)
         return dequantize_packed(*codes, bits=self.bits, group_size=self.group_size, dtype=dtype)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
@@ -83,8 +103,9 @@ class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleV
     forward and backward.
 
     Attributes:
-        product: a faster forward than the plain one, from `glmtune.quantization.kernels`; it takes rows
-            ``[R, I]`` in bfloat16 and returns None for those it leaves to the plain path.
+        product: a faster forward than the plain one. Where it holds the codes in an order of its own,
+            ``weight`` is on the meta device meanwhile: its shape is known, and nobody reads it by mistake.
+            Saving, copies, casts and moves see the codes as ever.
     """
 
     product: Product | None
@@ -117,16 +138,48 @@ class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleV
         if torch.is_autocast_enabled(kind):
             input = input.to(torch.get_autocast_dtype(kind))
         codes = (self.weight, self.weight_scale, self.weight_zero)
-        product = self.product if input.dtype == torch.bfloat16 else None
+        product = self.product
         output: Tensor = _Product.apply(input, *codes, self.bits, self.group_size, product)  # type: ignore[assignment]
         return output if self.bias is None else output + self.bias.to(output.dtype)
 
+    def use(self, product: Product | None) -> None:
+        """Take a product, which may hold the codes from now on; None: hold them here again."""
+        codes = self.stored_codes()
+        if product is not None and product.stored is not None:
+            codes = torch.empty_like(codes, device="meta")
+        if codes is not self.weight:
+            self.weight = _frozen(codes)
+        self.product = product
+
+    def stored_codes(self) -> Tensor:
+        """Return the codes as ``weight`` holds them, even while a product holds them instead."""
+        if self.product is not None and self.product.stored is not None:
+            return self.product.stored()
+        return self.weight
+
+    def put(self, quantized: QuantizedTensor) -> None:
+        """Copy codes, scales and zero points in."""
+        self.use(None)
+        super().put(quantized)
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
-        self.product = None  # made for the old place and type
+        self.use(None)  # it was made for the old place and type
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "product": None}  # a copy makes its own
+        if self.product is None:
+            return self.__dict__
+        held = {**self._parameters, "weight": _frozen(self.stored_codes())}
+        return {**self.__dict__, "product": None, "_parameters": held}  # a copy makes its own
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.weight.is_meta:
+            destination[prefix + "weight"] = self.stored_codes()
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        self.use(None)
+        super()._load_from_state_dict(*arguments, **options)
 
     def reset_parameters(self) -> None:
         """Do nothing: codes come from a weight."""
@@ -189,24 +242,30 @@ class _Product(torch.autograd.Function):
         product: Product | None,
     ) -> Tensor:
         ctx.save_for_backward(packed, scale, zero)
-        ctx.bits, ctx.group_size = bits, group_size
-        if product is not None and input.numel():
-            output_RO = product(input.reshape(-1, input.shape[-1]))
+        ctx.bits, ctx.group_size, ctx.product = bits, group_size, product
+        if product is not None and input.dtype in product.dtypes and input.numel():
+            output_RO = product.multiply(input.reshape(-1, input.shape[-1]))
             if output_RO is not None:
-                return output_RO.reshape(*input.shape[:-1], output_RO.shape[-1])
-        weight_OI = dequantize_packed(
-            packed, scale, zero, bits=bits, group_size=group_size, dtype=input.dtype
-        )
-        return nn.functional.linear(input, weight_OI)
+                return output_RO.unflatten(0, input.shape[:-1])
+        return nn.functional.linear(input, _weight(ctx, packed, scale, zero, input.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        packed, scale, zero = ctx.saved_tensors
-        weight_OI = dequantize_packed(
-            packed, scale, zero, bits=ctx.bits, group_size=ctx.group_size, dtype=grads[0].dtype
-        )
-        return grads[0] @ weight_OI, None, None, None, None, None, None
+        product, gradient = ctx.product, grads[0]
+        if product is not None and product.input_gradient is not None and gradient.dtype in product.dtypes:
+            found_RI = product.input_gradient(gradient.reshape(-1, gradient.shape[-1]))
+            found = found_RI.reshape(*gradient.shape[:-1], found_RI.shape[-1])
+        else:
+            found = gradient @ _weight(ctx, *ctx.saved_tensors, gradient.dtype)
+        return found, None, None, None, None, None, None
+
+
+def _weight(ctx: Any, packed: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Form the floating point weight ``[O, I]``, of the product's codes if it holds the only copy."""
+    stored = None if ctx.product is None else ctx.product.stored
+    codes = packed if stored is None else stored()
+    return dequantize_packed(codes, scale, zero, bits=ctx.bits, group_size=ctx.group_size, dtype=dtype)
 
 
 def _unpacked(

@@ -127,6 +127,24 @@ def dequantize(quantized: QuantizedTensor, dtype: torch.dtype = torch.float32) -
     return weight_OI.to(dtype)
 
 
+def round_activations(x: Tensor, *, block: int) -> Tensor:
+    """Return activations as they are after rounding to INT8 codes, one scale per block of columns.
+
+    Args:
+        x: float ``[..., I]``.
+        block: columns that share a scale, the last block may have fewer.
+
+    Returns:
+        The same shape and type: ``code * scale``, scale the largest magnitude of the block over 127.
+    """
+    columns = x.shape[-1]
+    padded = torch.nn.functional.pad(x.float(), (0, -columns % block)).unflatten(-1, (-1, block))
+    largest = padded.abs().amax(-1, keepdim=True)
+    per_unit = torch.where(largest > 0, torch.full_like(largest, 127) / largest, torch.zeros_like(largest))
+    rounded = (padded * per_unit).round_() * (largest / 127)
+    return rounded.flatten(-2)[..., :columns].to(x.dtype)
+
+
 def signal_and_noise(weight: Tensor, approximation: Tensor) -> tuple[float, float]:
     """Return the energies whose ratio is the SQNR: sums of squares of the weight and of the difference."""
     weight = weight.double()

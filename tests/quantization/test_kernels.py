@@ -1,9 +1,10 @@
-"""Kernels against the plain path: shapes, layouts, rows, types; and what runs where they do not."""
+"""PyTorch's kernels against the plain path, and what runs where none does; ours: test_kernels_native.py."""
 
 from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,22 @@ from torch import Tensor
 
 from glmtune.loading import load_base
 from glmtune.quantization import kernels
-from glmtune.quantization.kernels import KERNELS, choose_kernel, prepare_for_inference
+from glmtune.quantization.kernels import Int4Product, Int8Product, choose_kernel, prepare_for_inference
 from glmtune.quantization.linear import QuantizedLinear
 from glmtune.quantization.methods import METHODS
+from glmtune.quantization.native import SWITCH, native_library
 
 DATA_FREE = [name for name, method in METHODS.items() if not method.calibrated]
 TOLERANCE = 0.02  # of the largest output: bfloat16 scales and outputs
+
+
+@pytest.fixture(autouse=True)
+def _without_native_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave the native kernels out, as where no compiler is."""
+    monkeypatch.setenv(SWITCH, "0")
+    native_library.cache_clear()
+    yield
+    native_library.cache_clear()
 
 
 def layer(method: str, out_features: int = 48, in_features: int = 256) -> QuantizedLinear:
@@ -44,7 +55,7 @@ def test_rows_from_one_to_many(method: str, rows: int) -> None:
     kernel = choose_kernel(made, torch.bfloat16)
     assert kernel is not None
     assert kernel.name == ("int8pack" if method == "int8" else "int4pack")
-    made.product = kernel.prepared(made)
+    made.use(kernel.prepared(made))
     assert_near(made(x), expected)
 
 
@@ -113,12 +124,12 @@ def test_the_reason_for_the_plain_path_is_said_once(
             assert prepare_for_inference(layer("int4"), torch.float32) == {"plain": 1}
     assert len(caplog.records) == 1
     assert "inputs are float32, not bfloat16" in caplog.text
-    assert "no multiple of 16" in KERNELS[1].refusal(layer("int4", 33), torch.bfloat16)
-    assert "no group size" in KERNELS[1].refusal(layer("int4", 16, 10), torch.bfloat16)
-    assert "no multiple of 16" in KERNELS[0].refusal(layer("int8", 16, 24), torch.bfloat16)
-    assert "not INT8" in KERNELS[0].refusal(layer("int4"), torch.bfloat16)
+    assert "no multiple of 16" in Int4Product().refusal(layer("int4", 33), torch.bfloat16)
+    assert "no group size" in Int4Product().refusal(layer("int4", 16, 10), torch.bfloat16)
+    assert "no multiple of 16" in Int8Product().refusal(layer("int8", 16, 24), torch.bfloat16)
+    assert "not INT8" in Int8Product().refusal(layer("int4"), torch.bfloat16)
     monkeypatch.setattr(kernels.torch.ops, "aten", object())
-    assert "this PyTorch has no _weight_int8pack_mm" in KERNELS[0].refusal(layer("int8"), torch.bfloat16)
+    assert "this PyTorch has no _weight_int8pack_mm" in Int8Product().refusal(layer("int8"), torch.bfloat16)
 
 
 @torch.no_grad()

@@ -1,0 +1,405 @@
+// Activations times INT4 or INT8 weights on a CPU with AVX-512, and the layout that makes it fast.
+//
+// A weight is packed once into panels of 64 outputs. A step is a run of neighbouring columns whose codes fill a
+// 32-bit word per output: 8 columns of INT4, 4 of INT8. A panel holds its steps one after the other, a step the
+// words of 64 outputs. Codes are stored unsigned (code + 8, code + 128); the code of column 2t + h of a step lies
+// at bit 16h + bits * t. So
+//   - a shift brings the codes of columns 2t and 2t + 1 to the bottom of the two halves of every word, where
+//     `vpermw` turns them into a pair of bfloat16 for `vdpbf16ps` (weight-only product, exact products); INT8
+//     takes two shifts per pair, the upper four bits count sixteen;
+//   - a mask leaves bytes for `vpdpbusd` (activations rounded to INT8 by blocks of columns).
+// Both read the weight once per tile of up to ROWS rows, in registers; one row runs at the speed of memory.
+//
+// Plain C interface, no PyTorch headers: it compiles in seconds and does not depend on PyTorch's version.
+
+#include <immintrin.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <utility>
+
+namespace {
+
+constexpr int PANEL = 64;    // outputs of a panel
+constexpr int VECTORS = 4;   // registers of 16 outputs that make a panel
+constexpr int ROWS = 6;      // rows of a tile: 24 accumulators of 32 registers
+constexpr int BLOCK = 128;   // columns of activations that share a scale where the weight has no groups
+
+enum Type { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+
+int64_t divided_up(int64_t number, int64_t by) { return (number + by - 1) / by; }
+
+}  // namespace
+
+extern "C" {
+
+struct Weight {
+  uint32_t* words;        // [panels, steps, 64]
+  const uint16_t* scale;  // float16 [panels, groups, 64]
+  const uint16_t* zero;   // the same, or null
+  int64_t outputs, inputs;
+  int64_t group;  // columns that share a scale, a multiple of 32; 0: the whole row
+  int64_t bits;
+};
+
+}  // extern "C"
+
+namespace {
+
+int64_t columns_of_step(const Weight& w) { return 32 / w.bits; }
+int64_t steps_of(const Weight& w) { return divided_up(w.inputs, columns_of_step(w)); }
+int64_t panels_of(const Weight& w) { return divided_up(w.outputs, PANEL); }
+int64_t groups_of(const Weight& w) { return w.group ? divided_up(w.inputs, w.group) : 1; }
+
+// --- numbers in and out -----------------------------------------------------------------------------------
+
+__m512 widened(__m256i bfloat16s) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16s), 16));
+}
+
+__m256i narrowed(__m512 x) {  // to bfloat16, to nearest even; NaN stays NaN
+  __m512i bits = _mm512_castps_si512(x);
+  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+  __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  rounded = _mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7FC00000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
+__mmask16 first(int64_t count) { return count >= 16 ? 0xFFFF : count <= 0 ? 0 : (1u << count) - 1; }
+
+__m512 load(const void* from, int64_t at, __mmask16 mask, int type) {
+  if (type == FLOAT32) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(from) + at);
+  __m256i halves = _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(from) + at);
+  return type == BFLOAT16 ? widened(halves) : _mm512_cvtph_ps(halves);
+}
+
+void store(void* to, int64_t at, __mmask16 mask, int type, __m512 x) {
+  if (type == FLOAT32) return _mm512_mask_storeu_ps(static_cast<float*>(to) + at, mask, x);
+  __m256i halves = type == BFLOAT16 ? narrowed(x) : _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+  _mm256_mask_storeu_epi16(static_cast<uint16_t*>(to) + at, mask, halves);
+}
+
+__m512 halves_at(const uint16_t* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+// --- activations ------------------------------------------------------------------------------------------
+
+// Rows ready for the tiles. `step` bytes belong to the columns of a step of the weight.
+struct Activations {
+  const char* data;
+  int64_t row_bytes, step_bytes;
+  int64_t block;       // columns that share a sum (and, rounded, a scale)
+  int64_t blocks;
+  const float* scale;  // [rows, blocks], rounded only
+  const float* total;  // [rows, blocks]: sum of the numbers; null where nothing needs it
+  const int32_t* sum;  // [rows, blocks]: sum of the codes, rounded only
+};
+
+// Round one row to INT8, a scale per block: code = x * (127 / largest magnitude).
+void round_row(const Weight& w, const void* x, int64_t start, int type, int64_t block, int8_t* codes, float* scale,
+               float* total, int32_t* sum) {
+  // Bytes in the order in which `vpdpbusd` meets the columns: see the bits of a word above.
+  const __m128i order = w.bits == 4 ? _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15)
+                                    : _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+  for (int64_t from = 0, b = 0; from < w.inputs; from += block, ++b) {
+    int64_t to = std::min(from + block, w.inputs);
+    __m512 largest = _mm512_setzero_ps();
+    for (int64_t k = from; k < to; k += 16)
+      largest = _mm512_max_ps(largest, _mm512_abs_ps(load(x, start + k, first(to - k), type)));
+    float most = _mm512_reduce_max_ps(largest);
+    __m512 inverse = _mm512_set1_ps(most > 0 ? 127.0f / most : 0.0f);
+    __m512i counted = _mm512_setzero_si512();
+    for (int64_t k = from; k < to; k += 16) {
+      __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(load(x, start + k, first(to - k), type), inverse));
+      counted = _mm512_add_epi32(counted, code);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + k), _mm_shuffle_epi8(_mm512_cvtsepi32_epi8(code), order));
+    }
+    scale[b] = most / 127.0f;
+    sum[b] = _mm512_reduce_add_epi32(counted);
+    total[b] = scale[b] * static_cast<float>(sum[b]);
+  }
+}
+
+// Split one row into `parts` rows of bfloat16 whose sum it is (1 for bfloat16, 2 float16, 3 float32).
+void split_row(const Weight& w, const void* x, int64_t start, int type, int parts, char* to, int64_t row_bytes) {
+  for (int64_t k = 0; k < w.inputs; k += 16) {
+    __m512 rest = load(x, start + k, first(w.inputs - k), type);
+    for (int part = 0; part < parts; ++part) {
+      __m256i piece = narrowed(rest);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + part * row_bytes + 2 * k), piece);
+      rest = _mm512_sub_ps(rest, widened(piece));
+    }
+  }
+}
+
+void add_up_row(const Weight& w, const void* x, int64_t start, int type, float* total) {
+  for (int64_t from = 0, g = 0; from < w.inputs; from += w.group, ++g) {
+    __m512 sum = _mm512_setzero_ps();
+    int64_t to = std::min(from + w.group, w.inputs);
+    for (int64_t k = from; k < to; k += 16) sum = _mm512_add_ps(sum, load(x, start + k, first(to - k), type));
+    total[g] = _mm512_reduce_add_ps(sum);
+  }
+}
+
+// --- tiles: `rows` rows times a panel ---------------------------------------------------------------------
+
+#ifdef __AVX512BF16__
+__m512 dot_pairs(__m512 sum, __m512i a, __m512i b) {
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+#else
+__m512 dot_pairs(__m512 sum, __m512i a, __m512i b) {
+  const __m512i upper = _mm512_set1_epi32(0xFFFF0000);
+  auto low = [](__m512i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); };
+  auto high = [&](__m512i x) { return _mm512_castsi512_ps(_mm512_and_si512(x, upper)); };
+  return _mm512_fmadd_ps(high(a), high(b), _mm512_fmadd_ps(low(a), low(b), sum));
+}
+#endif
+
+// bfloat16 of (index - 8) * factor or index * factor for the 16 values of four bits, twice: `vpermw` looks at five.
+__m512i table(int offset, int factor) {
+  alignas(64) uint16_t entries[32];
+  for (int i = 0; i < 32; ++i) {
+    float value = static_cast<float>((i % 16 - offset) * factor);
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    entries[i] = static_cast<uint16_t>(bits >> 16);
+  }
+  return _mm512_load_si512(entries);
+}
+
+int word_at(const char* from) {
+  int word;
+  std::memcpy(&word, from, 4);
+  return word;
+}
+
+// Calls f(0) ... f(N - 1) with constants: arrays indexed by them stay in registers.
+template <int... I, class F>
+inline __attribute__((always_inline)) void each(std::integer_sequence<int, I...>, F f) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+#define EACH(i, count) each(std::make_integer_sequence<int, count>{}, [&](auto i) __attribute__((always_inline)) {
+#define END \
+  })
+
+// result += sum * scale [+ zero * total], for one row and 16 outputs.
+inline void add_scaled(const Weight& w, int64_t place, __m512 sum, float factor, float total, float* result) {
+  __m512 scale = _mm512_mul_ps(halves_at(w.scale + place), _mm512_set1_ps(factor));
+  __m512 all = _mm512_fmadd_ps(sum, scale, _mm512_loadu_ps(result));
+  if (w.zero) all = _mm512_fmadd_ps(halves_at(w.zero + place), _mm512_set1_ps(total), all);
+  _mm512_storeu_ps(result, all);
+}
+
+template <int BITS, int COUNT>
+void weight_only_tile(const Weight& w, int64_t panel, const Activations& x, int64_t row, float (*out)[PANEL]) {
+  const __m512i even = BITS == 4 ? table(8, 1) : table(0, 1), odd = BITS == 4 ? table(8, 1) : table(8, 16);
+  const int64_t steps = steps_of(w), groups = groups_of(w), row_bytes = x.row_bytes;
+  const int64_t group_steps = w.group ? w.group * BITS / 32 : steps;
+  const uint32_t* words = w.words + panel * steps * PANEL;
+  const char* data = x.data + row * row_bytes;
+  for (int64_t g = 0, step = 0; g < groups; ++g) {
+    __m512 sum[COUNT][VECTORS];
+    EACH(i, COUNT * VECTORS) sum[i / VECTORS][i % VECTORS] = _mm512_setzero_ps(); END;
+    for (int64_t end = std::min(step + group_steps, steps); step < end; ++step) {
+      const uint32_t* from = words + step * PANEL;
+      const char* at = data + step * x.step_bytes;
+      EACH(s, 4)
+        __m512i weight[VECTORS];
+        EACH(n, VECTORS)
+          __m512i index = _mm512_srli_epi16(_mm512_loadu_si512(from + 16 * n), 4 * s);
+          weight[n] = _mm512_permutexvar_epi16(index, s % 2 ? odd : even);
+        END;
+        EACH(r, COUNT)
+          __m512i pair = _mm512_set1_epi32(word_at(at + r * row_bytes + 4 * (BITS == 4 ? s : s / 2)));
+          EACH(n, VECTORS) sum[r][n] = dot_pairs(sum[r][n], weight[n], pair); END;
+        END;
+      END;
+    }
+    EACH(i, COUNT * VECTORS)
+      constexpr int r = i / VECTORS, n = i % VECTORS;
+      const float total = w.zero ? x.total[(row + r) * x.blocks + g] : 0.0f;
+      add_scaled(w, (panel * groups + g) * PANEL + 16 * n, sum[r][n], 1.0f, total, out[r] + 16 * n);
+    END;
+  }
+}
+
+#ifdef __AVX512VNNI__
+// Sums under the very type the instruction has: as __m512i, GCC 12 moves them to memory and back.
+using Ints = int __attribute__((vector_size(64)));
+
+inline __attribute__((always_inline)) Ints dot_bytes(Ints sum, __m512i weight, __m512i four) {
+  return reinterpret_cast<Ints>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), weight, four));
+}
+
+template <int BITS, int COUNT>
+void rounded_tile(const Weight& w, int64_t panel, const Activations& x, int64_t row, float (*out)[PANEL]) {
+  const __m512i low = _mm512_set1_epi8(0x0F);
+  const int64_t steps = steps_of(w), groups = groups_of(w), block_steps = x.block * BITS / 32, row_bytes = x.row_bytes;
+  const uint32_t* words = w.words + panel * steps * PANEL;
+  const char* data = x.data + row * row_bytes;
+  for (int64_t b = 0, step = 0; b < x.blocks; ++b) {
+    Ints sum[COUNT][VECTORS];
+    EACH(i, COUNT * VECTORS) sum[i / VECTORS][i % VECTORS] = Ints{}; END;
+    for (int64_t end = std::min(step + block_steps, steps); step < end; ++step) {
+      const uint32_t* from = words + step * PANEL;
+      const char* at = data + step * x.step_bytes;
+      EACH(s, 8 / BITS)  // INT4: the lower half of every byte, then the upper one
+        __m512i weight[VECTORS];
+        EACH(n, VECTORS)
+          weight[n] = _mm512_loadu_si512(from + 16 * n);
+          if (s == 1) weight[n] = _mm512_srli_epi16(weight[n], 4);
+          if (BITS == 4) weight[n] = _mm512_and_si512(weight[n], low);
+        END;
+        EACH(r, COUNT)
+          __m512i four = _mm512_set1_epi32(word_at(at + r * row_bytes + 4 * s));
+          EACH(n, VECTORS) sum[r][n] = dot_bytes(sum[r][n], weight[n], four); END;
+        END;
+      END;
+    }
+    const int64_t place = (panel * groups + (groups > 1 ? b : 0)) * PANEL;
+    EACH(i, COUNT * VECTORS)
+      constexpr int r = i / VECTORS, n = i % VECTORS;
+      const int64_t entry = (row + r) * x.blocks + b;
+      const __m512i offset = _mm512_set1_epi32((1 << (BITS - 1)) * x.sum[entry]);  // codes are stored unsigned
+      const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(reinterpret_cast<__m512i>(sum[r][n]), offset));
+      add_scaled(w, place + 16 * n, exact, x.scale[entry], x.total[entry], out[r] + 16 * n);
+    END;
+  }
+}
+#else
+template <int BITS, int COUNT>
+void rounded_tile(const Weight&, int64_t, const Activations&, int64_t, float (*)[PANEL]) {}
+#endif
+
+using Tile = void (*)(const Weight&, int64_t, const Activations&, int64_t, float (*)[PANEL]);
+
+template <int BITS>
+Tile tile_for(bool rounded, int64_t rows) {
+  static constexpr Tile exact[] = {weight_only_tile<BITS, 1>, weight_only_tile<BITS, 2>, weight_only_tile<BITS, 3>,
+                                   weight_only_tile<BITS, 4>, weight_only_tile<BITS, 5>, weight_only_tile<BITS, 6>};
+  static constexpr Tile fast[] = {rounded_tile<BITS, 1>, rounded_tile<BITS, 2>, rounded_tile<BITS, 3>,
+                                  rounded_tile<BITS, 4>, rounded_tile<BITS, 5>, rounded_tile<BITS, 6>};
+  return rounded ? fast[rows - 1] : exact[rows - 1];
+}
+
+}  // namespace
+
+extern "C" {
+
+// Bit 0: the weight-only product, bit 1: that with rounded activations.
+int glmtune_products() {
+#ifdef __AVX512VNNI__
+  return 3;
+#else
+  return 1;
+#endif
+}
+
+int64_t glmtune_words(const Weight* w) { return panels_of(*w) * steps_of(*w) * PANEL; }
+
+// Ask for huge pages: a weight read from end to end for every token misses the TLB on each small one. Advice only.
+void glmtune_use_huge_pages(void* from, int64_t bytes) {
+  const uintptr_t huge = 1 << 21, begin = (reinterpret_cast<uintptr_t>(from) + huge - 1) & ~(huge - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(from) + bytes) & ~(huge - 1);
+  if (end <= begin) return;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  madvise(reinterpret_cast<void*>(begin), end - begin, 25 /* MADV_COLLAPSE, Linux 6.1 */);
+}
+
+// Pack codes as the released files hold them: a byte per INT8 code; INT4 two, the even column in the upper half.
+void glmtune_pack(const Weight* w, const int8_t* codes, int threads) {
+  const int64_t steps = steps_of(*w), width = columns_of_step(*w), row_bytes = w->inputs * w->bits / 8;
+  const int bits = static_cast<int>(w->bits), offset = 1 << (bits - 1);
+#pragma omp parallel for num_threads(threads)
+  for (int64_t o = 0; o < panels_of(*w) * PANEL; ++o) {
+    const int8_t* row = codes + o * row_bytes;
+    for (int64_t step = 0; step < steps; ++step) {
+      uint32_t word = 0;
+      for (int64_t k = 0; k < width; ++k) {
+        int64_t column = step * width + k;
+        int code = 0;
+        if (o < w->outputs && column < w->inputs) {
+          code = bits == 8 ? row[column] : column % 2 ? static_cast<int8_t>(row[column / 2] << 4) >> 4 : row[column / 2] >> 4;
+        }
+        word |= static_cast<uint32_t>(code + offset) << (16 * (k % 2) + bits * (k / 2));
+      }
+      w->words[(o / PANEL * steps + step) * PANEL + o % PANEL] = word;
+    }
+  }
+}
+
+// The inverse of `glmtune_pack`.
+void glmtune_unpack(const Weight* w, int8_t* codes, int threads) {
+  const int64_t steps = steps_of(*w), width = columns_of_step(*w), row_bytes = w->inputs * w->bits / 8;
+  const int bits = static_cast<int>(w->bits), offset = 1 << (bits - 1);
+#pragma omp parallel for num_threads(threads)
+  for (int64_t o = 0; o < w->outputs; ++o) {
+    int8_t* row = codes + o * row_bytes;
+    for (int64_t column = 0; column < w->inputs; ++column) {
+      int64_t k = column % width;
+      uint32_t word = w->words[(o / PANEL * steps + column / width) * PANEL + o % PANEL];
+      int code = static_cast<int>(word >> (16 * (k % 2) + bits * (k / 2)) & ((1u << bits) - 1)) - offset;
+      if (bits == 8) row[column] = static_cast<int8_t>(code);
+      else if (column % 2) row[column / 2] |= static_cast<int8_t>(code & 0x0F);
+      else row[column / 2] = static_cast<int8_t>(code << 4);
+    }
+  }
+}
+
+// out [rows, outputs] = x [rows, inputs] @ weight.T, both of `type` and contiguous; `rounded`: activations to INT8.
+void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type, void* out, int rounded, int threads) {
+  const Weight& w = *weight;
+  const int parts = rounded ? 1 : type == BFLOAT16 ? 1 : type == FLOAT16 ? 2 : 3;
+  const int64_t width = divided_up(w.inputs, 64) * 64 + 64, bytes = rounded ? 1 : 2;
+  Activations a{};
+  a.step_bytes = columns_of_step(w) * bytes;
+  a.block = w.group ? w.group : rounded ? BLOCK : w.inputs;
+  a.blocks = divided_up(w.inputs, a.block);
+  const bool as_they_are = !rounded && type == BFLOAT16 && w.inputs % columns_of_step(w) == 0;
+  a.row_bytes = as_they_are ? 2 * w.inputs : width * bytes;
+  std::unique_ptr<char[]> copied(as_they_are ? nullptr : new char[rows * parts * a.row_bytes]);
+  std::unique_ptr<float[]> scale(rounded ? new float[rows * a.blocks] : nullptr);
+  std::unique_ptr<float[]> total(rounded || w.zero ? new float[rows * parts * a.blocks]() : nullptr);
+  std::unique_ptr<int32_t[]> sum(rounded ? new int32_t[rows * a.blocks] : nullptr);
+  a.data = as_they_are ? static_cast<const char*>(x) : copied.get();
+  a.scale = scale.get(), a.total = total.get(), a.sum = sum.get();
+
+  const int64_t most = ROWS / parts, tiles = divided_up(rows, most), tall = divided_up(rows, tiles);
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; ++r) {
+      if (!as_they_are) std::memset(copied.get() + r * parts * a.row_bytes, 0, parts * a.row_bytes);
+      if (rounded)
+        round_row(w, x, r * w.inputs, type, a.block, reinterpret_cast<int8_t*>(copied.get() + r * a.row_bytes),
+                  scale.get() + r * a.blocks, total.get() + r * a.blocks, sum.get() + r * a.blocks);
+      else if (!as_they_are)
+        split_row(w, x, r * w.inputs, type, parts, copied.get() + r * parts * a.row_bytes, a.row_bytes);
+      if (!rounded && w.zero) add_up_row(w, x, r * w.inputs, type, total.get() + r * parts * a.blocks);
+    }
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t panel = 0; panel < panels_of(w); ++panel) {
+      for (int64_t row = 0; row < rows; row += tall) {
+        float result[ROWS][PANEL] = {};
+        const int64_t count = std::min(tall, rows - row);
+        (w.bits == 4 ? tile_for<4>(rounded, count * parts) : tile_for<8>(rounded, count * parts))(
+            w, panel, a, row * parts, result);
+        for (int64_t r = 0; r < count; ++r)
+          for (int64_t o = 0; o < PANEL && panel * PANEL + o < w.outputs; o += 16) {
+            __m512 number = _mm512_loadu_ps(result[r * parts] + o);
+            for (int part = 1; part < parts; ++part)
+              number = _mm512_add_ps(number, _mm512_loadu_ps(result[r * parts + part] + o));
+            store(out, (row + r) * w.outputs + panel * PANEL + o, first(w.outputs - panel * PANEL - o), type, number);
+          }
+      }
+    }
+  }
+}
+
+}  // extern "C"

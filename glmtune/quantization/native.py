@@ -1,0 +1,132 @@
+"""The products of ``csrc/packed_product.cpp``: compiled once into the user's cache, called through ctypes.
+
+Nothing is compiled on import. The environment variable ``GLMTUNE_NATIVE_KERNELS=0`` turns them off,
+``GLMTUNE_CACHE`` moves the cache (default ``~/.cache/glmtune``), ``CXX`` names the compiler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LOGGER = logging.getLogger(__name__)
+
+SWITCH = "GLMTUNE_NATIVE_KERNELS"
+SOURCE = Path(__file__).parent / "csrc" / "packed_product.cpp"
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-w")
+COMPILERS = ("g++", "c++", "clang++")
+COMPILE_SECONDS = 300
+REQUIRED_ISA = frozenset({"avx512f", "avx512bw", "avx512vl", "f16c"})
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+class Weight(ctypes.Structure):
+    """A packed weight as the C++ source declares it."""
+
+    _fields_ = (
+        ("words", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("zero", ctypes.c_void_p),
+        ("outputs", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+        ("group", ctypes.c_int64),
+        ("bits", ctypes.c_int64),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NativeLibrary:
+    """The compiled source, or why there is none.
+
+    Attributes:
+        functions: the loaded library; None without one.
+        refusal: why there is none; "" if there is.
+        rounds_activations: it has the product with activations in INT8.
+    """
+
+    functions: Any
+    refusal: str = ""
+    rounds_activations: bool = False
+
+
+@functools.cache
+def native_library() -> NativeLibrary:
+    """Return the library: compiled at the first call on a machine (seconds), loaded once per process.
+
+    Never raises: what is missing is said in ``refusal``, and once in the log if it was worth a try.
+    """
+    if os.environ.get(SWITCH, "1") == "0":
+        return NativeLibrary(None, f"{SWITCH} is 0")
+    flags = _cpu_flags()
+    if platform.machine() != "x86_64" or not flags >= REQUIRED_ISA:
+        return NativeLibrary(None, "the processor has no AVX-512")
+    compiler = _compiler()
+    if compiler is None:
+        return NativeLibrary(None, f"no C++ compiler found ({', '.join(COMPILERS)}, or CXX)")
+    try:
+        file = _cached_library(compiler, flags)
+        functions = ctypes.CDLL(str(file))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or error
+        reason = f"compiling them failed: {str(said).strip().splitlines()[-1] if str(said).strip() else said}"
+        LOGGER.warning("The native kernels are not used, as %s", reason)
+        return NativeLibrary(None, reason)
+    functions.glmtune_words.restype = ctypes.c_int64
+    functions.glmtune_words.argtypes = [ctypes.c_void_p]
+    functions.glmtune_use_huge_pages.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    for name in ("glmtune_pack", "glmtune_unpack"):
+        getattr(functions, name).argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    functions.glmtune_product.argtypes = [pointer, pointer, ctypes.c_int64, number, pointer, number, number]
+    return NativeLibrary(functions, rounds_activations=bool(functions.glmtune_products() & 2))
+
+
+def cache_folder() -> Path:
+    """Return where compiled libraries lie."""
+    given = os.environ.get("GLMTUNE_CACHE")
+    if given:
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "glmtune"
+
+
+def _cached_library(compiler: str, cpu_flags: frozenset[str]) -> Path:
+    """Return the library's file; its name tells source, PyTorch, compiler and instruction set."""
+    key = hashlib.sha256(SOURCE.read_bytes())
+    for part in (torch.__version__, compiler, *FLAGS, *sorted(cpu_flags)):
+        key.update(part.encode())
+    file = cache_folder() / f"packed_product-{key.hexdigest()[:20]}.so"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        LOGGER.info("Compiling the native kernels once, into %s", file)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            made = Path(folder) / file.name
+            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+            made.replace(file)  # at once: another process finds all of it or nothing
+    return file
+
+
+def _compiler() -> str | None:
+    given = os.environ.get("CXX")
+    return shutil.which(given) if given else next(filter(None, map(shutil.which, COMPILERS)), None)
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = CPU_INFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))

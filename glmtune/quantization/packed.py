@@ -1,0 +1,154 @@
+"""Codes in the layout of the native kernels, the only copy of them: multiplied, or unpacked again on demand.
+
+Shapes: R rows, O output features, I input features, P panels of 64 outputs, G groups.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glmtune.quantization.native import Weight, native_library
+
+PANEL = 64
+"""Outputs that are computed together."""
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+ACTIVATION_BLOCK = 128
+"""Columns of activations that share a scale where the weight has no groups."""
+
+
+class PackedCodes:
+    """A weight packed for the native kernels.
+
+    Attributes:
+        shape: O, I, columns of a group (0: the row) and bits.
+    """
+
+    def __init__(
+        self, words: Tensor, scale_PG64: Tensor, zero_PG64: Tensor | None, shape: tuple[int, int, int, int]
+    ) -> None:
+        """Take tensors that are packed already.
+
+        Args:
+            words: int32, see ``csrc/packed_product.cpp``.
+            scale_PG64: float16.
+            zero_PG64: float16, or None.
+            shape: see the class.
+        """
+        self._words, self._scale, self._zero, self.shape = words, scale_PG64, zero_PG64, shape
+        zero = None if zero_PG64 is None else zero_PG64.data_ptr()
+        self._weight = Weight(words.data_ptr(), scale_PG64.data_ptr(), zero, *shape)
+        self._address = ctypes.addressof(self._weight)
+        self._functions = native_library().functions
+
+    @property
+    def outputs(self) -> int:
+        """O."""
+        return self.shape[0]
+
+    @classmethod
+    def of(
+        cls, packed: Tensor, scale: Tensor, zero: Tensor | None, *, bits: int, group_size: int | None
+    ) -> PackedCodes:
+        """Pack codes.
+
+        Args:
+            packed: int8, as `glmtune.quantization.packing.pack` makes it.
+            scale: float16 ``[O]`` or ``[O, G]``.
+            zero: float16 ``[O, G]``, or None.
+            bits: 4 or 8.
+            group_size: columns that share a scale; None: the row.
+        """
+        shape = (len(packed), packed.shape[1] * 8 // bits, group_size or 0, bits)
+        probe = Weight(None, None, None, *shape)
+        words = _allocated(native_library().functions.glmtune_words(ctypes.addressof(probe)))
+        made = cls(words, _panels(scale), None if zero is None else _panels(zero), shape)
+        source = packed.detach().contiguous()
+        made._functions.glmtune_pack(made._address, source.data_ptr(), torch.get_num_threads())
+        return made
+
+    @classmethod
+    def joined(cls, parts: Sequence[PackedCodes]) -> tuple[PackedCodes, list[PackedCodes]]:
+        """Put weights with the same input behind each other.
+
+        Args:
+            parts: alike but for their outputs, each a multiple of 64.
+
+        Returns:
+            The whole, and the parts as views of it.
+        """
+        words = _allocated(sum(len(part._words) for part in parts))
+        torch.cat([part._words for part in parts], out=words)
+        scale = torch.cat([part._scale for part in parts])
+        zeros = [part._zero for part in parts if part._zero is not None]
+        zero = torch.cat(zeros) if zeros else None
+        shape = (sum(part.outputs for part in parts), *parts[0].shape[1:])
+        views, place, panel = [], 0, 0
+        for part in parts:
+            size, panels = len(part._words), len(part._scale)
+            its_zero = None if zero is None else zero[panel : panel + panels]
+            its_scale = scale[panel : panel + panels]
+            views.append(cls(words[place : place + size], its_scale, its_zero, part.shape))
+            place, panel = place + size, panel + panels
+        return cls(words, scale, zero, shape), views
+
+    def multiply(self, x_RI: Tensor, *, rounded: bool) -> Tensor:
+        """Return ``x @ weight.T``, ``[R, O]`` in the type of x; sums are formed in float32.
+
+        Args:
+            x_RI: float32, bfloat16 or float16.
+            rounded: activations in INT8, see `glmtune.quantization.primitives.round_activations`.
+        """
+        x_RI = x_RI.contiguous()
+        out_RO = torch.empty((len(x_RI), self.outputs), dtype=x_RI.dtype)
+        source, target, threads = x_RI.data_ptr(), out_RO.data_ptr(), torch.get_num_threads()
+        kind = TYPES[x_RI.dtype]
+        self._functions.glmtune_product(self._address, source, len(x_RI), kind, target, rounded, threads)
+        return out_RO
+
+    def unpacked(self) -> Tensor:
+        """Return the bytes that were packed, int8."""
+        outputs, inputs, _, bits = self.shape
+        packed = torch.empty((outputs, inputs * bits // 8), dtype=torch.int8)
+        self._functions.glmtune_unpack(self._address, packed.data_ptr(), torch.get_num_threads())
+        return packed
+
+
+@dataclass(frozen=True, slots=True)
+class PackedProduct:
+    """The product with a packed weight.
+
+    Attributes:
+        packed: the weight.
+        rounded: see `PackedCodes.multiply`.
+    """
+
+    packed: PackedCodes
+    rounded: bool
+
+    def __call__(self, x_RI: Tensor) -> Tensor:
+        """Return ``x @ weight.T``, ``[R, O]``."""
+        return self.packed.multiply(x_RI, rounded=self.rounded)
+
+    def goes_with(self, other: PackedProduct) -> bool:
+        """Say whether both can be computed as one, with outputs behind each other."""
+        alike = self.packed.shape[1:] == other.packed.shape[1:] and self.rounded == other.rounded
+        return alike and not self.packed.outputs % PANEL and not other.packed.outputs % PANEL
+
+
+def _allocated(count: int) -> Tensor:
+    """Return room for int32 numbers, on huge pages where the system has them."""
+    room = torch.empty(count, dtype=torch.int32)
+    native_library().functions.glmtune_use_huge_pages(room.data_ptr(), room.nbytes)
+    return room
+
+
+def _panels(values: Tensor) -> Tensor:
+    """Lay scales or zero points ``[O]`` or ``[O, G]`` out as ``[P, G, 64]``, blank outputs behind."""
+    values_OG = values.detach().reshape(len(values), -1)
+    padded = torch.nn.functional.pad(values_OG, (0, 0, 0, -len(values_OG) % PANEL))
+    return padded.reshape(-1, PANEL, padded.shape[1]).transpose(1, 2).contiguous()
