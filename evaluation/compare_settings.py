@@ -52,6 +52,9 @@ class SideSettings:
     dtype: str | None = setting(
         None, "type of what is not quantized; default: the baseline's, or model.dtype"
     )
+    quantization_activations: str | None = setting(
+        None, "int8: round the inputs of quantized layers too; default: model.quantization_activations"
+    )
     prefix_path: str | None = setting(None, "tuned prefix: a run folder, one of its checkpoints, or a file")
     adapter_path: str | None = setting(None, "LoRA adapter: a run folder or one of its checkpoints")
 
@@ -87,5 +90,9 @@ class SideSettings:
             changes["dtype"] = dtype
         if self.quantization is not None:
             is_plain = self.quantization in (*PRECISIONS, NOT_QUANTIZED)
+            if is_plain:
+                changes["quantization_activations"] = None
             changes |= {"quantization": None if is_plain else self.quantization, "quantization_bit": None}
+        if self.quantization_activations is not None:
+            changes["quantization_activations"] = self.quantization_activations
         return dataclasses.replace(shared, **changes)

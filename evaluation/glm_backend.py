@@ -128,6 +128,7 @@ class GlmBackend:
         name: str | None = None,
         is_chat: bool | None = None,
         settings: EngineSettings | None = None,
+        activations: str | None = None,
     ) -> None:
         """Take a model as `glmtune.load_model` returns it, with what was attached to it since.
 
@@ -137,6 +138,7 @@ class GlmBackend:
             name: how the user named the model; None takes ``model.source``.
             is_chat: whether prompts are conversations; None decides by the name (`is_chat_model`).
             settings: how much is done at once.
+            activations: what the inputs of quantized layers are rounded to, if they are.
         """
         self._model = model
         self._encoder = PromptEncoder(tokenizer)
@@ -144,7 +146,10 @@ class GlmBackend:
         found = identify(model, self._encoder.family, name=name, is_chat=is_chat)
         kept = self._engine.settings.kv_cache
         engine = found.engine if kept == "plain" else f"{found.engine}, {kept} kv_cache"
-        self._identity = dataclasses.replace(found, engine=engine)
+        quantization = (
+            found.quantization if activations is None else f"{found.quantization}-a{activations[3:]}"
+        )
+        self._identity = dataclasses.replace(found, engine=engine, quantization=quantization)
 
     @property
     def identity(self) -> ModelIdentity:
@@ -264,8 +269,11 @@ def load_backend(
     )
     if adapter_path is not None:
         loaded = load_adapter(find_adapter(adapter_path), loaded)
-    prepare_for_inference(loaded)
-    return GlmBackend(loaded, tokenizer, name=model.source, is_chat=is_chat, settings=settings)
+    activations = model.quantization_activations
+    options: dict[str, Any] = {"is_chat": is_chat, "settings": settings, "activations": activations}
+    backend = GlmBackend(loaded, tokenizer, name=model.source, **options)
+    prepare_for_inference(loaded, activations=activations)  # after the hashes, which read the codes as stored
+    return backend
 
 
 def _device(given: str) -> str:

@@ -16,6 +16,7 @@ from glmtune.models.tokenizers import load_tokenizer_folder
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.checkpoint import load_prefix
 from glmtune.prefix.encoder import PrefixEncoder
+from glmtune.quantization.kernels import prepare_for_inference
 from glmtune.quantization.reader import QuantizingReader
 
 
@@ -25,6 +26,7 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     quantization: str | None = None,
+    quantization_activations: str | None = None,
     prefix: PrefixEncoder | str | Path | None = None,
     family: Family | str | None = None,
     check_base: bool = True,
@@ -38,6 +40,8 @@ def load_model(
         quantization: None loads the weights as they are stored, quantized checkpoints included; a name in
             `glmtune.quantization.methods.METHODS` (``int8``, ``int4``, ``int4-g64``, ...) quantizes them as
             they are read, tensor by tensor.
+        quantization_activations: ``int8`` also rounds the inputs of quantized layers; None leaves them. See
+            `glmtune.quantization.kernels.prepare_for_inference`, which a cast or a move asks for again.
         prefix: a prefix to attach: an encoder, a run folder, a checkpoint folder, or a file (ours, or an
             official ``pytorch_model.bin``).
         family: release line, only where no name tells it, such as ``chatglm2-32k``.
@@ -57,6 +61,8 @@ def load_model(
         if not isinstance(prefix, PrefixEncoder):
             prefix = load_prefix(prefix, model, check_base=check_base)
         attach_prefix(model, prefix)
+    if quantization_activations is not None:
+        prepare_for_inference(model, activations=quantization_activations)
     return model
 
 

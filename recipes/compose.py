@@ -148,7 +148,8 @@ def _model_setting(override: str, command: Command) -> str:
     """Let ``quantization=int4`` and the official ``quantization_bit=4`` stand for those of the model."""
     key, _, value = override.partition("=")
     known = [path for path, _, _ in setting_rows(command.schema)]
-    is_short = key in ("quantization", "quantization_bit") and f"model.{key}" in known
+    shorts = ("quantization", "quantization_bit", "quantization_activations")
+    is_short = key in shorts and f"model.{key}" in known
     return f"model.{key}={value}" if is_short else override
 
 

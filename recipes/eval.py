@@ -99,6 +99,11 @@ class EvalConfig:
                     f"`{name}` is `{value}`, but {who}, so it would be ignored. Leave it out (a merged model"
                     " for a server is written by `glmtune export`)."
                 )
+        if (rounded := self.model.quantization_activations) is not None:
+            raise ConfigError(
+                f"`model.quantization_activations` is `{rounded}`, but {who}, so it would be ignored."
+                " Leave it out."
+            )
         if self.backend == "openai" and self.is_chat and not self.endpoint.is_chat:
             raise ConfigError(
                 "`is_chat` is True and `endpoint.is_chat` is False, but questions are asked one way."

@@ -131,8 +131,8 @@ def run(config: PredictConfig) -> PredictResult:
         family=source.family,
         quantization=source.method,
     )
-    prepare_for_inference(model)
     tuning = _tune(config, model, tuned_path)
+    prepare_for_inference(model, activations=source.quantization_activations)
     _announce(console, config, loaded, tuning, folder)
 
     def predict(where: Path, tuning: _Tuning) -> PredictedSplit:
@@ -215,6 +215,8 @@ def _identity(
     from glmtune.inference.journal import RunIdentity, deciding_settings
     from glmtune.models.templates import template_for
 
+    activations = config.model.quantization_activations
+    rounding = {"quantization_activations": activations} if activations else {}
     return RunIdentity(
         model=config.model.source,
         model_fingerprint=model.fingerprint(),
@@ -227,7 +229,7 @@ def _identity(
         max_source_length=config.data.max_source_length,
         max_target_length=config.data.max_target_length,
         source_prefix=config.data.source_prefix,
-        generation=deciding_settings(config.generation),
+        generation=deciding_settings(config.generation) | rounding,
         glmtune_version=__version__,
         **tuning.identity,
     )

@@ -10,6 +10,9 @@ from glmtune.models.families import parse_family
 from glmtune.settings import check_choice, setting
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+ACTIVATIONS = ("int8",)
+KV_CACHES = ("plain", "int8")
+"""How the keys and values of earlier tokens are kept: in the model's type, or as INT8 codes."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class ModelSettings:
         None, "quantize on loading: int8, int4, int4-clip, int4-g128, ... (stored codes load without it)"
     )
     quantization_bit: int | None = setting(None, "4 or 8: int4 or int8, as in the official scripts")
+    quantization_activations: str | None = setting(
+        None, "int8: round the inputs of quantized layers too (faster prompts on CPUs, other numbers)"
+    )
 
     @property
     def method(self) -> str | None:
@@ -48,6 +54,8 @@ class ModelSettings:
                 f"`model.quantization` is `{self.quantization}` and `model.quantization_bit` is "
                 f"{self.quantization_bit}, which say the same thing twice. Leave one of them out."
             )
+        if self.quantization_activations is not None:
+            check_choice("model.quantization_activations", self.quantization_activations, ACTIVATIONS)
         check_choice("model.dtype", self.dtype, DTYPES)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"`model.device` is `{self.device}`, but it must be auto, cpu, cuda or cuda:N.")

@@ -46,6 +46,11 @@ class RunConfig:
                     f"`{name}` has settings, but `tune` is `{self.tune}`, which ignores them. "
                     f"Add `{name}=null`."
                 )
+        if self.model.quantization_activations is not None:
+            raise ConfigError(
+                f"`model.quantization_activations` is `{self.model.quantization_activations}`, but training "
+                "computes with the activations as they are. Leave it out; it is a setting of answering."
+            )
         if self.tune == "full" and self.model.method is not None:
             raise ConfigError(
                 f"`model.quantization` is `{self.model.method}`, but `tune` is `full`, and codes cannot be "
