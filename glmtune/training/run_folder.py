@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from glmtune.training.checkpoint import (
     step_of,
     write_text,
 )
+from glmtune.training.rollback import keep_rollbacks
 
 CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "all_results.json"
@@ -31,8 +33,18 @@ FREE = frozenset(
     | {"data.name", "data.dir", "data.train_file", "data.test_file", "data.max_predict_samples"}
     | {f"trainer.{name}" for name in ("logging_steps", "eval_steps", "save_steps", "save_total_limit")}
     | {f"trainer.{name}" for name in ("early_stopping_patience", "report_to", "per_device_eval_batch_size")}
+    | {f"trainer.{name}" for name in ("max_rollbacks", "rollback_rate", "spike_deviations", "stall_seconds")}
     | {f"trainer.{name}" for name in ("dataloader_num_workers", "num_threads", "gradient_checkpointing")}
 )
+
+PLACES = ("launch", "deepspeed")
+"""Groups that say where a run computes and keeps its numbers, which may change too."""
+WORLD_HINT = (
+    "\n(That is `launch.num_processes` on all machines × `trainer.per_device_train_batch_size` × "
+    "`trainer.gradient_accumulation_steps`: with another number of processes, change the others so that the "
+    "product stays.)"
+)
+DIVIDED = ("trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps")
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,7 @@ def start_run(output_dir: str, *, resume: str, settings: Mapping[str, Any]) -> R
         checkpoint = None if resume == "never" else checkpoint_at(Path(resume))
     if checkpoint is not None:
         drop_after(folder, step_of(checkpoint) or 0)
+    keep_rollbacks(folder, step_of(checkpoint) or 0 if checkpoint else 0)
     (folder / RESULTS_FILE).unlink(missing_ok=True)
     write_text(folder / CONFIG_FILE, yaml.safe_dump(dict(settings), allow_unicode=True, sort_keys=False))
     return RunStart(folder, checkpoint, set_aside=moved)
@@ -109,10 +122,26 @@ def check_facts(checkpoint: Path, facts: Mapping[str, Any]) -> None:
 
 
 def changed_settings(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
-    """List the settings that matter and differ, each as ``path: before -> now``."""
-    before, now = dict(_leaves(stored)), dict(_leaves(settings))
-    paths = [path for path in {**before, **now} if path not in FREE and before.get(path) != now.get(path)]
+    """List the settings that matter and differ, each as ``path: before -> now``.
+
+    A setting that the version of then did not know was off then.
+    """
+    before, now = _comparable(stored), _comparable(settings)
+    new = [path for path, value in now.items() if path not in before and not value]
+    paths = [
+        path
+        for path in {**before, **now}
+        if path not in FREE and path not in new and before.get(path) != now.get(path)
+    ]
     return [f"`{path}`: {before.get(path)} then, {now.get(path)} now" for path in paths]
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay settings flat; how a step's rows are divided does not count, only how many they are."""
+    flat = {path: value for path, value in _leaves(settings) if not path.startswith(PLACES)}
+    launch = settings.get("launch") or {}
+    parts = [launch.get("num_processes") or 1, *(flat.pop(path, None) or 1 for path in DIVIDED)]
+    return {**flat, "rows per optimizer step": math.prod(parts)}
 
 
 def _refuse_changes(stored: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> None:
@@ -121,6 +150,7 @@ def _refuse_changes(stored: Mapping[str, Any], settings: Mapping[str, Any], fold
         raise ConfigError(
             f"{folder} holds a run with other settings:\n"
             + "\n".join(f"- {change}" for change in changes)
+            + (WORLD_HINT if any("rows per" in change for change in changes) else "")
             + "\nA resumed run must repeat them. Name another `output_dir`, start anew with `resume=never` "
             "(the earlier run is kept in `previous/`), or go on regardless with `resume=force`."
         )

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.table import Table
+from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
 
 from glmtune import __version__
 from glmtune.errors import TrainingError
+from glmtune.training import together
 from glmtune.training.adapt import count_parameters
 from glmtune.training.callbacks import (
     LOG_FILE,
@@ -25,14 +27,22 @@ from glmtune.training.callbacks import (
     append_entry,
     read_log,
 )
-from glmtune.training.checkpoint import step_of, write_problem, write_text
+from glmtune.training.checkpoint import latest_checkpoint, step_of, write_problem, write_text
+from glmtune.training.launch import PARTNER_LOST
 from glmtune.training.report import SCORES, environment, model_card, plot_loss, summarize, write_json
+from glmtune.training.rollback import train_with_rollbacks
 from glmtune.training.run_folder import RESULTS_FILE, RunStart, check_facts, start_run
 from glmtune.training.trainer import GlmTrainer
 
 
+def resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the number of processes that there really are, whoever started them."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    return {**settings, "launch": {**settings["launch"], "num_processes": count}}
+
+
 def begin(
-    output_dir: str, resume: str, settings: Mapping[str, Any], device: torch.device, num_threads: int | None
+    output_dir: str, resume: str, settings: Mapping[str, Any], device: torch.device
 ) -> RunStart:
     """Open the run folder, in the first process, and tell all processes what was found.
 
@@ -41,7 +51,6 @@ def begin(
         resume: see ``glmtune.training.run_folder.start_run``.
         settings: all settings, nested plain values.
         device: where training will run.
-        num_threads: CPU threads of torch, None leaves them.
 
     Returns:
         How the run begins.
@@ -49,16 +58,11 @@ def begin(
     Raises:
         ConfigError: see ``start_run``; so are CheckpointError and TrainingError.
     """
-    if num_threads is not None:
+    if (num_threads := settings["trainer"]["num_threads"]) is not None:
         torch.set_num_threads(num_threads)
-    processes = PartialState(cpu=device.type == "cpu")
-    found: list[RunStart | None] = [None]
-    if processes.is_main_process:
-        found = [start_run(output_dir, resume=resume, settings=settings)]
-    if processes.num_processes > 1:
-        broadcast_object_list(found)
-    start = found[0]
-    assert start is not None
+    processes = together.join(device, settings["launch"]["timeout_seconds"])
+    together.check_same({name: value for name, value in settings.items() if name != "launch"})
+    start = together.of_first(lambda: start_run(output_dir, resume=resume, settings=settings))
     if processes.is_main_process:
         _announce(start)
     return start
@@ -91,16 +95,25 @@ def train(trainer: GlmTrainer, checkpoint: Path | None, *, tensorboard: bool = T
             if checkpoint is not None and trainer.has_ended(checkpoint):
                 return None
             if checkpoint is None:
+                _begin_log(trainer)
+            if checkpoint is None and not trainer.is_deepspeed_enabled:
                 _measure_baseline(trainer)
             for callback in (log, progress, signals):
                 trainer.add_callback(callback)
+            if checkpoint is None and trainer.is_deepspeed_enabled:
+                trainer.add_callback(_Baseline(trainer))
             if tensorboard and trainer.is_world_process_zero():
                 trainer.add_callback(_tensorboard(run, after=step_of(checkpoint) if checkpoint else None))
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.watch.console = progress.console
+            train_with_rollbacks(trainer, checkpoint)
     except OSError as error:
         raise TrainingError(write_problem(run / LOG_FILE, error)) from error
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise TrainingError(_memory_problem(trainer)) from error
+    except (RuntimeError, MemoryError) as error:
+        if _is_memory(error):
+            raise TrainingError(_memory_problem(trainer)) from error
+        if together.is_lost(error):
+            raise TrainingError(_lost_problem(trainer)) from error
+        raise
     finally:
         progress.close()
     if signals.received is not None and trainer.is_world_process_zero():
@@ -147,6 +160,20 @@ def report(trainer: GlmTrainer, settings: Mapping[str, Any], facts: Mapping[str,
     return results
 
 
+def _is_memory(error: RuntimeError | MemoryError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
+def _lost_problem(trainer: GlmTrainer) -> str:
+    newest = latest_checkpoint(trainer.run_folder)
+    kept = f"{newest.name} is intact" if newest else "no checkpoint had been written yet"
+    return (
+        f"This process {PARTNER_LOST} at step {trainer.state.global_step + 1}: one of them has ended or does "
+        f"not answer. {kept[0].upper()}{kept[1:]}; the same command goes on from there. What the other "
+        "process wrote last says why it ended."
+    )
+
+
 def _memory_problem(trainer: GlmTrainer) -> str:
     args = trainer.args
     return (
@@ -159,11 +186,28 @@ def _memory_problem(trainer: GlmTrainer) -> str:
     )
 
 
-def _measure_baseline(trainer: GlmTrainer) -> None:
-    """Start the log anew, with the evaluation loss of the base alone as its first line."""
-    run = trainer.run_folder
+class _Baseline(TrainerCallback):
+    """Evaluates the base alone when the engine is ready, which then holds the only whole model."""
+
+    def __init__(self, trainer: GlmTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._trainer.eval_dataset is not None:
+            with self._trainer.tuned.base_alone():
+                self._trainer.evaluate()
+
+
+def _begin_log(trainer: GlmTrainer) -> None:
     if trainer.is_world_process_zero():
-        write_text(run / LOG_FILE, "")
+        write_text(trainer.run_folder / LOG_FILE, "")
+
+
+def _measure_baseline(trainer: GlmTrainer) -> None:
+    """Log the evaluation loss of the base alone as the first line."""
+    run = trainer.run_folder
     if trainer.eval_dataset is None:
         return
     with trainer.tuned.base_alone():

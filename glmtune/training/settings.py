@@ -48,7 +48,40 @@ class RecordSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerSettings(OptimizationSettings, RecordSettings):
+class WatchSettings:
+    """What is reported, and what follows a loss that is not finite; part of ``TrainerSettings``.
+
+    Two rollbacks at half the rate each end at a quarter of it, and a rate that is too high is seldom more
+    than four times too high; what still fails then has another cause, which more attempts would only hide.
+    """
+
+    max_rollbacks: int = setting(
+        2, "times a run goes back to its last checkpoint after a loss or gradient that is not finite; 0: stop"
+    )
+    rollback_rate: float = setting(0.5, "every rollback multiplies the learning rate by this")
+    spike_deviations: float = setting(
+        10.0, "a loss so many (robust) deviations above its recent median is reported; 0: none is"
+    )
+    stall_seconds: float = setting(60.0, "waiting so long for one batch is reported; 0: never")
+
+    def check_watch(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ConfigError: a value is out of its range.
+        """
+        check_range("trainer.max_rollbacks", self.max_rollbacks, low=0)
+        check_range("trainer.spike_deviations", self.spike_deviations, low=0)
+        check_range("trainer.stall_seconds", self.stall_seconds, low=0)
+        if not 0 < self.rollback_rate < 1:
+            raise ConfigError(
+                f"`trainer.rollback_rate` is {self.rollback_rate}, but it must lie between 0 and 1: every "
+                "rollback lowers the learning rate. Use 0.5."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings(OptimizationSettings, RecordSettings, WatchSettings):
     """The trainer's settings, flat as users of `transformers` know them."""
 
     max_steps: int | None = setting(3000, "optimizer steps in all; null: num_train_epochs decides")
@@ -88,6 +121,7 @@ class TrainerSettings(OptimizationSettings, RecordSettings):
         check_range("trainer.warmup_ratio", self.warmup_ratio, low=0, high=1)
         check_range("trainer.adam_beta1", self.adam_beta1, low=0, high=1)
         check_range("trainer.adam_beta2", self.adam_beta2, low=0, high=1)
+        self.check_watch()
         self._check_pairs()
 
     def _check_pairs(self) -> None:

@@ -13,17 +13,21 @@ from typing import Any, cast
 import datasets
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 
-from glmtune.errors import TrainingError
 from glmtune.labels import IGNORE_INDEX
 from glmtune.training import checkpoint as checkpoints
 from glmtune.training import together
 from glmtune.training.adapt import Tuned
+from glmtune.training.not_finite import not_finite
+from glmtune.training.rollback import rate_factor, scale_rate
 from glmtune.training.sampling import EpochSampler, LengthOrder
+from glmtune.training.settings import WatchSettings
 from glmtune.training.shared_rows import FilledRows, RankBatches
+from glmtune.training.watch_callback import TrainingWatch
 from glmtune.training.zero_state import TrainedWeights, load_state, save_state
 
 LOSS_STATE = "loss_state.json"
@@ -47,6 +51,7 @@ class GlmTrainer(Trainer):
         shuffle: bool = True,
         keep_checkpoints: int | None = None,
         patience: int | None = None,
+        watch: WatchSettings | None = None,
         facts: dict[str, Any] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
@@ -65,6 +70,7 @@ class GlmTrainer(Trainer):
             shuffle: draw rows at random; without it they come in the file's order.
             keep_checkpoints: newest checkpoints kept; None keeps all.
             patience: evaluations without a new best after which training stops; None never stops early.
+            watch: what is reported, and how often the run may go back; None: the defaults.
             facts: plain values kept in each checkpoint's manifest and checked on resuming.
             callbacks: added to the trainer's own.
         """
@@ -81,6 +87,7 @@ class GlmTrainer(Trainer):
             seed=args.seed,
             shuffle=shuffle,
         )
+        self.watch = TrainingWatch(watch or WatchSettings(), self.run_folder)
         self._eval_lengths = eval_lengths
         self._improved = False
         self._stopped_early = False
@@ -91,7 +98,7 @@ class GlmTrainer(Trainer):
             data_collator=collator,
             train_dataset=train_rows,
             eval_dataset=eval_rows,
-            callbacks=[_Flow(self), *callbacks],
+            callbacks=[_Flow(self), self.watch, *callbacks],
         )
         self.remove_callback(PrinterCallback)
 
@@ -136,29 +143,32 @@ class GlmTrainer(Trainer):
         """Let the model form logits only where there is something to learn."""
         return super().compute_loss(model, {**inputs, "labelled_only": True}, *args, **kwargs)
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
+        """Fetch the batches of a step under watch."""
+        with self.watch.waiting():
+            batches, num_items = super().get_batch_samples(*args, **kwargs)
+        self.watch.begin_step(num_items)
+        return batches, num_items
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Go forward and back, and note the loss."""
+        loss = super().training_step(*args, **kwargs)
+        self.watch.batch_losses.append(loss.detach())
+        return loss
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # The last moment before the weights change: what is not finite here must not reach them.
         norm = super()._get_grad_norm(model, grad_norm)
-        finite_loss = bool(torch.isfinite(self._tr_loss))
-        # Under fp16 steps of infinite gradients are skipped, and the loss scale lowered.
-        skips = getattr(self.accelerator, "scaler", None) is not None or self.args.fp16
-        if not finite_loss or (not skips and not (0.0 <= float(norm or 0.0) < math.inf)):
-            self._stop_not_finite("loss" if not finite_loss else "gradient norm")
+        scaler = getattr(self.accelerator, "scaler", None)
+        skips = scaler is not None or (self.is_deepspeed_enabled and self.args.fp16)  # such a step by itself
+        bad_loss = not bool(torch.isfinite(cast(Tensor, self._tr_loss)))
+        bad_norm = not skips and not math.isfinite(float(norm or 0.0))
+        if self.args.world_size > 1:  # all stop, or none does
+            bad = torch.tensor([bad_loss, bad_norm], dtype=torch.int, device=self.args.device)
+            bad_loss, bad_norm = (bool(value) for value in cast(Tensor, self.accelerator.reduce(bad)))
+        if bad_loss or bad_norm:
+            raise not_finite(self, "loss" if bad_loss else "gradient norm", norm)
         return norm
-
-    def _stop_not_finite(self, what: str) -> None:
-        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry][-5:]
-        newest = checkpoints.latest_checkpoint(self.run_folder)
-        kept = (
-            f"The last good checkpoint, {newest.name}, is intact." if newest else "No checkpoint was due yet."
-        )
-        history = ", ".join(f"{loss:.4g}" for loss in losses) or "none yet"
-        raise TrainingError(
-            f"The {what} of step {self.state.global_step + 1} is not finite (learning rate "
-            f"{self._get_learning_rate():.3g}; losses logged before: {history}); a step with it would "
-            f"destroy the weights, so training stopped. {kept} Try a smaller `trainer.learning_rate`, some "
-            "`trainer.warmup_steps`, a smaller `trainer.max_grad_norm`, or `trainer.precision=bf16`."
-        )
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         mask = inputs.get("attention_mask")
@@ -318,15 +328,26 @@ class GlmTrainer(Trainer):
         manifest = checkpoints.read_manifest(folder) or {}
         self._train_sampler.batch_size = manifest.get("rows_grouped", self._train_sampler.batch_size)
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> Any:
         if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
             self._load_from_checkpoint(resume_from_checkpoint)  # before the weights are divided
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self.is_deepspeed_enabled and checkpoint is not None:
+        if checkpoint is None:
+            return
+        if self.is_deepspeed_enabled:
             load_state(self.model_wrapped, self.tuned.model, Path(checkpoint))
+        if isinstance(self.lr_scheduler, LambdaLR):
+            step = checkpoints.step_of(Path(checkpoint)) or 0
+            scale_rate(self.lr_scheduler, rate_factor(self.run_folder, step))
+
+    def forget_optimizer(self) -> None:
+        """Make the next training begin with a new optimizer, which then takes over a checkpoint's state."""
+        self.optimizer = self.lr_scheduler = cast(Any, None)
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         counts = super()._init_training_state(max_steps, *args, **kwargs)

@@ -65,6 +65,7 @@ def make_trainer(tiny_base: Path, rows: datasets.Dataset, tmp_path: Path) -> Mak
             group_by_length=settings.group_by_length,
             keep_checkpoints=settings.save_total_limit,
             patience=patience,
+            watch=settings,
         )
 
     return make
