@@ -14,7 +14,9 @@ from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.inference.memory import is_out_of_memory, release_memory
 from glmtune.inference.processors import logits_processors
 from glmtune.inference.settings import GenerationSettings
+from glmtune.models.compiling import compiled_generation
 from glmtune.models.families import Family
+from glmtune.models.kv_cache import Int8Cache
 from glmtune.models.token_stream import PREFILL_CHUNK_TOKENS
 
 logger = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def generate_ids(
         One answer per prompt, a batch at a time.
 
     Raises:
-        ConfigError: a prompt and its answer may not fit the model's context.
+        ConfigError: a prompt and its answer may not fit the model's context; no compiler for ``compile``.
         GlmtuneError: memory does not suffice even for one row.
     """
     rows = range(len(prompts)) if rows is None else rows
@@ -165,7 +167,9 @@ def _generate_batch(
             pad_token_id=pad_id,
             use_cache=True,
             prefill_chunk_size=_prefill_chunk_size(model, prompts),
+            **(compiled_generation(model.device) if settings.compile else {}),
         ),
+        **({"past_key_values": Int8Cache()} if settings.kv_cache == "int8" else {}),
         logits_processor=logits_processors(settings, attention_mask_BS, rows),
     )
     return sequences_BT[:, length:].tolist()

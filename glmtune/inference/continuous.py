@@ -66,14 +66,15 @@ class ContinuousBatch:
         stop_ids: frozenset[int],
         stop_text: StopText,
         max_new_tokens: int,
+        kv_cache: str = "plain",
     ) -> None:
-        """Start without rows; the budget is mutated when memory runs out."""
+        """Start without rows; the budget is mutated when memory runs out; ``kv_cache`` see `SlotStates`."""
         self.stop_text = stop_text
         self._model, self._budget, self._store = model, budget, PrefixStore(model)
         self._stop_ids, self._max_new_tokens = stop_ids, max_new_tokens
         self._waiting: deque[Row] = deque()
         self._longest = 1
-        self._states = SlotStates()
+        self._states = SlotStates(kv_cache)
         self._slots: list[Row | None] = []
         self._tokens: list[int] = []  # per slot: the next token to read
         self._positions = torch.zeros(0, 1, dtype=torch.long)  # per slot: of the last token read

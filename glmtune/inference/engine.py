@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel
 
 from glmtune.errors import ConfigError
@@ -21,6 +22,7 @@ from glmtune.inference.prefix_store import PrefixStore
 from glmtune.inference.settings import EngineSettings
 from glmtune.inference.shared_prefix import PromptGroup, group_prompts
 from glmtune.inference.stop_text import Decode, StopText
+from glmtune.models.compiling import compile_parts
 
 READ_TOKENS = {"cpu": 1024}
 """Prompt tokens per forward pass: more only drive a CPU's cache out (measured: 512 to 2048 are alike)."""
@@ -59,8 +61,14 @@ class Engine:
     """
 
     def __init__(self, model: PreTrainedModel, settings: EngineSettings | None = None) -> None:
-        """Take a causal GLM (with prefix, LoRA or quantized layers as it is) and switch it to evaluation."""
+        """Take a causal GLM (with prefix, LoRA or quantized layers as it is) and switch it to evaluation.
+
+        Raises:
+            ConfigError: it is to be compiled, and there is no compiler.
+        """
         self.settings = settings or EngineSettings()
+        if self.settings.compile:
+            compile_parts(model)
         self._model = EngineModel(model)
         self.max_context_tokens: int = self._model.config.max_position_embeddings
 
@@ -102,6 +110,7 @@ class Engine:
             stop_ids=frozenset(stop_ids),
             stop_text=StopText(decode, stop),
             max_new_tokens=max_new_tokens,
+            kv_cache=self.settings.kv_cache,
         )
         for row, reason in batch.run(waiting):
             yield GeneratedText(
@@ -137,7 +146,8 @@ class Engine:
         return [PromptGroup(0, tuple(order))] if order else []
 
     def _budget(self) -> Budget:
-        room = tokens_that_fit(self._model.config, self._model.dtype, self._model.device)
+        kind = torch.int8 if self.settings.kv_cache == "int8" else self._model.dtype
+        room = tokens_that_fit(self._model.config, kind, self._model.device)
         return Budget(
             rows=self.settings.batch_size,
             held_tokens=min(room, self.settings.max_batch_tokens),

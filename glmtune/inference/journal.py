@@ -82,6 +82,8 @@ def deciding_settings(settings: GenerationSettings) -> dict[str, Any]:
         name: getattr(settings, name)
         for name in ("do_sample", "num_beams", "repetition_penalty", "max_new_tokens")
     }
+    if settings.kv_cache != "plain":  # runs begun before there was a choice do not name it
+        values["kv_cache"] = settings.kv_cache
     if settings.do_sample:
         temperature, top_k, top_p = settings.sampling
         values |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": settings.seed}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glmtune.errors import ConfigError
-from glmtune.settings import check_range, setting
+from glmtune.models.settings import KV_CACHES
+from glmtune.settings import check_choice, check_range, setting
 
 OFFICIAL_TOP_P = 0.7
 OFFICIAL_TEMPERATURE = 0.95
@@ -30,6 +31,12 @@ class GenerationSettings:
         16384, "most tokens at once: rows x beams x (longest prompt + max_new_tokens)"
     )
     seed: int = setting(42, "of the drawing; each row has its own stream, so batches do not matter")
+    kv_cache: str = setting(
+        "plain", "int8 keeps keys and values of earlier tokens as codes: less memory, a small error"
+    )
+    compile: bool = setting(
+        False, "decode with code made by torch.compile: the first answer waits minutes, the others do not"
+    )
 
     def __post_init__(self) -> None:
         """Check every rule and report all problems together.
@@ -37,6 +44,7 @@ class GenerationSettings:
         Raises:
             ConfigError: naming each setting, its value, the rule and the way out.
         """
+        check_choice("generation.kv_cache", self.kv_cache, KV_CACHES)
         problems: list[str] = []
         sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         given = [f"`generation.{name}` {value}" for name, value in sampling.items() if value is not None]
@@ -76,6 +84,11 @@ class GenerationSettings:
                 f"`generation.repetition_penalty` is {self.repetition_penalty}, but it must be above 0"
                 " (1 = none)."
             )
+        if self.compile and self.kv_cache != "plain":
+            problems.append(
+                f"`generation.kv_cache` is {self.kv_cache}, but `generation.compile=true` needs a cache"
+                " of fixed size, in the model's type. Leave one of them out."
+            )
         if self.seed < 0:
             problems.append(f"`generation.seed` is {self.seed}, but it must be at least 0.")
         if problems:
@@ -93,7 +106,7 @@ class GenerationSettings:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How much the engine does at once; results do not depend on it."""
+    """How the engine computes; results do not depend on it, but for the error of ``kv_cache=int8``."""
 
     batch_size: int = setting(128, "most rows at once")
     max_batch_tokens: int = setting(65536, "most tokens whose keys and values are held, memory permitting")
@@ -102,13 +115,18 @@ class EngineSettings:
     )
     share_prefixes: bool = setting(True, "read what prompts begin with once (never with ChatGLM-6B)")
     min_shared_gain: int = setting(512, "tokens that reading a common beginning once must spare")
+    kv_cache: str = setting(
+        "plain", "int8 keeps the keys and values of a row's own tokens as codes: less memory, a small error"
+    )
+    compile: bool = setting(False, "compile norms and MLPs with torch.compile first (needs a compiler)")
 
     def __post_init__(self) -> None:
         """Check every field.
 
         Raises:
-            ConfigError: a number below 1.
+            ConfigError: a number below 1; no such ``kv_cache``.
         """
+        check_choice("engine.kv_cache", self.kv_cache, KV_CACHES)
         for name in ("batch_size", "max_batch_tokens", "read_tokens", "min_shared_gain"):
             if getattr(self, name) is not None:
                 check_range(f"engine.{name}", getattr(self, name), low=1)

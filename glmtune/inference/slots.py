@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 from glmtune.inference.reading import KeysValues
 from glmtune.inference.shared_prefix import SharedPrefix
-
-COLUMN_CHUNK = 64
-"""Columns by which the slots grow at least."""
+from glmtune.models.kv_cache import COLUMN_CHUNK, STATES, Int8States, PlainStates
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +51,15 @@ class SlotStates:
         segments: the shared beginnings.
     """
 
-    def __init__(self) -> None:
-        """Start without slots; the first rows put in decide their number."""
+    def __init__(self, kv_cache: str = "plain") -> None:
+        """Start without slots; the first rows put in decide their number.
+
+        Args:
+            kv_cache: how own keys and values are kept, one of `glmtune.models.settings.KV_CACHES`.
+        """
         self.segments: list[Segment] = []
-        self._layers: list[KeysValues] = []
+        self._kind = STATES[kv_cache]
+        self._layers: list[tuple[PlainStates | Int8States, PlainStates | Int8States]] = []
         self._lengths = torch.zeros(0, dtype=torch.long)
         self._taken = torch.zeros(0, dtype=torch.long)  # 1 where a row sits
         self._columns = 0
@@ -78,10 +81,13 @@ class SlotStates:
         """
         places = torch.tensor(slots, dtype=torch.long, device=lengths.device)
         width, num_slots = layers[0][0].shape[2], max(self.num_slots, max(slots) + 1)
-        self._reserve(layers, num_slots, width + 1)
+        if not self._layers:
+            self._layers = [(self._kind.empty(keys), self._kind.empty(values)) for keys, values in layers]
+        self._reserve(num_slots, width + 1)
+        where = (places, slice(None), slice(0, width))
         for (keys, values), (new_keys, new_values) in zip(self._layers, layers, strict=True):
-            keys[places, :, :width] = new_keys
-            values[places, :, :width] = new_values
+            keys.write(where, new_keys)
+            values.write(where, new_values)
         # Last, so that a lack of memory above leaves the slots as they were.
         more = (0, num_slots - self.num_slots)
         self._lengths = nn.functional.pad(self._lengths.to(lengths.device), more)
@@ -98,7 +104,7 @@ class SlotStates:
         chosen = torch.tensor(slots, dtype=torch.long, device=self._lengths.device)
         lengths = self._lengths[chosen]
         width = int(lengths.max()) + 1
-        kept = [(keys[chosen, :, :width], values[chosen, :, :width]) for keys, values in self._layers]
+        kept = [(keys.picked(chosen, width), values.picked(chosen, width)) for keys, values in self._layers]
         self._layers, self._lengths, self._taken = kept, lengths, self._taken[chosen]
 
     def open_column(self) -> Tensor:
@@ -108,7 +114,7 @@ class SlotStates:
             Additive mask ``[B, 1, 1, C]`` over the own columns, the new token's included.
         """
         self._columns = int(self._lengths.max()) + 1
-        self._reserve(self._layers, self.num_slots, self._columns)
+        self._reserve(self.num_slots, self._columns)
         column = torch.arange(self._columns, device=self._lengths.device)
         hidden = column[None] > self._lengths[:, None]
         mask = torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, -torch.inf)
@@ -131,12 +137,13 @@ class SlotStates:
     ) -> Tensor:
         """Attend with one query per slot; see `AttentionStates`."""
         del mask  # the model hands our own mask back, in its type
-        keys, values = (states[: self.num_slots, :, : self._columns] for states in self._layers[layer])
+        held = self._layers[layer]
         column_B1 = self._lengths[:, None]
         rows_B1 = torch.arange(self.num_slots, device=column_B1.device)[:, None]
-        heads_1K = torch.arange(keys.shape[1], device=column_B1.device)[None]
-        keys[rows_B1, heads_1K, column_B1] = own[0][:, :, 0]
-        values[rows_B1, heads_1K, column_B1] = own[1][:, :, 0]
+        heads_1K = torch.arange(own[0].shape[1], device=column_B1.device)[None]
+        for states, new in zip(held, own, strict=True):
+            states.write((rows_B1, heads_1K, column_B1), new[:, :, 0])
+        keys, values = (states.read(self.num_slots, self._columns) for states in held)
         query_BKGH = query.unflatten(1, (keys.shape[1], -1)).squeeze(3)
         part = _attend(query_BKGH, keys, values, scaling, self._mask)
         if front is not None:
@@ -145,22 +152,13 @@ class SlotStates:
             part = _merge_segment(part, query_BKGH, segment, layer, scaling)
         return part.mixed.to(query.dtype).flatten(1, 2)[:, None]
 
-    def _reserve(self, like: Sequence[KeysValues], num_slots: int, num_columns: int) -> None:
+    def _reserve(self, num_slots: int, num_columns: int) -> None:
         """Grow the slots to at least this many, with at least this many columns; layer by layer."""
-        self._layers = self._layers or [(keys[:0, :, :0], values[:0, :, :0]) for keys, values in like]
         for place, (keys, values) in enumerate(self._layers):
-            room = keys.shape[2]
-            if num_slots > keys.shape[0] or num_columns > room:
+            rows, room = keys.room
+            if num_slots > rows or num_columns > room:
                 wanted = room if num_columns <= room else num_columns + max(COLUMN_CHUNK, num_columns // 4)
-                size = (max(num_slots, keys.shape[0]), wanted)
-                self._layers[place] = (_grown(keys, *size), _grown(values, *size))
-
-
-def _grown(states: Tensor, num_slots: int, num_columns: int) -> Tensor:
-    """Return larger zeroed states ``[B, K, C, H]`` that begin with what was held."""
-    larger = states.new_zeros(num_slots, states.shape[1], num_columns, states.shape[3])
-    larger[: states.shape[0], :, : states.shape[2]] = states
-    return larger
+                self._layers[place] = (keys.grown(num_slots, wanted), values.grown(num_slots, wanted))
 
 
 def _attend(

@@ -12,7 +12,9 @@ from glmtune.errors import ConfigError, DataError
 from glmtune.messages import Message
 from glmtune.models.chat import chat_messages
 from glmtune.models.families import Family
+from glmtune.models.kv_cache import Int8Cache
 from glmtune.models.responses import process_response
+from glmtune.models.settings import KV_CACHES
 from glmtune.models.template_base import Template, TextTokenizer
 from glmtune.models.templates import template_for
 from glmtune.models.token_stream import (
@@ -23,6 +25,7 @@ from glmtune.models.token_stream import (
     prompt_inputs,
     stream_tokens,
 )
+from glmtune.settings import check_choice
 
 _DECIDED = ("eos_token_id", "pad_token_id", "num_return_sequences", "return_dict_in_generate", "streamer")
 _INCOMPLETE = "\ufffd"
@@ -152,6 +155,7 @@ class ChatMixin:
         history: Sequence[Any] | None = None,
         *,
         role: str = "user",
+        kv_cache: str = "plain",
         **settings: Any,
     ) -> tuple[ChatResponse, list[Any]]:
         """Answer a question.
@@ -163,18 +167,23 @@ class ChatMixin:
                 GLM-4 take message dictionaries with ``role``, ``content`` and, if any, ``metadata``; a first
                 system message may carry ``tools``. The others take (query, response) pairs.
             role: who speaks; anything but ``user`` needs a release with roles.
+            kv_cache: ``int8`` keeps the keys and values of earlier tokens as codes, in half the memory of
+                half precision, at a small error; ``plain`` as they are.
             **settings: see the class; ``num_beams`` too.
 
         Returns:
             The response and the history with this turn.
 
         Raises:
-            ConfigError: the prompt leaves no room for an answer.
+            ConfigError: the prompt leaves no room for an answer; no such ``kv_cache``.
             DataError: the history or the role does not fit the release.
         """
         model = cast("Any", self)
         turn = Turn(tokenizer, history or (), query, role)
         prompt_ids = turn.template.encode_prompt(turn.text_tokenizer, turn.messages())
+        check_choice("kv_cache", kv_cache, KV_CACHES)
+        if kv_cache == "int8":
+            settings = {"past_key_values": Int8Cache(), **settings}
         given = generate_settings(model, turn, len(prompt_ids), settings)
         sequence_1T = model.generate(**prompt_inputs(model, prompt_ids), **given)
         answer_ids = sequence_1T[0, len(prompt_ids) :].tolist()
@@ -191,6 +200,7 @@ class ChatMixin:
         role: str = "user",
         past_key_values: ConversationCache | None = None,
         return_past_key_values: bool = False,
+        kv_cache: str = "plain",
         **settings: Any,
     ) -> Iterator[tuple[Any, ...]]:
         """Answer a question and hand out the answer as it grows; a consumer that stops, stops the model.
@@ -204,6 +214,7 @@ class ChatMixin:
                 the answers token by token as they were written, where a prompt without it encodes their
                 text. It is left as it is, so several turns can go on from it.
             return_past_key_values: hand out the cache too.
+            kv_cache: as for `chat`; a cache that was handed out decides for itself.
             **settings: see the class.
 
         Yields:
@@ -217,10 +228,16 @@ class ChatMixin:
         model = cast("Any", self)
         turn = Turn(tokenizer, history or (), query, role)
         _check_streaming(turn, past_key_values, return_past_key_values, settings)
+        check_choice("kv_cache", kv_cache, KV_CACHES)
         if past_key_values is None:
-            cache = ConversationCache()
+            cache = ConversationCache(kv_cache)
             cache.token_ids = turn.template.encode_prompt(turn.text_tokenizer, turn.messages())
         else:
+            if kv_cache not in ("plain", past_key_values.kv_cache):
+                raise ConfigError(
+                    f"`kv_cache` is `{kv_cache}`, but `past_key_values` holds a conversation that was begun "
+                    f"with `{past_key_values.kv_cache}`. Leave `kv_cache` out, or the cache."
+                )
             cache = past_key_values.fork()
             cache.token_ids += turn.template.encode_continuation(turn.text_tokenizer, turn.messages())
             settings = {"prefill_chunk_size": PREFILL_CHUNK_TOKENS, **settings}

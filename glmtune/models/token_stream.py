@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.logits_process import LogitsProcessor
 
+from glmtune.models.kv_cache import Int8Layer
+
 SAFE_TOKEN = 5
 """The token the releases fall back to when the logits are damaged, counted from the first text token."""
 
@@ -25,17 +27,21 @@ class ConversationCache(DynamicCache):
 
     Attributes:
         token_ids: every token of the conversation so far, without the one that ended the last answer.
+        kv_cache: how keys and values are kept, one of `glmtune.models.settings.KV_CACHES`.
     """
 
-    def __init__(self) -> None:
-        """Start empty."""
+    def __init__(self, kv_cache: str = "plain") -> None:
+        """Start empty; ``kv_cache`` see the class."""
         super().__init__()
         self.token_ids: list[int] = []
+        self.kv_cache = kv_cache
+        if kv_cache == "int8":
+            self.layer_class_to_replicate = Int8Layer
 
     def fork(self) -> ConversationCache:
         """Return a cache that grows on its own; what is there already is shared, not copied."""
         twin = copy.copy(self)
-        twin.layers = [copy.copy(layer) for layer in self.layers]  # a layer grows by making new tensors
+        twin.layers = [copy.copy(layer) for layer in self.layers]  # a copied layer grows in memory of its own
         twin.token_ids = list(self.token_ids)
         return twin
 

@@ -11,6 +11,7 @@ from glmtune.inference import continuous, slots
 from glmtune.inference.engine import Engine, EngineSettings
 from glmtune.inference.engine_model import EngineModel
 from glmtune.inference.stop_text import StopText
+from glmtune.models import kv_cache
 
 STOP_ID = 7
 
@@ -165,7 +166,7 @@ def test_rows_sent_back_keep_what_they_have(model, prompts, alone, monkeypatch, 
 
 @pytest.mark.parametrize("failing", [{1}, {7}, {4, 12}, {20}])
 def test_slots_that_cannot_grow_stay_as_they_were(model, prompts, alone, monkeypatch, failing):
-    count, real = [0], slots._grown
+    count, real = [0], kv_cache._larger
 
     def grown(*arguments):
         count[0] += 1
@@ -173,7 +174,7 @@ def test_slots_that_cannot_grow_stay_as_they_were(model, prompts, alone, monkeyp
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(*arguments)
 
-    monkeypatch.setattr(slots, "_grown", grown)
+    monkeypatch.setattr(kv_cache, "_larger", grown)
     same(generate(model, prompts, batch_size=16, read_tokens=400), alone)
     assert count[0] > max(failing)
 
