@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Name -> (module holding COMMAND, one line). Kept here so that `glmtune --help` imports no recipe.
 COMMANDS = {
     "train": ("recipes.train", "tune a model: P-Tuning v2 (+recipe=ptuning), LoRA, or all its weights"),
+    "plan": ("recipes.plan", "say what memory and time a run needs, and the cheapest setting that fits"),
     "predict": ("recipes.predict", "generate answers for a data set and score them"),
     "score": ("recipes.score", "score existing predictions, or compare two runs"),
     "eval": ("recipes.eval", "evaluate on C-Eval, MMLU, GSM8K, BBH by the published protocols"),
@@ -91,7 +92,8 @@ def _dispatch(name: str, rest: list[str]) -> int:
         values = compose(command, overrides, extra_configs)
         sys.stdout.write(yaml.safe_dump(values, allow_unicode=True, sort_keys=False))
         return 0
-    return _exit_code(command.run(load_settings(command, overrides, extra_configs)))
+    settings = load_settings(command, overrides, extra_configs)
+    return _exit_code(command.run(settings, overrides) if command.takes_words else command.run(settings))
 
 
 def _exit_code(result: object) -> int:

@@ -27,14 +27,16 @@ class Command:
         run: what the command does with its settings.
         bare_words: settings that the first words without `=` stand for, in their order.
         examples: command lines shown by `--help`.
+        takes_words: `run` is given the overrides as typed, too.
     """
 
     name: str
     summary: str
     schema: type
-    run: Callable[[Any], Any]
+    run: Callable[..., Any]
     bare_words: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
+    takes_words: bool = False
 
 
 def config_dir() -> Path:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from glmtune.errors import ConfigError
+from glmtune.planning.settings import PlanSettings
+from glmtune.settings import setting
 from glmtune.training.config import RunConfig
 from recipes.compose import Command
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class TrainConfig(RunConfig):
     """What decides a run is in `RunConfig`: add new settings there, so that `glmtune plan` knows them too."""
+
+    plan: PlanSettings = setting(PlanSettings, "what happens if the run cannot fit into memory")
 
 
 @dataclass(frozen=True)
@@ -209,12 +214,21 @@ def _rows(config: TrainConfig, split: EncodedSplit) -> tuple[Dataset | datasets.
     return packed, packed.lengths
 
 
+def _check_memory(config: TrainConfig) -> None:
+    """Warn of a run that cannot fit, or refuse it (``plan.enforce``)."""
+    from glmtune.planning.check import check_run
+
+    if warning := check_run(config, config.plan):
+        sys.stderr.write(f"glmtune: this run may run out of memory. {warning}\n")
+
+
 def _main(config: TrainConfig) -> int:
     """Run, or start the processes that do; exit as shells expect after a signal: 128 + its number."""
     from glmtune.training.launch import is_started
     from glmtune.training.processes import start
 
     if not is_started():
+        _check_memory(config)
         always = config.deepspeed is not None
         values, device = dataclasses.asdict(config), config.model.device
         code = start("train", values, config.launch, device=device, always=always)

@@ -1,18 +1,18 @@
 """What autograd keeps from the forward pass, and what the head and one block need for a moment.
 
-Letters: B rows, S tokens of a row, n = B x S, T labels, D hidden width, F width inside the MLP, N query heads,
-K key/value heads, H width of a head, P prefix length, V vocabulary, C labels whose logits are formed at once;
-c bytes of a product's result, r bytes of a number of the residual stream.
+Letters: B rows, S tokens of a row, n = B x S, T labels, D hidden width, F width inside the MLP, N query
+heads, K key/value heads, H width of a head, P prefix length, V vocabulary, C labels whose logits are formed
+at once; c bytes of a product's result, r bytes of a number of the residual stream.
 
 Autograd keeps an operation's inputs or outputs only where a gradient needs them: a frozen linear layer keeps
-nothing (its input's gradient needs the weight alone), a trained one keeps its input. The formulas follow, operation
-by operation, transformers' GLM block and `glmtune.models.chatglm`; `tests/planning` holds them to the byte against
-the tensors that autograd saves.
+nothing (its input's gradient needs the weight alone), a trained one keeps its input. The formulas follow,
+operation by operation, transformers' GLM block and `glmtune.models.chatglm`; `tests/planning` holds them to
+the byte against the tensors that autograd saves.
 
 Sources:
     Korthikanti et al. 2022, arXiv:2205.05198, section 4 (the method of counting; their block is another one);
-    Chen et al. 2016, arXiv:1604.06174 (checkpointing); Dao et al. 2022, arXiv:2205.14135 (fused attention keeps
-    one number per query instead of all weights).
+    Chen et al. 2016, arXiv:1604.06174 (checkpointing); Dao et al. 2022, arXiv:2205.14135 (fused attention
+    keeps one number per query instead of all weights).
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def norm_bytes(work: Workload) -> float:
     """Return the bytes kept by a norm.
 
     RMSNorm squares its input in float32 (kept: ``4 n D``, for a float32 stream the stream itself), keeps the
-    inverse root (``4 n``) and, if its weight is trained, the normalised input in the stream's type (``r n D``).
-    LayerNorm (first generation; in float32 under autocast) keeps its input (``r n D``), mean and inverse
-    deviation (``4 n`` each).
+    inverse root (``4 n``) and, if its weight is trained, the normalised input in the stream's type (``r n
+    D``). LayerNorm (first generation; in float32 under autocast) keeps its input (``r n D``), mean and
+    inverse deviation (``4 n`` each).
     """
     tokens, width = work.batch.num_tokens, work.geometry.hidden_size
     if work.geometry.is_first:
@@ -70,13 +70,14 @@ def attention_bytes(work: Workload) -> float:
 
     Fused attention keeps queries and output ``c B N H Q`` each, keys and values ``c B M H (P + S)`` each, one
     float32 per query, and its mask ``c B S (P + S)`` where rows are padded. With a mask keys and values are
-    repeated for all heads (M = N) and Q = S; without one M = K, and P blank queries stand in front of the others
-    (`glmtune.prefix.attention`), Q = P + S. In the first generation M = N; without a prefix its values are a
-    view into the fused projection, which is kept whole (3 N); an unpadded batch runs as context and answer,
-    each with a prefix of its own (under autocast the context's keys are cast for themselves).
+    repeated for all heads (M = N) and Q = S; without one M = K, and P blank queries stand in front of the
+    others (`glmtune.prefix.attention`), Q = P + S. In the first generation M = N; without a prefix its
+    values are a view into the fused projection, which is kept whole (3 N); an unpadded batch runs as
+    context and answer, each with a prefix of its own (under autocast the context's keys are cast for
+    themselves).
 
-    Eager attention keeps queries, repeated keys and values, and the weights ``B N S (P + S)`` in float32 and, if
-    that is not float32, in the type of the products.
+    Eager attention keeps queries, repeated keys and values, and the weights ``B N S (P + S)`` in float32
+    and, if that is not float32, in the type of the products.
     """
     geometry, batch, size = work.geometry, work.batch, work.compute_bytes
     rows, length, keys = batch.rows, batch.length, work.prefix_length + batch.length
@@ -118,8 +119,9 @@ def mlp_bytes(work: Workload) -> float:
 def linear_input_bytes(work: Workload) -> float:
     """Return the bytes of inputs that trained linear layers keep for the gradient of their weights.
 
-    Queries, keys and values read one tensor, but under autocast each casts it for itself. In the first generation
-    the output of one fused attention (padded rows) is laid out as the next layer reads it: no second tensor.
+    Queries, keys and values read one tensor, but under autocast each casts it for itself. In the first
+    generation the output of one fused attention (padded rows) is laid out as the next layer reads it: no
+    second tensor.
     """
     if not work.is_full:
         return 0.0
@@ -135,8 +137,8 @@ def lora_bytes(work: Workload, *, is_lowest: bool = False) -> float:
     """Return the bytes that adapters of one block keep.
 
     An adapter computes in float32 (under autocast in 16 bits): it keeps its dropped-out input ``[n, I]``, the
-    result of its first matrix ``[n, rank]``, and the dropout's mask: ``4 n I`` on a CPU, ``n I`` on a GPU, none
-    where the input needs no gradient.
+    result of its first matrix ``[n, rank]``, and the dropout's mask: ``4 n I`` on a CPU, ``n I`` on a GPU,
+    none where the input needs no gradient.
     """
     if work.lora is None:
         return 0.0
@@ -152,8 +154,8 @@ def lora_bytes(work: Workload, *, is_lowest: bool = False) -> float:
 def prefix_bytes(work: Workload) -> float:
     """Return what the prefix encoder keeps: the mask of its dropout, which falls on every row of a batch.
 
-    The mask has the type of the keys on a CPU and is one byte per number on a GPU. A projection keeps the rows
-    that enter it and its activation, in float32.
+    The mask has the type of the keys on a CPU and is one byte per number on a GPU. A projection keeps the
+    rows that enter it and its activation, in float32.
     """
     prefix, geometry = work.prefix, work.geometry
     if prefix is None:
@@ -168,7 +170,8 @@ def prefix_bytes(work: Workload) -> float:
 
 
 def prefix_states_bytes(work: Workload) -> float:
-    """Return the prefix keys and values of all layers, alive while checkpointed blocks may need them again."""
+    """Return the prefix keys and values of all layers, alive while checkpointed blocks may need them
+    again."""
     prefix, geometry = work.prefix, work.geometry
     if prefix is None:
         return 0.0
@@ -186,8 +189,8 @@ def chunk_labels(work: Workload) -> int:
 def logits_bytes(work: Workload) -> float:
     """Return the memory of logits and their gradient at its largest.
 
-    The loss keeps the log-softmax (float32); its backward pass adds the gradient of that and of the logits: three
-    times ``4 C V``. On a CPU the head computes whole multiples of 256 rows, so that few labels need
+    The loss keeps the log-softmax (float32); its backward pass adds the gradient of that and of the logits:
+    three times ``4 C V``. On a CPU the head computes whole multiples of 256 rows, so that few labels need
     ``4 (C' + C) V`` at the end of the backward pass, or while logits and log-softmax are formed.
     """
     labels, vocab = chunk_labels(work), work.geometry.vocab_size
@@ -204,19 +207,25 @@ def head_bytes(work: Workload) -> float:
 
 
 def block_moment_bytes(work: Workload) -> float:
-    """Return what the backward pass of one block needs at its largest, beside what was kept.
+    """Return the activations that the backward pass of one block needs at its largest, beside what was kept.
 
-    In the MLP: the gradients of down's input, of the activated gate and of up (``3 F``; with one half ``2 F``)
-    and two of the residual stream. A quantized base adds its widest weight while that is formed from codes: the
-    codes as bytes, in float32, and in the type of the products.
+    In the MLP: the gradients of down's input, of the activated gate and of up (``3 F``; with one half
+    ``2 F``) and two of the residual stream.
     """
     geometry, tokens = work.geometry, work.batch.num_tokens
     inner = geometry.mlp_size * (2 if geometry.is_first else 3)
-    needed = work.compute_bytes * tokens * inner + 2 * work.residual_bytes * tokens * geometry.hidden_size
-    if work.method is not None:
-        widest = max(rows * columns for rows, columns in geometry.linears.values())
-        needed += widest * (1 + 4 + (work.compute_bytes if work.compute_bytes != 4 else 0))
-    return needed
+    return tokens * (work.compute_bytes * inner + 2 * work.residual_bytes * geometry.hidden_size)
+
+
+def decoded_bytes(work: Workload) -> float:
+    """Return the widest weight of a quantized base while it is formed from codes, in either pass.
+
+    The codes as bytes, in float32, and in the type of the products.
+    """
+    if work.method is None:
+        return 0.0
+    widest = max(rows * columns for rows, columns in work.geometry.linears.values())
+    return widest * (1 + 4 + (work.compute_bytes if work.compute_bytes != 4 else 0))
 
 
 def evaluation_bytes(work: Workload) -> tuple[float, float]:

@@ -1,10 +1,10 @@
 """Memory at every moment of a run that can be its largest, by part; the largest one is the estimate.
 
 A run holds weights and optimizer states all the time. Activations grow through the forward pass and shrink
-through the backward pass, while gradients do the opposite, so the peak is at one end of the backward pass: at its
-beginning (head, or topmost block), or at its end (lowest block, embedding); or in the optimizer's step; or while an
-evaluation or a save needs memory of its own. What lies between two of these moments is linear in the block's
-number and cannot be larger than both.
+through the backward pass, while gradients do the opposite, so the peak is at one end of the backward pass:
+at its beginning (head, or topmost block), or at its end (lowest block, embedding); or in the optimizer's
+step; or while an evaluation or a save needs memory of its own. What lies between two of these moments is
+linear in the block's number and cannot be larger than both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from glmtune.planning import activations as kept
-from glmtune.planning.states import base_bytes, num_trained, states_of
+from glmtune.planning.states import base_bytes, num_trained, states_of, trained_bytes
 from glmtune.planning.workload import Workload
 
 GIB = 2**30
@@ -24,7 +24,8 @@ CPU_LIBRARIES = 0.75 * GIB
 CPU_SLACK = 0.04
 """Share of what comes and goes that the C allocator holds beyond it (measured)."""
 GPU_CONTEXT = 0.6 * GIB
-"""CUDA context, loaded kernels and cuBLAS workspace of a process (typical of an H100 with CUDA 12; assumed)."""
+"""CUDA context, loaded kernels and cuBLAS workspace of a process (typical of an H100 with CUDA 12;
+assumed)."""
 GPU_SLACK = 0.03
 """Share of a GPU's allocations lost in torch's blocks (assumed)."""
 GPU_HOST_LIBRARIES = 2.5 * GIB
@@ -107,7 +108,7 @@ def _moments(work: Workload) -> dict[str, Memory]:
         all_blocks = lowest + (blocks - 1) * block
         top, bottom = all_blocks, lowest
     inside, buffers = kept.block_moment_bytes(work), _buffers(work)
-    casts = _cast_bytes(work)
+    casts, decoded = _cast_bytes(work), kept.decoded_bytes(work)
     forward_casts = casts if not work.checkpointing else 0.0
     evaluation, eval_logits = kept.evaluation_bytes(work)
     return {
@@ -119,15 +120,13 @@ def _moments(work: Workload) -> dict[str, Memory]:
             buffers=buffers + casts,
         ),
         "topmost block": dataclasses.replace(
-            held, gradients=early, activations=top + outer + inside, buffers=buffers + forward_casts
+            held, gradients=early, activations=top + outer + inside, buffers=buffers + forward_casts + decoded
         ),
         "lowest block": dataclasses.replace(
-            held, gradients=late, activations=bottom + outer + inside, buffers=buffers
+            held, gradients=late, activations=bottom + outer + inside, buffers=buffers + decoded
         ),
         "optimizer step": dataclasses.replace(held, gradients=late, buffers=_step_bytes(work)),
-        "evaluation": dataclasses.replace(
-            held, activations=evaluation, logits=eval_logits, buffers=_weight_at_work(work)
-        ),
+        "evaluation": dataclasses.replace(held, activations=evaluation, logits=eval_logits, buffers=decoded),
         "saving": dataclasses.replace(held, buffers=_saving_bytes(work)),
     }
 
@@ -135,8 +134,8 @@ def _moments(work: Workload) -> dict[str, Memory]:
 def _gradients(work: Workload) -> tuple[float, float]:
     """Return the gradients there are when the backward pass begins and when it ends.
 
-    With accumulation those of the earlier passes are there from the start, and the new one of the matrix at work
-    stands beside them. ZeRO 2 and 3 keep their share only, the rest being in the bucket.
+    With accumulation those of the earlier passes are there from the start, and the new one of the matrix at
+    work stands beside them. ZeRO 2 and 3 keep their share only, the rest being in the bucket.
     """
     states, geometry = states_of(work), work.geometry
     if not work.is_full:
@@ -164,13 +163,14 @@ def _cast_bytes(work: Workload) -> float:
 def _buffers(work: Workload) -> float:
     """Return what communication keeps on a device through forward and backward pass.
 
-    DistributedDataParallel copies gradients into buckets of the same size in all. ZeRO sends buckets, two at a
-    time; stage 3 gathers the weights of the layers at work and ahead: the widest module and one bucket.
+    DistributedDataParallel copies gradients into buckets of the same size in all. ZeRO sends buckets, two
+    at a time; stage 3 gathers the weights of the layers at work and ahead: the widest module and one
+    bucket.
     """
     division = work.division
     if division.num_processes == 1 and division.stage == 0:
         return 0.0
-    own = work.weight_bytes if work.is_full else 4
+    own = trained_bytes(work)
     if division.stage == 0:
         return num_trained(work) * own
     trained = num_trained(work)
@@ -185,8 +185,8 @@ def _buffers(work: Workload) -> float:
 def _step_bytes(work: Workload) -> float:
     """Return what the optimizer's step needs for a moment.
 
-    On a GPU torch's AdamW forms the root of all second moments at once, fused AdamW nothing; on a CPU it forms
-    two tensors for one parameter after the other.
+    On a GPU torch's AdamW forms the root of all second moments at once, fused AdamW nothing; on a CPU it
+    forms two tensors for one parameter after the other.
     """
     if work.optim in ("adamw_torch_fused", "sgd"):
         return 0.0
@@ -205,14 +205,6 @@ def _widest_trained(work: Workload) -> int:
     if work.lora is not None:
         return max(work.lora.rank * max(shape) for shape in work.lora_targets.values())
     return num_trained(work)
-
-
-def _weight_at_work(work: Workload) -> float:
-    """Return the widest weight of a quantized base while it is formed from codes."""
-    if work.method is None:
-        return 0.0
-    widest = max(rows * columns for rows, columns in work.geometry.linears.values())
-    return widest * (1 + 4 + (work.compute_bytes if work.compute_bytes != 4 else 0))
 
 
 def _saving_bytes(work: Workload) -> float:
@@ -234,10 +226,16 @@ def _with_overhead(work: Workload, memory: Memory) -> Memory:
 def _host_bytes(work: Workload) -> float:
     """Return the host memory of one machine that trains on GPUs.
 
-    Every process has its libraries and what ZeRO offloads; one of them copies a file of the checkpoint at a time.
+    Every process has its libraries and what ZeRO offloads; one of them copies a file of the checkpoint at a
+    time.
     """
     if work.device == "cpu":
         return 0.0
     states = states_of(work)
     written = base_bytes(work) if work.is_full else num_trained(work) * 4.0
-    return work.division.per_node * (GPU_HOST_LIBRARIES + states.host) + min(written, SHARD_BYTES)
+    per_process = states.host
+    if work.division.stage:
+        per_process = max(
+            per_process, 4.0 * work.geometry.num_parameters if work.is_full else base_bytes(work)
+        )
+    return work.division.per_node * (GPU_HOST_LIBRARIES + per_process) + min(written, SHARD_BYTES)

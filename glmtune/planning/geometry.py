@@ -20,8 +20,8 @@ class Geometry:
 
     Attributes:
         name: what the user named.
-        is_first: ChatGLM-6B's block (LayerNorm, biases, plain MLP, embedding tied to the head); otherwise that
-            of all later ones (RMSNorm, shared key/value heads, SwiGLU).
+        is_first: ChatGLM-6B's block (LayerNorm, biases, plain MLP, embedding tied to the head); otherwise
+            that of all later ones (RMSNorm, shared key/value heads, SwiGLU).
         num_layers: L.
         hidden_size: D.
         mlp_size: F, width inside the MLP (of each of the two halves of SwiGLU).
@@ -172,7 +172,7 @@ def _from_name(source: str) -> Geometry:
     if family is None or not is_release:
         raise ConfigError(
             unknown_name("`model.source`", source, [n for n in PRESETS])
-            + " Sizes of other models are read from a folder with their config.json; weights need not be there."
+            + " Sizes of other models are read from a folder with their config.json; weights are not needed."
         )
     bits = re.search(r"-int([48])$", name)
     method = None if bits is None else f"int{bits[1]}"

@@ -90,7 +90,8 @@ def detect_hardware(device: str = "auto") -> Hardware:
     """Ask this machine.
 
     Args:
-        device: ``model.device``: ``cpu``, ``cuda`` and ``cuda:N`` choose, ``auto`` takes GPUs where there are any.
+        device: ``model.device``: ``cpu``, ``cuda`` and ``cuda:N`` choose, ``auto`` takes GPUs where there
+            are any.
 
     Returns:
         The visible GPUs (the smallest one's memory), or the memory of the machine as far as a container's

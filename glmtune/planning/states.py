@@ -2,10 +2,10 @@
 
 Sources:
     Rajbhandari et al. 2019, arXiv:1910.02054, section 5: with P processes stage 1 of ZeRO leaves each of them
-    1/P of the optimizer states, stage 2 also of the gradients, stage 3 also of the weights; section 3.1: Adam in
-    mixed precision keeps 2 + 2 bytes per weight and gradient and 12 more (float32 weight, two moments).
-    Kingma and Ba 2014, arXiv:1412.6980: two moments per number.
-    Shazeer and Stern 2018, arXiv:1804.04235: row and column means instead of the second moment.
+    1/P of the optimizer states, stage 2 also of the gradients, stage 3 also of the weights; section 3.1:
+    Adam in mixed precision keeps 2 + 2 bytes per weight and gradient and 12 more (float32 weight, two
+    moments). Kingma and Ba 2014, arXiv:1412.6980: two moments per number. Shazeer and Stern 2018,
+    arXiv:1804.04235: row and column means instead of the second moment.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ OPTIMIZER_BYTES = {
     "adamw_8bit": 2.04,
     "adamw_bnb_8bit": 2.04,
     "adamw_torch_8bit": 2.04,
+    "paged_adamw_8bit": 2.04,
+    "paged_adamw_32bit": 8.0,
     "adafactor": 0.02,
     "sgd": 0.0,
 }
-"""Bytes of state per trained number: two float32 moments; in 8 bits one byte each and a scale per block of 256;
-Adafactor's row and column means (below two hundredths for matrices of these sizes)."""
+"""Bytes of state per trained number: two float32 moments; in 8 bits one byte each and a scale per block of
+256; Adafactor's row and column means (below two hundredths for matrices of these sizes)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,9 @@ class States:
 def num_trained(work: Workload) -> int:
     """Return how many numbers are trained.
 
-    A prefix holds ``P x W`` numbers, W = L x 2 x K x H; re-parameterised it is an embedding ``[P, I]`` and two
-    layers I -> D -> W, where I is W, or D in the first generation (`glmtune.prefix.encoder`). An adapter of rank
-    r on a layer ``[O, I]`` holds r x (I + O).
+    A prefix holds ``P x W`` numbers, W = L x 2 x K x H; re-parameterised it is an embedding ``[P, I]`` and
+    two layers I -> D -> W, where I is W, or D in the first generation (`glmtune.prefix.encoder`). An
+    adapter of rank r on a layer ``[O, I]`` holds r x (I + O).
     """
     geometry = work.geometry
     if work.is_full:
@@ -65,6 +67,14 @@ def num_trained(work: Workload) -> int:
     inner = geometry.hidden_size if geometry.is_first else width
     hidden = geometry.hidden_size
     return work.prefix_length * inner + (inner + 1) * hidden + (hidden + 1) * width
+
+
+def trained_bytes(work: Workload) -> int:
+    """Return the bytes of a trained number on its device.
+
+    Prefix and adapters are float32 whatever the base is; DeepSpeed casts everything to the type it computes in.
+    """
+    return work.weight_bytes if work.is_full or work.division.stage else 4
 
 
 def prefix_width(work: Workload) -> int:
@@ -91,13 +101,13 @@ def base_bytes(work: Workload) -> float:
 def states_of(work: Workload) -> States:
     """Return what a process holds between two steps, divided and offloaded as the run asks.
 
-    Without ZeRO a trained number takes its weight, a gradient and the optimizer's states. DeepSpeed trains 16-bit
-    weights beside float32 ones in the optimizer (in float32 runs, too, it keeps its own copy of the divided
-    part); gradients have the type of the weights.
+    Without ZeRO a trained number takes its weight, a gradient and the optimizer's states. DeepSpeed trains
+    16-bit weights beside float32 ones in the optimizer (in float32 runs, too, it keeps its own copy of the
+    divided part); gradients have the type of the weights.
     """
     division, trained = work.division, num_trained(work)
     per_number = OPTIMIZER_BYTES[work.optim]
-    own = 4 if not work.is_full else work.weight_bytes
+    own = trained_bytes(work)
     base = base_bytes(work)
     weights = base if work.is_full else base + trained * own
     if division.stage == 0:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from glmtune.errors import ConfigError
 from glmtune.planning.geometry import Geometry
@@ -11,6 +11,7 @@ from glmtune.planning.hardware import Hardware
 from glmtune.prefix.settings import PrefixSettings
 from glmtune.quantization.methods import METHODS, Method
 from glmtune.training.config import RunConfig
+from glmtune.training.launch import LaunchSettings
 from glmtune.training.settings import LoraSettings
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -113,7 +114,8 @@ class Workload:
 
     @property
     def residual_bytes(self) -> int:
-        """Of a number of the residual stream: it starts in the embedding's type and autocast leaves it there."""
+        """Of a number of the residual stream: it starts in the embedding's type and autocast leaves it
+        there."""
         return self.weight_bytes
 
     @property
@@ -147,8 +149,8 @@ def workload_of(
         length: tokens of the longest row; None: the longest that the data settings allow.
 
     Raises:
-        ConfigError: stored codes cannot be trained in full or are of another method than asked for; a layer for
-            LoRA does not exist.
+        ConfigError: stored codes cannot be trained in full or are of another method than asked for; a layer
+            for LoRA does not exist.
     """
     method = config.model.method or geometry.quantization
     _check(config, geometry)
@@ -174,7 +176,8 @@ def batch_of(config: RunConfig, length: int | None = None) -> Batch:
 
     Args:
         config: of the run.
-        length: tokens of the longest row, instead of what ``data`` allows; its answer is as long as that can be.
+        length: tokens of the longest row, instead of what ``data`` allows; its answer is as long as that
+            can be.
     """
     data, trainer = config.data, config.trainer
     longest = data.packing_length if data.packing else data.max_source_length + data.max_target_length + 1
@@ -195,7 +198,7 @@ def batch_of(config: RunConfig, length: int | None = None) -> Batch:
 
 def _weight_bytes(config: RunConfig, geometry: Geometry, hardware: Hardware) -> int:
     """Follow `glmtune.models.load.choose_dtype`, and `tune_all`, which trains in float32."""
-    if config.tune == "full" and not _deepspeed(config):
+    if config.tune == "full" and config.deepspeed is None:
         return 4
     dtype = config.model.dtype if config.model.dtype != "auto" else geometry.dtype
     if config.tune == "full":
@@ -217,16 +220,16 @@ def _autocasts(config: RunConfig, hardware: Hardware, weight_bytes: int) -> bool
     return weight_bytes == 4 and _precision(config, hardware) != "fp32"
 
 
-def _deepspeed(config: RunConfig):  # noqa: ANN202
-    return getattr(config, "deepspeed", None)
-
-
 def _division(config: RunConfig, hardware: Hardware) -> Division:
-    settings = _deepspeed(config)
-    processes = hardware.num_devices
-    per_node = hardware.per_node
-    if hardware.device == "cpu":
-        processes = per_node = int(os.environ.get("WORLD_SIZE", "1"))
+    """Follow `glmtune.training.launch`: as many processes as set, else one per GPU."""
+    launch, settings = config.launch, config.deepspeed
+    per_node = launch.num_processes or (hardware.per_node if hardware.device == "cuda" else 1)
+    if hardware.device == "cuda" and per_node > hardware.per_node:
+        raise ConfigError(
+            f"`launch.num_processes` is {per_node}, but a machine has {hardware.per_node} GPUs: every process "
+            "needs one of its own. Lower it, or leave it out."
+        )
+    processes = per_node * (_machines(launch) if hardware.source == "detected" else hardware.num_nodes)
     if settings is None:
         return Division(num_processes=processes, per_node=per_node)
     return Division(
@@ -239,17 +242,28 @@ def _division(config: RunConfig, hardware: Hardware) -> Division:
     )
 
 
+def _machines(launch: LaunchSettings) -> int:
+    """Return how many machines a run is started on: as set, or as many as the hostfile has lines."""
+    if launch.hostfile is None:
+        return launch.num_nodes
+    try:
+        lines = Path(launch.hostfile).expanduser().read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 1  # the launcher says what is wrong with it
+    return max(1, sum(1 for line in lines if line.partition("#")[0].strip()))
+
+
 def _check(config: RunConfig, geometry: Geometry) -> None:
     asked, stored = config.model.method, geometry.quantization
     if config.tune == "full" and stored is not None:
         raise ConfigError(
-            f"`tune` is `full`, but `{geometry.name}` is quantized ({stored}): codes cannot be trained. Tune a "
-            "prefix or LoRA (`+recipe=ptuning`, `+recipe=lora`), or name the unquantized release."
+            f"`tune` is `full`, but `{geometry.name}` is quantized ({stored}): codes cannot be trained. "
+            "Tune a prefix or LoRA (`+recipe=ptuning`, `+recipe=lora`), or name the unquantized release."
         )
     if asked is not None and stored is not None and asked != stored:
         raise ConfigError(
-            f"`quantization` is `{asked}`, but `{geometry.name}` is stored as `{stored}`. Leave `quantization` "
-            "out, or name the unquantized release."
+            f"`quantization` is `{asked}`, but `{geometry.name}` is stored as `{stored}`. Leave "
+            "`quantization` out, or name the unquantized release."
         )
     for name in (config.lora.targets or ()) if config.lora is not None else ():
         if name not in geometry.linears:

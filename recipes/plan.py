@@ -1,0 +1,205 @@
+"""`glmtune plan`: memory by part, the cheapest setting that fits, time per epoch; nothing is loaded for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.settings import check_choice, check_range, setting
+from glmtune.training.config import RunConfig
+from recipes.compose import Command
+
+if TYPE_CHECKING:
+    from glmtune.planning.check import Plan
+    from glmtune.planning.probe import Probe
+
+FORMATS = ("table", "json")
+OWN = ("hardware", "sequence_length", "probe", "format")
+DOES_NOT_FIT = 3
+"""Exit code where a setting needs more memory than there is."""
+
+
+@dataclass(frozen=True)
+class PlanConfig(RunConfig):
+    """The settings of a run, and where it would run."""
+
+    hardware: str | None = setting(
+        None,
+        "4x80GB, 1x8GB, 2x8x80GB (machines x GPUs), 4x80GB+512GB (host memory), cpu:24GB; null: this machine",
+    )
+    sequence_length: int | None = setting(
+        None, "tokens of the longest row; null: as long as the data settings allow"
+    )
+    probe: bool = setting(False, "time two steps on this machine, for the time of an epoch")
+    format: str = setting("table", "table, or json for programs")
+
+    def __post_init__(self) -> None:
+        """Check what the plan adds.
+
+        Raises:
+            ConfigError: a value is out of range, or the probe is to measure another machine.
+        """
+        super().__post_init__()
+        check_choice("format", self.format, FORMATS)
+        if self.sequence_length is not None:
+            check_range("sequence_length", self.sequence_length, low=2)
+        if self.probe and self.hardware is not None:
+            raise ConfigError(
+                f"`probe` is true and `hardware` is `{self.hardware}`, but the probe measures this machine. "
+                "Leave `hardware` out, or `probe`."
+            )
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training rows.
+
+    Attributes:
+        rows: training rows.
+        mean_length: tokens of a row on average.
+        steps: optimizer steps.
+        seconds: at the measured speed.
+    """
+
+    rows: int
+    mean_length: float
+    steps: int
+    seconds: float
+
+
+def run(config: PlanConfig, words: Sequence[str] = ()) -> int:
+    """Reckon and print.
+
+    Args:
+        config: all settings.
+        words: overrides as they were typed, to be repeated in the command that is recommended.
+
+    Returns:
+        0 if the setting fits, else 3.
+
+    Raises:
+        GlmtuneError: unknown model or hardware, settings that contradict each other, or no probe possible.
+    """
+    from glmtune.planning.check import make_plan, memory_problem
+
+    plan = make_plan(config, config.hardware, length=config.sequence_length)
+    problem = memory_problem(plan)
+    command = _command(plan, words)
+    probe = epoch = None
+    if config.probe:
+        probe, epoch = _probe(config, plan)
+    if config.format == "json":
+        _print_json(plan, command, probe, epoch, problem)
+    else:
+        _print_tables(plan, command, probe, epoch, problem)
+    return 0 if plan.fits else DOES_NOT_FIT
+
+
+def _command(plan: Plan, words: Sequence[str]) -> list[str]:
+    """Return the command line of the cheapest setting that fits; what was typed stays, changes follow."""
+    if plan.best is None:
+        return []
+    changed = {override.partition("=")[0] for override in plan.best.overrides}
+    changed |= {"model.quantization", "quantization_bit"} if "quantization" in changed else set()
+    kept = [word for word in words if word.lstrip("+").partition("=")[0] not in {*OWN, *changed}]
+    return ["glmtune", "train", *kept, *plan.best.overrides]
+
+
+def _probe(config: PlanConfig, plan: Plan) -> tuple[Probe, Epoch | None]:
+    from glmtune.planning.probe import measure_steps
+
+    lengths = _lengths(config)
+    if not lengths:
+        return measure_steps(plan), None
+    mean = sum(lengths) / len(lengths)
+    probe = measure_steps(plan, length=max(8, round(mean)))
+    batch = plan.work.batch
+    per_step = batch.rows * batch.accumulation * plan.work.division.num_processes
+    steps = -(-len(lengths) // per_step)
+    return probe, Epoch(len(lengths), mean, steps, steps * probe.step_seconds)
+
+
+def _lengths(config: PlanConfig) -> list[int]:
+    """Return the tokens of every training row; none where rows or tokenizer are not on this machine."""
+    from pathlib import Path
+
+    from glmtune.data.dataset import load_split
+    from glmtune.loading import load_tokenizer
+    from glmtune.models.chat_tokenizer import GlmTokenizer
+    from glmtune.models.presets import PRESETS
+
+    preset = PRESETS.get(config.model.source)
+    is_here = preset.hub_id is None if preset else Path(config.model.source).expanduser().is_dir()
+    if not is_here:
+        return []
+    try:
+        tokenizer = load_tokenizer(config.model.source, family=config.model.family)
+        assert isinstance(tokenizer, GlmTokenizer)
+        return [int(length) for length in load_split(config.data, "train", tokenizer).lengths]
+    except GlmtuneError:
+        return []
+
+
+def _print_json(
+    plan: Plan, command: list[str], probe: Probe | None, epoch: Epoch | None, problem: str
+) -> None:
+    import dataclasses
+    import json
+    import sys
+
+    from glmtune.planning.report import plain_values
+
+    values = plain_values(plan, command, probe, problem=problem)
+    values["epoch"] = None if epoch is None else dataclasses.asdict(epoch)
+    sys.stdout.write(json.dumps(values, ensure_ascii=False, indent=2) + "\n")
+
+
+def _print_tables(
+    plan: Plan, command: list[str], probe: Probe | None, epoch: Epoch | None, problem: str
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from glmtune.planning.report import facts_rows, memory_table, published_table, time_rows
+
+    console = Console(highlight=False)
+    facts = Table(box=None, show_header=False)
+    for name, value in facts_rows(plan):
+        facts.add_row(name, Text(value))
+    console.print(facts)
+    console.print(memory_table(plan))
+    reports = published_table(plan)
+    if reports is not None:
+        console.print(reports)
+    if probe is not None:
+        times = Table(title="time, measured", title_justify="left", box=None, show_header=False)
+        seconds = None if epoch is None else (epoch.rows, epoch.mean_length, epoch.steps, epoch.seconds)
+        for name, value in time_rows(plan, probe, seconds):
+            times.add_row(name, Text(value))
+        console.print(times)
+    wide = Console(highlight=False, soft_wrap=True)
+    wide.print("fits" if plan.fits else problem, markup=False)
+    if plan.best is not None:
+        total = plan.best.estimate.device.total / 2**30
+        label = "this is the cheapest setting that fits" if not plan.best.overrides else "cheapest that fits"
+        note = "; changes what is learnt" if plan.best.changes_results else ""
+        wide.print(f"{label} ({total:.1f} GiB{note}):", markup=False)
+        wide.print("  " + " ".join(command), markup=False)
+
+
+COMMAND = Command(
+    name="plan",
+    summary="Say what memory and time a run will need, and the cheapest setting that fits, before it starts.",
+    schema=PlanConfig,
+    run=run,
+    takes_words=True,
+    examples=(
+        "glmtune plan model=chatglm2-6b +recipe=full hardware=4x80GB",
+        "glmtune plan model=chatglm2-6b +recipe=ptuning quantization=int4 hardware=1x8GB",
+        "glmtune plan +recipe=ptuning probe=true",
+        "glmtune plan model=glm-4-9b +recipe=lora hardware=1x24GB sequence_length=8192 format=json",
+    ),
+)
