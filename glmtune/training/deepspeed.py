@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,6 +221,8 @@ def prepare(settings: DeepSpeedSettings, device: str) -> None:
     """
     _check_installed(settings)
     os.environ.setdefault("DS_ACCELERATOR", device)
+    # DeepSpeed calls collectives by names that PyTorch is about to change: nothing to us or to users.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
     import deepspeed
 
     for name in deepspeed.ops.__compatible_ops__:

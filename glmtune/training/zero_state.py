@@ -111,6 +111,26 @@ def _write(file: BinaryIO, full: Tensor) -> OSError | None:
     return None
 
 
+def refuse_other_kind(folder: Path, *, is_zero: bool) -> None:
+    """Make sure that a run goes on with DeepSpeed if, and only if, it began with it.
+
+    Raises:
+        CheckpointError: the optimizer's state in the checkpoint is of the other kind.
+    """
+    if (folder / INDEX_FILE).is_file() and not is_zero:
+        raise CheckpointError(
+            f"{folder} holds the optimizer's state of a DeepSpeed run, but `deepspeed` is null. To go on, add "
+            "`deepspeed=zero2` (one process can: `launch.num_processes=1`); to train anew from its weights, "
+            "name it as `model.source` with another `output_dir`."
+        )
+    if (folder / "optimizer.pt").is_file() and is_zero:
+        raise CheckpointError(
+            f"{folder} holds the optimizer's state of a run without DeepSpeed. To go on, add "
+            "`deepspeed=null`; to train anew from its weights, name it as `model.source` with another "
+            "`output_dir`."
+        )
+
+
 def load_state(engine: Any, model: nn.Module, folder: Path) -> None:
     """Put weights and optimizer states of a checkpoint into a fresh engine; every process must call this.
 

@@ -1,0 +1,175 @@
+"""Run sessions of several processes after importing everything once: each process is a fork of this one.
+
+Reads a plan (JSON) from the file given, writes what came of it beside it. A session is `overrides` of
+`glmtune train`, how many processes (`count`), and what befalls one of them (`fate`, `rank`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(sys.argv[1]).parent
+
+
+def kill(*args: object, **kwargs: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_in_step(step: int) -> None:
+    """Die between the forward pass and the update of a step."""
+    from glmtune.training.trainer import GlmTrainer
+
+    loss = GlmTrainer.compute_loss
+
+    def deadly(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = loss(self, *args, **kwargs)
+        if self.state.global_step == step - 1:
+            kill()
+        return result
+
+    GlmTrainer.compute_loss = deadly  # type: ignore[method-assign]
+
+
+def killed_while_saving(step: int) -> None:
+    from glmtune.training.trainer import GlmTrainer
+
+    save = GlmTrainer._save_optimizer_and_scheduler
+
+    def deadly(self: Any, folder: Any) -> None:
+        save(self, folder)
+        if self.state.global_step == step:
+            kill()
+
+    GlmTrainer._save_optimizer_and_scheduler = deadly  # type: ignore[method-assign]
+
+
+def told_to_stop(step: int) -> None:
+    from glmtune.training.trainer import GlmTrainer
+
+    loss = GlmTrainer.compute_loss
+
+    def stopping(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, *args, **kwargs)
+
+    GlmTrainer.compute_loss = stopping  # type: ignore[method-assign]
+
+
+def full_disk(step: int) -> None:
+    """Let this process write small files only, from a step on."""
+    import resource
+
+    from glmtune.training.trainer import GlmTrainer
+
+    save = GlmTrainer._save_checkpoint
+
+    def save_without_space(self: Any, *args: Any) -> None:
+        if self.state.global_step == step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        save(self, *args)
+
+    GlmTrainer._save_checkpoint = save_without_space  # type: ignore[method-assign]
+
+
+def no_data(step: int) -> None:
+    """Hide the training file from this process."""
+    from glmtune.data import dataset
+
+    load = dataset.load_split
+
+    def blind(data: Any, *args: Any, **kwargs: Any) -> Any:
+        import dataclasses
+
+        return load(dataclasses.replace(data, train_file="/nowhere/train.json"), *args, **kwargs)
+
+    dataset.load_split = blind
+
+
+def little_memory(step: int) -> None:
+    """Leave this process room for a few more MiB only, from a step on."""
+    import resource
+
+    from glmtune.training.trainer import GlmTrainer
+
+    loss = GlmTrainer.compute_loss
+
+    def cramped(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == step - 1:
+            held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (held + 2**20, held + 2**20))
+            inputs = {name: value.repeat(4000, 1) for name, value in inputs.items()}
+        return loss(self, model, inputs, *args, **kwargs)
+
+    GlmTrainer.compute_loss = cramped  # type: ignore[method-assign]
+
+
+FATES = {
+    fate.__name__: fate
+    for fate in (killed_in_step, killed_while_saving, told_to_stop, full_disk, no_data, little_memory)
+}
+
+
+def process(session: dict[str, Any], rank: int, port: int) -> int:
+    """Be one process of a session."""
+    count = session["count"]
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    log = os.open(FOLDER / f"{session['name']}-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    from glmtune.cli import main
+
+    if session.get("fate") and rank == session.get("rank", 1):
+        FATES[session["fate"]](session.get("step", 0))
+    try:
+        return main(["train", *session["overrides"]])
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def run(session: dict[str, Any]) -> dict[str, Any]:
+    """Run a session to its end: exit codes by rank, and seconds."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = int(probe.getsockname()[1])
+    start = time.monotonic()
+    pids = []
+    for rank in range(session["count"]):
+        pid = os.fork()
+        if pid == 0:
+            code = 99
+            try:
+                code = process(session, rank, port)
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    return {"codes": codes, "seconds": round(time.monotonic() - start, 2)}
+
+
+def main() -> None:
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed  # noqa: F401
+    import matplotlib.figure  # noqa: F401
+    import peft  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
+
+    from glmtune.training import deepspeed as ours  # noqa: F401
+    from glmtune.training import session, trainer  # noqa: F401
+
+    plan = json.loads(Path(sys.argv[1]).read_text())
+    results = {item["name"]: run(item) for item in plan}
+    (FOLDER / "results.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
