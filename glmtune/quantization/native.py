@@ -104,7 +104,7 @@ def cache_folder() -> Path:
 
 def _cached_library(compiler: str, cpu_flags: frozenset[str]) -> Path:
     """Return the library's file; its name tells source, PyTorch, compiler and instruction set."""
-    key = hashlib.sha256(SOURCE.read_bytes())
+    key = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(SOURCE.parent.iterdir())))
     for part in (torch.__version__, compiler, *FLAGS, *sorted(cpu_flags)):
         key.update(part.encode())
     file = cache_folder() / f"packed_product-{key.hexdigest()[:20]}.so"

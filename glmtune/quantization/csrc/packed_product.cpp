@@ -21,130 +21,14 @@
 #include <memory>
 #include <utility>
 
+#include "activations.h"
+
 namespace {
 
-constexpr int PANEL = 64;    // outputs of a panel
 constexpr int VECTORS = 4;   // registers of 16 outputs that make a panel
 constexpr int ROWS = 6;      // rows of a tile: 24 accumulators of 32 registers
+constexpr int MANY_ROWS = 48;  // rows from which INT8 codes are widened once instead of in every tile
 constexpr int BLOCK = 128;   // columns of activations that share a scale where the weight has no groups
-
-enum Type { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
-
-int64_t divided_up(int64_t number, int64_t by) { return (number + by - 1) / by; }
-
-}  // namespace
-
-extern "C" {
-
-struct Weight {
-  uint32_t* words;        // [panels, steps, 64]
-  const uint16_t* scale;  // float16 [panels, groups, 64]
-  const uint16_t* zero;   // the same, or null
-  int64_t outputs, inputs;
-  int64_t group;  // columns that share a scale, a multiple of 32; 0: the whole row
-  int64_t bits;
-};
-
-}  // extern "C"
-
-namespace {
-
-int64_t columns_of_step(const Weight& w) { return 32 / w.bits; }
-int64_t steps_of(const Weight& w) { return divided_up(w.inputs, columns_of_step(w)); }
-int64_t panels_of(const Weight& w) { return divided_up(w.outputs, PANEL); }
-int64_t groups_of(const Weight& w) { return w.group ? divided_up(w.inputs, w.group) : 1; }
-
-// --- numbers in and out -----------------------------------------------------------------------------------
-
-__m512 widened(__m256i bfloat16s) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16s), 16));
-}
-
-__m256i narrowed(__m512 x) {  // to bfloat16, to nearest even; NaN stays NaN
-  __m512i bits = _mm512_castps_si512(x);
-  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
-  __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-  rounded = _mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7FC00000));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
-}
-
-__mmask16 first(int64_t count) { return count >= 16 ? 0xFFFF : count <= 0 ? 0 : (1u << count) - 1; }
-
-__m512 load(const void* from, int64_t at, __mmask16 mask, int type) {
-  if (type == FLOAT32) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(from) + at);
-  __m256i halves = _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(from) + at);
-  return type == BFLOAT16 ? widened(halves) : _mm512_cvtph_ps(halves);
-}
-
-void store(void* to, int64_t at, __mmask16 mask, int type, __m512 x) {
-  if (type == FLOAT32) return _mm512_mask_storeu_ps(static_cast<float*>(to) + at, mask, x);
-  __m256i halves = type == BFLOAT16 ? narrowed(x) : _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
-  _mm256_mask_storeu_epi16(static_cast<uint16_t*>(to) + at, mask, halves);
-}
-
-__m512 halves_at(const uint16_t* from) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-
-// --- activations ------------------------------------------------------------------------------------------
-
-// Rows ready for the tiles. `step` bytes belong to the columns of a step of the weight.
-struct Activations {
-  const char* data;
-  int64_t row_bytes, step_bytes;
-  int64_t block;       // columns that share a sum (and, rounded, a scale)
-  int64_t blocks;
-  const float* scale;  // [rows, blocks], rounded only
-  const float* total;  // [rows, blocks]: sum of the numbers; null where nothing needs it
-  const int32_t* sum;  // [rows, blocks]: sum of the codes, rounded only
-};
-
-// Round one row to INT8, a scale per block: code = x * (127 / largest magnitude).
-void round_row(const Weight& w, const void* x, int64_t start, int type, int64_t block, int8_t* codes, float* scale,
-               float* total, int32_t* sum) {
-  // Bytes in the order in which `vpdpbusd` meets the columns: see the bits of a word above.
-  const __m128i order = w.bits == 4 ? _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15)
-                                    : _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
-  for (int64_t from = 0, b = 0; from < w.inputs; from += block, ++b) {
-    int64_t to = std::min(from + block, w.inputs);
-    __m512 largest = _mm512_setzero_ps();
-    for (int64_t k = from; k < to; k += 16)
-      largest = _mm512_max_ps(largest, _mm512_abs_ps(load(x, start + k, first(to - k), type)));
-    float most = _mm512_reduce_max_ps(largest);
-    __m512 inverse = _mm512_set1_ps(most > 0 ? 127.0f / most : 0.0f);
-    __m512i counted = _mm512_setzero_si512();
-    for (int64_t k = from; k < to; k += 16) {
-      __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(load(x, start + k, first(to - k), type), inverse));
-      counted = _mm512_add_epi32(counted, code);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + k), _mm_shuffle_epi8(_mm512_cvtsepi32_epi8(code), order));
-    }
-    scale[b] = most / 127.0f;
-    sum[b] = _mm512_reduce_add_epi32(counted);
-    total[b] = scale[b] * static_cast<float>(sum[b]);
-  }
-}
-
-// Split one row into `parts` rows of bfloat16 whose sum it is (1 for bfloat16, 2 float16, 3 float32).
-void split_row(const Weight& w, const void* x, int64_t start, int type, int parts, char* to, int64_t row_bytes) {
-  for (int64_t k = 0; k < w.inputs; k += 16) {
-    __m512 rest = load(x, start + k, first(w.inputs - k), type);
-    for (int part = 0; part < parts; ++part) {
-      __m256i piece = narrowed(rest);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + part * row_bytes + 2 * k), piece);
-      rest = _mm512_sub_ps(rest, widened(piece));
-    }
-  }
-}
-
-void add_up_row(const Weight& w, const void* x, int64_t start, int type, float* total) {
-  for (int64_t from = 0, g = 0; from < w.inputs; from += w.group, ++g) {
-    __m512 sum = _mm512_setzero_ps();
-    int64_t to = std::min(from + w.group, w.inputs);
-    for (int64_t k = from; k < to; k += 16) sum = _mm512_add_ps(sum, load(x, start + k, first(to - k), type));
-    total[g] = _mm512_reduce_add_ps(sum);
-  }
-}
 
 // --- tiles: `rows` rows times a panel ---------------------------------------------------------------------
 
@@ -197,23 +81,23 @@ inline void add_scaled(const Weight& w, int64_t place, __m512 sum, float factor,
 }
 
 template <int BITS, int COUNT>
-void weight_only_tile(const Weight& w, int64_t panel, const Activations& x, int64_t row, float (*out)[PANEL]) {
+void weight_only_tile(const Weight& w, const uint32_t* words, int64_t panel, const Activations& x, int64_t row,
+                      float (*out)[PANEL]) {
   const __m512i even = BITS == 4 ? table(8, 1) : table(0, 1), odd = BITS == 4 ? table(8, 1) : table(8, 16);
-  const int64_t steps = steps_of(w), groups = groups_of(w), row_bytes = x.row_bytes;
+  const int64_t steps = divided_up(w.inputs, 32 / BITS), groups = groups_of(w), row_bytes = x.row_bytes;
   const int64_t group_steps = w.group ? w.group * BITS / 32 : steps;
-  const uint32_t* words = w.words + panel * steps * PANEL;
   const char* data = x.data + row * row_bytes;
   for (int64_t g = 0, step = 0; g < groups; ++g) {
     __m512 sum[COUNT][VECTORS];
     EACH(i, COUNT * VECTORS) sum[i / VECTORS][i % VECTORS] = _mm512_setzero_ps(); END;
     for (int64_t end = std::min(step + group_steps, steps); step < end; ++step) {
       const uint32_t* from = words + step * PANEL;
-      const char* at = data + step * x.step_bytes;
-      EACH(s, 4)
+      const char* at = data + step * (64 / BITS);
+      EACH(s, BITS == 16 ? 1 : 4)
         __m512i weight[VECTORS];
         EACH(n, VECTORS)
-          __m512i index = _mm512_srli_epi16(_mm512_loadu_si512(from + 16 * n), 4 * s);
-          weight[n] = _mm512_permutexvar_epi16(index, s % 2 ? odd : even);
+          weight[n] = _mm512_loadu_si512(from + 16 * n);
+          if (BITS < 16) weight[n] = _mm512_permutexvar_epi16(_mm512_srli_epi16(weight[n], 4 * s), s % 2 ? odd : even);
         END;
         EACH(r, COUNT)
           __m512i pair = _mm512_set1_epi32(word_at(at + r * row_bytes + 4 * (BITS == 4 ? s : s / 2)));
@@ -238,17 +122,17 @@ inline __attribute__((always_inline)) Ints dot_bytes(Ints sum, __m512i weight, _
 }
 
 template <int BITS, int COUNT>
-void rounded_tile(const Weight& w, int64_t panel, const Activations& x, int64_t row, float (*out)[PANEL]) {
+void rounded_tile(const Weight& w, const uint32_t* words, int64_t panel, const Activations& x, int64_t row,
+                  float (*out)[PANEL]) {
   const __m512i low = _mm512_set1_epi8(0x0F);
   const int64_t steps = steps_of(w), groups = groups_of(w), block_steps = x.block * BITS / 32, row_bytes = x.row_bytes;
-  const uint32_t* words = w.words + panel * steps * PANEL;
   const char* data = x.data + row * row_bytes;
   for (int64_t b = 0, step = 0; b < x.blocks; ++b) {
     Ints sum[COUNT][VECTORS];
     EACH(i, COUNT * VECTORS) sum[i / VECTORS][i % VECTORS] = Ints{}; END;
     for (int64_t end = std::min(step + block_steps, steps); step < end; ++step) {
       const uint32_t* from = words + step * PANEL;
-      const char* at = data + step * x.step_bytes;
+      const char* at = data + step * (32 / BITS);
       EACH(s, 8 / BITS)  // INT4: the lower half of every byte, then the upper one
         __m512i weight[VECTORS];
         EACH(n, VECTORS)
@@ -274,18 +158,39 @@ void rounded_tile(const Weight& w, int64_t panel, const Activations& x, int64_t 
 }
 #else
 template <int BITS, int COUNT>
-void rounded_tile(const Weight&, int64_t, const Activations&, int64_t, float (*)[PANEL]) {}
+void rounded_tile(const Weight&, const uint32_t*, int64_t, const Activations&, int64_t, float (*)[PANEL]) {}
 #endif
 
-using Tile = void (*)(const Weight&, int64_t, const Activations&, int64_t, float (*)[PANEL]);
+using Tile = void (*)(const Weight&, const uint32_t*, int64_t, const Activations&, int64_t, float (*)[PANEL]);
 
-template <int BITS>
-Tile tile_for(bool rounded, int64_t rows) {
-  static constexpr Tile exact[] = {weight_only_tile<BITS, 1>, weight_only_tile<BITS, 2>, weight_only_tile<BITS, 3>,
-                                   weight_only_tile<BITS, 4>, weight_only_tile<BITS, 5>, weight_only_tile<BITS, 6>};
-  static constexpr Tile fast[] = {rounded_tile<BITS, 1>, rounded_tile<BITS, 2>, rounded_tile<BITS, 3>,
-                                  rounded_tile<BITS, 4>, rounded_tile<BITS, 5>, rounded_tile<BITS, 6>};
+template <int BITS, int... I>
+Tile tile_for(bool rounded, int64_t rows, std::integer_sequence<int, I...>) {
+  static constexpr Tile exact[] = {weight_only_tile<BITS, I + 1>...};
+  static constexpr Tile fast[] = {rounded_tile<BITS == 16 ? 8 : BITS, I + 1>...};
   return rounded ? fast[rows - 1] : exact[rows - 1];
+}
+
+Tile tile_for(int bits, bool rounded, int64_t rows) {
+  constexpr std::make_integer_sequence<int, ROWS> counts;
+  if (bits == 16) return tile_for<16>(false, rows, counts);
+  return bits == 4 ? tile_for<4>(rounded, rows, counts) : tile_for<8>(rounded, rows, counts);
+}
+
+// INT8 codes of a panel as pairs of bfloat16: worth it for many rows, as the tiles then need no tables.
+void widen_panel(const uint32_t* words, int64_t steps, uint32_t* pairs) {
+  const __m512i byte = _mm512_set1_epi32(0xFF), offset = _mm512_set1_epi32(128);
+  auto number = [&](__m512i word, int shift) {
+    __m512i code = _mm512_sub_epi32(_mm512_and_si512(_mm512_srli_epi32(word, shift), byte), offset);
+    return _mm512_castps_si512(_mm512_cvtepi32_ps(code));
+  };
+  for (int64_t i = 0; i < steps * PANEL; i += 16) {
+    const __m512i word = _mm512_loadu_si512(words + i);
+    uint32_t* to = pairs + i / PANEL * 2 * PANEL + i % PANEL;
+    for (int t = 0; t < 2; ++t) {
+      __m512i pair = _mm512_or_si512(_mm512_srli_epi32(number(word, 8 * t), 16), number(word, 16 + 8 * t));
+      _mm512_storeu_si512(to + t * PANEL, pair);
+    }
+  }
 }
 
 }  // namespace
@@ -358,7 +263,6 @@ void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type
   const int parts = rounded ? 1 : type == BFLOAT16 ? 1 : type == FLOAT16 ? 2 : 3;
   const int64_t width = divided_up(w.inputs, 64) * 64 + 64, bytes = rounded ? 1 : 2;
   Activations a{};
-  a.step_bytes = columns_of_step(w) * bytes;
   a.block = w.group ? w.group : rounded ? BLOCK : w.inputs;
   a.blocks = divided_up(w.inputs, a.block);
   const bool as_they_are = !rounded && type == BFLOAT16 && w.inputs % columns_of_step(w) == 0;
@@ -371,6 +275,8 @@ void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type
   a.scale = scale.get(), a.total = total.get(), a.sum = sum.get();
 
   const int64_t most = ROWS / parts, tiles = divided_up(rows, most), tall = divided_up(rows, tiles);
+  const int64_t steps = steps_of(w);
+  const bool widened = !rounded && w.bits == 8 && rows * parts >= MANY_ROWS;
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
@@ -383,13 +289,16 @@ void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type
         split_row(w, x, r * w.inputs, type, parts, copied.get() + r * parts * a.row_bytes, a.row_bytes);
       if (!rounded && w.zero) add_up_row(w, x, r * w.inputs, type, total.get() + r * parts * a.blocks);
     }
+    std::unique_ptr<uint32_t[]> pairs(widened ? new uint32_t[2 * steps * PANEL] : nullptr);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t panel = 0; panel < panels_of(w); ++panel) {
+      const uint32_t* words = w.words + panel * steps * PANEL;
+      if (widened) widen_panel(words, steps, pairs.get());
       for (int64_t row = 0; row < rows; row += tall) {
         float result[ROWS][PANEL] = {};
         const int64_t count = std::min(tall, rows - row);
-        (w.bits == 4 ? tile_for<4>(rounded, count * parts) : tile_for<8>(rounded, count * parts))(
-            w, panel, a, row * parts, result);
+        const Tile tile = tile_for(widened ? 16 : w.bits, rounded, count * parts);
+        tile(w, widened ? pairs.get() : words, panel, a, row * parts, result);
         for (int64_t r = 0; r < count; ++r)
           for (int64_t o = 0; o < PANEL && panel * PANEL + o < w.outputs; o += 16) {
             __m512 number = _mm512_loadu_ps(result[r * parts] + o);

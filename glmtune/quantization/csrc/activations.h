@@ -1,0 +1,122 @@
+// What the products work on: the packed weight, and activations made ready for them.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+
+enum Type { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+
+struct Weight {
+  uint32_t* words;        // [panels, steps, 64]
+  const uint16_t* scale;  // float16 [panels, groups, 64]
+  const uint16_t* zero;   // the same, or null
+  int64_t outputs, inputs;
+  int64_t group;  // columns that share a scale, a multiple of 32; 0: the whole row
+  int64_t bits;
+};
+
+namespace {
+
+constexpr int PANEL = 64;  // outputs of a panel
+
+inline int64_t divided_up(int64_t number, int64_t by) { return (number + by - 1) / by; }
+int64_t columns_of_step(const Weight& w) { return 32 / w.bits; }
+int64_t steps_of(const Weight& w) { return divided_up(w.inputs, columns_of_step(w)); }
+int64_t panels_of(const Weight& w) { return divided_up(w.outputs, PANEL); }
+int64_t groups_of(const Weight& w) { return w.group ? divided_up(w.inputs, w.group) : 1; }
+
+// --- numbers in and out -----------------------------------------------------------------------------------
+
+__m512 widened(__m256i bfloat16s) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16s), 16));
+}
+
+__m256i narrowed(__m512 x) {  // to bfloat16, to nearest even; NaN stays NaN
+  __m512i bits = _mm512_castps_si512(x);
+  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+  __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  rounded = _mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7FC00000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
+__mmask16 first(int64_t count) { return count >= 16 ? 0xFFFF : count <= 0 ? 0 : (1u << count) - 1; }
+
+__m512 load(const void* from, int64_t at, __mmask16 mask, int type) {
+  if (type == FLOAT32) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(from) + at);
+  __m256i halves = _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(from) + at);
+  return type == BFLOAT16 ? widened(halves) : _mm512_cvtph_ps(halves);
+}
+
+void store(void* to, int64_t at, __mmask16 mask, int type, __m512 x) {
+  if (type == FLOAT32) return _mm512_mask_storeu_ps(static_cast<float*>(to) + at, mask, x);
+  __m256i halves = type == BFLOAT16 ? narrowed(x) : _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+  _mm256_mask_storeu_epi16(static_cast<uint16_t*>(to) + at, mask, halves);
+}
+
+__m512 halves_at(const uint16_t* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+// --- activations ------------------------------------------------------------------------------------------
+
+// Rows ready for the tiles.
+struct Activations {
+  const char* data;
+  int64_t row_bytes;
+  int64_t block;       // columns that share a sum (and, rounded, a scale)
+  int64_t blocks;
+  const float* scale;  // [rows, blocks], rounded only
+  const float* total;  // [rows, blocks]: sum of the numbers; null where nothing needs it
+  const int32_t* sum;  // [rows, blocks]: sum of the codes, rounded only
+};
+
+// Round one row to INT8, a scale per block: code = x * (127 / largest magnitude).
+void round_row(const Weight& w, const void* x, int64_t start, int type, int64_t block, int8_t* codes, float* scale,
+               float* total, int32_t* sum) {
+  // Bytes in the order in which `vpdpbusd` meets the columns: see the bits of a word above.
+  const __m128i order = w.bits == 4 ? _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15)
+                                    : _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+  for (int64_t from = 0, b = 0; from < w.inputs; from += block, ++b) {
+    int64_t to = std::min(from + block, w.inputs);
+    __m512 largest = _mm512_setzero_ps();
+    for (int64_t k = from; k < to; k += 16)
+      largest = _mm512_max_ps(largest, _mm512_abs_ps(load(x, start + k, first(to - k), type)));
+    float most = _mm512_reduce_max_ps(largest);
+    __m512 inverse = _mm512_set1_ps(most > 0 ? 127.0f / most : 0.0f);
+    __m512i counted = _mm512_setzero_si512();
+    for (int64_t k = from; k < to; k += 16) {
+      __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(load(x, start + k, first(to - k), type), inverse));
+      counted = _mm512_add_epi32(counted, code);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + k), _mm_shuffle_epi8(_mm512_cvtsepi32_epi8(code), order));
+    }
+    scale[b] = most / 127.0f;
+    sum[b] = _mm512_reduce_add_epi32(counted);
+    total[b] = scale[b] * static_cast<float>(sum[b]);
+  }
+}
+
+// Split one row into `parts` rows of bfloat16 whose sum it is (1 for bfloat16, 2 float16, 3 float32).
+void split_row(const Weight& w, const void* x, int64_t start, int type, int parts, char* to, int64_t row_bytes) {
+  for (int64_t k = 0; k < w.inputs; k += 16) {
+    __m512 rest = load(x, start + k, first(w.inputs - k), type);
+    for (int part = 0; part < parts; ++part) {
+      __m256i piece = narrowed(rest);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + part * row_bytes + 2 * k), piece);
+      rest = _mm512_sub_ps(rest, widened(piece));
+    }
+  }
+}
+
+void add_up_row(const Weight& w, const void* x, int64_t start, int type, float* total) {
+  for (int64_t from = 0, g = 0; from < w.inputs; from += w.group, ++g) {
+    __m512 sum = _mm512_setzero_ps();
+    int64_t to = std::min(from + w.group, w.inputs);
+    for (int64_t k = from; k < to; k += 16) sum = _mm512_add_ps(sum, load(x, start + k, first(to - k), type));
+    total[g] = _mm512_reduce_add_ps(sum);
+  }
+}
+
+}  // namespace
