@@ -5,7 +5,8 @@ Runs in a Python of its own (called by `benchmarks/quantized_inference.py --llam
     python -m venv /tmp/llama-venv
     /tmp/llama-venv/bin/pip install llama-cpp-python gguf numpy    # compiles llama.cpp: minutes
 
-Q4_0 files hold the head as Q6_K and the rest as Q4_0, as `llama-quantize` writes them; Q8_0 files are all Q8_0.
+Q4_0 files hold the head as Q6_K and the rest as Q4_0, as `llama-quantize` writes them; Q8_0 files are all
+Q8_0.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Tokens per second and peak memory of quantized models on a CPU, beside llama.cpp and the released CPU route.
+"""Tokens per second and peak memory of quantized models on a CPU, beside llama.cpp and the released route.
 
 python benchmarks/quantized_inference.py --llama-python /tmp/llama-venv/bin/python --out results.json
 
-The model has the shape of ChatGLM2-6B and random codes, made in memory. Each configuration runs in a process of
-its own, the rounds are interleaved, the best of them counts. llama.cpp (`benchmarks/llama_cpp_inference.py`) needs
-a Python with `llama-cpp-python` and `gguf`, which need not be this one; without `--llama-python` it is left out.
+The model has the shape of ChatGLM2-6B and random codes, made in memory. Each configuration runs in a process
+of its own, the rounds are interleaved, the best of them counts. llama.cpp (`llama_cpp_inference.py` beside this
+file) needs a Python with `llama-cpp-python` and `gguf`, which need not be this one; without `--llama-python` it
+is left out.
 `--layers 2 --hidden 256 --ffn 512 --vocab 1024 --heads 8` is a quick check.
 """
 
@@ -51,8 +52,8 @@ GLMTUNE = {
     "int4-g128 a8": ("int4-g128", "a8"),
     "int4-g32": ("int4-g32", "native"),
 }
-"""Name → method and how it is multiplied: plain path, PyTorch's kernels, ours, ours with INT8 activations, or as
-the released code does on CPUs: codes to a float32 matrix in a C loop, then a float32 product."""
+"""Name → method and how it is multiplied: plain path, PyTorch's kernels, ours, ours with INT8 activations, or
+as the released code does on CPUs: codes to a float32 matrix in a C loop, then a float32 product."""
 LLAMA = {"llama.cpp Q4_0": "Q4_0", "llama.cpp Q8_0": "Q8_0"}
 RELEASED = """
 #include <stdint.h>
