@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.errors import ConfigError, unknown_name
+from glmtune.models.quantized import QuantizedLayout
 from glmtune.quantization.joined import join_attention_inputs
 from glmtune.quantization.linear import Product, QuantizedEmbedding, QuantizedLinear
 from glmtune.quantization.native import native_library
@@ -37,6 +38,8 @@ INT8_COLUMNS = 16
 INT8_FEW_ROWS = 16
 """Up to so many rows the INT8 product reads codes; above, casting them once is faster."""
 INT4_MOST_ROWS = 256
+TRITON_MOST_ROWS = 256
+"""Above, a GPU forms the weight once and multiplies as ever."""
 
 
 class Kernel(Protocol):
@@ -172,8 +175,41 @@ class Int4Product:
         return Product(product)
 
 
+@dataclass(frozen=True, slots=True)
+class TritonKernel:
+    """INT8 and INT4 on GPUs: codes are read as they are stored, gradients of the inputs included.
+
+    Attributes:
+        name: what the log calls it.
+        device: kind of device; tests interpret the kernels on the CPU.
+    """
+
+    name: str = "triton"
+    device: str = "cuda"
+
+    def refusal(self, layer: QuantizedLinear, dtype: torch.dtype) -> str:
+        """See `Kernel`; besides, the kernels are tried out once for every format."""
+        if layer.weight.device.type != self.device:
+            return f"the layer is on {layer.weight.device.type}"
+        if layer.group_size not in (None, *INT4_GROUPS):
+            return f"groups of {layer.group_size} columns are none of {INT4_GROUPS}"
+        layout = QuantizedLayout(layer.bits, layer.group_size, layer.weight_zero is not None)
+        return _triton_problem(layout, dtype, layer.weight.device)
+
+    def prepared(self, layer: QuantizedLinear) -> Product:
+        """See `Kernel`."""
+        from glmtune.quantization.triton_kernels import TritonProduct
+
+        product = TritonProduct(layer)
+
+        def multiply(x_RI: Tensor) -> Tensor | None:
+            return product(x_RI) if len(x_RI) <= TRITON_MOST_ROWS else None
+
+        return Product(multiply, product.dtypes, input_gradient=product.input_gradient)
+
+
 KERNELS: dict[str | None, tuple[Kernel, ...]] = {
-    None: (NativeProduct(), Int8Product(), Int4Product()),
+    None: (NativeProduct(), Int8Product(), Int4Product(), TritonKernel()),
     "int8": (NativeProduct("native-a8", rounded=True), RoundedPlain()),
 }
 """What activations become (None: nothing) → kernels in order of preference."""
@@ -259,6 +295,30 @@ def _cpu_refusal(layer: QuantizedLinear, dtype: torch.dtype, operation: str) -> 
     if dtype != torch.bfloat16:
         return f"inputs are {_name(dtype)}, not bfloat16"
     return "" if hasattr(torch.ops.aten, operation) else f"this PyTorch has no {operation}"
+
+
+@functools.cache
+def _triton_problem(layout: QuantizedLayout, dtype: torch.dtype, device: torch.device) -> str:
+    """Try Triton's kernels on a small layer of a format; say why they cannot be used, "" if they can."""
+    try:
+        from glmtune.quantization.triton_kernels import TritonProduct
+    except ImportError:
+        return "Triton is not installed (pip install triton)"
+    if dtype not in TritonProduct.dtypes:
+        return f"inputs are {_name(dtype)}"
+    layer = QuantizedLinear(96, 48, layout=layout).to(device)
+    layer.weight.copy_(torch.arange(layer.weight.numel()).reshape(layer.weight.shape) * 37 % 251 - 125)
+    layer.weight_scale.fill_(0.01)
+    x_RI, weight_OI = torch.linspace(-1, 1, 2 * 96, device=device).reshape(2, 96), layer.dequantized()
+    try:
+        product = TritonProduct(layer)
+        found, back = product(x_RI.to(dtype)).float(), product.input_gradient(x_RI[:, :48].to(dtype)).float()
+    except Exception as error:  # a compiler at work: whatever it stumbles over, the plain path remains
+        return f"Triton fails here ({type(error).__name__}: {str(error).strip().splitlines()[:1]})"
+    expected, gradient = x_RI @ weight_OI.T, x_RI[:, :48] @ weight_OI
+    limit = 0.03 * float(expected.abs().max()), 0.03 * float(gradient.abs().max())
+    is_near = (found - expected).abs().max() <= limit[0] and (back - gradient).abs().max() <= limit[1]
+    return "" if is_near else "Triton's results are wrong here"
 
 
 def _name(dtype: torch.dtype) -> str:
