@@ -162,6 +162,7 @@ def _trainer(
 ) -> GlmTrainer:
     from glmtune.data.collate import DynamicPaddingCollator, PackingCollator
     from glmtune.training.arguments import compute_precision, training_arguments
+    from glmtune.training.compiling import compile_layers
     from glmtune.training.deepspeed import deepspeed_config
     from glmtune.training.trainer import GlmTrainer
 
@@ -169,6 +170,8 @@ def _trainer(
     autocast = compute_precision(
         config.trainer, tune=config.tune, dtype=tuned.model.dtype, device=device, zero=zero is not None
     )
+    if config.trainer.torch_compile:
+        compile_layers(tuned.model)
     pad = cast(int, tokenizer.pad_token_id)
     collator = PackingCollator if config.data.packing else DynamicPaddingCollator
     rows, lengths = _rows(config, train)

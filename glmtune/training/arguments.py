@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from glmtune.errors import ConfigError
-from glmtune.training.settings import METRICS, TrainerSettings
+from glmtune.errors import ConfigError, MissingExtraError
+from glmtune.training.settings import METRICS, OPTIMIZERS, TrainerSettings
 
 # Renamed within transformers 5; the older name warns where the newer one exists.
 _NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -80,8 +80,10 @@ def training_arguments(
         timeout_seconds: how long processes wait for each other.
 
     Raises:
-        ConfigError: a tracker's package is not installed.
+        ConfigError: a tracker's package is not installed, or the optimizer needs a GPU.
+        MissingExtraError: the optimizer's package is not installed.
     """
+    _check_optimizer(settings.optim, device)
     trackers = [tracker for tracker in settings.report_to if tracker != "tensorboard"]
     for tracker in trackers:
         if importlib.util.find_spec(tracker) is None:
@@ -135,3 +137,15 @@ def training_arguments(
         _ = arguments.device  # decided on first use
         arguments._n_gpu = min(arguments._n_gpu, 1)  # several GPUs are for torchrun, not for DataParallel
     return arguments
+
+
+def _check_optimizer(name: str, device: str) -> None:
+    package = OPTIMIZERS[name]
+    if name.startswith("paged_") and device == "cpu":
+        other = "adamw_bnb_8bit" if name.endswith("_8bit") else "adamw_torch"
+        raise ConfigError(
+            f"`trainer.optim` is `{name}`, whose moments move between a GPU and the host, but training runs "
+            f"on the CPU. Use `trainer.optim={other}`."
+        )
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise MissingExtraError(f"`trainer.optim={name}` (of {package})", extra="optimizers")

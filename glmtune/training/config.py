@@ -46,6 +46,11 @@ class RunConfig:
                     f"`{name}` has settings, but `tune` is `{self.tune}`, which ignores them. "
                     f"Add `{name}=null`."
                 )
+        if self.trainer.torch_compile and self.deepspeed is not None:
+            raise ConfigError(
+                "`trainer.torch_compile` is true, but `deepspeed` is set, whose engine gathers and divides "
+                "weights between the layers. Leave one of them out: `trainer.torch_compile=false`."
+            )
         if self.model.quantization_activations is not None:
             raise ConfigError(
                 f"`model.quantization_activations` is `{self.model.quantization_activations}`, but training "

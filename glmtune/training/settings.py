@@ -10,7 +10,18 @@ from glmtune.settings import check_choice, check_range, setting
 TUNE = ("prefix", "full", "lora")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt")
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd")
+# Optimizers, and the package that has them. Eight bits hold Adam's moments in a quarter of the memory, paged
+# ones lie in host memory where the GPU's is short.
+OPTIMIZERS: dict[str, str | None] = {
+    "adamw_torch": None,
+    "adamw_torch_fused": None,
+    "adafactor": None,
+    "sgd": None,
+    "adamw_torch_8bit": "torchao",
+    "adamw_bnb_8bit": "bitsandbytes",
+    "paged_adamw_8bit": "bitsandbytes",
+    "paged_adamw_32bit": "bitsandbytes",
+}
 # Metrics of the evaluation, and whether a larger one is the better one.
 METRICS = {"loss": False, "accuracy": True}
 TRACKERS = ("tensorboard", "wandb", "mlflow", "swanlab")
@@ -24,7 +35,11 @@ class OptimizationSettings:
     lr_scheduler_type: str = setting("linear", "linear, cosine, constant, constant_with_warmup, ...")
     warmup_steps: int = setting(0, "optimizer steps of linear warm-up")
     warmup_ratio: float = setting(0.0, "warm-up as a share of all steps, instead of warmup_steps")
-    optim: str = setting("adamw_torch", "adamw_torch, adamw_torch_fused, adafactor or sgd")
+    optim: str = setting(
+        "adamw_torch",
+        "adamw_torch, adamw_torch_fused, adafactor, sgd; adamw_bnb_8bit, adamw_torch_8bit: 8-bit moments; "
+        "paged_adamw_8bit, paged_adamw_32bit: moments that move to host memory when a GPU's is short",
+    )
     weight_decay: float = setting(0.0, "decoupled weight decay")
     adam_beta1: float = setting(0.9, "decay of the first moment")
     adam_beta2: float = setting(0.999, "decay of the second moment")
@@ -92,6 +107,9 @@ class TrainerSettings(OptimizationSettings, RecordSettings, WatchSettings):
     shuffle: bool = setting(True, "draw rows at random; false keeps the file's order, for a curriculum")
     group_by_length: bool = setting(True, "put rows of similar length into one batch: less padding")
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, a third slower")
+    torch_compile: bool = setting(
+        False, "compile the layers: faster steps after minutes of compiling; for GPUs and long runs"
+    )
     precision: str = setting("auto", "auto, fp32, bf16 or fp16: what the forward pass computes in")
     dataloader_num_workers: int = setting(0, "processes that prepare batches; 0: the training process")
     num_threads: int | None = setting(None, "CPU threads of torch; null: torch decides")
