@@ -3,9 +3,9 @@
 python benchmarks/quantized_inference.py --llama-python /tmp/llama-venv/bin/python --out results.json
 
 The model has the shape of ChatGLM2-6B and random codes, made in memory. Each configuration runs in a process
-of its own, the rounds are interleaved, the best of them counts. llama.cpp (`llama_cpp_inference.py` beside this
-file) needs a Python with `llama-cpp-python` and `gguf`, which need not be this one; without `--llama-python` it
-is left out.
+of its own, the rounds are interleaved, the best of them counts. llama.cpp (`llama_cpp_inference.py` beside
+this file) needs a Python with `llama-cpp-python` and `gguf`, which need not be this one; without
+`--llama-python` it is left out.
 `--layers 2 --hidden 256 --ffn 512 --vocab 1024 --heads 8` is a quick check.
 """
 
