@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from glmtune.errors import ConfigError, unknown_name
 from glmtune.models.quantized import QuantizedLayout
+from glmtune.quantization.few_rows import speed_up_few_rows
 from glmtune.quantization.joined import join_attention_inputs
 from glmtune.quantization.linear import Product, QuantizedEmbedding, QuantizedLinear
 from glmtune.quantization.native import native_library
@@ -220,8 +221,8 @@ def prepare_for_inference(
 ) -> dict[str, int]:
     """Give every layer of codes the fastest product its device, type and shape allow.
 
-    Query, key and value are multiplied at once where they are native. A cast or a move of the model takes the
-    products away again.
+    Query, key and value are multiplied at once where they are native, and unquantized layers in bfloat16 get
+    a product of their own for few rows. A cast or a move of the model takes the products away again.
 
     Args:
         model: mutated.
@@ -259,6 +260,8 @@ def prepare_for_inference(
             layer.use(dataclasses.replace(product, stored=None) if shared else product)
         used["plain" if kernel is None else kernel.name] += 1
     join_attention_inputs(model)
+    if kind == torch.bfloat16:
+        speed_up_few_rows(model)
     return dict(used)
 
 

@@ -1,4 +1,4 @@
-"""The products of ``csrc/packed_product.cpp``: compiled once into the user's cache, called through ctypes.
+"""The products of ``csrc/``: compiled once into the user's cache, called through ctypes.
 
 Nothing is compiled on import. The environment variable ``GLMTUNE_NATIVE_KERNELS=0`` turns them off,
 ``GLMTUNE_CACHE`` moves the cache (default ``~/.cache/glmtune``), ``CXX`` names the compiler.
@@ -24,7 +24,7 @@ import torch
 LOGGER = logging.getLogger(__name__)
 
 SWITCH = "GLMTUNE_NATIVE_KERNELS"
-SOURCE = Path(__file__).parent / "csrc" / "packed_product.cpp"
+SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-w")
 COMPILERS = ("g++", "c++", "clang++")
 COMPILE_SECONDS = 300
@@ -89,6 +89,10 @@ def native_library() -> NativeLibrary:
     for name in ("glmtune_pack", "glmtune_unpack"):
         getattr(functions, name).argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
     pointer, number = ctypes.c_void_p, ctypes.c_int
+    functions.glmtune_bfloat16_product.argtypes = [
+        *(pointer, pointer, ctypes.c_int64, ctypes.c_int64),
+        *(pointer, ctypes.c_int64, pointer, number),
+    ]
     functions.glmtune_product.argtypes = [pointer, pointer, ctypes.c_int64, number, pointer, number, number]
     return NativeLibrary(functions, rounds_activations=bool(functions.glmtune_products() & 2))
 
@@ -104,16 +108,16 @@ def cache_folder() -> Path:
 
 def _cached_library(compiler: str, cpu_flags: frozenset[str]) -> Path:
     """Return the library's file; its name tells source, PyTorch, compiler and instruction set."""
-    key = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(SOURCE.parent.iterdir())))
+    key = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(SOURCES.iterdir())))
     for part in (torch.__version__, compiler, *FLAGS, *sorted(cpu_flags)):
         key.update(part.encode())
-    file = cache_folder() / f"packed_product-{key.hexdigest()[:20]}.so"
+    file = cache_folder() / f"products-{key.hexdigest()[:20]}.so"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         LOGGER.info("Compiling the native kernels once, into %s", file)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             made = Path(folder) / file.name
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+            command = [compiler, *FLAGS, *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
             made.replace(file)  # at once: another process finds all of it or nothing
     return file

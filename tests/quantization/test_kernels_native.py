@@ -281,7 +281,7 @@ def test_it_is_compiled_once_into_the_cache(tmp_path: Path, monkeypatch: pytest.
             native_library.cache_clear()
             assert native_library().refusal == ""
         [file] = tmp_path.iterdir()
-        assert file.name.startswith("packed_product-")
+        assert file.name.startswith("products-")
         assert file.suffix == ".so"
     finally:
         native_library.cache_clear()

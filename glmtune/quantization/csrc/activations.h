@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 
 enum Type { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
@@ -26,6 +27,17 @@ int64_t columns_of_step(const Weight& w) { return 32 / w.bits; }
 int64_t steps_of(const Weight& w) { return divided_up(w.inputs, columns_of_step(w)); }
 int64_t panels_of(const Weight& w) { return divided_up(w.outputs, PANEL); }
 int64_t groups_of(const Weight& w) { return w.group ? divided_up(w.inputs, w.group) : 1; }
+
+// --- loops ---------------------------------------------------------------------------------------------------
+
+// Calls f(0) ... f(N - 1) with constants: arrays indexed by them stay in registers.
+template <int... I, class F>
+inline __attribute__((always_inline)) void each(std::integer_sequence<int, I...>, F f) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+#define EACH(i, count) each(std::make_integer_sequence<int, count>{}, [&](auto i) __attribute__((always_inline)) {
+#define END \
+  })
 
 // --- numbers in and out -----------------------------------------------------------------------------------
 
@@ -59,6 +71,20 @@ void store(void* to, int64_t at, __mmask16 mask, int type, __m512 x) {
 __m512 halves_at(const uint16_t* from) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
+
+// sum += a * b for 16 pairs of bfloat16.
+#ifdef __AVX512BF16__
+__m512 dot_pairs(__m512 sum, __m512i a, __m512i b) {
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+#else
+__m512 dot_pairs(__m512 sum, __m512i a, __m512i b) {
+  const __m512i upper = _mm512_set1_epi32(0xFFFF0000);
+  auto low = [](__m512i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); };
+  auto high = [&](__m512i x) { return _mm512_castsi512_ps(_mm512_and_si512(x, upper)); };
+  return _mm512_fmadd_ps(high(a), high(b), _mm512_fmadd_ps(low(a), low(b), sum));
+}
+#endif
 
 // --- activations ------------------------------------------------------------------------------------------
 

@@ -32,19 +32,6 @@ constexpr int BLOCK = 128;   // columns of activations that share a scale where 
 
 // --- tiles: `rows` rows times a panel ---------------------------------------------------------------------
 
-#ifdef __AVX512BF16__
-__m512 dot_pairs(__m512 sum, __m512i a, __m512i b) {
-  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
-}
-#else
-__m512 dot_pairs(__m512 sum, __m512i a, __m512i b) {
-  const __m512i upper = _mm512_set1_epi32(0xFFFF0000);
-  auto low = [](__m512i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); };
-  auto high = [&](__m512i x) { return _mm512_castsi512_ps(_mm512_and_si512(x, upper)); };
-  return _mm512_fmadd_ps(high(a), high(b), _mm512_fmadd_ps(low(a), low(b), sum));
-}
-#endif
-
 // bfloat16 of (index - 8) * factor or index * factor for the 16 values of four bits, twice: `vpermw` looks at five.
 __m512i table(int offset, int factor) {
   alignas(64) uint16_t entries[32];
@@ -62,15 +49,6 @@ int word_at(const char* from) {
   std::memcpy(&word, from, 4);
   return word;
 }
-
-// Calls f(0) ... f(N - 1) with constants: arrays indexed by them stay in registers.
-template <int... I, class F>
-inline __attribute__((always_inline)) void each(std::integer_sequence<int, I...>, F f) {
-  (f(std::integral_constant<int, I>{}), ...);
-}
-#define EACH(i, count) each(std::make_integer_sequence<int, count>{}, [&](auto i) __attribute__((always_inline)) {
-#define END \
-  })
 
 // result += sum * scale [+ zero * total], for one row and 16 outputs.
 inline void add_scaled(const Weight& w, int64_t place, __m512 sum, float factor, float total, float* result) {
