@@ -70,40 +70,37 @@ SHAPES = {
 PREFIX, LORA, FULL = "+recipe=ptuning", "+recipe=lora", "+recipe=full"
 CASES: dict[str, tuple[str, list[str]]] = {
     "34m full 4x193": ("34m", [FULL, "rows=4", "source=64", "target=128"]),
-    "34m full 8x512": ("34m", [FULL, "rows=8", "source=256", "target=255"]),
-    "34m full 8x512 checkpointing": ("34m", [FULL, "rows=8", "source=256", "target=255", "checkpointing"]),
-    "34m full 2x2048": ("34m", [FULL, "rows=2", "source=1024", "target=1023"]),
-    "34m full 4x512 accumulation 2": ("34m", [FULL, "rows=4", "source=256", "target=255", "accumulation=2"]),
-    "34m prefix 8x512": ("34m", [PREFIX, "rows=8", "source=256", "target=255"]),
-    "34m lora 8x512": ("34m", [LORA, "rows=8", "source=256", "target=255"]),
-    "124m full 4x256": ("124m", [FULL, "rows=4", "source=128", "target=127"]),
-    "124m full 2x1024 checkpointing": ("124m", [FULL, "rows=2", "source=512", "target=511", "checkpointing"]),
-    "124m full 1x512": ("124m", [FULL, "rows=1", "source=256", "target=255"]),
-    "124m prefix 4x512": ("124m", [PREFIX, "rows=4", "source=256", "target=255"]),
-    "124m prefix 4x512 checkpointing": (
-        "124m", [PREFIX, "rows=4", "source=256", "target=255", "checkpointing"],
+    "34m prefix 4x256": ("34m", [PREFIX, "rows=4", "source=128", "target=127"]),
+    "34m lora 4x256": ("34m", [LORA, "rows=4", "source=128", "target=127"]),
+    "34m full 1x1024": ("34m", [FULL, "rows=1", "source=512", "target=511"]),
+    "34m full 1x1024 checkpointing": ("34m", [FULL, "rows=1", "source=512", "target=511", "checkpointing"]),
+    "124m full 2x193": ("124m", [FULL, "rows=2", "source=64", "target=128"]),
+    "124m prefix 2x256": ("124m", [PREFIX, "rows=2", "source=128", "target=127"]),
+    "124m prefix 2x256 checkpointing": (
+        "124m", [PREFIX, "rows=2", "source=128", "target=127", "checkpointing"],
     ),
-    "124m prefix int4 2x512": ("124m", [PREFIX, "rows=2", "source=256", "target=255", "quantization=int4"]),
-    "124m lora 4x512": ("124m", [LORA, "rows=4", "source=256", "target=255"]),
-    "124m lora 4x512 checkpointing": ("124m", [LORA, "rows=4", "source=256", "target=255", "checkpointing"]),
-    "124m full bf16 autocast 4x256": (
-        "124m", [FULL, "rows=4", "source=128", "target=127", "trainer.precision=bf16"],
+    "124m lora 2x256": ("124m", [LORA, "rows=2", "source=128", "target=127"]),
+    "124m lora 2x256 checkpointing": ("124m", [LORA, "rows=2", "source=128", "target=127", "checkpointing"]),
+    "124m full 1x256 accumulation 2": (
+        "124m", [FULL, "rows=1", "source=128", "target=127", "accumulation=2"],
     ),
-    "253m full 2x256": ("253m", [FULL, "rows=2", "source=128", "target=127"]),
-    "253m prefix 2x1024": ("253m", [PREFIX, "rows=2", "source=512", "target=511"]),
-    "253m prefix bf16 2x1024": (
-        "253m", [PREFIX, "rows=2", "source=512", "target=511", "model.dtype=bfloat16"],
+    "124m full 2x193 bf16 autocast": (
+        "124m", [FULL, "rows=2", "source=64", "target=128", "trainer.precision=bf16"],
     ),
-    "520m full 1x193": ("520m", [FULL, "rows=1", "source=64", "target=128"]),
-    "520m full adafactor 1x193": (
-        "520m", [FULL, "rows=1", "source=64", "target=128", "trainer.optim=adafactor"],
+    "124m prefix 1x512 int4": ("124m", [PREFIX, "rows=1", "source=256", "target=255", "quantization=int4"]),
+    "253m prefix 1x512": ("253m", [PREFIX, "rows=1", "source=256", "target=255"]),
+    "253m lora 1x512 checkpointing": ("253m", [LORA, "rows=1", "source=256", "target=255", "checkpointing"]),
+    "253m full 1x128": ("253m", [FULL, "rows=1", "source=64", "target=63"]),
+    "520m lora 1x193": ("520m", [LORA, "rows=1", "source=64", "target=128"]),
+    "520m prefix 1x193 checkpointing": (
+        "520m", [PREFIX, "rows=1", "source=64", "target=128", "checkpointing"],
     ),
-    "520m lora 2x512": ("520m", [LORA, "rows=2", "source=256", "target=255"]),
-    "520m prefix 2x512 checkpointing": (
-        "520m", [PREFIX, "rows=2", "source=256", "target=255", "checkpointing"],
+    "520m full 1x128 adafactor": (
+        "520m", [FULL, "rows=1", "source=64", "target=63", "trainer.optim=adafactor"],
     ),
-    "first-157m full 2x512": ("first-157m", [FULL, "rows=2", "source=256", "target=255"]),
-    "first-157m prefix 4x256": ("first-157m", [PREFIX, "rows=4", "source=128", "target=127"]),
+    "520m full 1x128": ("520m", [FULL, "rows=1", "source=64", "target=63"]),
+    "first-157m full 1x193": ("first-157m", [FULL, "rows=1", "source=64", "target=128"]),
+    "first-157m prefix 2x193": ("first-157m", [PREFIX, "rows=2", "source=64", "target=128"]),
 }  # fmt: skip
 """Name -> shape and settings; short words are spelt out by `overrides`."""
 

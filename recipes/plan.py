@@ -1,4 +1,4 @@
-"""`glmtune plan`: memory by part, the cheapest setting that fits, time per epoch; nothing is loaded for it."""
+"""`glmtune plan`: memory by part, the cheapest setting that fits, time per epoch; before anything loads."""
 
 from __future__ import annotations
 

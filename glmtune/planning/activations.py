@@ -170,8 +170,7 @@ def prefix_bytes(work: Workload) -> float:
 
 
 def prefix_states_bytes(work: Workload) -> float:
-    """Return the prefix keys and values of all layers, alive while checkpointed blocks may need them
-    again."""
+    """Return the prefix of all layers, alive while checkpointed blocks may need it again."""
     prefix, geometry = work.prefix, work.geometry
     if prefix is None:
         return 0.0
@@ -210,10 +209,11 @@ def block_moment_bytes(work: Workload) -> float:
     """Return the activations that the backward pass of one block needs at its largest, beside what was kept.
 
     In the MLP: the gradients of down's input, of the activated gate and of up (``3 F``; with one half
-    ``2 F``) and two of the residual stream.
+    ``2 F``) and two of the residual stream. By then a trained layer has used its input (``F``), which is
+    free.
     """
     geometry, tokens = work.geometry, work.batch.num_tokens
-    inner = geometry.mlp_size * (2 if geometry.is_first else 3)
+    inner = geometry.mlp_size * ((2 if geometry.is_first else 3) - work.is_full)
     return tokens * (work.compute_bytes * inner + 2 * work.residual_bytes * geometry.hidden_size)
 
 

@@ -101,8 +101,8 @@ def check_run(config: RunConfig, settings: PlanSettings) -> str:
         return ""  # what is wrong with the settings, loading says better
     if problem and settings.enforce:
         raise ConfigError(
-            f"The run cannot fit, and `plan.enforce` is true. {problem} `glmtune plan` with the same settings "
-            "shows every part; `plan.enforce=false` starts it all the same."
+            f"The run cannot fit, and `plan.enforce` is true. {problem} `glmtune plan` with the same "
+            "settings shows every part; `plan.enforce=false` starts it all the same."
         )
     return problem
 

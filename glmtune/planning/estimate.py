@@ -95,32 +95,40 @@ def _moments(work: Workload) -> dict[str, Memory]:
     states, geometry = states_of(work), work.geometry
     held = Memory(weights=states.weights, optimizer=states.optimizer)
     early, late = _gradients(work)
+    earlier = states.gradients if work.batch.accumulation > 1 or not work.is_full else 0.0
     blocks = geometry.num_layers
     lowest, block = kept.block_bytes(work, is_lowest=True), kept.block_bytes(work)
     outer = kept.prefix_bytes(work)
     if work.checkpointing:
-        all_blocks = blocks * kept.checkpoint_bytes(work) + kept.prefix_states_bytes(work)
-        top, bottom = (
-            all_blocks + block,
-            kept.checkpoint_bytes(work) + kept.prefix_states_bytes(work) + lowest,
-        )
+        entered, prefix = kept.checkpoint_bytes(work), kept.prefix_states_bytes(work)
+        shared = entered if work.residual_bytes == 4 else 0.0  # the first norm keeps the block's input itself
+        all_blocks = blocks * entered + prefix
+        top, bottom = all_blocks + block - shared, entered + prefix + lowest - shared
     else:
         all_blocks = lowest + (blocks - 1) * block
         top, bottom = all_blocks, lowest
     inside, buffers = kept.block_moment_bytes(work), _buffers(work)
     casts, decoded = _cast_bytes(work), kept.decoded_bytes(work)
-    forward_casts = casts if not work.checkpointing else 0.0
+    kept_casts = casts if not work.checkpointing else 0.0  # autocast forgets them after the forward pass
+    loss = all_blocks + outer + kept.head_bytes(work)
     evaluation, eval_logits = kept.evaluation_bytes(work)
     return {
+        "loss": dataclasses.replace(
+            held,
+            gradients=earlier,
+            activations=loss,
+            logits=2 / 3 * kept.logits_bytes(work),
+            buffers=buffers + casts,
+        ),
         "head": dataclasses.replace(
             held,
             gradients=early,
-            activations=all_blocks + outer + kept.head_bytes(work),
+            activations=loss,
             logits=kept.logits_bytes(work),
-            buffers=buffers + casts,
+            buffers=buffers + kept_casts,
         ),
         "topmost block": dataclasses.replace(
-            held, gradients=early, activations=top + outer + inside, buffers=buffers + forward_casts + decoded
+            held, gradients=early, activations=top + outer + inside, buffers=buffers + kept_casts + decoded
         ),
         "lowest block": dataclasses.replace(
             held, gradients=late, activations=bottom + outer + inside, buffers=buffers + decoded

@@ -45,8 +45,8 @@ class Probe:
 def measure_steps(plan: Plan, *, length: int | None = None) -> Probe:
     """Do two steps, the first of which warms up, and time the second.
 
-    Weights are random, so nothing has to be downloaded; how fast a step is does not depend on their values. One
-    process works on one device, without DeepSpeed.
+    Weights are random, so nothing has to be downloaded; how fast a step is does not depend on their values.
+    One process works on one device, without DeepSpeed.
 
     Args:
         plan: of the run; its device must be this machine's.
@@ -66,8 +66,8 @@ def measure_steps(plan: Plan, *, length: int | None = None) -> Probe:
             else f"it needs {needed:.1f} GiB and there are {there:.1f}"
         )
         raise ConfigError(
-            f"`probe` is true, but two steps of this setting cannot be tried here: {reason}. Leave `probe` out, or "
-            "take a setting that fits on one device."
+            f"`probe` is true, but two steps of this setting cannot be tried here: {reason}. Leave `probe` "
+            "out, or take a setting that fits on one device."
         )
     device = torch.device(work.device)
     model = _model(work).to(device).train()
@@ -176,7 +176,7 @@ def _model(work: Workload) -> nn.Module:
 
 
 def _batch(work: Workload, device: torch.device, length: int) -> dict[str, Tensor]:
-    """Make rows of random tokens, their answer at the end; the last row a little shorter if rows are padded."""
+    """Make rows of random tokens, their answer at the end; if rows are padded, the last one is shorter."""
     import torch
 
     rows, vocab = work.batch.rows, work.geometry.vocab_size

@@ -98,7 +98,7 @@ def time_rows(plan: Plan, probe: Probe, epoch: tuple[int, float, int, float] | N
     Args:
         plan: of the run.
         probe: measured.
-        epoch: rows, mean tokens of a row, steps and seconds of one pass over the data, where rows could be read.
+        epoch: rows, mean tokens of a row, steps and seconds of a pass over the data, if it could be read.
     """
     passes = plan.work.batch.accumulation
     rows = [

@@ -1,6 +1,6 @@
 """The cheapest setting that fits: every combination of the levers of memory, by what each costs in time.
 
-Only levers that leave the batch of an optimizer step and the arithmetic of the method as they are come first; a
+Levers that leave the batch of an optimizer step and the arithmetic of the method as they are come first; a
 quantized or 16-bit base, which changes what is learnt, is considered where nothing else fits.
 """
 

@@ -72,7 +72,8 @@ def num_trained(work: Workload) -> int:
 def trained_bytes(work: Workload) -> int:
     """Return the bytes of a trained number on its device.
 
-    Prefix and adapters are float32 whatever the base is; DeepSpeed casts everything to the type it computes in.
+    Prefix and adapters are float32 whatever the base is; DeepSpeed casts everything to the type it computes
+    in.
     """
     return work.weight_bytes if work.is_full or work.division.stage else 4
 

@@ -114,8 +114,7 @@ class Workload:
 
     @property
     def residual_bytes(self) -> int:
-        """Of a number of the residual stream: it starts in the embedding's type and autocast leaves it
-        there."""
+        """Of a number of the residual stream: the embedding's type, which autocast leaves."""
         return self.weight_bytes
 
     @property
@@ -226,8 +225,8 @@ def _division(config: RunConfig, hardware: Hardware) -> Division:
     per_node = launch.num_processes or (hardware.per_node if hardware.device == "cuda" else 1)
     if hardware.device == "cuda" and per_node > hardware.per_node:
         raise ConfigError(
-            f"`launch.num_processes` is {per_node}, but a machine has {hardware.per_node} GPUs: every process "
-            "needs one of its own. Lower it, or leave it out."
+            f"`launch.num_processes` is {per_node}, but a machine has {hardware.per_node} GPUs: every "
+            "process needs one of its own. Lower it, or leave it out."
         )
     processes = per_node * (_machines(launch) if hardware.source == "detected" else hardware.num_nodes)
     if settings is None:

@@ -1,0 +1,191 @@
+"""`glmtune plan` from the command line, and what `plan.enforce` does in `glmtune train`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+
+import pytest
+
+from glmtune.cli import main
+from glmtune.errors import ConfigError
+from glmtune.planning.check import make_plan
+from glmtune.planning.published import published_memory
+from recipes.compose import load_settings
+from recipes.plan import COMMAND
+from recipes.train import COMMAND as TRAIN
+
+FULL = ("model=chatglm2-6b", "+recipe=full", "hardware=4x80GB")
+INT4 = ("model=chatglm2-6b", "+recipe=ptuning", "quantization=int4", "hardware=1x8GB")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("glmtune.models.hub.download", refuse)
+    monkeypatch.setattr("socket.socket.connect", refuse)
+
+
+def values_of(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict]:
+    code = main(["plan", *words, "format=json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_full_tuning_of_6b_on_four_cards(capsys: pytest.CaptureFixture[str]) -> None:
+    start = time.monotonic()
+    code, values = values_of(capsys, *FULL)
+    assert time.monotonic() - start < 20
+    assert (code, values["fits"]) == (3, False)
+    assert values["device_bytes"]["weights"] == 4 * 6_243_584_000
+    assert values["best"]["changes"] == ["deepspeed=zero2"]
+    assert values["best"]["command"] == "glmtune train model=chatglm2-6b +recipe=full deepspeed=zero2"
+    assert "4 GPUs" not in values["problem"]
+    assert "80.0 GiB" in values["problem"]
+
+
+def test_ptuning_of_int4_on_8gb(capsys: pytest.CaptureFixture[str]) -> None:
+    code, values = values_of(capsys, *INT4)
+    assert (code, values["fits"], values["problem"]) == (0, True, "")
+    assert 5 * 2**30 < values["device_total_bytes"] < 7 * 2**30  # 6.7 GB were published
+    assert values["best"]["command"] == "glmtune train model=chatglm2-6b +recipe=ptuning quantization=int4"
+    assert [report["gib"] for report in values["published"]] == [6.7]
+
+
+def test_the_table_names_every_part(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *FULL]) == 3
+    shown = capsys.readouterr().out
+    for word in ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "overhead", "host"):
+        assert word in shown
+    assert "glmtune train model=chatglm2-6b +recipe=full deepspeed=zero2" in shown
+    assert "issue" in shown  # a published report
+
+
+def test_the_command_recommended_is_one_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        "model=glm-4-9b",
+        "+recipe=full",
+        "trainer.per_device_train_batch_size=8",
+        "sequence_length=4096",
+    )
+    _, values = values_of(capsys, *words, "hardware=8x40GB+1000GB")
+    command = shlex.split(values["best"]["command"])
+    assert command[:2] == ["glmtune", "train"]
+    config = load_settings(TRAIN, command[2:])
+    plan = make_plan(config, "8x40GB+1000GB", length=4096)
+    assert plan.fits
+    trainer = config.trainer
+    assert trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps == 8 * 16
+
+
+def test_levers_that_are_not_needed_are_taken_off(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("model=chatglm2-6b", "+recipe=lora", "trainer.gradient_checkpointing=true", "hardware=1x80GB")
+    _, values = values_of(capsys, *words)
+    assert values["best"]["changes"] == ["trainer.gradient_checkpointing=false"]
+    command = "glmtune train model=chatglm2-6b +recipe=lora trainer.gradient_checkpointing=false"
+    assert values["best"]["command"] == command
+
+
+def test_a_quantized_base_comes_last(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("model=chatglm2-6b", "+recipe=ptuning", "hardware=1x8GB")
+    code, values = values_of(capsys, *words)
+    assert code == 3
+    assert "quantization=int4" in values["best"]["changes"]
+    assert values["best"]["changes_results"]
+    assert "changes what is learnt" in values["problem"]
+
+
+def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    code, values = values_of(capsys, "model=chatglm2-6b", "+recipe=full", "hardware=1x8GB+16GB")
+    assert (code, values["best"]) == (3, None)
+    assert "No setting of this method fits" in values["problem"]
+    assert "+recipe=lora" in values["problem"]
+
+
+def test_more_memory_never_hurts_and_longer_rows_need_more() -> None:
+    def total(*words: str, length: int | None = None) -> float:
+        config = load_settings(COMMAND, ["model=chatglm2-6b", *words])
+        return make_plan(config, "1x80GB", length=length).estimate.device.total
+
+    lengths = [total("+recipe=lora", length=length) for length in (256, 1024, 4096, 16384)]
+    assert lengths == sorted(lengths)
+    assert total("+recipe=lora", "trainer.gradient_checkpointing=true", length=8192) < total(
+        "+recipe=lora", length=8192
+    )
+    sizes = [
+        total("+recipe=ptuning", *words) for words in ((), ("quantization=int8",), ("quantization=int4",))
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_probe_times_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("+recipe=ptuning", "model.device=cpu", "data.max_train_samples=64", "probe=true")
+    code, values = values_of(capsys, *words)
+    assert code == 0
+    probe, epoch = values["probe"], values["epoch"]
+    assert probe["pass_seconds"] > 0
+    assert (epoch["rows"], epoch["steps"]) == (64, 4)
+    assert epoch["seconds"] == pytest.approx(4 * probe["step_seconds"])
+
+
+def test_probe_of_another_machine_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "probe=true", "hardware=1x8GB"]) == 2
+    assert "the probe measures this machine" in capsys.readouterr().err
+
+
+def test_wrong_settings_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "hardware=lots"]) == 2
+    assert "`hardware` is `lots`" in capsys.readouterr().err
+    assert main(["plan", "format=xml"]) == 2
+    assert "Valid: table, json" in capsys.readouterr().err
+    assert main(["plan", "sequence_length=1"]) == 2
+    assert "`sequence_length` is 1" in capsys.readouterr().err
+
+
+def test_enforce_refuses_a_run_that_cannot_fit(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+    words = [
+        "train",
+        "+recipe=full",
+        "plan.enforce=true",
+        "plan.hardware=cpu:1GB",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+    assert main(words) == 2
+    shown = capsys.readouterr().err
+    assert "cannot fit" in shown
+    assert "1.0 GiB" in shown
+    assert "trainer.per_device_train_batch_size=" in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_enforce_a_run_only_warns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    from recipes import train
+
+    started = []
+    monkeypatch.setattr(
+        train, "run", lambda config: started.append(config) or train.TrainResult(tmp_path, 0, {})
+    )
+    words = ["train", "+recipe=full", "model.device=cpu", "plan.hardware=cpu:1GB"]
+    assert main(words) == 0
+    assert len(started) == 1
+    assert "may run out of memory" in capsys.readouterr().err
+
+
+def test_enforce_names_an_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "model=./nowhere", "plan.enforce=true"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_published_reports_have_sources() -> None:
+    reports = published_memory()
+    assert len(reports) > 10
+    for report in reports:
+        assert report.source
+        assert report.tune in ("full", "prefix", "lora")
+        assert report.quantization in ("none", "int8", "int4")
+    with pytest.raises(ConfigError):
+        load_settings(COMMAND, ["model=chatglm2-6b", "+recipe=full", "quantization=int4"])
