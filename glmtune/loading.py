@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,7 +17,9 @@ from glmtune.models.tokenizers import load_tokenizer_folder
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.checkpoint import load_prefix
 from glmtune.prefix.encoder import PrefixEncoder
+from glmtune.quantization.external import load_external
 from glmtune.quantization.kernels import prepare_for_inference
+from glmtune.quantization.methods import EXTERNAL
 from glmtune.quantization.reader import QuantizingReader
 
 
@@ -39,7 +42,8 @@ def load_model(
         device: torch device, its name, or None / "auto" for CUDA if there is one.
         quantization: None loads the weights as they are stored, quantized checkpoints included; a name in
             `glmtune.quantization.methods.METHODS` (``int8``, ``int4``, ``int4-g64``, ...) quantizes them as
-            they are read, tensor by tensor.
+            they are read, tensor by tensor; one in ``EXTERNAL`` (``nf4``, ``torchao-int4``, ...) leaves it to
+            another library, for GPUs.
         quantization_activations: ``int8`` also rounds the inputs of quantized layers; None leaves them. See
             `glmtune.quantization.kernels.prepare_for_inference`, which a cast or a move asks for again.
         prefix: a prefix to attach: an encoder, a run folder, a checkpoint folder, or a file (ours, or an
@@ -91,14 +95,11 @@ def load_base(
     Raises:
         ConfigError: see `load_model`; so is CheckpointError.
     """
-    return load_with(
-        source,
-        dtype=dtype,
-        device=device,
-        family=family,
-        attn_implementation=attn_implementation,
-        quantizer=QuantizingReader(quantization),
-    )
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "family": family}
+    options["attn_implementation"] = attn_implementation
+    if quantization in EXTERNAL:
+        return load_external(source, quantization, **options)
+    return load_with(source, quantizer=QuantizingReader(quantization), **options)
 
 
 def load_tokenizer(source: str | Path, *, family: Family | str | None = None) -> PreTrainedTokenizerBase:

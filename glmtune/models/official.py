@@ -28,8 +28,8 @@ class OfficialModel(ChatMixin):
 
     Attributes:
         source: what the user named; the folder's path or "" for a model made from a configuration.
-        stored_layout: how a checkpoint stores its weights as codes, where the model itself holds the floating
-            point weights behind them; None: the configuration tells.
+        stored_layout: how the weights are or were codes, where the configuration does not tell: because the
+            model holds the floating point weights behind them, or another library quantized it.
     """
 
     config: Any
@@ -75,7 +75,7 @@ class OfficialModel(ChatMixin):
     @property
     def quantization(self) -> str | None:
         """Method by which the weights were quantized, None for floating point ones."""
-        layout = QuantizedLayout.of(self.config)
+        layout = self.stored_layout or QuantizedLayout.of(self.config)
         return None if layout is None else layout.method
 
     def is_base(self, fingerprint: str) -> bool:

@@ -26,7 +26,7 @@ class ModelSettings:
     device: str = setting("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
     family: str | None = setting(None, "release line, only if names cannot tell it, such as chatglm2-32k")
     quantization: str | None = setting(
-        None, "quantize on loading: int8, int4, int4-clip, int4-g128, ... (stored codes load without it)"
+        None, "quantize on loading: int8, int4, int4-clip, int4-g128, nf4, ... (stored codes load without it)"
     )
     quantization_bit: int | None = setting(None, "4 or 8: int4 or int8, as in the official scripts")
     quantization_activations: str | None = setting(

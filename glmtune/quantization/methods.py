@@ -100,12 +100,46 @@ METHODS: dict[str, Method] = {
 """Name → method. Those without groups (``-g``) are stored in the official format."""
 
 
+@dataclass(frozen=True, slots=True)
+class ExternalMethod:
+    """A way to quantize that another library has; on loading only, see `glmtune.quantization.external`.
+
+    Attributes:
+        library: its package.
+        bits: per code.
+        bits_per_weight: scales and zero points included, of a wide layer.
+        summary: one line for users.
+        needs_gpu: it computes on CUDA GPUs only.
+    """
+
+    library: str
+    bits: int
+    bits_per_weight: float
+    summary: str
+    needs_gpu: bool = True
+
+
+EXTERNAL: dict[str, ExternalMethod] = {
+    "nf4": ExternalMethod(
+        "bitsandbytes", 4, 4.127, "16 levels of a normal distribution, scales quantized too"
+    ),
+    "torchao-int4": ExternalMethod("torchao", 4, 4.25, "scale and zero point per 128 columns, GPU kernels"),
+    "torchao-int8": ExternalMethod("torchao", 8, 8.004, "a scale per row", needs_gpu=False),
+}
+"""Name → method of another library."""
+
+
 def method_named(name: str) -> Method:
-    """Return a method.
+    """Return a method of our own.
 
     Raises:
-        ConfigError: no method has that name, nearest first.
+        ConfigError: no method has that name, nearest first, or it is another library's.
     """
+    if name in EXTERNAL:
+        raise ConfigError(
+            f"`quantization` is `{name}`, which {EXTERNAL[name].library} applies to a loaded model; it "
+            "cannot be written or planned. Use it with train, predict, eval and chat, or `int4-g64` here."
+        )
     if name not in METHODS:
-        raise ConfigError(unknown_name("`quantization`", name, METHODS))
+        raise ConfigError(unknown_name("`quantization`", name, [*METHODS, *EXTERNAL]))
     return METHODS[name]

@@ -18,7 +18,7 @@ from glmtune.errors import ConfigError
 from glmtune.models.chat_tokenizer import GlmTokenizer
 from glmtune.models.checkpoint import read_into, save_official
 from glmtune.models.load import GlmModel, build_model, choose_device, load_config
-from glmtune.models.quantized import QuantizedLayout, without_layout
+from glmtune.models.quantized import without_layout
 from glmtune.models.source import resolve_source
 from glmtune.prefix.attach import attach_prefix, freeze_base, without_prefix
 from glmtune.prefix.checkpoint import PrefixMeta, load_prefix, save_prefix
@@ -128,7 +128,7 @@ class TunedAdapter:
     model: PeftModel
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Write ``adapter_model.safetensors`` and ``adapter_config.json``, which PEFT reads; see `Tuned.save`."""
+        """Write ``adapter_model.safetensors`` and ``adapter_config.json`` for PEFT; see `Tuned.save`."""
         state = None if weights is None else dict(weights)
         self.model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form; the run has a model card
@@ -200,10 +200,9 @@ def tune_all(model: GlmModel, tokenizer: GlmTokenizer) -> TunedModel:
     Raises:
         ConfigError: the model is quantized.
     """
-    layout = QuantizedLayout.of(model.config)
-    if layout is not None:
+    if model.quantization is not None:
         raise ConfigError(
-            f"`tune` is `full`, but `{model.source}` is quantized ({layout.method}): codes cannot be "
+            f"`tune` is `full`, but `{model.source}` is quantized ({model.quantization}): codes cannot be "
             "trained. Tune a prefix or LoRA (`+recipe=ptuning`, `+recipe=lora`), or load unquantized weights."
         )
     model.float()
