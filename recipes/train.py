@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,8 +203,21 @@ def _trainer(
         keep_checkpoints=config.trainer.save_total_limit,
         patience=config.trainer.early_stopping_patience,
         watch=config.trainer,
+        divides=_divides(config),
         facts=facts,
     )
+
+
+def _divides(config: TrainConfig) -> bool:
+    """Say whether FSDP divides the weights, which takes processes to divide them among."""
+    if config.distributed is None:
+        return False
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        raise ConfigError(
+            "`distributed` is `fsdp`, but this run has one process, and so nobody to share the weights with. "
+            "Add `launch.num_processes=N`, one for every GPU, or leave `distributed` out."
+        )
+    return True
 
 
 def _rows(config: TrainConfig, split: EncodedSplit) -> tuple[Dataset | datasets.Dataset, list[int]]:

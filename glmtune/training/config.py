@@ -13,6 +13,8 @@ from glmtune.training.deepspeed import DeepSpeedSettings
 from glmtune.training.launch import LaunchSettings
 from glmtune.training.settings import TUNE, LoraSettings, TrainerSettings
 
+DISTRIBUTED = ("fsdp",)
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -27,6 +29,9 @@ class RunConfig:
     trainer: TrainerSettings = setting(TrainerSettings, "how to learn them")
     deepspeed: DeepSpeedSettings | None = setting(None, "ZeRO; null trains without DeepSpeed")
     launch: LaunchSettings = setting(LaunchSettings, "how many processes train together, and where")
+    distributed: str | None = setting(
+        None, "fsdp: divide weights among processes by FSDP2; null: each holds all, or see deepspeed"
+    )
     output_dir: str = setting("runs/train", "folder of the run")
     seed: int = setting(42, "seed of everything random")
     resume: str = setting("auto", "auto, never, force, or the path of a checkpoint-N to go on from")
@@ -46,11 +51,7 @@ class RunConfig:
                     f"`{name}` has settings, but `tune` is `{self.tune}`, which ignores them. "
                     f"Add `{name}=null`."
                 )
-        if self.trainer.torch_compile and self.deepspeed is not None:
-            raise ConfigError(
-                "`trainer.torch_compile` is true, but `deepspeed` is set, whose engine gathers and divides "
-                "weights between the layers. Leave one of them out: `trainer.torch_compile=false`."
-            )
+        self._check_division()
         if self.model.quantization_activations is not None:
             raise ConfigError(
                 f"`model.quantization_activations` is `{self.model.quantization_activations}`, but training "
@@ -73,3 +74,24 @@ class RunConfig:
                     f"`trainer.{name}` is {value}, but `data.validation_file` is null, so nothing can be "
                     f"evaluated. Name a file, or add `trainer.{name}=null`."
                 )
+
+    def _check_division(self) -> None:
+        """Check what divides the weights among processes."""
+        if self.distributed is not None:
+            check_choice("distributed", self.distributed, DISTRIBUTED)
+        divider = (self.distributed and f"distributed={self.distributed}") or (self.deepspeed and "deepspeed")
+        if self.distributed is not None and self.deepspeed is not None:
+            raise ConfigError(
+                f"`distributed` is `{self.distributed}` and `deepspeed` is set, but only one of them can "
+                "divide the weights. Leave one out."
+            )
+        if self.trainer.torch_compile and divider:
+            raise ConfigError(
+                f"`trainer.torch_compile` is true, but `{divider}` gathers and divides weights between the "
+                "layers. Leave one of them out: `trainer.torch_compile=false`."
+            )
+        if self.distributed == "fsdp" and self.model.method is not None:
+            raise ConfigError(
+                f"`distributed` is `fsdp`, but `model.quantization` is `{self.model.method}`, and codes are "
+                "not divided. Leave one of them out: an INT4 base is small enough for every process."
+            )

@@ -37,7 +37,7 @@ FREE = frozenset(
     | {f"trainer.{name}" for name in ("dataloader_num_workers", "num_threads", "gradient_checkpointing")}
 )
 
-PLACES = ("launch", "deepspeed", "plan")
+PLACES = ("launch", "deepspeed", "distributed", "plan")
 """Groups that say where a run computes and keeps its numbers, which may change too."""
 WORLD_HINT = (
     "\n(That is `launch.num_processes` on all machines × `trainer.per_device_train_batch_size` × "

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerControl, Train
 
 from glmtune.labels import IGNORE_INDEX
 from glmtune.training import checkpoint as checkpoints
-from glmtune.training import together
+from glmtune.training import fsdp, together
 from glmtune.training.adapt import Tuned
 from glmtune.training.not_finite import not_finite
 from glmtune.training.rollback import rate_factor, scale_rate
@@ -28,7 +28,7 @@ from glmtune.training.sampling import EpochSampler, LengthOrder
 from glmtune.training.settings import WatchSettings
 from glmtune.training.shared_rows import FilledRows, RankBatches
 from glmtune.training.watch_callback import TrainingWatch
-from glmtune.training.zero_state import TrainedWeights, load_state, save_state
+from glmtune.training.zero_state import TrainedWeights, load_state, refuse_other_kind, save_state
 
 LOSS_STATE = "loss_state.json"
 
@@ -52,6 +52,7 @@ class GlmTrainer(Trainer):
         keep_checkpoints: int | None = None,
         patience: int | None = None,
         watch: WatchSettings | None = None,
+        divides: bool = False,
         facts: dict[str, Any] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
@@ -71,6 +72,7 @@ class GlmTrainer(Trainer):
             keep_checkpoints: newest checkpoints kept; None keeps all.
             patience: evaluations without a new best after which training stops; None never stops early.
             watch: what is reported, and how often the run may go back; None: the defaults.
+            divides: divide the weights among the processes by FSDP2.
             facts: plain values kept in each checkpoint's manifest and checked on resuming.
             callbacks: added to the trainer's own.
         """
@@ -88,6 +90,8 @@ class GlmTrainer(Trainer):
             shuffle=shuffle,
         )
         self.watch = TrainingWatch(watch or WatchSettings(), self.run_folder)
+        self.divides = divides
+        self._whole_weights: dict[str, Tensor] | None = None
         self._eval_lengths = eval_lengths
         self._improved = False
         self._stopped_early = False
@@ -158,7 +162,8 @@ class GlmTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # The last moment before the weights change: what is not finite here must not reach them.
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm: Any = super()._get_grad_norm(model, grad_norm)
+        norm = norm.full_tensor() if self.divides else norm
         scaler = getattr(self.accelerator, "scaler", None)
         skips = scaler is not None or (self.is_deepspeed_enabled and self.args.fp16)  # such a step by itself
         bad_loss = not bool(torch.isfinite(cast(Tensor, self._tr_loss)))
@@ -229,7 +234,7 @@ class GlmTrainer(Trainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         self._improved = super()._determine_best_metric(metrics, trial)
-        if self._improved and self.is_deepspeed_enabled:
+        if self._improved and (self.is_deepspeed_enabled or self.divides):
             self.control.should_save = True  # only a checkpoint puts divided weights together
         key = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
         since = [
@@ -289,21 +294,34 @@ class GlmTrainer(Trainer):
             checkpoints.rotate(self.run_folder, keep=self.keep_checkpoints)
 
     def _save_tuned(self, folder: Path, loss_sum: float) -> None:
-        weights = TrainedWeights(folder, self.tuned.model) if self.is_deepspeed_enabled else None
-        self.tuned.save(folder, weights)
+        zero = TrainedWeights(folder, self.tuned.model) if self.is_deepspeed_enabled else None
+        self.tuned.save(folder, self._whole_weights if zero is None else zero)
+        self._whole_weights = None
         self.state.save_to_json(str(folder / "trainer_state.json"))
         loss_state = {"sum": loss_sum, "last_logged_step": self._globalstep_last_logged}
         (folder / LOSS_STATE).write_text(json.dumps(loss_state), encoding="utf-8")
 
     def _save_optimizer_and_scheduler(self, output_dir: str | None) -> None:
-        if not self.is_deepspeed_enabled or output_dir is None:
-            return super()._save_optimizer_and_scheduler(output_dir)
+        if output_dir is None or not (self.is_deepspeed_enabled or self.divides):
+            return super()._save_optimizer_and_scheduler(cast(str, output_dir))
+        if self.divides:
+            writes = self.args.should_save
+            weights = fsdp.whole_weights(self.tuned.model, keep=writes)
+            self._whole_weights = weights if writes else None
+            fsdp.save_optimizer(self._plain_optimizer(), Path(output_dir), writes=writes)
+            return self._save_scheduler(Path(output_dir))
         rank, count = self.args.process_index, self.args.world_size
         problem = save_state(self.model_wrapped, self.tuned.model, Path(output_dir), rank=rank, count=count)
         if problem is not None:
             raise problem
+        return self._save_scheduler(Path(output_dir))
+
+    def _save_scheduler(self, folder: Path) -> None:
         if self.args.should_save and self.lr_scheduler is not None:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+            torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
+
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def _batch_facts(self) -> dict[str, int]:
         return {
@@ -333,10 +351,30 @@ class GlmTrainer(Trainer):
     ) -> Any:
         if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
             self._load_from_checkpoint(resume_from_checkpoint)  # before the weights are divided
+        if self.divides:
+            fsdp.divide(self.tuned.model)
+            # So transformers calls a model that is divided already, and leaves its weights to it.
+            self.is_distributed_loading_by_transformers = True
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        model = cast(Any, self.tuned.model)
+        model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(True)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            refuse_other_kind(Path(checkpoint), is_zero=self.is_deepspeed_enabled)
+        if self.divides and checkpoint is not None:
+            fsdp.load_optimizer(self._plain_optimizer(), Path(checkpoint))
+            state = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
+            cast(LambdaLR, self.lr_scheduler).load_state_dict(state)
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
         if self.is_deepspeed_enabled:

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,33 @@ def little_memory(step: int) -> None:
     GlmTrainer.compute_loss = cramped  # type: ignore[method-assign]
 
 
+def not_finite(step: int) -> None:
+    """Make the loss of this process NaN in one step, once."""
+    from glmtune.training.trainer import GlmTrainer
+
+    loss = GlmTrainer.compute_loss
+    done: list[int] = []
+
+    def spoilt(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step != step - 1 or done:
+            return loss(self, *args, **kwargs)
+        done.append(step)
+        return loss(self, *args, **kwargs) * float("nan")
+
+    GlmTrainer.compute_loss = spoilt  # type: ignore[method-assign]
+
+
 FATES = {
     fate.__name__: fate
-    for fate in (killed_in_step, killed_while_saving, told_to_stop, full_disk, no_data, little_memory)
+    for fate in (
+        killed_in_step,
+        killed_while_saving,
+        told_to_stop,
+        full_disk,
+        no_data,
+        little_memory,
+        not_finite,
+    )
 }
 
 
@@ -158,7 +183,8 @@ def run(session: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed  # noqa: F401
+    with suppress(ImportError):  # FSDP needs none
+        import deepspeed  # noqa: F401
     import matplotlib.figure  # noqa: F401
     import peft  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401

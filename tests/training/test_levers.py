@@ -17,6 +17,8 @@ from glmtune.training.arguments import training_arguments
 from glmtune.training.compiling import check_compiler, compile_layers
 from glmtune.training.settings import OPTIMIZERS, TrainerSettings
 from glmtune.training.trainer import GlmTrainer
+from recipes.compose import load_settings
+from recipes.train import COMMAND
 
 MakeTrainer = Callable[..., GlmTrainer]
 
@@ -77,3 +79,25 @@ def test_every_layer_is_compiled_in_place(make_trainer: MakeTrainer, monkeypatch
     assert compile_layers(model) == model.config.num_hidden_layers
     assert list(model.state_dict()) == names
     assert all(layer._compiled_call_impl is not None for layer in model.model.layers)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["distributed=fsdb"], r"`distributed` is `fsdb`, which does not exist. Did you mean `fsdp`\?"),
+        (["distributed=fsdp", "deepspeed=zero2"], r"`distributed` is `fsdp` and `deepspeed` is set"),
+        (
+            ["distributed=fsdp", "trainer.torch_compile=true"],
+            r"torch_compile` is true, but `distributed=fsdp`",
+        ),
+        (["deepspeed=zero2", "trainer.torch_compile=true"], r"torch_compile` is true, but `deepspeed`"),
+    ],
+)
+def test_what_cannot_go_together(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_settings(COMMAND, ["+recipe=full", *overrides])
+
+
+def test_codes_are_not_divided() -> None:
+    with pytest.raises(ConfigError, match=r"`distributed` is `fsdp`, but `model.quantization` is `int4`"):
+        load_settings(COMMAND, ["+recipe=lora", "distributed=fsdp", "model.quantization=int4"])

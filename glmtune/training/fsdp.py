@@ -1,0 +1,93 @@
+"""FSDP2, PyTorch's own way of dividing weights among processes, with checkpoints as those of one process.
+
+Layers are divided one by one and gathered while they compute; what lies outside them (embedding, head,
+prefix) stays gathered from forward to backward pass. Checkpoints hold whole tensors in the plain format, so a
+run may go on with any number of processes, one included, with FSDP or without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+OPTIMIZER_FILE = "optimizer.pt"
+
+
+def divide(model: nn.Module) -> None:
+    """Divide a model's weights among the processes of this run, each of which holds all of them now.
+
+    Args:
+        model: mutated; its parameters become `DTensor`.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    device = next(model.parameters()).device.type
+    mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
+    for layer in [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    model._is_fsdp_managed_module = True  # pyright: ignore[reportArgumentType]  # what transformers asks for
+
+
+def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """Put the trained weights together; every process must call this.
+
+    Args:
+        model: divided.
+        keep: whether this process wants them; the others get nothing.
+
+    Returns:
+        Whole tensors on the host by parameter name, tied ones under each of their names.
+    """
+    named = model.named_parameters(remove_duplicate=False)
+    return _whole({name: weight for name, weight in named if weight.requires_grad}, keep=keep)
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path, *, writes: bool) -> None:
+    """Write the optimizer's state as one process would; every process must call this.
+
+    Args:
+        optimizer: over divided weights.
+        folder: of the checkpoint.
+        writes: whether this process writes; the others only take part in putting tensors together.
+    """
+    state = optimizer.state_dict()
+    state["state"] = {number: _whole(values, keep=writes) for number, values in state["state"].items()}
+    if writes:
+        torch.save(state, folder / OPTIMIZER_FILE)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Take over an optimizer's state, of which every process keeps its part; every process must call this.
+
+    Args:
+        optimizer: over divided weights; mutated.
+        folder: of a checkpoint written with FSDP or by one process.
+    """
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    state = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True, mmap=True)
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for number, values in state["state"].items():
+        weight = weights[number]
+        for name, value in values.items():
+            if isinstance(weight, DTensor) and isinstance(value, Tensor) and value.shape == weight.shape:
+                moved = value.to(weight.device)
+                values[name] = distribute_tensor(moved, weight.device_mesh, weight.placements)
+    optimizer.load_state_dict(state)
+
+
+def _whole(values: dict[str, Any], *, keep: bool) -> dict[str, Any]:
+    whole: dict[str, Any] = {}
+    for name, value in values.items():
+        gather: Callable[[], Tensor] | None = getattr(value, "full_tensor", None)
+        full = value if gather is None else gather()
+        if keep:
+            whole[name] = full.detach().cpu() if isinstance(full, Tensor) else full
+    return whole
