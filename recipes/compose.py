@@ -118,6 +118,8 @@ def compose(command: Command, overrides: Sequence[str], extra_configs: Path | No
     ]
     _check_group_options(overrides, extra_configs)
     ConfigStore.instance().store(name=f"{command.name}_schema", node=default_values(command.schema))
+    for name, inner in _optional_groups(command.schema):
+        ConfigStore.instance().store(group=name, name=f"{name}_schema", node=default_values(inner))
     OmegaConf.register_new_resolver("by_size", _by_size, replace=True)
     arguments = [*_with_deepspeed(overrides)]
     if extra_configs is not None:
@@ -162,6 +164,15 @@ def _model_source(override: str) -> str:
     if key != "model" or not is_place or value[0] in "'\"{[":
         return override
     return f"model.source={quoted(value)}"
+
+
+def _optional_groups(schema: type) -> Iterator[tuple[str, type]]:
+    """Yield settings that are null until their config group is chosen; its YAML takes NAME_schema as base."""
+    hints = type_hints(schema)
+    for field in dataclasses.fields(schema):
+        inner = nested_settings(hints[field.name])
+        if inner is not None and field.default is None:
+            yield field.name, inner
 
 
 def _with_deepspeed(overrides: list[str]) -> list[str]:

@@ -283,7 +283,9 @@ def allocate_states(engine: Any, names: list[str], values: Mapping[str, float]) 
 
     inner = _inner(engine)
     plain = {name: value for name, value in values.items() if "." not in name}
-    counts_in_tensors = isinstance(inner, torch.optim.Optimizer) and type(inner).__module__.startswith("torch.")
+    counts_in_tensors = isinstance(inner, torch.optim.Optimizer) and type(inner).__module__.startswith(
+        "torch."
+    )
     for flat in _flat_partitions(engine.optimizer):
         state: dict[str, Any] = {name: torch.zeros_like(flat) for name in names}
         for name, value in plain.items():
@@ -313,7 +315,11 @@ def _inner(engine: Any) -> Any:
 
 def _flat_partitions(optimizer: Any) -> list[Tensor]:
     """Return this process's parts of the float32 weights, in which the inner optimizer thinks."""
-    for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+    for name in (
+        "fp32_partitioned_groups_flat",
+        "single_partition_of_fp32_groups",
+        "fp32_groups_flat_partition",
+    ):
         if hasattr(optimizer, name):
             return list(getattr(optimizer, name))
     raise AssertionError(f"{type(optimizer).__name__} is no ZeRO optimizer that we know")

@@ -159,7 +159,9 @@ def _watch(running: Running, hosts: Sequence[Host]) -> int:
     if code > 128:
         return code
     kind = ConfigError if code == 2 else TrainingError
-    raise kind(f"The part of `{host.name}` ended with code {code}; the other machines were stopped. See above.")
+    raise kind(
+        f"The part of `{host.name}` ended with code {code}; the other machines were stopped. See above."
+    )
 
 
 def _end(running: Running, number: signal.Signals, seconds: float) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -16,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune.errors import ConfigError, GlmtuneError, TrainingError
+from glmtune.errors import ConfigError, TrainingError
 from glmtune.settings import check_range, setting
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 LAUNCHED = "GLMTUNE_LAUNCHED"
-"""Set in processes that our launcher started: they write their error to a file, and the launcher shows one."""
+"""Set in processes that we start: they write their error to a file, and the launcher shows one of them."""
 SEVERAL_MACHINES_PORT = 29500
 SAVING_SECONDS = 1800
 """How long processes told to stop may take to save their checkpoint."""
@@ -218,7 +219,7 @@ def _unreached(node: Node, error: Exception) -> str:
     return (
         f"The {node.num_nodes} machines of this run did not come together at "
         f"{node.master_addr}:{node.master_port} within {node.timeout_seconds} seconds ({error}). Check that "
-        "all of them were started, that `launch.master_addr` and `launch.master_port` name machine 0 on each, "
+        "all of them were started, that `launch.master_addr` and `launch.master_port` name machine 0, "
         "and that no firewall stands between."
     )
 
@@ -237,26 +238,25 @@ def _failed(failures: Sequence[ProcessFailure], folder: Path) -> int:
             "the same command goes on from there."
         )
     elif not text:
-        text = (
-            f"Process {rank} of this machine ended with code {worst.exitcode} and said:\n{_tail(folder, rank)}"
-        )
-    kind: type[GlmtuneError] = ConfigError if worst.exitcode == 2 else TrainingError
-    raised = kind(text if len(failures) == 1 or not rank else f"process {rank}: {text}")
+        said = _tail(folder, rank)
+        text = f"Process {rank} of this machine ended with code {worst.exitcode} and said:\n{said}"
+    elif rank:
+        text = f"process {rank}: {text}"
+    raised = (ConfigError if worst.exitcode == 2 else TrainingError)(text)
     if trace:
         raised.add_note(trace)
     raise raised
 
 
 def _blame(failure: ProcessFailure) -> tuple[int, int, int]:
-    """Order failures: killed ones, then those with something to say, then those that lost a partner."""
-    text, _ = _told(failure)
-    kind = 0 if failure.exitcode < 0 and failure.exitcode not in (-15, -9) else 2
-    if failure.exitcode == -9:
-        kind = 1
-    if failure.exitcode > 0 and PARTNER_LOST in text:
+    """Order failures: the lower, the likelier it is what the others only follow from."""
+    is_stopped = failure.exitcode in (-signal.SIGTERM, -signal.SIGKILL)
+    if PARTNER_LOST in _told(failure)[0]:
         kind = 3
-    if failure.exitcode == -15:
-        kind = 4
+    elif failure.exitcode == -signal.SIGTERM:
+        kind = 4  # by the launcher, when another one had failed
+    else:
+        kind = 2 if is_stopped else 1  # a kill may be the launcher's last word, or the system's
     return kind, failure.timestamp, failure.local_rank
 
 

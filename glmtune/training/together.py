@@ -40,7 +40,7 @@ def join(device: torch.device, timeout_seconds: int) -> PartialState:
     except RuntimeError as error:
         raise TrainingError(
             f"The processes of this run did not find each other within {timeout_seconds} seconds: "
-            f"{str(error).splitlines()[0]}. Check that all were started, and that machine 0 can be reached at "
+            f"{str(error).splitlines()[0]}. Check that all were started, and that machine 0 answers at "
             "`launch.master_addr` and `launch.master_port`."
         ) from error
 

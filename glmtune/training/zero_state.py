@@ -119,9 +119,9 @@ def refuse_other_kind(folder: Path, *, is_zero: bool) -> None:
     """
     if (folder / INDEX_FILE).is_file() and not is_zero:
         raise CheckpointError(
-            f"{folder} holds the optimizer's state of a DeepSpeed run, but `deepspeed` is null. To go on, add "
-            "`deepspeed=zero2` (one process can: `launch.num_processes=1`); to train anew from its weights, "
-            "name it as `model.source` with another `output_dir`."
+            f"{folder} holds the optimizer's state of a DeepSpeed run, but `deepspeed` is null. To go on, "
+            "add `deepspeed=zero2` (one process can: `launch.num_processes=1`); to train anew from its "
+            "weights, name it as `model.source` with another `output_dir`."
         )
     if (folder / "optimizer.pt").is_file() and is_zero:
         raise CheckpointError(
@@ -195,7 +195,7 @@ class ZeroState(Mapping[str, Tensor]):
 
 
 class TrainedWeights(Mapping[str, Tensor]):
-    """Float32 weights of a checkpoint by parameter name; tied parameters are found by every name they have."""
+    """Float32 weights of a checkpoint by parameter name; tied parameters have several."""
 
     def __init__(self, folder: Path, model: nn.Module) -> None:
         """Find the names.
