@@ -125,6 +125,10 @@ def _summarize(console: Console, written: Quantized) -> None:
         f"size    {written.num_bytes / MEBIBYTE:,.1f} MiB, {smaller:.2f} times smaller; "
         f"{written.report.bits_per_weight:.2f} bits per weight with scales and all unquantized layers",
         f"format  {form}",
+        *(
+            [f"resumed {written.num_reused} layers were quantized by an earlier run"]
+            * (written.num_reused > 0)
+        ),
         f"Written: {written.folder}",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from glmtune.models.quantized import QuantizedLayout
 from glmtune.quantization.apply import replace_layer
 from glmtune.quantization.gptq import output_signal_and_noise, quantize_gptq
 from glmtune.quantization.methods import Method, method_named
+from glmtune.quantization.parts import Part, PartStore
 from glmtune.quantization.plan import PlannedLayer, plan_layout, planned_layers
 from glmtune.quantization.report import LayerReport, QuantizationReport, layer_report
 
@@ -26,6 +27,7 @@ def quantize_calibrated(
     *,
     skip: tuple[str, ...] = (),
     watch: Callable[[int, int], None] | None = None,
+    parts: PartStore | None = None,
 ) -> QuantizationReport:
     """Quantize a loaded model in place with GPTQ, from the first block to the last.
 
@@ -38,6 +40,7 @@ def quantize_calibrated(
         rows: token ids, special tokens included, as the model sees them in use.
         skip: see `plan_layout`.
         watch: told how many blocks are done and how many there are.
+        parts: keeps every layer, and gives those that an earlier run finished.
 
     Returns:
         What was done to every layer; signal and noise are those of its outputs on these rows.
@@ -60,9 +63,20 @@ def quantize_calibrated(
     dtypes = {layer.name: model.get_parameter(layer.entry.native[0]).dtype for layer in layers}
     for number, block in enumerate(blocks):
         inside = [layer for layer in layers if not layer.reason and f".layers.{number}." in layer.name]
-        moments = _input_moments(model, block, inside, rows)
-        for layer in inside:
-            energies[layer.name] = _quantize(model, layer, layout, method_named(method), moments[layer.name])
+        earlier = {layer.name: parts.get(layer.name) for layer in inside} if parts is not None else {}
+        if inside and all(earlier.get(layer.name) for layer in inside):
+            made = {name: part for name, part in earlier.items() if part is not None}
+            for layer in inside:
+                _put(model, layer, layout, made[layer.name])
+        else:  # a block is quantized as a whole, as all its layers see the same rows
+            moments = _input_moments(model, block, inside, rows)
+            made = {
+                layer.name: _quantize(model, layer, layout, method_named(method), moments[layer.name])
+                for layer in inside
+            }
+            for name, part in made.items() if parts is not None else ():
+                parts.put(name, part)
+        energies |= {name: (part.signal, part.noise) for name, part in made.items()}
         if watch is not None:
             watch(number + 1, len(blocks))
     layout.put_into(config)
@@ -77,9 +91,10 @@ def quantize_calibrated(
 
 def _quantize(
     model: PreTrainedModel, layer: PlannedLayer, layout: QuantizedLayout, method: Method, moments_II: Tensor
-) -> tuple[float, float]:
-    """Replace one official layer, which may be three of the model's; return the energies of its outputs."""
+) -> Part:
+    """Replace one official layer, three of the model's perhaps; return codes and energies of its outputs."""
     signal = noise = 0.0
+    tensors: dict[str, Tensor] = {}
     for name in layer.entry.native:
         weight = model.get_parameter(name).detach().cpu()
         quantized = quantize_gptq(
@@ -91,9 +106,20 @@ def _quantize(
         )
         codes = replace_layer(model, name.removesuffix(".weight"), layout)
         codes.put(quantized)
+        tensors |= {f"{name}/{key}": value for key, value in codes.state_dict().items() if key != "bias"}
         more = output_signal_and_noise(weight, codes.dequantized().cpu(), moments_II)
         signal, noise = signal + more[0], noise + more[1]
-    return signal, noise
+    return Part(tensors, signal, noise, {})
+
+
+def _put(model: PreTrainedModel, layer: PlannedLayer, layout: QuantizedLayout, part: Part) -> None:
+    """Replace one official layer by what an earlier run made of it."""
+    for name in layer.entry.native:
+        codes = replace_layer(model, name.removesuffix(".weight"), layout)
+        with torch.no_grad():
+            for key, value in part.tensors.items():
+                if key.startswith(f"{name}/"):
+                    codes.get_parameter(key.removeprefix(f"{name}/")).copy_(value)
 
 
 class _BlockIsDone(Exception):

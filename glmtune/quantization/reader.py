@@ -19,6 +19,7 @@ from glmtune.models.shards import TensorRecord, read_tensor
 from glmtune.quantization.apply import replace_layers
 from glmtune.quantization.chunks import quantize_in_chunks
 from glmtune.quantization.methods import method_named
+from glmtune.quantization.parts import Part, PartStore
 from glmtune.quantization.plan import plain_config, plan_layout, planned_layers
 from glmtune.quantization.report import LayerReport, QuantizationReport, layer_report
 
@@ -37,6 +38,7 @@ class QuantizingReader:
         embeddings: bool = False,
         measure: bool = False,
         watch: Callable[[int, int], None] | None = None,
+        parts: PartStore | None = None,
     ) -> None:
         """Say what is wanted.
 
@@ -46,6 +48,7 @@ class QuantizingReader:
             embeddings: see `plan_layout`.
             measure: compare every weight with its codes, for the report.
             watch: told, as rows are quantized, how many weights are done and how many there are.
+            parts: keeps every layer, and gives those that an earlier run finished.
 
         Raises:
             ConfigError: no such method.
@@ -54,7 +57,7 @@ class QuantizingReader:
             method_named(method)
         self._watch, self._num_done, self._num_weights = watch, 0, 0
         self._method, self._skip, self._embeddings, self._measure = method, skip, embeddings, measure
-        self._config: Any = None
+        self._parts, self._config = parts, cast(Any, None)
         self._found: dict[str, tuple[float, float, torch.dtype]] = {}
         self._signs: dict[str, bytes] = {}
         self._layout: QuantizedLayout | None = None
@@ -114,6 +117,12 @@ class QuantizingReader:
         """
         assert self._method is not None
         name = entry.official.removesuffix(".weight")
+        earlier = None if self._parts is None else self._parts.get(name)
+        if earlier is not None:
+            self._tell(math.prod(entry.shape))
+            self._found[name] = (earlier.signal, earlier.noise, record.dtype)
+            self._signs |= earlier.signs
+            return earlier.tensors
         samples = _Samples(entry, FusedLayout.of(self._config))
 
         def read(start: int, stop: int) -> Tensor:
@@ -127,6 +136,8 @@ class QuantizingReader:
         )
         self._found[name] = (found.signal, found.noise, record.dtype)
         self._signs |= samples.signs()
+        if self._parts is not None:
+            self._parts.put(name, Part(found.tensors, found.signal, found.noise, samples.signs()))
         return found.tensors
 
     def _tell(self, count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -12,17 +13,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from glmtune.errors import CheckpointError, ConfigError
+from glmtune import __version__
+from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.models.checkpoint import DEFAULT_SHARD_BYTES, save_official
 from glmtune.models.config import read_config
 from glmtune.models.load import GlmModel, load_base, load_config
 from glmtune.models.names import FusedLayout, name_table, official_tensor
 from glmtune.models.quantized import QuantizedLayout
-from glmtune.models.shards import read_records, read_tensor
+from glmtune.models.shards import read_records, read_tensor, weight_files
 from glmtune.models.source import resolve_source
 from glmtune.models.tokenizers import load_tokenizer_folder
 from glmtune.quantization.calibrate import quantize_calibrated
 from glmtune.quantization.methods import method_named
+from glmtune.quantization.parts import PartStore, weight_files_identity
 from glmtune.quantization.reader import QuantizingReader
 from glmtune.quantization.report import QuantizationReport
 
@@ -69,6 +72,7 @@ class Quantized:
         is_official: the released code reads it, too.
         num_bytes: of the weight files.
         source_bytes: of the source's weights.
+        num_reused: layers that an earlier run, which was stopped, had quantized already.
     """
 
     folder: Path
@@ -76,13 +80,15 @@ class Quantized:
     is_official: bool
     num_bytes: int
     source_bytes: int
+    num_reused: int = 0
 
 
 def quantize_checkpoint(job: QuantizeJob, watch: Callable[[int, int], None] | None = None) -> Quantized:
     """Write a quantized copy of a checkpoint, with its tokenizer and a report of every layer.
 
     Memory: the quantized model, and a shard while it is written; calibrated methods need the whole model
-    first. A run that was killed leaves nothing under ``output_dir`` and begins anew.
+    first. Every layer is kept aside as soon as it is done, so a run that was killed leaves nothing under
+    ``output_dir``, and the same command goes on with the next layer (calibrated methods: block).
 
     Args:
         job: what to do.
@@ -106,20 +112,11 @@ def quantize_checkpoint(job: QuantizeJob, watch: Callable[[int, int], None] | No
         raise ConfigError(
             f"`output_dir` is `{final}`, which holds the source `{folder}`. Give another folder."
         )
-    model, report = _quantized_model(job, config.dtype, watch)
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        save_official(model, partial, max_shard_bytes=job.max_shard_bytes)
-        _check_written(model, partial)
-        _copy_surroundings(folder, partial, model)
-        written = QuantizedLayout.of(model.config)
-        assert written is not None
-        result = Quantized(final, report, written.is_official, _weight_bytes(partial), _weight_bytes(folder))
-        described = {"source": job.source, "is_official": result.is_official, **report.as_dict()}
-        described |= {"num_bytes": result.num_bytes, "source_bytes": result.source_bytes}
-        (partial / REPORT_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        _put_in_place(partial, final)
+        parts = PartStore(final.with_name(f".{final.name}.parts"), _identity(job, folder))
+        return _write(job, folder, partial, parts, lambda: _quantized_model(job, config.dtype, watch, parts))
     except OSError as error:
         raise CheckpointError(
             f"`{final}` could not be written: {error}. What was there before is as it was. Free some space, "
@@ -127,16 +124,47 @@ def quantize_checkpoint(job: QuantizeJob, watch: Callable[[int, int], None] | No
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(
+    job: QuantizeJob,
+    source: Path,
+    partial: Path,
+    parts: PartStore,
+    make: Callable[[], tuple[GlmModel, QuantizationReport]],
+) -> Quantized:
+    """Write the model aside, check it, put it in place; parts are of no more use then, or after an error."""
+    final = job.output_dir.expanduser()
+    try:
+        model, report = make()
+        save_official(model, partial, max_shard_bytes=job.max_shard_bytes)
+        _check_written(model, partial)
+        _copy_surroundings(source, partial, model)
+        written = QuantizedLayout.of(model.config)
+        assert written is not None
+        sizes = (_weight_bytes(partial), _weight_bytes(source))
+        result = Quantized(final, report, written.is_official, *sizes, parts.num_reused)
+        described = {"source": job.source, "is_official": result.is_official, **report.as_dict()}
+        described |= {"num_bytes": result.num_bytes, "source_bytes": result.source_bytes}
+        (partial / REPORT_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        _put_in_place(partial, final)
+    except GlmtuneError:
+        parts.discard()
+        raise
+    parts.discard()
     return result
 
 
 def _quantized_model(
-    job: QuantizeJob, dtype: str | torch.dtype | None, watch: Callable[[int, int], None] | None
+    job: QuantizeJob,
+    dtype: str | torch.dtype | None,
+    watch: Callable[[int, int], None] | None,
+    parts: PartStore,
 ) -> tuple[GlmModel, QuantizationReport]:
     """Load in the stored floating type, as codes; a calibrated method needs the whole model first."""
     if not method_named(job.method).calibrated:
         options: dict[str, Any] = {"skip": job.skip, "embeddings": job.embeddings, "measure": True}
-        reader = QuantizingReader(job.method, watch=watch, **options)
+        reader = QuantizingReader(job.method, watch=watch, parts=parts, **options)
         model = load_base(job.source, dtype=dtype, device="cpu", family=job.family, quantizer=reader)
         return model, reader.report
     if job.embeddings:
@@ -144,7 +172,17 @@ def _quantized_model(
             f"`embeddings` is true, but `{job.method}` calibrates linear layers of blocks only. Leave it out."
         )
     model = load_base(job.source, dtype=dtype, device="cpu", family=job.family)
-    return model, quantize_calibrated(model, job.method, job.calibration_rows, skip=job.skip, watch=watch)
+    return model, quantize_calibrated(
+        model, job.method, job.calibration_rows, skip=job.skip, watch=watch, parts=parts
+    )
+
+
+def _identity(job: QuantizeJob, source: Path) -> dict[str, Any]:
+    """Return everything that decides how layers are quantized."""
+    rows = hashlib.sha256(json.dumps(job.calibration_rows).encode()).hexdigest()
+    files = weight_files_identity([source / "config.json", *weight_files(source)])
+    return {"files": files, "method": job.method, "skip": list(job.skip), "embeddings": job.embeddings,
+            "family": job.family, "calibration_rows": rows, "glmtune_version": __version__}  # fmt: skip
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:

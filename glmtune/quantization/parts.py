@@ -1,0 +1,98 @@
+"""Layers quantized so far, on disk, so that a run that was killed goes on with the next one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from glmtune.files import write_text_atomically
+from glmtune.models.checkpoint import write_atomically
+
+IDENTITY_FILE = "identity.json"
+SIGNS = "signs/"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One quantized layer.
+
+    Attributes:
+        tensors: by the maker's names.
+        signal: energy of what was approximated; see `QuantizedRows`.
+        noise: energy of the difference.
+        signs: native name → what `sampled_signs` returned for the weight.
+    """
+
+    tensors: dict[str, Tensor]
+    signal: float
+    noise: float
+    signs: dict[str, bytes]
+
+
+class PartStore:
+    """A folder with a file per layer; each appears whole or not at all.
+
+    Attributes:
+        num_reused: layers taken over from an earlier run.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        """Go on with what is there, or begin anew if that is another run's.
+
+        Args:
+            folder: created if absent.
+            identity: everything that decides the parts, as JSON values.
+        """
+        self._folder, self.num_reused = folder, 0
+        text = json.dumps(identity, sort_keys=True)
+        file = folder / IDENTITY_FILE
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+            self.discard()
+            folder.mkdir(parents=True)
+            write_text_atomically(file, text)
+
+    def get(self, name: str) -> Part | None:
+        """Return a layer that an earlier run finished, None where there is none."""
+        file = self._folder / f"{name}.safetensors"
+        if not file.is_file():
+            return None
+        try:
+            with safe_open(file, framework="pt") as opened:
+                found = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+                facts = opened.metadata() or {}
+        except SafetensorError:  # a damaged disk; the layer is quantized again
+            return None
+        signs = {
+            key.removeprefix(SIGNS): found.pop(key).numpy().tobytes()
+            for key in list(found)
+            if key.startswith(SIGNS)
+        }
+        self.num_reused += 1
+        return Part(found, float(facts["signal"]), float(facts["noise"]), signs)
+
+    def put(self, name: str, part: Part) -> None:
+        """Keep a layer."""
+        facts = {"signal": repr(part.signal), "noise": repr(part.noise)}
+        tensors = {key: value.detach().cpu().contiguous() for key, value in part.tensors.items()}
+        for key, sampled in part.signs.items():
+            tensors[SIGNS + key] = torch.frombuffer(bytearray(sampled), dtype=torch.uint8)
+        file = self._folder / f"{name}.safetensors"
+        write_atomically(file, lambda path: save_file(tensors, path, metadata=facts))
+
+    def discard(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def weight_files_identity(files: list[Path]) -> list[list[Any]]:
+    """Return what tells files from others of the same names: name, size, time of the last change."""
+    return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
