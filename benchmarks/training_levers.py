@@ -1,16 +1,17 @@
 """Measure what each lever of memory and speed does: real tokens per second and peak memory of full tuning.
 
-Every measurement is a child forked from one process that has imported everything, so its peak is its own; the
-levers take turns, and medians are reported. Memory is the peak beyond what the process held before the model.
+Seconds are those of the processor, one thread, so that other jobs beside it count little. Every measurement
+is a child forked from one process that has imported everything, so its peak is its own; the levers take
+turns, and medians are reported. Memory is the peak beyond what the process held before the model. Figures are
+added to a file as they are made, and a later call adds to them.
 
-    OMP_NUM_THREADS=1 python benchmarks/training_levers.py
-    OMP_NUM_THREADS=1 python benchmarks/training_levers.py --levers long long_checkpointed --rounds 2
+    OMP_NUM_THREADS=1 python benchmarks/training_levers.py --out short.jsonl
+    OMP_NUM_THREADS=1 python benchmarks/training_levers.py --out long.jsonl --levers long_labels long
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import resource
@@ -19,7 +20,8 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +75,10 @@ LEVERS = {
     "compiled": Lever("+ torch.compile", compiled=True),
     "long": Lever("8,192 tokens", long=True),
     "long_checkpointed": Lever("8,192 tokens, gradient checkpointing", long=True, checkpointed=True),
+    "long_labels": Lever("8,192 tokens, logits of all labels at once", long=True, logits="labels"),
     "long_all": Lever("8,192 tokens, logits of every token", long=True, logits="all"),
 }
+SHORT = [name for name, lever in LEVERS.items() if not lever.long]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -82,12 +86,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--levers", nargs="+", choices=LEVERS, default=list(LEVERS))
+    parser.add_argument("--levers", nargs="+", choices=LEVERS, default=SHORT)
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines, one per measurement")
     parser.add_argument("--rounds", type=int, default=3, help="measurements per lever")
     parser.add_argument(
         "--steps", type=int, default=2, help="timed steps of a measurement, after one untimed"
     )
-    parser.add_argument("--rows", type=int, default=24, help="samples of a step, 32 to 256 tokens each")
+    parser.add_argument("--rows", type=int, default=12, help="samples of a step, 32 to 256 tokens each")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocab", type=int, default=65024)
@@ -162,13 +167,13 @@ def measure(options: argparse.Namespace, lever: Lever) -> dict[str, float]:
     start, loss = 0.0, torch.zeros(())
     for number, batch in enumerate(batches):
         if number == 1:
-            start = time.perf_counter()
+            start = time.process_time()
         with torch.autocast("cpu", torch.bfloat16, enabled=lever.autocast):
             loss = model(**batch, labelled_only=lever.logits != "all", use_cache=False).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "tokens_per_second": tokens * options.steps / seconds,
@@ -199,21 +204,23 @@ def main() -> None:
     """Let the levers take turns, and print a table."""
     options = parse_arguments()
     torch.set_num_threads(1)
-    names = [
-        name
-        for name in options.levers
-        if LEVERS[name].optimizer != "8bit" or importlib.util.find_spec("bitsandbytes")
-    ]
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    if any(LEVERS[name].optimizer == "8bit" for name in options.levers) and find_spec("bitsandbytes"):
+        import bitsandbytes  # noqa: F401  # so that its import is in no measurement
+    names = [name for name in options.levers if LEVERS[name].optimizer != "8bit" or find_spec("bitsandbytes")]
     for turn in range(options.rounds):
         for name in names:
-            results[name].append(in_child(lambda name=name: measure(options, LEVERS[name])))
-            sys.stderr.write(f"round {turn + 1} {name}: {json.dumps(results[name][-1])}\n")
+            found = in_child(lambda name=name: measure(options, LEVERS[name]))
+            with options.out.open("a") as file:
+                file.write(json.dumps({"lever": name, **found}) + "\n")
+            sys.stderr.write(f"round {turn + 1} {name}: {json.dumps(found)}\n")
+    lines = [json.loads(line) for line in options.out.read_text().splitlines()]
+    results = {name: [line for line in lines if line["lever"] == name] for name in LEVERS}
     trained = sum(weight.numel() for weight in make_model(options).parameters())
     sys.stdout.write(f"{trained / 1e6:.1f} million parameters\n\n")
     sys.stdout.write("| lever | real tokens/s | peak MiB | loss |\n|---|---|---|---|\n")
-    for name in names:
-        middle = {key: statistics.median(found[key] for found in results[name]) for key in results[name][0]}
+    for name in [name for name in LEVERS if results[name]]:
+        keys = [key for key in results[name][0] if key != "lever"]
+        middle = {key: statistics.median(found[key] for found in results[name]) for key in keys}
         sys.stdout.write(
             f"| {LEVERS[name].title} | {middle['tokens_per_second']:.0f} | {middle['peak_mib']:,.0f} "
             f"| {middle['loss']:.4f} |\n"

@@ -90,6 +90,12 @@ class RunConfig:
                 f"`trainer.torch_compile` is true, but `{divider}` gathers and divides weights between the "
                 "layers. Leave one of them out: `trainer.torch_compile=false`."
             )
+        if self.trainer.torch_compile and self.tune == "prefix":
+            raise ConfigError(
+                "`trainer.torch_compile` is true, but `tune` is `prefix`: every layer reads its own part of "
+                "the prefix, so each would be compiled by itself. Use `trainer.torch_compile=false`, or "
+                "`+recipe=lora`."
+            )
         if self.distributed == "fsdp" and self.model.method is not None:
             raise ConfigError(
                 f"`distributed` is `fsdp`, but `model.quantization` is `{self.model.method}`, and codes are "
