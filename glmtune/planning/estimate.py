@@ -21,8 +21,10 @@ SHARD_BYTES = 2 * GIB
 """Tensors of one file of a full checkpoint are copied before they are written."""
 CPU_LIBRARIES = 0.75 * GIB
 """Python, torch, transformers and the rest, resident in a process that trains on a CPU (measured)."""
-CPU_SLACK = 0.04
+CPU_SLACK = 0.08
 """Share of what comes and goes that the C allocator holds beyond it (measured)."""
+CPU_FRAGMENTS = 0.5
+"""Share of freed activations that gradients, which come in their place, cannot use (measured)."""
 GPU_CONTEXT = 0.6 * GIB
 """CUDA context, loaded kernels and cuBLAS workspace of a process (typical of an H100 with CUDA 12;
 assumed)."""
@@ -57,6 +59,11 @@ class Memory:
     overhead: float = 0.0
 
     @property
+    def passing(self) -> float:
+        """What is allocated anew in every pass."""
+        return self.activations + self.logits + self.buffers
+
+    @property
     def total(self) -> float:
         """Sum of the parts."""
         return sum(dataclasses.astuple(self))
@@ -85,7 +92,9 @@ def estimate(work: Workload) -> Estimate:
     Args:
         work: what one of its processes computes.
     """
-    memories = {name: _with_overhead(work, memory) for name, memory in _moments(work).items()}
+    moments = _moments(work)
+    highest = max(memory.passing for memory in moments.values())
+    memories = {name: _with_overhead(work, memory, highest) for name, memory in moments.items()}
     moment = max(memories, key=lambda name: memories[name].total)
     totals = {name: memory.total for name, memory in memories.items()}
     return Estimate(memories[moment], moment, _host_bytes(work), totals)
@@ -151,7 +160,7 @@ def _gradients(work: Workload) -> tuple[float, float]:
     widest = max(rows * columns for rows, columns in geometry.linears.values())
     own = work.weight_bytes
     head = geometry.embedding_size * own
-    if work.division.stage >= 2:
+    if work.division.stage >= 2 or work.division.fsdp:
         return states.gradients + head, states.gradients + widest * own
     if work.batch.accumulation > 1:
         return states.gradients + head, states.gradients + head
@@ -178,13 +187,16 @@ def _buffers(work: Workload) -> float:
     division = work.division
     if division.num_processes == 1 and division.stage == 0:
         return 0.0
-    own = trained_bytes(work)
+    own, geometry = trained_bytes(work), work.geometry
+    block = geometry.block_linear_size + geometry.block_other_size
+    if division.fsdp:
+        outer = geometry.embedding_size * (1 if geometry.is_tied else 2) + geometry.final_norm_size
+        return float((outer + 2 * block) * work.weight_bytes + block * own * work.is_full)
     if division.stage == 0:
         return num_trained(work) * own
     trained = num_trained(work)
     buckets = 2.0 * own * min(division.bucket_size, trained)
     if division.stage == 3:
-        geometry = work.geometry
         widest = max(geometry.embedding_size, geometry.block_linear_size)
         buckets += (widest + division.bucket_size // 10) * work.weight_bytes
     return buckets
@@ -202,7 +214,7 @@ def _step_bytes(work: Workload) -> float:
     if division.stage and division.offload_optimizer:
         return 0.0
     if work.device == "cuda":
-        return 4.0 * trained / (division.num_processes if division.stage else 1)
+        return 4.0 * trained / (division.num_processes if division.stage or division.fsdp else 1)
     return 2 * 4.0 * _widest_trained(work)
 
 
@@ -223,10 +235,11 @@ def _saving_bytes(work: Workload) -> float:
     return min(written, SHARD_BYTES)
 
 
-def _with_overhead(work: Workload, memory: Memory) -> Memory:
-    passing = memory.activations + memory.logits + memory.buffers + memory.gradients
+def _with_overhead(work: Workload, memory: Memory, highest: float) -> Memory:
+    """Add what is held beyond the tensors; ``highest`` is what passed at the fullest moment."""
     if work.device == "cpu":
-        return dataclasses.replace(memory, overhead=CPU_LIBRARIES + CPU_SLACK * passing)
+        slack = CPU_SLACK * (memory.passing + memory.gradients) + CPU_FRAGMENTS * (highest - memory.passing)
+        return dataclasses.replace(memory, overhead=CPU_LIBRARIES + slack)
     talks = NCCL_BUFFERS if work.division.num_processes > 1 else 0.0
     return dataclasses.replace(memory, overhead=GPU_CONTEXT + talks + GPU_SLACK * memory.total)
 

@@ -58,11 +58,11 @@ def measure_steps(plan: Plan, *, length: int | None = None) -> Probe:
     import torch
 
     work = plan.work
-    if not plan.fits or work.division.stage:
+    if not plan.fits or work.division.stage or work.division.fsdp:
         needed, there = plan.estimate.device.total / GIB, plan.hardware.device_bytes / GIB
         reason = (
-            "it runs without DeepSpeed"
-            if work.division.stage
+            "it runs without DeepSpeed and FSDP"
+            if plan.fits
             else f"it needs {needed:.1f} GiB and there are {there:.1f}"
         )
         raise ConfigError(
@@ -148,6 +148,7 @@ def _model(work: Workload) -> nn.Module:
     from glmtune.prefix.attach import attach_prefix, freeze_base
     from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
     from glmtune.quantization.apply import quantize_model
+    from glmtune.quantization.methods import method_named
     from glmtune.training.adapt import tune_adapter
 
     geometry = work.geometry
@@ -156,9 +157,9 @@ def _model(work: Workload) -> nn.Module:
     config.dtype = dtype = torch.float32 if work.weight_bytes == 4 else torch.bfloat16
     model = build_model(config)
     model._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
-    method = work.quantization
-    if method is not None:  # calibrated methods are stored as the plain ones of their bits
-        quantize_model(model, f"int{method.bits}" if method.calibrated else str(work.method))
+    if work.method is not None:  # calibrated methods are stored as the plain ones of their bits
+        method = method_named(work.method)
+        quantize_model(model, f"int{method.bits}" if method.calibrated else work.method)
     if work.prefix is not None:
         encoder = PrefixEncoder(
             prefix_shape(config),

@@ -52,8 +52,7 @@ def reports_for(work: Workload) -> tuple[PublishedMemory, ...]:
         work: of the run; its base counts as quantized by the bits alone.
     """
     name = work.geometry.name.rpartition("/")[2].partition("-int")[0]
-    method = work.quantization
-    bits = "none" if method is None else f"int{method.bits}"
+    bits = "none" if work.bits is None else f"int{work.bits}"
     return tuple(
         report
         for report in published_memory()

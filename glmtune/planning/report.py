@@ -55,7 +55,7 @@ def facts_rows(plan: Plan) -> list[tuple[str, str]]:
     offload = [
         name for name, on in (("optimizer", zero.offload_optimizer), ("weights", zero.offload_param)) if on
     ]
-    sharing = f"ZeRO-{zero.stage}" if zero.stage else "no ZeRO"
+    sharing = "FSDP" if zero.fsdp else f"ZeRO-{zero.stage}" if zero.stage else "no ZeRO"
     sharing += f", {' and '.join(offload)} in host memory" if offload else ""
     precision = {1: "", 2: "16 bits", 4: "float32"}[work.weight_bytes]
     precision += " under 16-bit autocast" if work.autocast else ""

@@ -17,7 +17,7 @@ from glmtune.planning.geometry import Geometry
 from glmtune.planning.hardware import Hardware
 from glmtune.planning.workload import workload_of
 from glmtune.training.config import RunConfig
-from glmtune.training.deepspeed import DeepSpeedSettings
+from glmtune.training.deepspeed import DIVISIBLE, DeepSpeedSettings
 
 CHECKPOINTING_COST = 4 / 3
 """One more forward pass, beside one forward and a backward pass of twice its work."""
@@ -112,7 +112,7 @@ def _candidates(
         _bases(config, geometry), _evaluations(config),
     )  # fmt: skip
     for (rows, passes), checkpointing, zero, optim, (base, dtype), eval_rows in combinations:
-        if zero is not None and optim not in ("adamw_torch", "adamw_torch_fused", "sgd"):
+        if zero is not None and optim not in DIVISIBLE:
             continue
         trainer = dataclasses.replace(
             config.trainer,
@@ -125,8 +125,11 @@ def _candidates(
         model = dataclasses.replace(config.model, quantization=base, quantization_bit=None, dtype=dtype)
         if base == config.model.method:
             model = dataclasses.replace(config.model, dtype=dtype)
-        variant = dataclasses.replace(config, trainer=trainer, deepspeed=zero, model=model)
+        distributed = config.distributed if zero is None else None
         try:
+            variant = dataclasses.replace(
+                config, trainer=trainer, deepspeed=zero, distributed=distributed, model=model
+            )
             work = workload_of(variant, geometry, hardware, length=length)
         except ConfigError:
             continue
@@ -142,6 +145,8 @@ def _cost(config: RunConfig, variant: RunConfig) -> float:
     while rows < asked:
         rows, cost = rows * 2, cost * SMALLER_BATCH_COST
     zero = variant.deepspeed
+    if variant.distributed is not None:
+        cost *= ZERO_COST[3, False]
     stage = (0, False) if zero is None else (zero.stage, zero.offload_optimizer or zero.offload_param)
     eval_rows = variant.trainer.per_device_eval_batch_size
     evaluation = 1.0 if eval_rows == config.trainer.per_device_eval_batch_size else 1.01
@@ -205,6 +210,8 @@ def _overrides(config: RunConfig, variant: RunConfig) -> Iterator[str]:
     if zero != config.deepspeed:
         offloads = zero is not None and (zero.offload_optimizer or zero.offload_param)
         yield "deepspeed=null" if zero is None else f"deepspeed={ZERO_NAMES[zero.stage, offloads]}"
+    if variant.distributed != config.distributed:
+        yield "distributed=null"
     if variant.model.method != config.model.method:
         yield f"quantization={variant.model.method}"
     if variant.model.dtype != config.model.dtype:

@@ -17,7 +17,6 @@ from glmtune.planning.workload import Workload
 OPTIMIZER_BYTES = {
     "adamw_torch": 8.0,
     "adamw_torch_fused": 8.0,
-    "adamw_8bit": 2.04,
     "adamw_bnb_8bit": 2.04,
     "adamw_torch_8bit": 2.04,
     "paged_adamw_8bit": 2.04,
@@ -90,11 +89,11 @@ def base_bytes(work: Workload) -> float:
     Quantized: codes, scales and zero points in the linear layers of the blocks
     (`Method.bits_per_weight`), everything else in floating point.
     """
-    geometry, method = work.geometry, work.quantization
+    geometry = work.geometry
     linear = geometry.block_linear_size * float(work.weight_bytes)
-    if method is not None:
+    if work.method is not None:
         shapes = geometry.linears.values()
-        linear = sum(rows * columns * method.bits_per_weight(columns) / 8 for rows, columns in shapes)
+        linear = sum(rows * columns * work.bits_per_weight(columns) / 8 for rows, columns in shapes)
     rest = geometry.num_parameters - geometry.num_layers * geometry.block_linear_size
     return geometry.num_layers * linear + rest * work.weight_bytes
 
@@ -111,9 +110,11 @@ def states_of(work: Workload) -> States:
     own = trained_bytes(work)
     base = base_bytes(work)
     weights = base if work.is_full else base + trained * own
+    share = 1 / division.num_processes
+    if division.fsdp:
+        return States(weights * share, trained * own * share, trained * per_number * share, 0.0)
     if division.stage == 0:
         return States(weights, trained * own, trained * per_number, 0.0)
-    share = 1 / division.num_processes
     master = trained * (4 + per_number) * share
     gradients = trained * own * (share if division.stage >= 2 else 1)
     divided = weights * (share if division.stage == 3 else 1)

@@ -9,7 +9,7 @@ from glmtune.errors import ConfigError
 from glmtune.planning.geometry import Geometry
 from glmtune.planning.hardware import Hardware
 from glmtune.prefix.settings import PrefixSettings
-from glmtune.quantization.methods import METHODS, Method
+from glmtune.quantization.methods import EXTERNAL, METHODS
 from glmtune.training.config import RunConfig
 from glmtune.training.launch import LaunchSettings
 from glmtune.training.settings import LoraSettings
@@ -58,6 +58,7 @@ class Division:
         offload_optimizer: optimizer states and float32 weights wait in host memory.
         offload_param: divided weights wait there, too (stage 3).
         bucket_size: numbers sent at a time.
+        fsdp: FSDP2 divides weights, gradients and states, and gathers weights layer by layer.
     """
 
     num_processes: int = 1
@@ -66,6 +67,7 @@ class Division:
     offload_optimizer: bool = False
     offload_param: bool = False
     bucket_size: int = 200_000_000
+    fsdp: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,9 +125,20 @@ class Workload:
         return self.prefix.pre_seq_len if self.prefix is not None else 0
 
     @property
-    def quantization(self) -> Method | None:
-        """The way the base is quantized."""
-        return None if self.method is None else METHODS[self.method]
+    def bits(self) -> int | None:
+        """Of a code of the base, None for floating point weights."""
+        return None if self.method is None else {**METHODS, **EXTERNAL}[self.method].bits
+
+    def bits_per_weight(self, columns: int) -> float:
+        """Return the bits of a quantized weight, scales and zero points included.
+
+        Args:
+            columns: of its matrix.
+        """
+        assert self.method is not None
+        if self.method in EXTERNAL:
+            return EXTERNAL[self.method].bits_per_weight
+        return METHODS[self.method].bits_per_weight(columns)
 
     @property
     def lora_targets(self) -> dict[str, tuple[int, int]]:
@@ -230,7 +243,7 @@ def _division(config: RunConfig, hardware: Hardware) -> Division:
         )
     processes = per_node * (_machines(launch) if hardware.source == "detected" else hardware.num_nodes)
     if settings is None:
-        return Division(num_processes=processes, per_node=per_node)
+        return Division(num_processes=processes, per_node=per_node, fsdp=config.distributed == "fsdp")
     return Division(
         num_processes=processes,
         per_node=per_node,

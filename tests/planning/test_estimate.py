@@ -116,6 +116,7 @@ def _bare(w: Workload) -> Estimate:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CPU_LIBRARIES", 0)
         patch.setattr(module, "CPU_SLACK", 0)
+        patch.setattr(module, "CPU_FRAGMENTS", 0)
         return estimate(w)
 
 

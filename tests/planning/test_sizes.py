@@ -16,8 +16,10 @@ from glmtune.models.presets import PRESETS
 from glmtune.planning.geometry import read_geometry
 from glmtune.planning.hardware import GIB, Hardware, detect_hardware, host_memory_bytes, parse_hardware
 from glmtune.planning.probe import official_values
-from glmtune.planning.states import base_bytes, num_trained, states_of
+from glmtune.planning.states import OPTIMIZER_BYTES, base_bytes, num_trained, states_of
 from glmtune.planning.workload import workload_of
+from glmtune.quantization.methods import EXTERNAL, METHODS
+from glmtune.training.settings import OPTIMIZERS
 from recipes.compose import load_settings
 from recipes.plan import COMMAND
 
@@ -176,6 +178,21 @@ def test_a_quantized_base_is_as_large_as_its_tensors() -> None:
         assert math.isclose(
             base_bytes(work), sum(weight.nbytes for weight in model.parameters()), rel_tol=1e-6
         )
+
+
+def test_fsdp_divides_everything() -> None:
+    alone = states_of(work_of("model=chatglm2-6b", "+recipe=full"))
+    divided = states_of(work_of("model=chatglm2-6b", "+recipe=full", "distributed=fsdp"))
+    assert divided.weights == alone.weights / 4
+    assert divided.gradients == alone.gradients / 4
+    assert divided.optimizer == alone.optimizer / 4
+
+
+def test_every_optimizer_and_method_is_known() -> None:
+    assert set(OPTIMIZER_BYTES) == set(OPTIMIZERS)
+    for method in (*METHODS, *EXTERNAL):
+        work = work_of("model=chatglm2-6b", "+recipe=ptuning", f"quantization={method}")
+        assert 3.5e9 < base_bytes(work) < 7.2e9
 
 
 def test_zero_divides_what_it_says() -> None:
