@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -221,6 +222,8 @@ def prepare(settings: DeepSpeedSettings, device: str) -> None:
     """
     _check_installed(settings)
     os.environ.setdefault("DS_ACCELERATOR", device)
+    # It compares with a plug-in that the Trainer, which accumulates itself, leaves at 1.
+    logging.getLogger("accelerate.accelerator").setLevel(logging.ERROR)
     # DeepSpeed calls collectives by names that PyTorch is about to change: nothing to us or to users.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
     import deepspeed

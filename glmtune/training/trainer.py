@@ -351,6 +351,10 @@ class GlmTrainer(Trainer):
     ) -> Any:
         if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
             self._load_from_checkpoint(resume_from_checkpoint)  # before the weights are divided
+            # The parent looks for DeepSpeed's own files then, so it is told of no checkpoint.
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+            self._load_optimizer_and_scheduler(str(resume_from_checkpoint))
+            return prepared
         if self.divides:
             fsdp.divide(self.tuned.model)
             # So transformers calls a model that is divided already, and leaves its weights to it.
