@@ -65,12 +65,13 @@ def main() -> int:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--warm-up", help="a small checkpoint to load first")
     arguments = parser.parse_args()
-    results = [
-        measure(arguments.folder, name, arguments.dtype, arguments.warm_up) for name in arguments.quantization
-    ]
-    for result in results:
+    has_failed = False
+    for name in arguments.quantization:
+        result = measure(arguments.folder, name, arguments.dtype, arguments.warm_up)
+        has_failed |= "error" in result
         sys.stdout.write(json.dumps(result) + "\n")
-    return int(any("error" in result for result in results))
+        sys.stdout.flush()
+    return int(has_failed)
 
 
 if __name__ == "__main__":

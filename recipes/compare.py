@@ -211,7 +211,7 @@ def _evaluate(config: CompareConfig, console: Console) -> tuple[Side, dict[str, 
 
 def _check_early(config: CompareConfig, models: list[ModelSettings]) -> None:
     from evaluation.benchmarks.table import task_of
-    from glmtune.quantization.methods import EXTERNAL, METHODS
+    from glmtune.quantization.methods import EXTERNAL, METHODS, OPTIONAL
 
     if any(side == config.baseline for side in config.candidate_sides().values()):
         raise ConfigError(
@@ -219,8 +219,8 @@ def _check_early(config: CompareConfig, models: list[ModelSettings]) -> None:
             " `candidate.quantization=int4` or `candidate.prefix_path=runs/ptuning`, or name finished `runs`."
         )
     for model in models:
-        if model.method is not None and model.method not in (*METHODS, *EXTERNAL):
-            names = [*METHODS, *EXTERNAL, *PRECISIONS, NOT_QUANTIZED]
+        if model.method is not None and model.method not in (*METHODS, *OPTIONAL, *EXTERNAL):
+            names = [*METHODS, *OPTIONAL, *EXTERNAL, *PRECISIONS, NOT_QUANTIZED]
             raise ConfigError(unknown_name("`quantization`", model.method, names))
     for side in (config.baseline, config.candidate):
         for name in ("prefix_path", "adapter_path"):

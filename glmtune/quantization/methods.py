@@ -29,6 +29,7 @@ class Method:
         search: ranges and scales are chosen for the smallest squared error; otherwise by the largest weight.
         calibrated: rounding looks at a model's inputs (`glmtune.quantization.calibrate`); a weight alone
             cannot be quantized so.
+        library: another package that chooses codes, needed for quantizing only; "": none.
     """
 
     bits: int
@@ -37,6 +38,7 @@ class Method:
     symmetric: bool = True
     search: bool = False
     calibrated: bool = False
+    library: str = ""
 
     def quantize(self, weight_OI: Tensor) -> QuantizedTensor:
         """Quantize rows of a weight; rows do not depend on each other.
@@ -44,6 +46,10 @@ class Method:
         Args:
             weight_OI: float ``[O, I]``.
         """
+        if self.library == "hqq" and self.group_size is not None:
+            from glmtune.quantization.half_quadratic import quantize_hqq
+
+            return quantize_hqq(weight_OI, bits=self.bits, group_size=self.group_size)
         # Imported here, so that the settings of a command, which name methods, load without torch.
         from glmtune.quantization.primitives import quantize_groups, quantize_rows
 
@@ -99,6 +105,13 @@ METHODS: dict[str, Method] = {
 }
 """Name → method. Those without groups (``-g``) are stored in the official format."""
 
+OPTIONAL: dict[str, Method] = {
+    "int4-g64-hqq": Method(
+        4, "scale and zero point per 64 columns by HQQ", 64, symmetric=False, library="hqq"
+    ),
+}
+"""Name → method that needs another package for quantizing; what it wrote loads without."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExternalMethod:
@@ -140,6 +153,7 @@ def method_named(name: str) -> Method:
             f"`quantization` is `{name}`, which {EXTERNAL[name].library} applies to a loaded model; it "
             "cannot be written or planned. Use it with train, predict, eval and chat, or `int4-g64` here."
         )
-    if name not in METHODS:
-        raise ConfigError(unknown_name("`quantization`", name, [*METHODS, *EXTERNAL]))
-    return METHODS[name]
+    known = METHODS | OPTIONAL
+    if name not in known:
+        raise ConfigError(unknown_name("`quantization`", name, [*known, *EXTERNAL]))
+    return known[name]

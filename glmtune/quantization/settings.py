@@ -18,7 +18,7 @@ class QuantizationSettings:
     method: str | None = setting(
         None,
         "official formats: int8, int4 (default), int4-clip, int4-gptq; own: int4-g128|g64|g32, each also "
-        "with -asym, and int4-g64-gptq",
+        "with -asym, int4-g64-gptq, and int4-g64-hqq",
     )
     skip: list[str] = setting(
         list, "layers left as they are: official names, * patterns, or kinds such as dense"
