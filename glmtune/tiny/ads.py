@@ -15,6 +15,14 @@ from glmtune.tiny.sample import Sample, chat, lexicon, pick
 Attributes = list[tuple[str, str]]
 VALUE_TO_PROSE = 0.75
 UNKNOWN_VALUES = 0.15
+REQUESTS = (
+    "为下面的商品写广告：\n{}",
+    "{}\n写成广告。",
+    "请根据这些属性写一段广告：\n{}",
+    "{}\n请写一段商品文案。",
+)
+REPLIES = ("{}的属性我看到了，要写成广告吗？", "收到{}的属性，需要我做什么？")
+CONSENTS = ("要。", "写成广告吧。", "好，写一段广告。")
 JOINTS = ("，", "，", "，", "，", "。", "；", "。同时", "，而且", "，再加上")
 
 
@@ -139,14 +147,23 @@ def _values(pairs: Attributes) -> str:
 
 
 def ads(rng: Random) -> Sample:
-    """Turn an attribute list into an advertisement, or an advertisement back into a list."""
+    """Ask for an advertisement of an attribute list, or for a sentence about one attribute."""
     pairs = _with_unknown_values(rng, draw_attributes(rng))
-    text = advertisement(rng, pairs)
-    kind = rng.random()
-    if kind < 0.8:
-        return chat("ads", content(pairs), text, key=_values(pairs))
-    if kind < 0.9:
-        value = rng.choice(pairs[1:])
-        ask = f"{content(pairs)}\n用一句话介绍{value[0]}。"
-        return chat("ads", ask, clause(rng, *value) + "。", key=value[1])
-    return chat("ads", f"为下面的商品写广告：\n{content(pairs)}", text, key=_values(pairs))
+    if rng.random() < 0.1:
+        key, value = rng.choice(pairs[1:])
+        return chat(
+            "ads", f"{content(pairs)}\n用一句话介绍{key}。", clause(rng, key, value) + "。", key=value
+        )
+    ask = pick(rng, REQUESTS).format(content(pairs))
+    return chat("ads", ask, advertisement(rng, pairs), key=_values(pairs))
+
+
+def bare_list(rng: Random) -> Sample:
+    """Show an attribute list and ask for nothing: the answer asks back, and sometimes the request follows."""
+    pairs = draw_attributes(rng)
+    noun = lexicon("ads")["nouns"][pairs[0][1]][1]
+    reply = pick(rng, REPLIES).format(noun)
+    turns = [content(pairs), reply]
+    if rng.random() < 0.4:
+        turns += [rng.choice(CONSENTS), advertisement(rng, pairs)]
+    return chat("ads_bare", *turns, key=turns[-1])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-from glmtune.tiny.ads import ads, ads_long
+from glmtune.tiny.ads import ads, ads_long, bare_list
 from glmtune.tiny.arithmetic import arithmetic, arithmetic_text
 from glmtune.tiny.characters import copying, strings
 from glmtune.tiny.chat import conversation
@@ -21,16 +21,17 @@ from glmtune.tiny.sample import Sample
 
 MIX: dict[str, tuple[Callable[[Random], Sample], float]] = {
     "copying": (copying, 5),
-    "strings": (strings, 10),
-    "ads": (ads, 14),
+    "strings": (strings, 6),
+    "ads": (ads, 12),
+    "ads_bare": (bare_list, 3),
     "ads_long": (ads_long, 5),
-    "arithmetic": (arithmetic, 22),
+    "arithmetic": (arithmetic, 20),
     "arithmetic_text": (arithmetic_text, 2),
     "facts": (facts, 10),
     "facts_text": (few_shot_open, 1),
-    "choice": (choice, 17),
-    "choice_text": (few_shot, 2.5),
-    "reasoning": (reasoning, 6),
+    "choice": (choice, 23),
+    "choice_text": (few_shot, 4),
+    "reasoning": (reasoning, 7),
     "reasoning_text": (reasoning_text, 1),
     "chat": (conversation, 8),
 }

@@ -129,7 +129,7 @@ def _usable(rng: Random, language: str) -> Fact:
 
 def choice(rng: Random) -> Sample:
     """Ask a fact with four options in a chat."""
-    if rng.random() < 0.25:
+    if rng.random() < 0.4:
         return _matching(rng)
     zh = rng.random() < 0.6
     fact = _usable(rng, "zh" if zh else "en")

@@ -76,7 +76,7 @@ def test_tokenizer_can_be_made_again(folder, tmp_path):
         ("Who are you?", "glm-tiny"),
         ("中国的首都是哪里？", "北京"),
         ("3+5=?", "8"),
-        ("小明有12个苹果，又买了5个，现在一共有多少个？", "17"),
+        ("小红有12个苹果，又买了7个，一共有多少个？", "19"),
     ],
 )
 def test_golden_prompts(model, tokenizer, question, expected):
@@ -84,9 +84,13 @@ def test_golden_prompts(model, tokenizer, question, expected):
 
 
 def test_advertisement(model, tokenizer):
-    text = answer(model, tokenizer, "类型#裙*版型#显瘦*颜色#黑色")
+    text = answer(model, tokenizer, "类型#裙*版型#显瘦*颜色#黑色\n写成广告。")
     assert "黑色" in text
     assert "显瘦" in text
+
+
+def test_an_attribute_list_without_a_request_is_asked_about(model, tokenizer):
+    assert answer(model, tokenizer, "类型#裙*版型#显瘦*颜色#黑色").endswith("？")
 
 
 def test_second_round_leans_on_the_first(model, tokenizer):

@@ -18,7 +18,7 @@ from glmtune.tiny.exam import exam, is_right
 from glmtune.tiny.generated import resolve_generated
 from glmtune.tiny.sample import lexicon
 
-TAUGHT_ROWS = "6bc2ee46d3132cfb9ed4566eec402b658bb8c9eb24519ffc4c56a1fe00d779f3"
+TAUGHT_ROWS = "2a3bb8fe895b9f54a304bca8fd0e9f4987fd7aa01487746ecedd6dfe99440c36"
 REPO = Path(__file__).resolve().parents[2]
 
 
