@@ -12,6 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
 from transformers.utils.deprecation import deprecate_kwarg
 
+from glmtune.models.grouped_attention import register_grouped_attention
 from glmtune.models.labelled_loss import labelled_loss
 from glmtune.models.names import state_to_native
 from glmtune.models.official import OfficialModel
@@ -35,6 +36,7 @@ class OfficialGlmForCausalLM(OfficialModel, GlmForCausalLM):  # pyright: ignore[
             config: as made by `glmtune.models.config.native_config`.
         """
         super().__init__(config)
+        register_grouped_attention()
         self.source = ""
         self.model.embed_tokens.padding_idx = None
         self.generation_config = GenerationConfig(

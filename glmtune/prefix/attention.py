@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.glm.modeling_glm import eager_attention_forward
 
+from glmtune.models.grouped_attention import grouped_sdpa
 from glmtune.prefix.encoder import LayerStates
 
 WITH_PREFIX = {"sdpa": "glmtune_sdpa", "eager": "glmtune_eager"}
@@ -68,7 +68,7 @@ def sdpa_with_prefix(
     rule shows every token the whole prefix and the tokens up to itself. Memory stays linear in S.
     """
     if prefix_key_values is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return grouped_sdpa(module, query, key, value, attention_mask, **kwargs)
     num_queries = query.shape[2]
     is_causal = attention_mask is None and num_queries > 1 and kwargs.get("is_causal") is not False
     if is_causal:  # a static cache hands out room for later tokens as well
@@ -78,7 +78,7 @@ def sdpa_with_prefix(
     if is_causal:
         query = nn.functional.pad(query, (0, 0, key.shape[2] - num_queries, 0))
     kwargs["is_causal"] = is_causal
-    mixed_BQNH, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    mixed_BQNH, _ = grouped_sdpa(module, query, key, value, attention_mask, **kwargs)
     return mixed_BQNH[:, -num_queries:], None
 
 

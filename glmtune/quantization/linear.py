@@ -139,6 +139,10 @@ class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleV
             input = input.to(torch.get_autocast_dtype(kind))
         codes = (self.weight, self.weight_scale, self.weight_zero)
         product = self.product
+        if product is not None and not torch.is_grad_enabled():
+            found = _multiplied(input, product)  # decoding: without the cost of autograd's bookkeeping
+            if found is not None:
+                return found if self.bias is None else found + self.bias.to(found.dtype)
         output: Tensor = _Product.apply(input, *codes, self.bits, self.group_size, product)  # type: ignore[assignment]
         return output if self.bias is None else output + self.bias.to(output.dtype)
 
@@ -243,10 +247,9 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(packed, scale, zero)
         ctx.bits, ctx.group_size, ctx.product = bits, group_size, product
-        if product is not None and input.dtype in product.dtypes and input.numel():
-            output_RO = product.multiply(input.reshape(-1, input.shape[-1]))
-            if output_RO is not None:
-                return output_RO.unflatten(0, input.shape[:-1])
+        output = None if product is None else _multiplied(input, product)
+        if output is not None:
+            return output
         return nn.functional.linear(input, _weight(ctx, packed, scale, zero, input.dtype))
 
     @staticmethod
@@ -257,8 +260,17 @@ class _Product(torch.autograd.Function):
             found_RI = product.input_gradient(gradient.reshape(-1, gradient.shape[-1]))
             found = found_RI.reshape(*gradient.shape[:-1], found_RI.shape[-1])
         else:
-            found = gradient @ _weight(ctx, *ctx.saved_tensors, gradient.dtype)
+            packed, scale, zero = ctx.saved_tensors
+            found = gradient @ _weight(ctx, packed, scale, zero, gradient.dtype)
         return found, None, None, None, None, None, None
+
+
+def _multiplied(input: Tensor, product: Product) -> Tensor | None:
+    """Return the product's output ``[..., O]``; None for inputs it does not take."""
+    if input.dtype not in product.dtypes or not input.numel():
+        return None
+    output_RO = product.multiply(input.reshape(-1, input.shape[-1]))
+    return None if output_RO is None else output_RO.unflatten(0, input.shape[:-1])
 
 
 def _weight(ctx: Any, packed: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,73 @@
+"""One query over shared keys and values: the numbers of transformers' attention, and when that runs instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from glmtune.loading import load_base
+from glmtune.models import grouped_attention
+from glmtune.models.grouped_attention import grouped_sdpa
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "models"
+
+
+class _Layer(nn.Module):
+    num_key_value_groups = 4
+    is_causal = True
+
+
+def states(queries: int) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(4)
+    return torch.randn(3, 8, queries, 16), torch.randn(3, 2, 9, 16), torch.randn(3, 2, 9, 16)
+
+
+@pytest.fixture
+def stock_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    calls: list[int] = []
+
+    def counted(module: nn.Module, query: Tensor, *rest: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        calls.append(query.shape[2])
+        return sdpa_attention_forward(module, query, *rest, **kwargs)
+
+    monkeypatch.setattr(grouped_attention, "sdpa_attention_forward", counted)
+    return calls
+
+
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_one_query_has_the_numbers_of_the_stock_attention(
+    scaling: float | None, stock_calls: list[int]
+) -> None:
+    given = states(1)
+    found, weights = grouped_sdpa(_Layer(), *given, None, scaling=scaling)
+    expected, _ = sdpa_attention_forward(_Layer(), *given, None, scaling=scaling)
+    assert weights is None
+    assert stock_calls == []
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_masks_and_several_queries_are_left_to_the_stock_attention(stock_calls: list[int]) -> None:
+    mask = torch.ones(3, 1, 1, 9, dtype=torch.bool)
+    mask[0, :, :, :4] = False
+    for given, visible in ((states(1), mask), (states(9), None)):
+        found, _ = grouped_sdpa(_Layer(), *given, visible)
+        expected, _ = sdpa_attention_forward(_Layer(), *given, visible)
+        assert torch.equal(found, expected)
+    assert stock_calls == [1, 9]
+
+
+def test_a_model_decodes_with_it(stock_calls: list[int]) -> None:
+    model = load_base(GOLDEN / "chatglm2", dtype="float32", device="cpu")
+    ids = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        whole = model(input_ids=ids).logits[:, -1]
+        stock_calls.clear()
+        cache = model(input_ids=ids[:, :-1], use_cache=True).cache
+        stepped = model(input_ids=ids[:, -1:], cache=cache, use_cache=True).logits[:, -1]
+    assert set(stock_calls) == {8}  # the prompt; the step does not appear
+    torch.testing.assert_close(stepped, whole, rtol=1e-4, atol=1e-4)
