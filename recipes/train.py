@@ -65,7 +65,7 @@ def run(config: TrainConfig) -> TrainResult:
     from transformers import set_seed
 
     from glmtune.models.load import choose_device
-    from glmtune.training import deepspeed, session
+    from glmtune.training import deepspeed, session, together
 
     device = choose_device(config.model.device)
     if config.deepspeed is not None:
@@ -76,8 +76,9 @@ def run(config: TrainConfig) -> TrainResult:
         return TrainResult(start.folder, start.finished["steps"], start.finished)
     set_seed(config.seed)
 
-    model, tokenizer = _load(config)
-    train, validation = _data(config, tokenizer)
+    with together.all_or_none():
+        model, tokenizer = _load(config)
+        train, validation = _data(config, tokenizer)
     facts = {"base_fingerprint": model.fingerprint(), "data_fingerprint": train.fingerprint}
     tuned = _adapt(config, model, tokenizer, facts)
     trainer = _trainer(config, tuned, tokenizer, train, validation, facts, device.type)

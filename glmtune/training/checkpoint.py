@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from glmtune.errors import CheckpointError, TrainingError
+from glmtune.training.together import is_lost
 
 MANIFEST = "checkpoint.json"
 PARTIAL = ".partial"
@@ -63,6 +64,8 @@ def writing(final: Path, *, facts: dict[str, Any] | None = None) -> Iterator[Pat
         seal(partial, final, facts=facts)
     except WRITE_ERRORS as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if is_lost(error):
+            raise
         raise TrainingError(write_problem(final, error)) from error
 
 

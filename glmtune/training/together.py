@@ -140,6 +140,26 @@ def agreed(what: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
         raise OSError("; ".join(failed)) from problem
 
 
+@contextmanager
+def all_or_none() -> Iterator[None]:
+    """Run a block in every process; where it fails in one, the others do not go on to wait for it.
+
+    Raises:
+        GlmtuneError: what the block raised; TrainingError in the processes where it did not fail.
+    """
+    problem: GlmtuneError | None = None
+    try:
+        yield
+    except GlmtuneError as error:
+        problem = error
+    reports = gathered(None if problem is None else str(problem))
+    if problem is not None:
+        raise problem
+    for rank, report in enumerate(reports):
+        if report is not None:
+            raise TrainingError(f"process {rank}: {report}")
+
+
 def check_shared(folder: Path) -> None:
     """Make sure that this process sees a folder which the first one has made.
 

@@ -178,6 +178,7 @@ class GlmTrainer(Trainer):
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         mask = inputs.get("attention_mask")
         real = mask if mask is not None else inputs["input_ids"] != self.pad_token_id
+        real = real & (inputs["labels"] != IGNORE_INDEX).any()  # a filler has no label: it counts nothing
         self.state.num_input_tokens_seen += int(cast(Tensor, self.accelerator.gather(real.sum())).sum())
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -383,6 +384,9 @@ class GlmTrainer(Trainer):
             return
         if self.is_deepspeed_enabled:
             load_state(self.model_wrapped, self.tuned.model, Path(checkpoint))
+            scheduler = cast(LambdaLR, self.lr_scheduler)
+            for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate  # a scheduler takes over its place, not the rates it had set
         if isinstance(self.lr_scheduler, LambdaLR):
             step = checkpoints.step_of(Path(checkpoint)) or 0
             scale_rate(self.lr_scheduler, rate_factor(self.run_folder, step))
