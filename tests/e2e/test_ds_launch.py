@@ -49,7 +49,7 @@ def test_script_trains_resumes_exports_predicts(
         "glmtune",
         "export",
         f"model.source={tmp_path}/run/last",
-        "format=transformers",
+        "format=official",
         "output_dir=out",
     ]
     exported = ran(export, tmp_path)
