@@ -157,6 +157,8 @@ def _quiet_libraries(debug: bool) -> None:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0")
         logging.getLogger("transformers").setLevel(logging.ERROR)
+        # DeepSpeed, once installed, is imported by libraries in every run and says that it found no GPU.
+        logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def _is_launched() -> bool:

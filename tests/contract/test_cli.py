@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 
@@ -64,3 +65,12 @@ def test_own_config_folder(tmp_path, capsys: pytest.CaptureFixture[str]) -> None
     (tmp_path / "recipe" / "mine.yaml").write_text("# @package _global_\ntrainer:\n  max_steps: 7\n")
     assert main(["train", "+recipe=mine", "--config-dir", str(tmp_path), "--cfg"]) == 0
     assert "max_steps: 7" in capsys.readouterr().out
+
+
+def test_deepspeed_is_heard_only_in_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["nothing"])
+    logger = logging.getLogger("DeepSpeed")
+    record = logger.makeRecord("DeepSpeed", logging.WARNING, "", 0, "no GPU", (), None)
+    assert not logger.filter(record)
+    record.levelno = logging.ERROR
+    assert logger.filter(record)

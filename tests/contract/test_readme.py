@@ -78,6 +78,7 @@ def test_every_command_runs(workplace: Path) -> None:
         "SKIP_SETUP": "1",
         "OMP_NUM_THREADS": "1",
         "RUN": str(workplace / "quickstart"),
+        "OUTPUT_DIR": str(workplace / "full"),
         "VIRTUAL_ENV": str(Path(sys.executable).parents[1]),
     }
     for line in commands("README.md"):
@@ -86,7 +87,7 @@ def test_every_command_runs(workplace: Path) -> None:
         words = [re.sub(r"^model=(?!glm-tiny).*", "model=glm-tiny", word) for word in shlex.split(line)]
         if words[0] == "glmtune":
             words += SMALL.get(words[1], [])
-        elif words[:2] == ["bash", "scripts/quickstart.sh"]:
+        elif words[1] in ("scripts/quickstart.sh", "scripts/ds_train_finetune.sh"):
             words += SMALL["train"]
         cwd = REPO if words[0] == "bash" else workplace
         done = subprocess.run(
