@@ -238,5 +238,8 @@ def fresh_model(source: str, *, device: str, family: str | None) -> GlmModel:
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Return how many numbers are trained, and how many there are in all."""
-    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    # Under ZeRO-3 a weight holds a part, or nothing; `ds_numel` is its size.
+    sizes = [
+        (getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in model.parameters()
+    ]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
