@@ -6,6 +6,7 @@ Shapes: R rows, O output features, I input features, P panels of 64 outputs, G g
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -141,8 +142,12 @@ class PackedProduct:
 
 
 def _allocated(count: int) -> Tensor:
-    """Return room for int32 numbers, on huge pages where the system has them."""
-    room = torch.empty(count, dtype=torch.int32)
+    """Return room for int32 numbers: pages of their own, huge ones where the system has them.
+
+    In the allocator's heap, packing layer after layer would leave holes of the codes that are let go.
+    """
+    pages = mmap.mmap(-1, 4 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    room = torch.frombuffer(pages, dtype=torch.int32)
     native_library().functions.glmtune_use_huge_pages(room.data_ptr(), room.nbytes)
     return room
 
