@@ -9,7 +9,7 @@ from glmtune.errors import ConfigError
 from glmtune.planning.geometry import Geometry
 from glmtune.planning.hardware import Hardware
 from glmtune.prefix.settings import PrefixSettings
-from glmtune.quantization.methods import EXTERNAL, METHODS
+from glmtune.quantization.methods import EXTERNAL, METHODS, OPTIONAL
 from glmtune.training.config import RunConfig
 from glmtune.training.launch import LaunchSettings
 from glmtune.training.settings import LoraSettings
@@ -127,7 +127,7 @@ class Workload:
     @property
     def bits(self) -> int | None:
         """Of a code of the base, None for floating point weights."""
-        return None if self.method is None else {**METHODS, **EXTERNAL}[self.method].bits
+        return None if self.method is None else {**METHODS, **OPTIONAL, **EXTERNAL}[self.method].bits
 
     def bits_per_weight(self, columns: int) -> float:
         """Return the bits of a quantized weight, scales and zero points included.
@@ -138,7 +138,7 @@ class Workload:
         assert self.method is not None
         if self.method in EXTERNAL:
             return EXTERNAL[self.method].bits_per_weight
-        return METHODS[self.method].bits_per_weight(columns)
+        return {**METHODS, **OPTIONAL}[self.method].bits_per_weight(columns)
 
     @property
     def lora_targets(self) -> dict[str, tuple[int, int]]:
