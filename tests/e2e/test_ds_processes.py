@@ -52,7 +52,7 @@ def sessions(base: list[str]) -> list[dict[str, Any]]:
     session("blind", "deepspeed=zero2", fate="no_data")
     session("cramped", "deepspeed=zero2", fate="little_memory", step=7)
     session("three", "deepspeed=zero2", "resume=auto", run="stopped", count=3)
-    session("plain", "resume=force", run="zero2", count=1)
+    session("plain", "resume=force", run="cramped", count=1)
     return plan
 
 
