@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from glmtune.errors import ConfigError, MissingExtraError
 from glmtune.settings import check_choice, check_range, setting
@@ -342,8 +342,8 @@ def get_full(parameter: nn.Parameter, state: str | None) -> Tensor:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     if state is None:
-        return safe_get_full_fp32_param(parameter)
-    return safe_get_full_optimizer_state(parameter, state)
+        return cast("Tensor", safe_get_full_fp32_param(parameter))
+    return cast("Tensor", safe_get_full_optimizer_state(parameter, state))
 
 
 def set_full(parameter: nn.Parameter, state: str | None, value: Tensor) -> None:

@@ -41,9 +41,7 @@ def resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "launch": {**settings["launch"], "num_processes": count}}
 
 
-def begin(
-    output_dir: str, resume: str, settings: Mapping[str, Any], device: torch.device
-) -> RunStart:
+def begin(output_dir: str, resume: str, settings: Mapping[str, Any], device: torch.device) -> RunStart:
     """Open the run folder, in the first process, and tell all processes what was found.
 
     Args:
