@@ -74,8 +74,9 @@ def quantize_calibrated(
                 layer.name: _quantize(model, layer, layout, method_named(method), moments[layer.name])
                 for layer in inside
             }
-            for name, part in made.items() if parts is not None else ():
-                parts.put(name, part)
+            if parts is not None:
+                for name, part in made.items():
+                    parts.put(name, part)
         energies |= {name: (part.signal, part.noise) for name, part in made.items()}
         if watch is not None:
             watch(number + 1, len(blocks))
