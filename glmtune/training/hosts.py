@@ -143,16 +143,15 @@ def _remote(
 def _watch(running: Running, hosts: Sequence[Host]) -> int:
     """Wait for all machines; stop the rest when one fails."""
     try:
-        while any(process.poll() is None for process in running):
-            time.sleep(0.2)
-            codes = [process.returncode for process in running]
+        while None in (codes := [process.poll() for process in running]):  # all are asked, not the first only
             if any(code not in (None, 0) for code in codes):
                 break
+            time.sleep(0.2)
     except KeyboardInterrupt:
         _end(running, signal.SIGINT, SAVING_SECONDS)
         return 130
     _end(running, signal.SIGTERM, STOP_SECONDS)
-    failed = [(host, p.returncode) for host, p in zip(hosts, running, strict=True) if p.returncode]
+    failed = [(host, code) for host, code in zip(hosts, codes, strict=True) if code]  # not those just stopped
     if not failed:
         return 0
     host, code = failed[0]

@@ -163,7 +163,7 @@ class GlmTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # The last moment before the weights change: what is not finite here must not reach them.
         norm: Any = super()._get_grad_norm(model, grad_norm)
-        norm = norm.full_tensor() if self.divides else norm
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         scaler = getattr(self.accelerator, "scaler", None)
         skips = scaler is not None or (self.is_deepspeed_enabled and self.args.fp16)  # such a step by itself
         bad_loss = not bool(torch.isfinite(cast(Tensor, self._tr_loss)))

@@ -90,7 +90,7 @@ def test_every_layer_is_compiled_in_place(make_trainer: MakeTrainer, monkeypatch
             ["distributed=fsdp", "trainer.torch_compile=true"],
             r"torch_compile` is true, but `distributed=fsdp`",
         ),
-        (["tune=prefix", "prefix.pre_seq_len=4", "trainer.torch_compile=true"], r"`tune` is `prefix`"),
+        (["tune=prefix", "prefix={pre_seq_len: 4}", "trainer.torch_compile=true"], r"`tune` is `prefix`"),
         (["deepspeed=zero2", "trainer.torch_compile=true"], r"torch_compile` is true, but `deepspeed`"),
     ],
 )
