@@ -51,16 +51,19 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], autocast:
     assert found.keys() == expected.keys()
     assert found
     for name, gradient in expected.items():
-        if autocast:  # bfloat16 rounds single numbers differently: a bias is added after or before rounding
-            difference = float((found[name] - gradient).norm())
-            assert difference <= 0.1 * float(gradient.norm()) + 1e-9, (
-                name,
-                difference,
-                float(gradient.norm()),
-            )
-            continue
-        tolerance = 1e-5 * float(gradient.abs().max()) + 1e-9
+        tolerance = (0.1 if autocast else 1e-5) * float(gradient.abs().max()) + 1e-9
         torch.testing.assert_close(found[name], gradient, atol=tolerance, rtol=0)
+
+
+def assert_lora_same(found: dict[str, Tensor], expected: dict[str, Tensor], autocast: bool) -> None:
+    """As `assert_same`; under autocast by norms, as single numbers of LoRA's factors missed a tenth by a hair."""
+    if not autocast:
+        return assert_same(found, expected, autocast)
+    assert found.keys() == expected.keys()
+    assert found
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 0.1 * gradient.norm() + 1e-9, name
+    return None
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -93,7 +96,7 @@ def test_lora_gradients(source: Path, method: str, checkpointing: bool, autocast
             tuned.gradient_checkpointing_enable({"use_reentrant": False})
             tuned.enable_input_require_grads()
         results.append(gradients(tuned, batch(model), autocast))
-    assert_same(*results, autocast)
+    assert_lora_same(*results, autocast)
     assert all("lora_" in name for name in results[0])
 
 
@@ -120,7 +123,7 @@ def test_gradients_over_released_files(folder: str, tune: str, autocast: bool, o
             tuned.enable_input_require_grads()
         tuned.gradient_checkpointing_enable({"use_reentrant": False})
         results.append(gradients(tuned, batch(each), autocast))
-    assert_same(*results, autocast)
+    (assert_same if tune == "prefix" else assert_lora_same)(*results, autocast)
 
 
 def test_lora_on_the_quantized_layers_themselves(source: Path) -> None:
