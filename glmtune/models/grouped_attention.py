@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
+from transformers.models.glm.modeling_glm import GlmAttention
 
 
 def grouped_sdpa(
@@ -54,6 +55,13 @@ def grouped_sdpa(
     return mixed_BKGH.reshape(batch, 1, heads, width), None
 
 
+def _grouped_in_glm(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Group heads in GLM's layers; models of other kinds in the process keep their own attention."""
+    if isinstance(module, GlmAttention):
+        return grouped_sdpa(module, *args, **kwargs)
+    return sdpa_attention_forward(module, *args, **kwargs)
+
+
 def register_grouped_attention() -> None:
-    """Let transformers' ``sdpa`` be `grouped_sdpa`, which differs from it in speed only; idempotent."""
-    AttentionInterface.register("sdpa", grouped_sdpa)
+    """Let ``sdpa`` be `grouped_sdpa` in layers of GLM, where it differs in speed only; idempotent."""
+    AttentionInterface.register("sdpa", _grouped_in_glm)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import AttentionInterface
 
 from glmtune.loading import load_base
 from glmtune.models import grouped_attention
@@ -71,3 +72,9 @@ def test_a_model_decodes_with_it(stock_calls: list[int]) -> None:
         stepped = model(input_ids=ids[:, -1:], cache=cache, use_cache=True).logits[:, -1]
     assert set(stock_calls) == {8}  # the prompt; the step does not appear
     torch.testing.assert_close(stepped, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_models_of_other_kinds_keep_their_attention(stock_calls: list[int]) -> None:
+    load_base(GOLDEN / "chatglm2", dtype="float32", device="cpu")
+    AttentionInterface()["sdpa"](_Layer(), *states(1), None)
+    assert stock_calls == [1]
