@@ -1,7 +1,8 @@
-"""Keys and values kept as INT8 codes: half the memory of a long context, at a small error.
+"""Keys and values in memory with room for tokens to come, in the model's type or as INT8 codes.
 
-Every token has a scale of its own in every head, so nothing already stored changes when a token is added, and
-the result does not depend on the pieces in which a prompt is read.
+INT8 codes take half the memory of a long context, at a small error. Every token has a scale of its own in
+every head, so nothing already stored changes when a token is added, and the result does not depend on the
+pieces in which a prompt is read.
 
 Shapes: B rows, K key/value heads, C columns (tokens), D head width.
 """
@@ -114,27 +115,39 @@ STATES: dict[str, type[PlainStates] | type[Int8States]] = {"plain": PlainStates,
 """Name in `glmtune.models.settings.KV_CACHES` → how keys and values are held."""
 
 
-class Int8Layer(DynamicLayer):
-    """One layer of transformers' cache, its keys and values as codes; it grows by chunks."""
+class GrowingLayer(DynamicLayer):
+    """One layer of transformers' cache that grows by chunks: a new token is written behind the others.
+
+    transformers' own layer copies all keys and values for every token. What `update` hands out are views,
+    which stay as they are until rows are reordered or tokens forgotten.
+    """
 
     is_croppable = True
+    kind: type[PlainStates] | type[Int8States] = PlainStates
+    """How keys and values are held."""
 
     def __init__(self, *_: object, **__: object) -> None:
-        """Start empty."""
-        super().__init__()
-        self._states: tuple[Int8States, Int8States] | None = None
+        """Start empty; what the parents' constructors would set is read from the states."""
+        self.is_initialized = False
+        self._states: tuple[PlainStates | Int8States, PlainStates | Int8States] | None = None
         self._length = 0
         self._owns_room = True  # a copy of a layer shares its memory and must not write into it
+        self._has_copies = False
 
     @property
-    def num_bytes(self) -> int:
-        """Memory taken."""
-        return sum(states.num_bytes for states in self._states or ())
+    def keys(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """All keys in floating point, ``[B, K, C, D]``; None: no token yet."""
+        return None if self._states is None else self._read()[0]
+
+    @property
+    def values(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """All values, likewise."""
+        return None if self._states is None else self._read()[1]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take type, device, heads and width from the first states."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self._states = (Int8States.empty(key_states), Int8States.empty(value_states))
+        self._states = (self.kind.empty(key_states), self.kind.empty(value_states))
         self.is_initialized = True
 
     def update(
@@ -155,14 +168,25 @@ class Int8Layer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         assert self._states is not None
         rows, start, stop = len(key_states), self._length, self._length + key_states.shape[2]
-        if not self._owns_room or stop > self._states[0].room[1]:
+        is_recorded = torch.is_grad_enabled() and key_states.requires_grad  # a gradient needs what was read
+        if not self._owns_room or is_recorded or stop > self._states[0].room[1]:
             room = stop + max(COLUMN_CHUNK, stop // 4)
             keys, values = self._states
-            self._states, self._owns_room = (keys.grown(rows, room), values.grown(rows, room)), True
+            self._put((keys.grown(rows, room), values.grown(rows, room)))
         for states, new in zip(self._states, (key_states, value_states), strict=True):
             states.write((slice(None), slice(None), slice(start, stop)), new)
         self._length = stop
-        return self._states[0].read(rows, stop), self._states[1].read(rows, stop)
+        return self._read()
+
+    def _read(self) -> tuple[Tensor, Tensor]:
+        """Return all keys and values, ``[B, K, C, D]``."""
+        assert self._states is not None
+        rows = self._states[0].room[0]
+        return self._states[0].read(rows, self._length), self._states[1].read(rows, self._length)
+
+    def _put(self, states: tuple[PlainStates | Int8States, PlainStates | Int8States]) -> None:
+        """Take keys and values that nobody else has."""
+        self._states, self._owns_room, self._has_copies = states, True, False
 
     def get_seq_length(self) -> int:
         """Return the number of tokens held."""
@@ -171,7 +195,7 @@ class Int8Layer(DynamicLayer):
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens; transformers gives their number with a minus."""
         self._length -= abs(tokens_to_remove)
-        self._owns_room = False  # what is forgotten here may be remembered by a copy
+        self._owns_room &= not self._has_copies  # what is forgotten here may be remembered by a copy
 
     def reset(self) -> None:
         """Start empty again."""
@@ -192,15 +216,43 @@ class Int8Layer(DynamicLayer):
     def _pick(self, choose: Callable[[int], Tensor]) -> None:
         if self._states is not None:
             rows, columns = self._states[0].room
-            chosen = choose(rows).to(self._states[0].codes_BKCD.device)
+            chosen = choose(rows).to(self.device)
             keys, values = self._states
-            self._states = (keys.picked(chosen, columns), values.picked(chosen, columns))
-            self._owns_room = True
+            self._put((keys.picked(chosen, columns), values.picked(chosen, columns)))
 
-    def __copy__(self) -> Int8Layer:
+    def __copy__(self) -> GrowingLayer:
+        self._has_copies = True
         twin = type(self).__new__(type(self))
         vars(twin).update(vars(self) | {"_owns_room": False})
         return twin
+
+
+class Int8Layer(GrowingLayer):
+    """A growing layer whose keys and values are codes."""
+
+    kind = Int8States
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory taken."""
+        held = self._states or ()
+        return sum(states.num_bytes for states in held if isinstance(states, Int8States))
+
+
+LAYERS: dict[str, type[GrowingLayer]] = {"plain": GrowingLayer, "int8": Int8Layer}
+"""Name in `glmtune.models.settings.KV_CACHES` → a layer of a cache for ``generate``."""
+
+
+def let_grow(cache: Cache | None) -> None:
+    """Let a cache of transformers that is still empty grow in place instead of by copies.
+
+    Args:
+        cache: mutated, if all of its layers are transformers' plain ones and stay on their device.
+    """
+    if cache is not None and not cache.offloading and cache.get_seq_length() == 0:
+        layers: list[Any] = cache.layers
+        if all(type(layer) is DynamicLayer for layer in layers):
+            layers[:] = [GrowingLayer() for _ in layers]
 
 
 class Int8Cache(Cache):

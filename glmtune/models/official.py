@@ -17,6 +17,7 @@ from glmtune.models.checkpoint import DEFAULT_SHARD_BYTES, save_official
 from glmtune.models.config import identity_facts
 from glmtune.models.conversation import ChatMixin
 from glmtune.models.families import Family
+from glmtune.models.kv_cache import let_grow
 from glmtune.models.names import name_table
 from glmtune.models.quantized import QuantizedLayout
 
@@ -71,6 +72,16 @@ class OfficialModel(ChatMixin):
         )
         if self.generation_config is not None:
             self.generation_config.save_pretrained(save_directory)
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """Let the cache that `generate` makes for itself grow in place."""
+        was_given = model_kwargs.get("cache") is not None
+        parent: Any = super()
+        parent._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        if not was_given:
+            let_grow(model_kwargs.get("cache"))
 
     @property
     def quantization(self) -> str | None:

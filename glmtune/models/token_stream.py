@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.logits_process import LogitsProcessor
 
-from glmtune.models.kv_cache import Int8Layer
+from glmtune.models.kv_cache import LAYERS
 
 SAFE_TOKEN = 5
 """The token the releases fall back to when the logits are damaged, counted from the first text token."""
@@ -35,8 +35,7 @@ class ConversationCache(DynamicCache):
         super().__init__()
         self.token_ids: list[int] = []
         self.kv_cache = kv_cache
-        if kv_cache == "int8":
-            self.layer_class_to_replicate = Int8Layer
+        self.layer_class_to_replicate = LAYERS[kv_cache]
 
     def fork(self) -> ConversationCache:
         """Return a cache that grows on its own; what is there already is shared, not copied."""

@@ -1,4 +1,4 @@
-"""INT8 keys and values: their error, their memory, and that every way to generate obeys the setting."""
+"""The cache of `generate`: it grows in place; INT8 codes, their error and memory, and who obeys the setting."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from glmtune.errors import ConfigError
 from glmtune.inference.batches import generate_ids
@@ -16,7 +17,7 @@ from glmtune.inference.engine import Engine
 from glmtune.inference.journal import deciding_settings
 from glmtune.inference.settings import EngineSettings, GenerationSettings
 from glmtune.loading import load_base, load_model, load_tokenizer
-from glmtune.models.kv_cache import Int8Cache, Int8Layer, Int8States
+from glmtune.models.kv_cache import GrowingLayer, Int8Cache, Int8Layer, Int8States
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "models"
 
@@ -76,6 +77,99 @@ def test_copies_grow_apart_and_rows_are_picked() -> None:
     assert layer.update(ours[[0, 0, 1]], ours[[0, 0, 1]])[0].shape[0] == 3
     layer.reset()
     assert layer.get_seq_length() == 0
+
+
+def prompt(model: Any, length: int) -> torch.Tensor:
+    """Two rows of ids that the generation understands."""
+    ids = torch.arange(6, 6 + length).repeat(2, 1)
+    ids[1, : length // 2] += 3
+    if hasattr(model.config, "gmask_token_id"):
+        ids[:, -2:] = torch.tensor([model.config.gmask_token_id, model.config.bos_token_id])
+    return ids
+
+
+@pytest.mark.parametrize("name", ["chatglm", "chatglm2", "glm4"])
+def test_generate_grows_its_cache_in_place_and_writes_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = load_base(GOLDEN / name, dtype="float32", device="cpu")
+    ids = prompt(model, 20)
+    places: dict[int, list[tuple[int, int]]] = {}
+    update = GrowingLayer.update
+
+    def watched(layer: GrowingLayer, *given: Any, **options: Any) -> Any:
+        keys, values = update(layer, *given, **options)
+        places.setdefault(id(layer), []).append((keys.data_ptr(), values.data_ptr()))
+        return keys, values
+
+    monkeypatch.setattr(GrowingLayer, "update", watched)
+    options: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "eos_token_id": None}
+    options |= {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 70}
+    for settings in ({"do_sample": False}, {"do_sample": True}, {"do_sample": False, "num_beams": 3}):
+        torch.manual_seed(0)
+        ours = model.generate(ids, **settings, **options)
+        seen = places.copy()
+        torch.manual_seed(0)
+        theirs = model.generate(ids, past_key_values=DynamicCache(), **settings, **options)
+        assert places.keys() == seen.keys()  # a cache that was given is used as it is
+        assert torch.equal(ours.sequences, theirs.sequences)
+        assert all(torch.equal(*pair) for pair in zip(ours.logits, theirs.logits, strict=True))
+        assert torch.equal(ours.past_key_values.layers[1].keys, theirs.past_key_values.layers[1].keys)
+        assert len(seen) == model.config.num_hidden_layers
+        if "num_beams" not in settings:  # beams change places, which is a copy
+            assert {len(steps) for steps in seen.values()} == {70}
+            assert {len(set(steps)) for steps in seen.values()} == {2}  # grown once, beyond 84 columns
+        places.clear()
+
+
+def test_generate_goes_on_from_a_cache_and_leaves_other_caches_alone() -> None:
+    model: Any = load_base(GOLDEN / "chatglm2", dtype="float32", device="cpu")
+    ids = prompt(model, 12)
+    options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
+    whole = model.generate(ids, max_new_tokens=9, **options).sequences
+    first = model.generate(ids, max_new_tokens=4, **options)
+    cache = first.past_key_values
+    assert {type(layer) for layer in cache.layers} == {GrowingLayer}
+    twin = copy.deepcopy(cache)
+    for held in (cache, twin):
+        again = model.generate(first.sequences, max_new_tokens=5, past_key_values=held, **options)
+        assert torch.equal(again.sequences, whole)
+        assert again.past_key_values is held
+        assert held.get_seq_length() == 20
+    looked_up = model.generate(ids[:1], max_new_tokens=9, prompt_lookup_num_tokens=3, **options).sequences
+    assert torch.equal(looked_up, whole[:1])  # tries tokens and forgets them again
+    fixed = model.generate(ids, max_new_tokens=9, cache_implementation="static", **options)
+    assert torch.equal(fixed.sequences, whole)
+    assert not isinstance(fixed.past_key_values.layers[0], GrowingLayer)
+    assert model.generate(ids, max_new_tokens=9, use_cache=False, **options).past_key_values is None
+
+
+def test_gradients_go_through_a_growing_layer_as_through_another() -> None:
+    found, layers = [], (GrowingLayer(), DynamicLayer())
+    for layer in layers:
+        pieces = [states(3, seed=seed).requires_grad_() for seed in range(3)]
+        total = torch.zeros(())
+        for piece in pieces:
+            keys, values = layer.update(piece, 2 * piece)
+            total = total + (keys * values).square().sum()
+        found.append(torch.autograd.grad(total, pieces))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_forgetting_takes_no_new_memory_unless_a_copy_remembers() -> None:
+    layer: Any = GrowingLayer()
+    keys = states(10)
+    assert layer.keys is None
+    place = layer.update(keys, keys)[0].data_ptr()
+    layer.crop(-3)
+    assert layer.update(keys[:, :, 7:], keys[:, :, 7:])[0].data_ptr() == place
+    twin = copy.copy(layer)
+    layer.crop(-3)
+    found, _ = layer.update(-keys[:, :, 7:], keys[:, :, 7:])
+    assert found.data_ptr() != place
+    assert torch.equal(twin.keys, keys)
+    assert torch.equal(found[:, :, 7:], -keys[:, :, 7:])
 
 
 @pytest.mark.parametrize("name", ["chatglm", "chatglm2", "glm4"])
@@ -139,7 +233,7 @@ def test_a_conversation_goes_on_in_the_cache_it_began_with() -> None:
         options["past_key_values"] = cache
         again = list(model.stream_chat(tokenizer, "4+4", history, **options))[-1][2]
         assert again.kv_cache == kind
-        assert isinstance(again.layers[0], Int8Layer) == (kind == "int8")
+        assert type(again.layers[0]) is {"int8": Int8Layer, "plain": GrowingLayer}[kind]
         if other == "int8":
             with pytest.raises(ConfigError, match=r"`kv_cache` is `int8`, but .* was begun with `plain`"):
                 next(model.stream_chat(tokenizer, "4+4", history, kv_cache=other, **options))
