@@ -18,7 +18,7 @@ from glmtune.quantization.native import Weight, native_library
 PANEL = 64
 """Outputs that are computed together."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-ACTIVATION_BLOCK = 128
+ACTIVATION_BLOCK = 256
 """Columns of activations that share a scale where the weight has no groups."""
 
 

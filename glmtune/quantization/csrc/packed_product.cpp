@@ -28,7 +28,7 @@ namespace {
 constexpr int VECTORS = 4;   // registers of 16 outputs that make a panel
 constexpr int ROWS = 6;      // rows of a tile: 24 accumulators of 32 registers
 constexpr int MANY_ROWS = 48;  // rows from which INT8 codes are widened once instead of in every tile
-constexpr int BLOCK = 128;   // columns of activations that share a scale where the weight has no groups
+constexpr int BLOCK = 256;   // columns of activations that share a scale where the weight has no groups
 
 // --- tiles: `rows` rows times a panel ---------------------------------------------------------------------
 
@@ -99,15 +99,24 @@ inline __attribute__((always_inline)) Ints dot_bytes(Ints sum, __m512i weight, _
   return reinterpret_cast<Ints>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), weight, four));
 }
 
-template <int BITS, int COUNT>
+// Codes are stored unsigned, so every sum starts at what their offset will add, negative. SAME_SCALE: a row has
+// one scale and no zero point, which then waits for the end of the row.
+template <int BITS, int COUNT, bool SAME_SCALE>
 void rounded_tile(const Weight& w, const uint32_t* words, int64_t panel, const Activations& x, int64_t row,
                   float (*out)[PANEL]) {
   const __m512i low = _mm512_set1_epi8(0x0F);
   const int64_t steps = steps_of(w), groups = groups_of(w), block_steps = x.block * BITS / 32, row_bytes = x.row_bytes;
   const char* data = x.data + row * row_bytes;
-  for (int64_t b = 0, step = 0; b < x.blocks; ++b) {
+  const int64_t blocks = x.blocks;
+  const int32_t* code_sum = x.sum + row * blocks;
+  const float *factor = x.scale + row * blocks, *total = x.total + row * blocks;
+  for (int64_t b = 0, step = 0; b < blocks; ++b) {
+    asm volatile("" ::: "memory");  // results stay in memory: registers are for the sums
     Ints sum[COUNT][VECTORS];
-    EACH(i, COUNT * VECTORS) sum[i / VECTORS][i % VECTORS] = Ints{}; END;
+    EACH(r, COUNT)
+      const Ints start = Ints{} - (1 << (BITS - 1)) * code_sum[r * blocks + b];
+      EACH(n, VECTORS) sum[r][n] = start; END;
+    END;
     for (int64_t end = std::min(step + block_steps, steps); step < end; ++step) {
       const uint32_t* from = words + step * PANEL;
       const char* at = data + step * (32 / BITS);
@@ -127,31 +136,47 @@ void rounded_tile(const Weight& w, const uint32_t* words, int64_t panel, const A
     const int64_t place = (panel * groups + (groups > 1 ? b : 0)) * PANEL;
     EACH(i, COUNT * VECTORS)
       constexpr int r = i / VECTORS, n = i % VECTORS;
-      const int64_t entry = (row + r) * x.blocks + b;
-      const __m512i offset = _mm512_set1_epi32((1 << (BITS - 1)) * x.sum[entry]);  // codes are stored unsigned
-      const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(reinterpret_cast<__m512i>(sum[r][n]), offset));
-      add_scaled(w, place + 16 * n, exact, x.scale[entry], x.total[entry], out[r] + 16 * n);
+      const int64_t entry = r * blocks + b;
+      const __m512 exact = _mm512_cvtepi32_ps(reinterpret_cast<__m512i>(sum[r][n]));
+      float* result = out[r] + 16 * n;
+      if (SAME_SCALE) {
+        const __m512 one = _mm512_set1_ps(factor[entry]);
+        _mm512_storeu_ps(result, _mm512_fmadd_ps(exact, one, _mm512_loadu_ps(result)));
+      } else {
+        add_scaled(w, place + 16 * n, exact, factor[entry], total[entry], result);
+      }
+    END;
+  }
+  if (SAME_SCALE) {
+    EACH(i, COUNT * VECTORS)
+      constexpr int r = i / VECTORS, n = i % VECTORS;
+      const __m512 scale = halves_at(w.scale + panel * PANEL + 16 * n);
+      _mm512_storeu_ps(out[r] + 16 * n, _mm512_mul_ps(_mm512_loadu_ps(out[r] + 16 * n), scale));
     END;
   }
 }
 #else
-template <int BITS, int COUNT>
+template <int BITS, int COUNT, bool SAME_SCALE>
 void rounded_tile(const Weight&, const uint32_t*, int64_t, const Activations&, int64_t, float (*)[PANEL]) {}
 #endif
 
 using Tile = void (*)(const Weight&, const uint32_t*, int64_t, const Activations&, int64_t, float (*)[PANEL]);
 
+enum Way { EXACT, ROUNDED, ROUNDED_SAME_SCALE };
+
 template <int BITS, int... I>
-Tile tile_for(bool rounded, int64_t rows, std::integer_sequence<int, I...>) {
-  static constexpr Tile exact[] = {weight_only_tile<BITS, I + 1>...};
-  static constexpr Tile fast[] = {rounded_tile<BITS == 16 ? 8 : BITS, I + 1>...};
-  return rounded ? fast[rows - 1] : exact[rows - 1];
+Tile tile_for(Way way, int64_t rows, std::integer_sequence<int, I...>) {
+  constexpr int CODE_BITS = BITS == 16 ? 8 : BITS;  // widened codes are never met by rounded activations
+  static constexpr Tile tiles[][sizeof...(I)] = {{weight_only_tile<BITS, I + 1>...},
+                                                 {rounded_tile<CODE_BITS, I + 1, false>...},
+                                                 {rounded_tile<CODE_BITS, I + 1, true>...}};
+  return tiles[way][rows - 1];
 }
 
-Tile tile_for(int bits, bool rounded, int64_t rows) {
+Tile tile_for(int bits, Way way, int64_t rows) {
   constexpr std::make_integer_sequence<int, ROWS> counts;
-  if (bits == 16) return tile_for<16>(false, rows, counts);
-  return bits == 4 ? tile_for<4>(rounded, rows, counts) : tile_for<8>(rounded, rows, counts);
+  if (bits == 16) return tile_for<16>(way, rows, counts);
+  return bits == 4 ? tile_for<4>(way, rows, counts) : tile_for<8>(way, rows, counts);
 }
 
 // INT8 codes of a panel as pairs of bfloat16: worth it for many rows, as the tiles then need no tables.
@@ -254,6 +279,7 @@ void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type
 
   const int64_t most = ROWS / parts, tiles = divided_up(rows, most), tall = divided_up(rows, tiles);
   const int64_t steps = steps_of(w);
+  const Way way = !rounded ? EXACT : w.group || w.zero ? ROUNDED : ROUNDED_SAME_SCALE;
   const bool widened = !rounded && w.bits == 8 && rows * parts >= MANY_ROWS;
 #pragma omp parallel num_threads(threads)
   {
@@ -275,7 +301,7 @@ void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type
       for (int64_t row = 0; row < rows; row += tall) {
         float result[ROWS][PANEL] = {};
         const int64_t count = std::min(tall, rows - row);
-        const Tile tile = tile_for(widened ? 16 : w.bits, rounded, count * parts);
+        const Tile tile = tile_for(widened ? 16 : w.bits, way, count * parts);
         tile(w, widened ? pairs.get() : words, panel, a, row * parts, result);
         for (int64_t r = 0; r < count; ++r)
           for (int64_t o = 0; o < PANEL && panel * PANEL + o < w.outputs; o += 16) {
