@@ -69,15 +69,11 @@ def test_a_prompt_has_the_numbers_of_the_stock_attention(
 def test_a_bfloat16_prompt_is_as_near_to_exact_numbers_as_with_the_stock_attention() -> None:
     torch.manual_seed(6)
     shape = (1, 2, 70, 16)
-    given = [
-        torch.randn(1, 8, 70, 16).bfloat16(),
-        torch.randn(shape).bfloat16(),
-        torch.randn(shape).bfloat16(),
-    ]
-    exact, _ = sdpa_attention_forward(_Layer(), *[state.double() for state in given], None)
-    stock, _ = sdpa_attention_forward(_Layer(), *given, None)
+    query, key, value = torch.randn(1, 8, 70, 16).bfloat16(), *torch.randn(2, *shape).bfloat16()
+    exact, _ = sdpa_attention_forward(_Layer(), query.double(), key.double(), value.double(), None)
+    stock, _ = sdpa_attention_forward(_Layer(), query, key, value, None)
     with torch.no_grad():
-        found, _ = grouped_sdpa(_Layer(), *given, None)
+        found, _ = grouped_sdpa(_Layer(), query, key, value, None)
     assert found.dtype == torch.bfloat16
     assert (found - exact).square().mean() <= 2 * (stock - exact).square().mean()
 
