@@ -54,11 +54,13 @@ class NativeLibrary:
         functions: the loaded library; None without one.
         refusal: why there is none; "" if there is.
         rounds_activations: it has the product with activations in INT8.
+        matrix_unit: PyTorch multiplies matrices in bfloat16 by a unit of the processor's own (AMX).
     """
 
     functions: Any
     refusal: str = ""
     rounds_activations: bool = False
+    matrix_unit: bool = False
 
 
 @functools.cache
@@ -94,7 +96,12 @@ def native_library() -> NativeLibrary:
         *(pointer, ctypes.c_int64, pointer, number),
     ]
     functions.glmtune_product.argtypes = [pointer, pointer, ctypes.c_int64, number, pointer, number, number]
-    return NativeLibrary(functions, rounds_activations=bool(functions.glmtune_products() & 2))
+    functions.glmtune_dequantize.argtypes = [
+        *(pointer, ctypes.c_int64, ctypes.c_int64),
+        *(number, pointer, number),
+    ]
+    rounds = bool(functions.glmtune_products() & 2)
+    return NativeLibrary(functions, rounds_activations=rounds, matrix_unit="amx_bf16" in flags)
 
 
 def cache_folder() -> Path:
