@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -121,10 +122,11 @@ class OfficialModel(ChatMixin):
         """
         named = self.named_parameters(remove_duplicate=False)  # a tied head has two names
         parameters = {_below_adapters(name): tensor for name, tensor in named}
-        codes = {  # layers of codes may hold them in another order than their parameter's
-            f"{_below_adapters(name)}.weight": module.stored_codes
+        codes = {  # layers of codes may hold them and their scales in another order than their parameters
+            f"{_below_adapters(name)}.{part}": partial(module.stored_tensor, part)
             for name, module in self.named_modules()
-            if hasattr(module, "stored_codes")
+            if hasattr(module, "stored_tensor")
+            for part in module._parameters
         }
         wanted = _fingerprinted(self.config)
         signs = {name: sampled_signs(codes[name]() if name in codes else parameters[name]) for name in wanted}

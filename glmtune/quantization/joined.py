@@ -97,7 +97,7 @@ def _join(layers: Sequence[QuantizedLinear]) -> bool:
         def multiply(x_RI: Tensor, index: int = index) -> Tensor:
             return joined.multiply(index, x_RI)
 
-        stored = None if product.stored is None else view.unpacked
+        stored = None if product.stored is None else view
         layer.product = replace(product, multiply=multiply, stored=stored)
     return True
 

@@ -5,9 +5,9 @@ Shapes: O output features, I input features, G groups of a row; any number of le
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,30 @@ from glmtune.quantization.chunks import dequantize_packed
 from glmtune.quantization.packing import pack, unpack
 from glmtune.quantization.primitives import QuantizedTensor, dequantize
 
+PARTS: tuple[str, ...] = ("weight", SCALE, ZERO)
+"""Parameters that make a weight."""
+OUTPUTS_AT_ONCE = 512
+"""Outputs whose weights are in floating point at the same time on a CPU, in forward and backward."""
+
+
+class Stored(Protocol):
+    """What a layer stores, held by its product in an order of its own."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Which of the layer's parameters; it holds the only copy of them."""
+        ...
+
+    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Return a parameter as the layer stored it.
+
+        Args:
+            name: one of `names`.
+            start: the first output, a multiple of `OUTPUTS_AT_ONCE`.
+            stop: behind the last output; None: all. It is such a multiple, too, or beyond the last output.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Product:
@@ -25,13 +49,13 @@ class Product:
     Attributes:
         multiply: rows ``[R, I]`` to ``[R, O]``; None for those it leaves to the plain path.
         dtypes: of the inputs it takes.
-        stored: returns the codes as the layer stored them, if the product holds the only copy.
+        stored: what the product holds the only copy of; None: nothing.
         input_gradient: gradients of outputs ``[R, O]`` to those of inputs ``[R, I]``; None: the plain path.
     """
 
     multiply: Callable[[Tensor], Tensor | None]
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
-    stored: Callable[[], Tensor] | None = None
+    stored: Stored | None = None
     input_gradient: Callable[[Tensor], Tensor] | None = None
 
 
@@ -62,13 +86,22 @@ class _Codes(nn.Module):
         else:
             self.register_parameter(ZERO, None)
 
+    def stored(self) -> dict[str, Tensor]:
+        """Return codes, scales and zero points by name, even while a product holds them instead."""
+        return {name: self.stored_tensor(name) for name in PARTS if getattr(self, name) is not None}
+
+    def stored_tensor(self, name: str) -> Tensor:
+        """Return one of them."""
+        return getattr(self, name)
+
     def stored_codes(self) -> Tensor:
-        """Return the codes as ``weight`` holds them, even while a product holds them instead."""
-        return self.weight
+        """Return the codes alone."""
+        return self.stored_tensor("weight")
 
     def quantized(self) -> QuantizedTensor:
         """Return the codes unpacked, with scales."""
-        return _unpacked(self.stored_codes(), self.weight_scale, self.weight_zero, self.bits, self.group_size)
+        held = self.stored()
+        return _unpacked(held["weight"], held[SCALE], held.get(ZERO), self.bits, self.group_size)
 
     def put(self, quantized: QuantizedTensor) -> None:
         """Copy codes, scales and zero points in."""
@@ -80,7 +113,8 @@ class _Codes(nn.Module):
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight ``[O, I]``."""
-        codes = (self.stored_codes(), self.weight_scale, self.weight_zero)
+        held = self.stored()
+        codes = (held["weight"], held[SCALE], held.get(ZERO))
         return dequantize_packed(*codes, bits=self.bits, group_size=self.group_size, dtype=dtype)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
@@ -103,9 +137,9 @@ class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleV
     forward and backward.
 
     Attributes:
-        product: a faster forward than the plain one. Where it holds the codes in an order of its own,
-            ``weight`` is on the meta device meanwhile: its shape is known, and nobody reads it by mistake.
-            Saving, copies, casts and moves see the codes as ever.
+        product: a faster forward than the plain one. What it holds in an order of its own is on the meta
+            device here meanwhile: its shape is known, and nobody reads it by mistake. Saving, copies, casts
+            and moves see everything as ever.
     """
 
     product: Product | None
@@ -147,19 +181,18 @@ class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleV
         return output if self.bias is None else output + self.bias.to(output.dtype)
 
     def use(self, product: Product | None) -> None:
-        """Take a product, which may hold the codes from now on; None: hold them here again."""
-        codes = self.stored_codes()
-        if product is not None and product.stored is not None:
-            codes = torch.empty_like(codes, device="meta")
-        if codes is not self.weight:
-            self.weight = _frozen(codes)
+        """Take a product, which may hold codes and scales from now on; None: hold them here again."""
+        taken = () if product is None or product.stored is None else product.stored.names
+        for name, held in self.stored().items():
+            tensor = torch.empty_like(held, device="meta") if name in taken else held
+            if tensor is not getattr(self, name):
+                setattr(self, name, _frozen(tensor))
         self.product = product
 
-    def stored_codes(self) -> Tensor:
-        """Return the codes as ``weight`` holds them, even while a product holds them instead."""
-        if self.product is not None and self.product.stored is not None:
-            return self.product.stored()
-        return self.weight
+    def stored_tensor(self, name: str) -> Tensor:
+        """Return codes, scales or zero points, even while a product holds them instead."""
+        stored = None if self.product is None else self.product.stored
+        return getattr(self, name) if stored is None or name not in stored.names else stored.tensor(name)
 
     def put(self, quantized: QuantizedTensor) -> None:
         """Copy codes, scales and zero points in."""
@@ -173,13 +206,15 @@ class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleV
     def __getstate__(self) -> dict[str, Any]:
         if self.product is None:
             return self.__dict__
-        held = {**self._parameters, "weight": _frozen(self.stored_codes())}
-        return {**self.__dict__, "product": None, "_parameters": held}  # a copy makes its own
+        held = {name: _frozen(tensor) for name, tensor in self.stored().items()}
+        parameters = {**self._parameters, **held}
+        return {**self.__dict__, "product": None, "_parameters": parameters}  # a copy makes its own
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.weight.is_meta:
-            destination[prefix + "weight"] = self.stored_codes()
+        stored = None if self.product is None else self.product.stored
+        for name in () if stored is None else stored.names:
+            destination[prefix + name] = self.stored_tensor(name)
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
         self.use(None)
@@ -250,7 +285,13 @@ class _Product(torch.autograd.Function):
         output = None if product is None else _multiplied(input, product)
         if output is not None:
             return output
-        return nn.functional.linear(input, _weight(ctx, packed, scale, zero, input.dtype))
+        pieces = _Pieces(ctx, (packed, scale, zero), input.dtype)
+        if len(pieces.places) == 1:
+            return nn.functional.linear(input, pieces.weight(*pieces.places[0]))
+        output = input.new_empty(*input.shape[:-1], len(packed))
+        for place in pieces.places:
+            output[..., slice(*place)] = input @ pieces.weight(*place).T
+        return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -260,9 +301,51 @@ class _Product(torch.autograd.Function):
             found_RI = product.input_gradient(gradient.reshape(-1, gradient.shape[-1]))
             found = found_RI.reshape(*gradient.shape[:-1], found_RI.shape[-1])
         else:
-            packed, scale, zero = ctx.saved_tensors
-            found = gradient @ _weight(ctx, packed, scale, zero, gradient.dtype)
+            found = _input_gradient(gradient, _Pieces(ctx, ctx.saved_tensors, gradient.dtype))
         return found, None, None, None, None, None, None
+
+
+class _Pieces:
+    """The floating point weight of a layer, some outputs at a time: they stay in the processor's cache.
+
+    Attributes:
+        places: first output of a piece, and the one behind its last.
+    """
+
+    def __init__(self, ctx: Any, tensors: Sequence[Tensor | None], dtype: torch.dtype) -> None:
+        """Take codes, scales and zero points as the layer has them, and the type of the weight."""
+        self._stored = None if ctx.product is None else ctx.product.stored
+        self._tensors: dict[str, Tensor | None] = dict(zip(PARTS, tensors, strict=True))
+        self._options = {"bits": ctx.bits, "group_size": ctx.group_size, "dtype": dtype}
+        packed = tensors[0]
+        assert packed is not None
+        on_cpu = packed.device.type in ("cpu", "meta")  # a GPU is fastest with everything at once
+        step = OUTPUTS_AT_ONCE if on_cpu else len(packed)
+        self.places = [(start, min(start + step, len(packed))) for start in range(0, len(packed), step)]
+
+    def weight(self, start: int, stop: int) -> Tensor:
+        """Return the weight of some outputs, ``[stop - start, I]``."""
+        parts = [self._part(name, start, stop) for name in PARTS]
+        return dequantize_packed(*parts, **self._options)  # type: ignore[arg-type]
+
+    def _part(self, name: str, start: int, stop: int) -> Tensor | None:
+        if self._stored is not None and name in self._stored.names:
+            return self._stored.tensor(name, start, stop)
+        tensor = self._tensors[name]
+        return None if tensor is None else tensor[start:stop]
+
+
+def _input_gradient(gradient: Tensor, pieces: _Pieces) -> Tensor:
+    """Return ``gradient @ weight``: ``[..., O]`` to ``[..., I]``; sums over pieces are formed in float32."""
+    if len(pieces.places) == 1:
+        return gradient @ pieces.weight(*pieces.places[0])
+    found: Tensor | None = None
+    for place in pieces.places:
+        part = gradient[..., slice(*place)] @ pieces.weight(*place)
+        part = part.to(torch.promote_types(part.dtype, torch.float32))
+        found = part if found is None else found.add_(part)
+    assert found is not None
+    return found.to(gradient.dtype)
 
 
 def _multiplied(input: Tensor, product: Product) -> Tensor | None:
@@ -271,13 +354,6 @@ def _multiplied(input: Tensor, product: Product) -> Tensor | None:
         return None
     output_RO = product.multiply(input.reshape(-1, input.shape[-1]))
     return None if output_RO is None else output_RO.unflatten(0, input.shape[:-1])
-
-
-def _weight(ctx: Any, packed: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Form the floating point weight ``[O, I]``, of the product's codes if it holds the only copy."""
-    stored = None if ctx.product is None else ctx.product.stored
-    codes = packed if stored is None else stored()
-    return dequantize_packed(codes, scale, zero, bits=ctx.bits, group_size=ctx.group_size, dtype=dtype)
 
 
 def _unpacked(

@@ -1,4 +1,4 @@
-"""Codes in the layout of the native kernels, the only copy of them: multiplied, or unpacked again on demand.
+"""Codes and scales in the layout of the native kernels, the only copy: multiplied, or unpacked on demand.
 
 Shapes: R rows, O output features, I input features, P panels of 64 outputs, G groups.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glmtune.models.quantized import SCALE, ZERO
 from glmtune.quantization.native import Weight, native_library
 
 PANEL = 64
@@ -111,11 +112,28 @@ class PackedCodes:
         self._functions.glmtune_product(self._address, source, len(x_RI), kind, target, rounded, threads)
         return out_RO
 
-    def unpacked(self) -> Tensor:
-        """Return the bytes that were packed, int8."""
-        outputs, inputs, _, bits = self.shape
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See `glmtune.quantization.linear.Stored`."""
+        return ("weight", SCALE) if self._zero is None else ("weight", SCALE, ZERO)
+
+    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Return what was packed, see `glmtune.quantization.linear.Stored`; ``start`` begins a panel."""
+        stop = self.outputs if stop is None else min(stop, self.outputs)
+        panels = slice(start // PANEL, -(-stop // PANEL))
+        if name == "weight":
+            return self._codes(panels, stop - start)
+        values_PG64 = self._scale if name == SCALE or self._zero is None else self._zero
+        values_OG = values_PG64[panels].transpose(1, 2).flatten(0, 1)[: stop - start]
+        return values_OG.contiguous() if self.shape[2] else values_OG[:, 0].contiguous()
+
+    def _codes(self, panels: slice, outputs: int) -> Tensor:
+        _, inputs, group, bits = self.shape
+        words = self._words.unflatten(0, (len(self._scale), -1))[panels]
+        weight = Weight(words.data_ptr(), None, None, outputs, inputs, group, bits)
         packed = torch.empty((outputs, inputs * bits // 8), dtype=torch.int8)
-        self._functions.glmtune_unpack(self._address, packed.data_ptr(), torch.get_num_threads())
+        address = ctypes.addressof(weight)
+        self._functions.glmtune_unpack(address, packed.data_ptr(), torch.get_num_threads())
         return packed
 
 
