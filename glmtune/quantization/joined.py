@@ -98,7 +98,7 @@ def _join(layers: Sequence[QuantizedLinear]) -> bool:
             return joined.multiply(index, x_RI)
 
         stored = None if product.stored is None else view
-        layer.product = replace(product, multiply=multiply, stored=stored)
+        layer.product = replace(product, multiply=multiply, stored=stored, weight=view.weight)
     return True
 
 

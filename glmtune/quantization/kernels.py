@@ -94,7 +94,7 @@ class NativeProduct:
         """See `Kernel`."""
         codes = (layer.stored_codes(), layer.weight_scale, layer.weight_zero)
         packed = PackedCodes.of(*codes, bits=layer.bits, group_size=layer.group_size)
-        return Product(PackedProduct(packed, self.rounded), tuple(TYPES), packed)
+        return Product(PackedProduct(packed, self.rounded), tuple(TYPES), packed, packed.weight)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ from glmtune.quantization.primitives import QuantizedTensor, dequantize
 
 PARTS: tuple[str, ...] = ("weight", SCALE, ZERO)
 """Parameters that make a weight."""
+WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What weights are formed in faster than by the plain path."""
 OUTPUTS_AT_ONCE = 512
 """Outputs whose weights are in floating point at the same time on a CPU, in forward and backward."""
 
@@ -50,12 +52,15 @@ class Product:
         multiply: rows ``[R, I]`` to ``[R, O]``; None for those it leaves to the plain path.
         dtypes: of the inputs it takes.
         stored: what the product holds the only copy of; None: nothing.
+        weight: forms the weights ``[stop - start, I]`` of some outputs (see `Stored`) in one of
+            `WEIGHT_TYPES`, the same numbers as the plain path; None: the plain path.
         input_gradient: gradients of outputs ``[R, O]`` to those of inputs ``[R, I]``; None: the plain path.
     """
 
     multiply: Callable[[Tensor], Tensor | None]
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
     stored: Stored | None = None
+    weight: Callable[[int, int, torch.dtype], Tensor] | None = None
     input_gradient: Callable[[Tensor], Tensor] | None = None
 
 
@@ -314,9 +319,10 @@ class _Pieces:
 
     def __init__(self, ctx: Any, tensors: Sequence[Tensor | None], dtype: torch.dtype) -> None:
         """Take codes, scales and zero points as the layer has them, and the type of the weight."""
-        self._stored = None if ctx.product is None else ctx.product.stored
+        product = ctx.product
+        self._stored, self._fast = (None, None) if product is None else (product.stored, product.weight)
         self._tensors: dict[str, Tensor | None] = dict(zip(PARTS, tensors, strict=True))
-        self._options = {"bits": ctx.bits, "group_size": ctx.group_size, "dtype": dtype}
+        self._dtype, self._format = dtype, {"bits": ctx.bits, "group_size": ctx.group_size}
         packed = tensors[0]
         assert packed is not None
         on_cpu = packed.device.type in ("cpu", "meta")  # a GPU is fastest with everything at once
@@ -325,8 +331,10 @@ class _Pieces:
 
     def weight(self, start: int, stop: int) -> Tensor:
         """Return the weight of some outputs, ``[stop - start, I]``."""
+        if self._fast is not None and self._dtype in WEIGHT_TYPES:
+            return self._fast(start, stop, self._dtype)
         parts = [self._part(name, start, stop) for name in PARTS]
-        return dequantize_packed(*parts, **self._options)  # type: ignore[arg-type]
+        return dequantize_packed(*parts, **self._format, dtype=self._dtype)  # type: ignore[arg-type]
 
     def _part(self, name: str, start: int, stop: int) -> Tensor | None:
         if self._stored is not None and name in self._stored.names:

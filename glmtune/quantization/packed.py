@@ -112,6 +112,14 @@ class PackedCodes:
         self._functions.glmtune_product(self._address, source, len(x_RI), kind, target, rounded, threads)
         return out_RO
 
+    def weight(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return the weight of some outputs, see `glmtune.quantization.linear.Product`: a transposed view."""
+        first, count = start // PANEL, -(-(stop - start) // PANEL)
+        weight_IO = torch.empty((self.shape[1], count * PANEL), dtype=dtype)
+        target, threads = weight_IO.data_ptr(), torch.get_num_threads()
+        self._functions.glmtune_dequantize(self._address, first, count, TYPES[dtype], target, threads)
+        return weight_IO[:, : stop - start].T
+
     @property
     def names(self) -> tuple[str, ...]:
         """See `glmtune.quantization.linear.Stored`."""
