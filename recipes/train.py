@@ -65,7 +65,7 @@ def run(config: TrainConfig) -> TrainResult:
     from transformers import set_seed
 
     from glmtune.models.load import choose_device
-    from glmtune.training import deepspeed, session, together
+    from glmtune.training import deepspeed, divided, session, together
 
     device = choose_device(config.model.device)
     if config.deepspeed is not None:
@@ -79,7 +79,7 @@ def run(config: TrainConfig) -> TrainResult:
     with together.all_or_none():
         model, tokenizer = _load(config)
         train, validation = _data(config, tokenizer)
-    facts = {"base_fingerprint": model.fingerprint(), "data_fingerprint": train.fingerprint}
+    facts = {"base_fingerprint": divided.fingerprint(model), "data_fingerprint": train.fingerprint}
     tuned = _adapt(config, model, tokenizer, facts)
     trainer = _trainer(config, tuned, tokenizer, train, validation, facts, device.type)
     tensorboard = "tensorboard" in config.trainer.report_to
@@ -93,6 +93,7 @@ def run(config: TrainConfig) -> TrainResult:
 def _load(config: TrainConfig) -> tuple[GlmModel, GlmTokenizer]:
     from glmtune.loading import load_base
     from glmtune.models.families import Family
+    from glmtune.models.hollow import is_quantized, load_hollow
     from glmtune.models.source import resolve_source
     from glmtune.models.tokenizers import load_tokenizer_folder
     from glmtune.training.adapt import fresh_model
@@ -102,6 +103,9 @@ def _load(config: TrainConfig) -> tuple[GlmModel, GlmTokenizer]:
     device = config.model.device if config.deepspeed is None else "cpu"
     if config.from_scratch:
         model = fresh_model(source, device=device, family=config.model.family)
+    elif config.loads_in_parts and not is_quantized(source, config.model.family):
+        dtype = "float32" if config.tune == "full" else config.model.dtype
+        model = load_hollow(source, dtype=dtype, family=config.model.family)
     else:
         model = load_base(
             source,

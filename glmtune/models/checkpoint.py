@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from glmtune.models.shards import (
 )
 
 DEFAULT_SHARD_BYTES = 2 * 2**30
+Opened = Callable[[Sequence[str]], AbstractContextManager[Sequence[Tensor] | None]]
+"""Given names of parameters, offers memory of their shapes to be written to, inside a ``with`` block; None
+where this process is not to read them."""
 
 
 def read_into(
@@ -37,6 +41,7 @@ def read_into(
     folder: Path,
     config: GlmConfig | ChatGlmConfig,
     quantize: Callable[[Entry, TensorRecord], Mapping[str, Tensor]] | None = None,
+    opened: Opened | None = None,
 ) -> None:
     """Fill a model's parameters from an official checkpoint, reading every byte once.
 
@@ -46,13 +51,15 @@ def read_into(
         config: as made by `native_config`; says how the checkpoint stores its weights.
         quantize: makes the tensors of a layer of codes from a stored weight, see `Quantizer.quantize`; None
             where the model holds its weights as the checkpoint does.
+        opened: says where parameters are to be written, a few at a time, in the order of the files; None:
+            into the model's own.
 
     Raises:
         CheckpointError: missing, leftover or misshapen tensors, all of them named; nothing is read then.
     """
     records = read_records(folder)
     check_records(records, config, folder)
-    tensors, layout = dict(model.named_parameters(remove_duplicate=False)), FusedLayout.of(config)
+    layout, opened = FusedLayout.of(config), opened or _own(model)
     wanted = QuantizedLayout.of(getattr(model, "config", config))
     needed = (entry for entry in name_table(config) if not entry.is_copy)
     entries = sorted(needed, key=lambda entry: _place(records[entry.official]))
@@ -62,15 +69,24 @@ def read_into(
             module, _, kind = entry.official.rpartition(".")
             if quantize is not None and wanted is not None and kind == "weight" and wanted.holds(module):
                 for name, made in quantize(entry, record).items():
-                    targets = [tensors[f"{weight.removesuffix(kind)}{name}"] for weight in entry.native]
-                    _fill(targets, made, layout)
-            elif len(entry.native) == 1:
-                copy_into(tensors[entry.native[0]].data, record)
-            else:
-                _fill([tensors[name] for name in entry.native], read_tensor(record), layout)
+                    with opened([f"{weight.removesuffix(kind)}{name}" for weight in entry.native]) as targets:
+                        if targets is not None:
+                            _fill(targets, made, layout)
+                continue
+            with opened(entry.native) as targets:
+                if targets is not None and len(targets) == 1:
+                    copy_into(targets[0], record)
+                elif targets is not None:
+                    _fill(targets, read_tensor(record), layout)
 
 
-def _fill(targets: list[nn.Parameter], stored: Tensor, layout: FusedLayout) -> None:
+def _own(model: nn.Module) -> Opened:
+    """Offer the memory that the parameters of a model have."""
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    return lambda names: nullcontext([tensors[name].data for name in names])
+
+
+def _fill(targets: Sequence[Tensor], stored: Tensor, layout: FusedLayout) -> None:
     parts = (stored,) if len(targets) == 1 else split_fused(stored, layout)
     for target, part in zip(targets, parts, strict=True):
         target.copy_(part)

@@ -17,6 +17,7 @@ from transformers import GlmForCausalLM
 from glmtune.errors import ConfigError
 from glmtune.models.chat_tokenizer import GlmTokenizer
 from glmtune.models.checkpoint import read_into, save_official
+from glmtune.models.hollow import Stored, wait_for, waits_for
 from glmtune.models.load import GlmModel, build_model, choose_device, load_config
 from glmtune.models.quantized import without_layout
 from glmtune.models.source import resolve_source
@@ -52,7 +53,7 @@ class Tuned(Protocol):
         ...
 
     def load(self, folder: Path) -> None:
-        """Read the tuned part back, in place and without loss."""
+        """Read the tuned part back, in place and without loss; a hollow model notes where it will."""
         ...
 
     def base_alone(self) -> AbstractContextManager[None]:
@@ -109,8 +110,11 @@ class TunedModel:
         self.tokenizer.save_pretrained(str(folder))
 
     def load(self, folder: Path) -> None:
-        """Read the weights back in place."""
-        read_into(self.model, folder, self.model.config)
+        """Read the weights back in place; see `Tuned.load`."""
+        if waits_for(self.model) is None:
+            read_into(self.model, folder, self.model.config)
+        else:
+            wait_for(self.model, Stored(folder, self.model.config))
 
     def base_alone(self) -> AbstractContextManager[None]:
         """Do nothing: before training the model is its own base."""

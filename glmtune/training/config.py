@@ -9,7 +9,7 @@ from glmtune.errors import ConfigError
 from glmtune.models.settings import ModelSettings
 from glmtune.prefix.settings import PrefixSettings
 from glmtune.settings import check_choice, setting
-from glmtune.training.deepspeed import DeepSpeedSettings
+from glmtune.training.deepspeed import DeepSpeedSettings, effective
 from glmtune.training.launch import LaunchSettings
 from glmtune.training.settings import TUNE, LoraSettings, TrainerSettings
 
@@ -74,6 +74,18 @@ class RunConfig:
                     f"`trainer.{name}` is {value}, but `data.validation_file` is null, so nothing can be "
                     f"evaluated. Name a file, or add `trainer.{name}=null`."
                 )
+
+    @property
+    def loads_in_parts(self) -> bool:
+        """Whether a process reads its part of the base only, unless the base turns out to hold codes.
+
+        The whole base is needed to compute a prefix from a text, or codes from weights.
+        """
+        divides = self.distributed == "fsdp" or (
+            self.deepspeed is not None and effective(self.deepspeed).stage == 3
+        )
+        whole = self.prefix is not None and self.prefix.init == "text"
+        return divides and not (whole or self.from_scratch or self.model.method is not None)
 
     def _check_division(self) -> None:
         """Check what divides the weights among processes."""

@@ -9,7 +9,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -71,6 +71,27 @@ class DeepSpeedSettings:
                 "divides weights. Use `deepspeed=zero3_offload`, or leave offload_param out."
             )
         check_range("deepspeed.bucket_size", self.bucket_size, low=1)
+
+
+def effective(settings: DeepSpeedSettings) -> DeepSpeedSettings:
+    """Return what decides memory: the settings, or those that a configuration file has in their place.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    if settings.config_file is None:
+        return settings
+    zero = _read_file(Path(settings.config_file))["zero_optimization"]
+    devices = {
+        name: (zero.get(name) or {}).get("device", "none") for name in ("offload_optimizer", "offload_param")
+    }
+    bucket = zero.get("reduce_bucket_size", "auto")
+    return replace(
+        settings,
+        stage=zero["stage"],
+        bucket_size=settings.bucket_size if bucket == "auto" else int(bucket),
+        **{name: device != "none" for name, device in devices.items()},
+    )
 
 
 def deepspeed_config(
@@ -231,6 +252,23 @@ def prepare(settings: DeepSpeedSettings, device: str) -> None:
     for name in deepspeed.ops.__compatible_ops__:
         if "shm_comm" in name:
             deepspeed.ops.__compatible_ops__[name] = False
+
+
+def divide(parameter: nn.Parameter, config: Mapping[str, Any], like: nn.Parameter | None) -> None:
+    """Leave each process its part of a parameter, as stage 3 does; the values are those of process 0.
+
+    Args:
+        parameter: whole, in the type the engine computes in; all processes must take part.
+        config: the dictionary that the engine will get.
+        like: a parameter divided before, None for the first one.
+    """
+    if like is None:
+        import deepspeed
+        from torch import nn
+
+        deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=dict(config))
+    else:
+        cast("Any", like).convert_to_zero_parameters([parameter])
 
 
 def stage_of(engine: Any) -> int:

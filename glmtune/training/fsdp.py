@@ -15,24 +15,54 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from glmtune.models.hollow import is_nothing, waits_for
+from glmtune.training.divided import fill
+
 OPTIMIZER_FILE = "optimizer.pt"
 
 
-def divide(model: nn.Module) -> None:
-    """Divide a model's weights among the processes of this run, each of which holds all of them now.
+def divide(model: nn.Module, device: torch.device) -> None:
+    """Divide a model's weights among the processes of this run.
 
     Args:
-        model: mutated; its parameters become `DTensor`.
+        model: mutated; its parameters become `DTensor`. Each process holds all of them now, or the model is
+            hollow, and every tensor is divided as process 0 reads it.
+        device: where the parts will be.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    device = next(model.parameters()).device.type
-    mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
+    is_hollow = waits_for(model) is not None
+    if is_hollow:
+        _move_to_meta(model)
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for layer in [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     model._is_fsdp_managed_module = True  # pyright: ignore[reportArgumentType]  # what transformers asks for
+    if is_hollow:
+        model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
+        fill(model, _keep_part, device=device)
+
+
+def _move_to_meta(model: nn.Module) -> None:
+    """Put the weights that a hollow model waits for on the device that FSDP takes them from."""
+    moved: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if is_nothing(weight):
+                empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+                moved.setdefault(id(weight), nn.Parameter(empty, requires_grad=weight.requires_grad))
+                setattr(module, name, moved[id(weight)])
+
+
+def _keep_part(weight: nn.Parameter, whole: Tensor) -> None:
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    torch.distributed.broadcast(whole, 0)
+    assert isinstance(weight, DTensor)
+    part = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
+    weight.to_local().copy_(part.to_local())
 
 
 def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:

@@ -94,11 +94,12 @@ def train(trainer: GlmTrainer, checkpoint: Path | None, *, tensorboard: bool = T
                 return None
             if checkpoint is None:
                 _begin_log(trainer)
-            if checkpoint is None and not trainer.is_deepspeed_enabled:
+            is_divided = trainer.is_deepspeed_enabled or trainer.divides
+            if checkpoint is None and not is_divided:
                 _measure_baseline(trainer)
             for callback in (log, progress, signals):
                 trainer.add_callback(callback)
-            if checkpoint is None and trainer.is_deepspeed_enabled:
+            if checkpoint is None and is_divided:
                 trainer.add_callback(_Baseline(trainer))
             if tensorboard and trainer.is_world_process_zero():
                 trainer.add_callback(_tensorboard(run, after=step_of(checkpoint) if checkpoint else None))
@@ -185,7 +186,7 @@ def _memory_problem(trainer: GlmTrainer) -> str:
 
 
 class _Baseline(TrainerCallback):
-    """Evaluates the base alone when the engine is ready, which then holds the only whole model."""
+    """Evaluates the base alone when its weights are divided, before which nobody may hold them all."""
 
     def __init__(self, trainer: GlmTrainer) -> None:
         self._trainer = trainer

@@ -54,6 +54,11 @@ def is_several() -> bool:
     )
 
 
+def is_first() -> bool:
+    """Tell whether this process is number 0."""
+    return not is_several() or torch.distributed.get_rank() == 0
+
+
 def wait() -> None:
     """Wait until every process has come here."""
     if is_several():

@@ -19,9 +19,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 
 from glmtune.labels import IGNORE_INDEX
+from glmtune.models.hollow import waits_for
 from glmtune.training import checkpoint as checkpoints
 from glmtune.training import fsdp, together
 from glmtune.training.adapt import Tuned
+from glmtune.training.divided import fill_for_zero
 from glmtune.training.not_finite import not_finite
 from glmtune.training.rollback import rate_factor, scale_rate
 from glmtune.training.sampling import EpochSampler, LengthOrder
@@ -352,15 +354,27 @@ class GlmTrainer(Trainer):
     ) -> Any:
         if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
             self._load_from_checkpoint(resume_from_checkpoint)  # before the weights are divided
+        if self.is_deepspeed_enabled and waits_for(self.tuned.model) is not None:
+            self._fill_for_zero()
+        if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
             # The parent looks for DeepSpeed's own files then, so it is told of no checkpoint.
             prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
             self._load_optimizer_and_scheduler(str(resume_from_checkpoint))
             return prepared
         if self.divides:
-            fsdp.divide(self.tuned.model)
+            fsdp.divide(self.tuned.model, self.args.device)
             # So transformers calls a model that is divided already, and leaves its weights to it.
             self.is_distributed_loading_by_transformers = True
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _fill_for_zero(self) -> None:
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
+        config = cast(Any, self.args.hf_deepspeed_config).config
+        fill_for_zero(self.tuned.model, config, device=self.args.device, dtype=dtype)
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if waits_for(model) is None:
+            super()._move_model_to_device(model, device)
 
     @contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:

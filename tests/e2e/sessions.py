@@ -1,7 +1,7 @@
 """Run sessions of several processes after importing everything once: each process is a fork of this one.
 
 Reads a plan (JSON) from the file given, writes what came of it beside it. A session is `overrides` of
-`glmtune train`, how many processes (`count`), and what befalls one of them (`fate`, `rank`).
+`glmtune train`, how many processes (`count`), and what befalls one of them, or all (`fate`, `rank`).
 """
 
 from __future__ import annotations
@@ -128,6 +128,13 @@ def not_finite(step: int) -> None:
     GlmTrainer.compute_loss = spoilt  # type: ignore[method-assign]
 
 
+def reads_all(step: int) -> None:
+    """Let this process hold the whole base before it is divided, as processes without a division do."""
+    from glmtune.training.config import RunConfig
+
+    RunConfig.loads_in_parts = property(lambda self: False)  # type: ignore[assignment,method-assign]
+
+
 FATES = {
     fate.__name__: fate
     for fate in (
@@ -138,6 +145,7 @@ FATES = {
         no_data,
         little_memory,
         not_finite,
+        reads_all,
     )
 }
 
@@ -152,7 +160,7 @@ def process(session: dict[str, Any], rank: int, port: int) -> int:
     os.dup2(log, 2)
     from glmtune.cli import main
 
-    if session.get("fate") and rank == session.get("rank", 1):
+    if session.get("fate") and session.get("rank", 1) in (rank, "all"):
         FATES[session["fate"]](session.get("step", 0))
     try:
         return main(["train", *session["overrides"]])

@@ -39,6 +39,10 @@ class Story:
         lines = (self.folder / run / "trainer_log.jsonl").read_text().splitlines()
         return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
 
+    def evaluations(self, run: str) -> list[float]:
+        lines = (self.folder / run / "trainer_log.jsonl").read_text().splitlines()
+        return [entry["eval_loss"] for entry in map(json.loads, lines) if "eval_loss" in entry]
+
     def weights(self, run: str) -> dict[str, Any]:
         return load_file(self.folder / run / "last" / "model.safetensors")
 
