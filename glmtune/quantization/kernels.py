@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from glmtune.errors import ConfigError, unknown_name
 from glmtune.models.quantized import QuantizedLayout
 from glmtune.quantization.few_rows import speed_up_few_rows
+from glmtune.quantization.gated import fuse_gates
 from glmtune.quantization.joined import join_attention_inputs
 from glmtune.quantization.linear import Product, QuantizedEmbedding, QuantizedLinear
 from glmtune.quantization.native import native_library
@@ -221,8 +222,9 @@ def prepare_for_inference(
 ) -> dict[str, int]:
     """Give every layer of codes the fastest product its device, type and shape allow.
 
-    Query, key and value are multiplied at once where they are native, and unquantized layers in bfloat16 get
-    a product of their own for few rows. A cast or a move of the model takes the products away again.
+    Where they are native, query, key and value are multiplied at once, and gates applied inside the product;
+    unquantized layers in bfloat16 get a product of their own for few rows. A cast or a move of the model
+    takes the products away again.
 
     Args:
         model: mutated.
@@ -260,6 +262,7 @@ def prepare_for_inference(
             layer.use(dataclasses.replace(product, stored=None) if shared else product)
         used["plain" if kernel is None else kernel.name] += 1
     join_attention_inputs(model)
+    fuse_gates(model)
     if kind == torch.bfloat16:
         speed_up_few_rows(model)
     return dict(used)

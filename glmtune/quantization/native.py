@@ -95,7 +95,10 @@ def native_library() -> NativeLibrary:
         *(pointer, pointer, ctypes.c_int64, ctypes.c_int64),
         *(pointer, ctypes.c_int64, pointer, number),
     ]
-    functions.glmtune_product.argtypes = [pointer, pointer, ctypes.c_int64, number, pointer, number, number]
+    functions.glmtune_product.argtypes = [
+        *(pointer, pointer, ctypes.c_int64, number),
+        *(pointer, number, number, number),
+    ]
     functions.glmtune_dequantize.argtypes = [
         *(pointer, ctypes.c_int64, ctypes.c_int64),
         *(number, pointer, number),

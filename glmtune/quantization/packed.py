@@ -15,12 +15,17 @@ from torch import Tensor
 
 from glmtune.models.quantized import SCALE, ZERO
 from glmtune.quantization.native import Weight, native_library
+from glmtune.quantization.primitives import round_activations
 
 PANEL = 64
 """Outputs that are computed together."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ACTIVATION_BLOCK = 256
 """Columns of activations that share a scale where the weight has no groups."""
+PART_WEIGHTS = 2**22
+"""Weights that are in floating point at once where whole matrices are multiplied."""
+MATRIX_ROWS = 64
+"""Rows from which that can be faster than the kernels."""
 
 
 class PackedCodes:
@@ -98,19 +103,20 @@ class PackedCodes:
             place, panel = place + size, panel + panels
         return cls(words, scale, zero, shape), views
 
-    def multiply(self, x_RI: Tensor, *, rounded: bool) -> Tensor:
+    def multiply(self, x_RI: Tensor, *, rounded: bool, gated: bool = False) -> Tensor:
         """Return ``x @ weight.T``, ``[R, O]`` in the type of x; sums are formed in float32.
 
         Args:
             x_RI: float32, bfloat16 or float16.
             rounded: activations in INT8, see `glmtune.quantization.primitives.round_activations`.
+            gated: return ``silu(first half) * second half`` of that instead, ``[R, O / 2]``, rounded once;
+                the halves are multiples of 64.
         """
         x_RI = x_RI.contiguous()
-        out_RO = torch.empty((len(x_RI), self.outputs), dtype=x_RI.dtype)
-        source, target, threads = x_RI.data_ptr(), out_RO.data_ptr(), torch.get_num_threads()
-        kind = TYPES[x_RI.dtype]
-        self._functions.glmtune_product(self._address, source, len(x_RI), kind, target, rounded, threads)
-        return out_RO
+        out = torch.empty((len(x_RI), self.outputs // 2 if gated else self.outputs), dtype=x_RI.dtype)
+        given = (self._address, x_RI.data_ptr(), len(x_RI), TYPES[x_RI.dtype], out.data_ptr())
+        self._functions.glmtune_product(*given, rounded, gated, torch.get_num_threads())
+        return out
 
     def weight(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Return the weight of some outputs, see `glmtune.quantization.linear.Product`: a transposed view."""
@@ -159,7 +165,33 @@ class PackedProduct:
 
     def __call__(self, x_RI: Tensor) -> Tensor:
         """Return ``x @ weight.T``, ``[R, O]``."""
+        if self.prefers_matrices(x_RI):
+            return self.by_matrices(x_RI)
         return self.packed.multiply(x_RI, rounded=self.rounded)
+
+    def prefers_matrices(self, x_RI: Tensor) -> bool:
+        """Say whether to form the weight and multiply by that: faster for these inputs than the kernels."""
+        if len(x_RI) < MATRIX_ROWS:
+            return False
+        if x_RI.dtype == torch.bfloat16:
+            return native_library().matrix_unit
+        return x_RI.dtype == torch.float32 and not self.rounded  # which the kernels split into three rows
+
+    def by_matrices(self, x_RI: Tensor) -> Tensor:
+        """Return ``x @ weight.T`` by PyTorch's products, the weight formed a part at a time."""
+        if self.rounded:
+            x_RI = round_activations(x_RI, block=self.packed.shape[2] or ACTIVATION_BLOCK)
+        outputs, inputs = self.packed.shape[:2]
+        step = max(1, PART_WEIGHTS // (inputs * PANEL)) * PANEL
+        out_RO = x_RI.new_empty(len(x_RI), outputs)
+        for start in range(0, outputs, step):
+            stop = min(start + step, outputs)
+            out_RO[:, start:stop] = x_RI @ self.packed.weight(start, stop, x_RI.dtype).T
+        return out_RO
+
+    def gated(self, x_RI: Tensor) -> Tensor:
+        """Return ``silu(gate) * up`` of the two halves of the outputs, ``[R, O / 2]``."""
+        return self.packed.multiply(x_RI, rounded=self.rounded, gated=True)
 
     def goes_with(self, other: PackedProduct) -> bool:
         """Say whether both can be computed as one, with outputs behind each other."""

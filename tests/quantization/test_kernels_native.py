@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,13 @@ from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
 from glmtune.loading import load_base
-from glmtune.quantization import native
+from glmtune.quantization import native, packed
 from glmtune.quantization.joined import JoinedProducts, join_attention_inputs
 from glmtune.quantization.kernels import KERNELS, choose_kernel, prepare_for_inference
 from glmtune.quantization.linear import QuantizedLinear
 from glmtune.quantization.methods import METHODS
 from glmtune.quantization.native import SWITCH, native_library
-from glmtune.quantization.packed import ACTIVATION_BLOCK
+from glmtune.quantization.packed import ACTIVATION_BLOCK, PackedProduct
 from glmtune.quantization.primitives import round_activations
 
 DATA_FREE = [name for name, method in METHODS.items() if not method.calibrated]
@@ -73,6 +74,7 @@ def test_odd_shapes(method: str, dtype: torch.dtype) -> None:
         x = torch.randn(3, 5, shape[1]).to(dtype)
         assert_equal_but_for_rounding(made(x), x.double() @ weight.T)
         assert torch.equal(made.stored_codes(), codes)
+        assert torch.equal(made.dequantized(torch.float64), weight)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -88,6 +90,26 @@ def test_rounded_activations(method: str, dtype: torch.dtype) -> None:
             x = torch.randn(rows, shape[1]).to(dtype)
             rounded = round_activations(x.float(), block=made.group_size or ACTIVATION_BLOCK)
             assert_equal_but_for_rounding(made(x), rounded.double() @ weight.T)
+
+
+@pytest.mark.parametrize("activations", list(KERNELS))
+@pytest.mark.parametrize("method", ["int8", "int4", "int4-g64-asym"])
+def test_a_matrix_unit_computes_the_same(
+    method: str, activations: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = layer(method, 200)
+    x = torch.randn(70, 256)
+    block = made.group_size or ACTIVATION_BLOCK
+    seen = x.bfloat16() if activations is None else round_activations(x.bfloat16(), block=block)
+    exact = seen.double() @ made.dequantized(torch.bfloat16).double().T
+    monkeypatch.setattr(packed, "native_library", lambda: replace(native_library(), matrix_unit=True))
+    monkeypatch.setattr(packed, "PART_WEIGHTS", 128 * 256)  # two parts
+    prepare_for_inference(made, torch.bfloat16, activations=activations)
+    assert made.product is not None
+    assert isinstance(made.product.multiply, PackedProduct)
+    assert made.product.multiply.prefers_matrices(x.bfloat16())
+    assert not made.product.multiply.prefers_matrices(x[:9].bfloat16())
+    assert_equal_but_for_rounding(made(x.bfloat16()), exact)
 
 
 @pytest.mark.parametrize("activations", list(KERNELS))
@@ -129,14 +151,18 @@ def test_gradients_are_those_of_the_plain_path(method: str) -> None:
     assert torch.equal(*grads)
 
 
-def test_the_codes_are_held_once_and_come_back(tmp_path: Path) -> None:
-    model = load_base("glm-tiny", dtype="bfloat16", device="cpu", quantization="int4")
+@pytest.mark.parametrize("method", ["int4", "int4-g32-asym"])
+def test_codes_and_scales_are_held_once_and_come_back(method: str, tmp_path: Path) -> None:
+    model = load_base("glm-tiny", dtype="bfloat16", device="cpu", quantization=method)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fingerprint = model.fingerprint()
     prepare_for_inference(model)
     codes = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-    assert all(module.weight.is_meta for module in codes)
+    for module in codes:
+        assert all(getattr(module, name).is_meta for name in module.stored())
     assert model.fingerprint() == fingerprint
+    held = model.state_dict()
+    assert all(torch.equal(held[name], tensor) for name, tensor in before.items())
     model.save_pretrained(tmp_path)
     assert load_base(tmp_path, device="cpu").fingerprint() == fingerprint
     twin = copy.deepcopy(model)

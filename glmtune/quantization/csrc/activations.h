@@ -86,6 +86,17 @@ __m512 dot_pairs(__m512 sum, __m512i a, __m512i b) {
 }
 #endif
 
+// x / (1 + exp(-x)); exp(y) as 2^n 2^f, f within half a unit of 0, by the Taylor series of 2^f.
+__m512 silu(__m512 x) {
+  __m512 y = _mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f));
+  y = _mm512_max_ps(_mm512_min_ps(y, _mm512_set1_ps(126.0f)), _mm512_set1_ps(-126.0f));
+  const __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm512_sub_ps(y, n);
+  __m512 power = _mm512_set1_ps(1.54035304e-4f);
+  for (float term : {1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.0f})
+    power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(term));
+  return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), _mm512_scalef_ps(power, n)));
+}
+
 // --- activations ------------------------------------------------------------------------------------------
 
 // Rows ready for the tiles.

@@ -196,6 +196,13 @@ void widen_panel(const uint32_t* words, int64_t steps, uint32_t* pairs) {
   }
 }
 
+// The sum of 16 outputs over the parts that a row was split into.
+__m512 added_up(const float (*result)[PANEL], int parts, int64_t o) {
+  __m512 number = _mm512_loadu_ps(result[0] + o);
+  for (int part = 1; part < parts; ++part) number = _mm512_add_ps(number, _mm512_loadu_ps(result[part] + o));
+  return number;
+}
+
 }  // namespace
 
 extern "C" {
@@ -261,7 +268,9 @@ void glmtune_unpack(const Weight* w, int8_t* codes, int threads) {
 }
 
 // out [rows, outputs] = x [rows, inputs] @ weight.T, both of `type` and contiguous; `rounded`: activations to INT8.
-void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type, void* out, int rounded, int threads) {
+// `gated`: out [rows, outputs / 2] = silu(first half) * second half of that; the halves are whole panels.
+void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type, void* out, int rounded, int gated,
+                     int threads) {
   const Weight& w = *weight;
   const int parts = rounded ? 1 : type == BFLOAT16 ? 1 : type == FLOAT16 ? 2 : 3;
   const int64_t width = divided_up(w.inputs, 64) * 64 + 64, bytes = rounded ? 1 : 2;
@@ -278,7 +287,8 @@ void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type
   a.scale = scale.get(), a.total = total.get(), a.sum = sum.get();
 
   const int64_t most = ROWS / parts, tiles = divided_up(rows, most), tall = divided_up(rows, tiles);
-  const int64_t steps = steps_of(w);
+  const int64_t steps = steps_of(w), halves = gated ? 2 : 1;
+  const int64_t outputs = w.outputs / halves, panels = panels_of(w) / halves;
   const Way way = !rounded ? EXACT : w.group || w.zero ? ROUNDED : ROUNDED_SAME_SCALE;
   const bool widened = !rounded && w.bits == 8 && rows * parts >= MANY_ROWS;
 #pragma omp parallel num_threads(threads)
@@ -293,22 +303,26 @@ void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type
         split_row(w, x, r * w.inputs, type, parts, copied.get() + r * parts * a.row_bytes, a.row_bytes);
       if (!rounded && w.zero) add_up_row(w, x, r * w.inputs, type, total.get() + r * parts * a.blocks);
     }
-    std::unique_ptr<uint32_t[]> pairs(widened ? new uint32_t[2 * steps * PANEL] : nullptr);
+    std::unique_ptr<uint32_t[]> pairs(widened ? new uint32_t[halves * 2 * steps * PANEL] : nullptr);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t panel = 0; panel < panels_of(w); ++panel) {
-      const uint32_t* words = w.words + panel * steps * PANEL;
-      if (widened) widen_panel(words, steps, pairs.get());
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const uint32_t* words[2];
+      for (int64_t half = 0; half < halves; ++half) {
+        words[half] = w.words + (panel + half * panels) * steps * PANEL;
+        if (widened) widen_panel(words[half], steps, pairs.get() + half * 2 * steps * PANEL);
+        if (widened) words[half] = pairs.get() + half * 2 * steps * PANEL;
+      }
       for (int64_t row = 0; row < rows; row += tall) {
-        float result[ROWS][PANEL] = {};
+        float result[2][ROWS][PANEL] = {};
         const int64_t count = std::min(tall, rows - row);
         const Tile tile = tile_for(widened ? 16 : w.bits, way, count * parts);
-        tile(w, widened ? pairs.get() : words, panel, a, row * parts, result);
+        for (int64_t half = 0; half < halves; ++half)
+          tile(w, words[half], panel + half * panels, a, row * parts, result[half]);
         for (int64_t r = 0; r < count; ++r)
-          for (int64_t o = 0; o < PANEL && panel * PANEL + o < w.outputs; o += 16) {
-            __m512 number = _mm512_loadu_ps(result[r * parts] + o);
-            for (int part = 1; part < parts; ++part)
-              number = _mm512_add_ps(number, _mm512_loadu_ps(result[r * parts + part] + o));
-            store(out, (row + r) * w.outputs + panel * PANEL + o, first(w.outputs - panel * PANEL - o), type, number);
+          for (int64_t o = 0; o < PANEL && panel * PANEL + o < outputs; o += 16) {
+            __m512 number = added_up(result[0] + r * parts, parts, o);
+            if (gated) number = _mm512_mul_ps(silu(number), added_up(result[1] + r * parts, parts, o));
+            store(out, (row + r) * outputs + panel * PANEL + o, first(outputs - panel * PANEL - o), type, number);
           }
       }
     }
