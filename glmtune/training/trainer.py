@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerControl, Train
 
 from glmtune.labels import IGNORE_INDEX
 from glmtune.models.hollow import waits_for
+from glmtune.quantization.tuning import prepare_for_training
 from glmtune.training import checkpoint as checkpoints
 from glmtune.training import fsdp, together
 from glmtune.training.adapt import Tuned
@@ -451,6 +452,8 @@ class _Flow(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._trainer.restore_loss()
+        if not (self._trainer.is_deepspeed_enabled or self._trainer.divides):
+            prepare_for_training(self._trainer.tuned.model)  # here, as moving the model would undo it
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

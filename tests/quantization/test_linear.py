@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glmtune.quantization.linear import QuantizedEmbedding, QuantizedLinear
+from glmtune.quantization.linear import OUTPUTS_AT_ONCE, QuantizedEmbedding, QuantizedLinear
 from glmtune.quantization.methods import METHODS
+from glmtune.quantization.native import native_library
+from glmtune.quantization.tuning import prepare_for_training
 
 SHAPES = [(1, 2), (7, 10), (33, 96)]
 
@@ -89,6 +91,26 @@ def test_gradient_checkpointing_under_autocast_gives_the_same_gradient() -> None
         assert x.grad is not None
         grads.append(x.grad)
     assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_native", [False, True])
+@pytest.mark.parametrize("method", ["int8", "int4-g32-asym"])
+def test_more_outputs_than_are_formed_at_once(method: str, is_native: bool, dtype: torch.dtype) -> None:
+    layer, linear = pair(method, 2 * OUTPUTS_AT_ONCE + 70, 96)
+    if is_native and not prepare_for_training(layer):
+        pytest.skip(f"no native kernels: {native_library().refusal}")
+    x = torch.randn(2, 3, 96).to(dtype)
+    results = []
+    for module in (layer, linear.double()):
+        inputs = x.detach().to(dtype if module is layer else torch.float64).clone().requires_grad_()
+        output = module(inputs)
+        output.sin().sum().backward()
+        assert inputs.grad is not None
+        results.append((output.detach().double(), inputs.grad.double()))
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
+    for found, exact in zip(*results, strict=True):
+        assert (found - exact).abs().max() <= tolerance * exact.abs().max()
 
 
 def test_inputs_need_not_be_contiguous() -> None:

@@ -14,6 +14,9 @@ from glmtune.loading import load_base
 from glmtune.prefix.attach import attach_prefix, freeze_base
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
 from glmtune.quantization.apply import dequantize_model
+from glmtune.quantization.linear import QuantizedLinear
+from glmtune.quantization.native import native_library
+from glmtune.quantization.tuning import prepare_for_training
 from glmtune.training.adapt import tune_adapter
 from glmtune.training.settings import LoraSettings
 
@@ -98,6 +101,33 @@ def test_lora_gradients(source: Path, method: str, checkpointing: bool, autocast
         results.append(gradients(tuned, batch(model), autocast))
     assert_lora_same(*results, autocast)
     assert all("lora_" in name for name in results[0])
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_product_of_training_changes_no_gradient(
+    source: Path, method: str, checkpointing: bool, autocast: bool
+) -> None:
+    results = []
+    for model in pair(source, method):
+        torch.manual_seed(3)
+        attach_prefix(model, PrefixEncoder(prefix_shape(model.config), pre_seq_len=4, dropout=0.0))
+        freeze_base(model)
+        layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+        taken = prepare_for_training(model)
+        assert taken == (0 if native_library().refusal else len(layers))
+        assert all(layer.weight_scale.is_meta for layer in layers if taken)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        results.append(gradients(model, batch(model), autocast))
+    assert_same(*results, autocast)
+
+
+def test_a_compiled_model_stays_on_the_plain_path(source: Path) -> None:
+    model = load_base(source, dtype="float32", device="cpu", quantization="int4")
+    next(module for module in model.modules() if isinstance(module, QuantizedLinear)).compile()
+    assert prepare_for_training(model) == 0
 
 
 @pytest.mark.parametrize("folder", OFFICIAL)
