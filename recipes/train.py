@@ -209,6 +209,7 @@ def _trainer(
         patience=config.trainer.early_stopping_patience,
         watch=config.trainer,
         divides=_divides(config),
+        async_save=config.trainer.async_save,
         facts=facts,
     )
 

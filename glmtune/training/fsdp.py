@@ -79,18 +79,16 @@ def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     return _whole({name: weight for name, weight in named if weight.requires_grad}, keep=keep)
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path, *, writes: bool) -> None:
-    """Write the optimizer's state as one process would; every process must call this.
+def whole_optimizer(optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, Any]:
+    """Put the optimizer's state together as one process would have it; every process must call this.
 
     Args:
         optimizer: over divided weights.
-        folder: of the checkpoint.
-        writes: whether this process writes; the others only take part in putting tensors together.
+        keep: whether this process wants it; the others only take part.
     """
     state = optimizer.state_dict()
-    state["state"] = {number: _whole(values, keep=writes) for number, values in state["state"].items()}
-    if writes:
-        torch.save(state, folder / OPTIMIZER_FILE)
+    state["state"] = {number: _whole(values, keep=keep) for number, values in state["state"].items()}
+    return state
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:

@@ -35,6 +35,7 @@ FREE = frozenset(
     | {f"trainer.{name}" for name in ("early_stopping_patience", "report_to", "per_device_eval_batch_size")}
     | {f"trainer.{name}" for name in ("max_rollbacks", "rollback_rate", "spike_deviations", "stall_seconds")}
     | {f"trainer.{name}" for name in ("dataloader_num_workers", "num_threads", "gradient_checkpointing")}
+    | {"trainer.async_save"}
 )
 
 PLACES = ("launch", "deepspeed", "distributed", "plan")

@@ -104,7 +104,12 @@ def train(trainer: GlmTrainer, checkpoint: Path | None, *, tensorboard: bool = T
             if tensorboard and trainer.is_world_process_zero():
                 trainer.add_callback(_tensorboard(run, after=step_of(checkpoint) if checkpoint else None))
             trainer.watch.console = progress.console
-            train_with_rollbacks(trainer, checkpoint)
+            try:
+                train_with_rollbacks(trainer, checkpoint)
+            except Exception:
+                trainer.saves.wait()  # so that no checkpoint is lost that is nearly complete
+                raise
+            trainer.saves.finish()
     except OSError as error:
         raise TrainingError(write_problem(run / LOG_FILE, error)) from error
     except (RuntimeError, MemoryError) as error:

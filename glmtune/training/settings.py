@@ -56,6 +56,11 @@ class RecordSettings:
         None, "steps between two evaluations; null: as often as checkpoints are saved"
     )
     save_steps: int = setting(1000, "steps between two checkpoints")
+    async_save: bool = setting(
+        False,
+        "write checkpoints while training goes on, from a copy in host memory: 12 bytes for every number "
+        "that AdamW trains, divided under ZeRO",
+    )
     save_total_limit: int | None = setting(None, "checkpoints kept, the newest ones; null keeps all")
     metric_for_best_model: str = setting("loss", "what chooses `best`: loss, or accuracy (of answer tokens)")
     early_stopping_patience: int | None = setting(None, "stop after so many evaluations without a new best")

@@ -65,12 +65,24 @@ def wait() -> None:
         torch.distributed.barrier()
 
 
-def gathered(value: Known) -> list[Known]:
-    """Return what each process brought, by rank."""
+def second_group(timeout_seconds: float) -> Any:
+    """Connect the processes once more, for threads that talk beside training; None for a single process."""
+    if not is_several():
+        return None
+    return torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+
+
+def gathered(value: Known, group: Any = None) -> list[Known]:
+    """Return what each process brought, by rank.
+
+    Args:
+        value: of this process.
+        group: the connections to use; None: those of training.
+    """
     if not is_several():
         return [value]
     found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, value)
+    torch.distributed.all_gather_object(found, value, group=group)
     return found
 
 
@@ -120,12 +132,13 @@ def check_same(values: Any) -> None:
 
 
 @contextmanager
-def agreed(what: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+def agreed(what: str, errors: tuple[type[Exception], ...], group: Any = None) -> Iterator[None]:
     """Run a block in every process; where it fails in one, it fails in all.
 
     Args:
         what: completes "process N could not".
         errors: the failures to share; others are raised at once.
+        group: the connections to use; None: those of training.
 
     Raises:
         OSError: in every process, naming those that failed.
@@ -139,15 +152,19 @@ def agreed(what: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
         problem = error
     if not is_several():
         return
-    reports = gathered(None if problem is None else f"on {socket.gethostname()} could not {what}: {problem}")
+    report = None if problem is None else f"on {socket.gethostname()} could not {what}: {problem}"
+    reports = gathered(report, group)
     failed = [f"process {rank} {report}" for rank, report in enumerate(reports) if report is not None]
     if failed:
         raise OSError("; ".join(failed)) from problem
 
 
 @contextmanager
-def all_or_none() -> Iterator[None]:
+def all_or_none(group: Any = None) -> Iterator[None]:
     """Run a block in every process; where it fails in one, the others do not go on to wait for it.
+
+    Args:
+        group: the connections to use; None: those of training.
 
     Raises:
         GlmtuneError: what the block raised; TrainingError in the processes where it did not fail.
@@ -157,7 +174,7 @@ def all_or_none() -> Iterator[None]:
         yield
     except GlmtuneError as error:
         problem = error
-    reports = gathered(None if problem is None else str(problem))
+    reports = gathered(None if problem is None else str(problem), group)
     if problem is not None:
         raise problem
     for rank, report in enumerate(reports):

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,10 +28,11 @@ from glmtune.training.divided import fill_for_zero
 from glmtune.training.not_finite import not_finite
 from glmtune.training.rollback import rate_factor, scale_rate
 from glmtune.training.sampling import EpochSampler, LengthOrder
+from glmtune.training.saving import Job, Saves, parts_of
 from glmtune.training.settings import WatchSettings
 from glmtune.training.shared_rows import FilledRows, RankBatches
 from glmtune.training.watch_callback import TrainingWatch
-from glmtune.training.zero_state import TrainedWeights, load_state, refuse_other_kind, save_state
+from glmtune.training.zero_state import load_state, refuse_other_kind
 
 LOSS_STATE = "loss_state.json"
 
@@ -56,6 +57,7 @@ class GlmTrainer(Trainer):
         patience: int | None = None,
         watch: WatchSettings | None = None,
         divides: bool = False,
+        async_save: bool = False,
         facts: dict[str, Any] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
@@ -76,6 +78,7 @@ class GlmTrainer(Trainer):
             patience: evaluations without a new best after which training stops; None never stops early.
             watch: what is reported, and how often the run may go back; None: the defaults.
             divides: divide the weights among the processes by FSDP2.
+            async_save: write checkpoints beside training; `saves.finish` waits for the last one.
             facts: plain values kept in each checkpoint's manifest and checked on resuming.
             callbacks: added to the trainer's own.
         """
@@ -94,7 +97,7 @@ class GlmTrainer(Trainer):
         )
         self.watch = TrainingWatch(watch or WatchSettings(), self.run_folder)
         self.divides = divides
-        self._whole_weights: dict[str, Tensor] | None = None
+        self.saves = Saves(beside=async_save, timeout_seconds=args.ddp_timeout)
         self._eval_lengths = eval_lengths
         self._improved = False
         self._stopped_early = False
@@ -171,9 +174,12 @@ class GlmTrainer(Trainer):
         skips = scaler is not None or (self.is_deepspeed_enabled and self.args.fp16)  # such a step by itself
         bad_loss = not bool(torch.isfinite(cast(Tensor, self._tr_loss)))
         bad_norm = not skips and not math.isfinite(float(norm or 0.0))
+        bad_save = self.saves.has_failed
         if self.args.world_size > 1:  # all stop, or none does
-            bad = torch.tensor([bad_loss, bad_norm], dtype=torch.int, device=self.args.device)
-            bad_loss, bad_norm = (bool(value) for value in cast(Tensor, self.accelerator.reduce(bad)))
+            bad = torch.tensor([bad_loss, bad_norm, bad_save], dtype=torch.int, device=self.args.device)
+            bad_loss, bad_norm, bad_save = map(bool, cast(Tensor, self.accelerator.reduce(bad)))
+        if bad_save or bad_loss or bad_norm:
+            self.saves.finish()  # so that what is said of checkpoints is true, or to say that they fail
         if bad_loss or bad_norm:
             raise not_finite(self, "loss" if bad_loss else "gradient norm", norm)
         return norm
@@ -261,17 +267,19 @@ class GlmTrainer(Trainer):
             self._publish_best()
 
     def _publish_best(self) -> None:
-        step = self.state.global_step
-        facts = {**self.facts, "step": step, "metric": self.state.best_metric}
-        at_this_step = self.run_folder / f"checkpoint-{step}"
-        best = self.run_folder / "best"
+        at_this_step = self.run_folder / f"checkpoint-{self.state.global_step}"
+        best, facts = self.run_folder / "best", self._best_facts()
         if checkpoints.read_manifest(at_this_step) is not None:
             checkpoints.publish(at_this_step, best, facts=facts)
         else:
             with checkpoints.writing(best, facts=facts) as folder:
                 self.tuned.save(folder)
 
+    def _best_facts(self) -> dict[str, Any]:
+        return {**self.facts, "step": self.state.global_step, "metric": self.state.best_metric}
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.saves.finish()
         step = self.state.global_step
         final = self.run_folder / f"checkpoint-{step}"
         ended = step >= self.state.max_steps or self._stopped_early
@@ -283,48 +291,42 @@ class GlmTrainer(Trainer):
         opened = (
             checkpoints.writing(final, facts=facts) if writes else nullcontext(checkpoints.partial_of(final))
         )
-        with opened as folder:
+        with ExitStack() as stack:
+            folder = stack.enter_context(opened)
             together.wait()
             with together.agreed("write its part of the checkpoint", checkpoints.WRITE_ERRORS):
                 together.check_shared(folder)
-                self._save_optimizer_and_scheduler(str(folder))
-                self._save_scaler(str(folder))
-                self._save_rng_state(str(folder))
-            with together.agreed("write the checkpoint", checkpoints.WRITE_ERRORS):
-                if writes:
-                    self._save_tuned(folder, loss.item())
-        if writes:
-            checkpoints.publish(final, self.run_folder / "last", facts=facts)
-            checkpoints.rotate(self.run_folder, keep=self.keep_checkpoints)
+                self._save_small_parts(folder, loss.item())
+            parts = parts_of(self, folder)
+            rest = stack.pop_all()
+        job = Job(
+            opened=rest,
+            folder=folder,
+            final=final,
+            facts=facts,
+            best=self._best_facts() if self._improved and self.saves.beside else None,
+            parts=parts,
+            tuned=self.tuned,
+            writes=writes,
+            keep=self.keep_checkpoints,
+        )
+        self._improved = self._improved and job.best is None
+        self.saves.start(job)
 
-    def _save_tuned(self, folder: Path, loss_sum: float) -> None:
-        zero = TrainedWeights(folder, self.tuned.model) if self.is_deepspeed_enabled else None
-        self.tuned.save(folder, self._whole_weights if zero is None else zero)
-        self._whole_weights = None
+    def _save_small_parts(self, folder: Path, loss_sum: float) -> None:
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+        if not self.args.should_save:
+            return
+        if self.lr_scheduler is not None:
+            torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
         self.state.save_to_json(str(folder / "trainer_state.json"))
         loss_state = {"sum": loss_sum, "last_logged_step": self._globalstep_last_logged}
         (folder / LOSS_STATE).write_text(json.dumps(loss_state), encoding="utf-8")
 
-    def _save_optimizer_and_scheduler(self, output_dir: str | None) -> None:
-        if output_dir is None or not (self.is_deepspeed_enabled or self.divides):
-            return super()._save_optimizer_and_scheduler(cast(str, output_dir))
-        if self.divides:
-            writes = self.args.should_save
-            weights = fsdp.whole_weights(self.tuned.model, keep=writes)
-            self._whole_weights = weights if writes else None
-            fsdp.save_optimizer(self._plain_optimizer(), Path(output_dir), writes=writes)
-            return self._save_scheduler(Path(output_dir))
-        rank, count = self.args.process_index, self.args.world_size
-        problem = save_state(self.model_wrapped, self.tuned.model, Path(output_dir), rank=rank, count=count)
-        if problem is not None:
-            raise problem
-        return self._save_scheduler(Path(output_dir))
-
-    def _save_scheduler(self, folder: Path) -> None:
-        if self.args.should_save and self.lr_scheduler is not None:
-            torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
-
-    def _plain_optimizer(self) -> torch.optim.Optimizer:
+    @property
+    def plain_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer itself, without what accelerate puts around it."""
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def _batch_facts(self) -> dict[str, int]:
@@ -390,7 +392,7 @@ class GlmTrainer(Trainer):
         if checkpoint is not None:
             refuse_other_kind(Path(checkpoint), is_zero=self.is_deepspeed_enabled)
         if self.divides and checkpoint is not None:
-            fsdp.load_optimizer(self._plain_optimizer(), Path(checkpoint))
+            fsdp.load_optimizer(self.plain_optimizer, Path(checkpoint))
             state = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
             cast(LambdaLR, self.lr_scheduler).load_state_dict(state)
         else:

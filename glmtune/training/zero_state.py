@@ -31,48 +31,69 @@ def is_state_file(name: str) -> bool:
     return name == INDEX_FILE or (name.startswith("zero-") and name.endswith(".safetensors"))
 
 
-def save_state(engine: Any, model: nn.Module, folder: Path, *, rank: int, count: int) -> OSError | None:
-    """Write this process's share of weights and optimizer states; every process must call this.
+class State:
+    """This process's share of weights and optimizer states: whole parameters, put together when asked for."""
 
-    Args:
-        engine: DeepSpeed's, after a step at least.
-        model: its module.
-        folder: exists, seen by all processes.
-        rank: of this process.
-        count: processes in all.
+    def __init__(self, engine: Any, model: nn.Module, *, rank: int, count: int) -> None:
+        """Divide the parameters; every process must do this.
 
-    Returns:
-        What kept this process from writing; it took part in putting parameters together all the same, so
-        that the others did not wait for it.
-    """
-    parts = [WEIGHT, *deepspeed.state_names(engine)]
-    owners = _owners([(name, deepspeed.full_shape(p)) for name, p in deepspeed.trained(model)], count)
-    shapes = {
-        f"{part}:{name}": deepspeed.full_shape(parameter)
-        for name, parameter in deepspeed.trained(model)
-        for part in parts
-        if owners[name] == rank
-    }
-    path = folder / FILE_PATTERN.format(number=rank + 1, count=count)
-    file, problem = _open(path, shapes)
-    for name, parameter in deepspeed.trained(model):
-        for part in parts:
-            full = deepspeed.get_full(parameter, None if part == WEIGHT else part)
-            if owners[name] == rank and file is not None and problem is None:
-                problem = _write(file, full)
-            del full
-    if file is not None:
-        try:
-            file.close()
-        except OSError as error:
-            problem = problem or error
-    if rank == 0 and problem is None:
-        index = {"files": count, "parts": parts, "scalars": deepspeed.scalars(engine)}
-        try:
+        Args:
+            engine: DeepSpeed's, after a step at least.
+            model: its module.
+            rank: of this process.
+            count: processes in all.
+        """
+        self._engine, self._model, self._rank, self._count = engine, model, rank, count
+        self._parts = [WEIGHT, *deepspeed.state_names(engine)]
+        named = list(deepspeed.trained(model))
+        self._owners = _owners([(name, deepspeed.full_shape(weight)) for name, weight in named], count)
+        self._shapes = {
+            f"{part}:{name}": deepspeed.full_shape(weight)
+            for name, weight in named
+            for part in self._parts
+            if self._owners[name] == rank
+        }
+        self._scalars = deepspeed.scalars(engine)
+        self._copies: list[Tensor] | None = None
+
+    def copy(self) -> None:
+        """Keep the share as it is now, float32 in host memory; every process must call this."""
+        self._copies = [whole.to("cpu", torch.float32, copy=True) for whole in self._own()]
+
+    def _own(self) -> Iterator[Tensor]:
+        """Put one parameter after the other together, with all processes, and yield those of this one."""
+        for name, parameter in deepspeed.trained(self._model):
+            for part in self._parts:
+                whole = deepspeed.get_full(parameter, None if part == WEIGHT else part).detach()
+                if self._owners[name] == self._rank:
+                    yield whole
+                del whole
+
+    def write(self, folder: Path) -> None:
+        """Write the share; every process must call this, unless it was copied before.
+
+        Args:
+            folder: exists, seen by all processes.
+
+        Raises:
+            OSError: this process could not write; it took part in putting parameters together all the same,
+                so that the others did not wait for it.
+        """
+        path = folder / FILE_PATTERN.format(number=self._rank + 1, count=self._count)
+        file, problem = _open(path, self._shapes)
+        for whole in self._copies if self._copies is not None else self._own():
+            if file is not None and problem is None:
+                problem = _write(file, whole)
+        if file is not None:
+            try:
+                file.close()
+            except OSError as error:
+                problem = problem or error
+        if problem is not None:
+            raise problem
+        if self._rank == 0:
+            index = {"files": self._count, "parts": self._parts, "scalars": self._scalars}
             (folder / INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
-        except OSError as error:
-            problem = error
-    return problem
 
 
 def _owners(shapes: list[tuple[str, Shape]], count: int) -> dict[str, int]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import pytest
 import torch
 
 from glmtune.data.collate import DynamicPaddingCollator
+from glmtune.loading import load_tokenizer
+from glmtune.models.chat_tokenizer import GlmTokenizer
 from glmtune.models.load import load_base
 from glmtune.prefix.checkpoint import PrefixMeta
 from glmtune.prefix.init import build_prefix_encoder
 from glmtune.prefix.settings import PrefixSettings
-from glmtune.training.adapt import tune_prefix
+from glmtune.training.adapt import tune_all, tune_prefix
 from glmtune.training.arguments import training_arguments
 from glmtune.training.settings import TrainerSettings
 from glmtune.training.trainer import GlmTrainer
@@ -38,17 +40,26 @@ MakeTrainer = Callable[..., GlmTrainer]
 
 @pytest.fixture
 def make_trainer(tiny_base: Path, rows: datasets.Dataset, tmp_path: Path) -> MakeTrainer:
-    """Build a trainer of a prefix (4 positions, no dropout) from settings; `folder` names its run."""
+    """Build a trainer of a prefix (4 positions, no dropout), or of everything (`full`), from settings.
 
-    def make(*, folder: str = "run", patience: int | None = None, **values: Any) -> GlmTrainer:
+    `folder` names its run.
+    """
+
+    def make(
+        *, folder: str = "run", patience: int | None = None, full: bool = False, **values: Any
+    ) -> GlmTrainer:
         torch.manual_seed(7)
         model = load_base(tiny_base, device="cpu")
-        encoder = build_prefix_encoder(model, PrefixSettings(pre_seq_len=4, dropout=0.0))
+        if full:
+            tuned = tune_all(model, cast(GlmTokenizer, load_tokenizer(tiny_base)))
+        else:
+            encoder = build_prefix_encoder(model, PrefixSettings(pre_seq_len=4, dropout=0.0))
+            tuned = tune_prefix(model, encoder, PrefixMeta())
         defaults = {"max_steps": 4, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
         settings = TrainerSettings(**{**defaults, "logging_steps": 1, "group_by_length": False, **values})
         (tmp_path / folder).mkdir(exist_ok=True)
         return GlmTrainer(
-            tune_prefix(model, encoder, PrefixMeta()),
+            tuned,
             training_arguments(
                 settings,
                 output_dir=tmp_path / folder,
@@ -66,6 +77,7 @@ def make_trainer(tiny_base: Path, rows: datasets.Dataset, tmp_path: Path) -> Mak
             keep_checkpoints=settings.save_total_limit,
             patience=patience,
             watch=settings,
+            async_save=settings.async_save,
         )
 
     return make
