@@ -51,6 +51,20 @@ def killed_while_saving(step: int) -> None:
     GlmTrainer._save_optimizer_and_scheduler = deadly  # type: ignore[method-assign]
 
 
+def killed_beside(step: int) -> None:
+    """Die in the thread that writes the checkpoint of a step, with half of it written."""
+    from glmtune.training.zero_state import State
+
+    write = State.write
+
+    def deadly(self: Any, folder: Path) -> None:
+        write(self, folder)
+        if folder.name == f".checkpoint-{step}.partial":
+            kill()
+
+    State.write = deadly  # type: ignore[method-assign]
+
+
 def told_to_stop(step: int) -> None:
     from glmtune.training.trainer import GlmTrainer
 
@@ -140,6 +154,7 @@ FATES = {
     for fate in (
         killed_in_step,
         killed_while_saving,
+        killed_beside,
         told_to_stop,
         full_disk,
         no_data,

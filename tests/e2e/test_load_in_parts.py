@@ -14,16 +14,15 @@ from tests.e2e.stories import Story, run_sessions
 from tests.e2e.test_ds_matrix import METHODS
 
 pytest.importorskip("deepspeed", reason="the extra glmtune[deepspeed] is not installed")
+# What every run of the tests sees of it: test_ds_processes (ZeRO-3) and test_fsdp_processes.
+pytestmark = pytest.mark.skipif("GLMTUNE_SLOW" not in os.environ, reason="minutes: set GLMTUNE_SLOW=1")
 ZERO, FSDP = "deepspeed=zero3", "distributed=fsdp"
-ALL = [
+CELLS = [
     (family, method, division)
     for family in (Family.CHATGLM, Family.GLM4)
     for method in METHODS
     for division in (ZERO, "deepspeed=zero3_offload", FSDP)
 ]
-# In every run of the tests: a frozen base whose head is its embedding; all of them with GLMTUNE_SLOW=1.
-SOME = [(Family.CHATGLM, "lora", FSDP)]
-CELLS = ALL if "GLMTUNE_SLOW" in os.environ else SOME
 COMMON = [
     *("data=files", "trainer.max_steps=4", "trainer.gradient_accumulation_steps=1", "trainer.save_steps=2"),
     *("trainer.logging_steps=1", "trainer.report_to=[]", "trainer.per_device_train_batch_size=2"),
