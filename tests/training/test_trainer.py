@@ -15,6 +15,9 @@ from torch import Tensor
 from glmtune.data.collate import DynamicPaddingCollator
 from glmtune.errors import TrainingError
 from glmtune.prefix.attach import prefix_of
+from glmtune.quantization.apply import quantize_model
+from glmtune.quantization.linear import QuantizedLinear
+from glmtune.quantization.native import native_library
 from glmtune.training.callbacks import StopOnSignal, TrainingLog, read_log
 from glmtune.training.checkpoint import checkpoints, latest_checkpoint, read_manifest
 from glmtune.training.session import train
@@ -268,3 +271,14 @@ def test_out_of_memory_says_what_to_lower(make_trainer: MakeTrainer) -> None:
         "max_source_length",
     ):
         assert word in str(caught.value), str(caught.value)
+
+
+def test_codes_are_multiplied_natively_once_training_begins(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(max_steps=2)
+    model: Any = trainer.model
+    quantize_model(model, "int4")
+    trainer.train()
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    assert layers
+    assert all((layer.product is None) == bool(native_library().refusal) for layer in layers)
+    assert len(losses(trainer)) == 2
