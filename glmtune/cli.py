@@ -172,7 +172,7 @@ def _report(error: Exception) -> int:
             f"unexpected {type(error).__name__}: {error}\n"
             "This is a fault of glmtune or of a library below it; run again with --debug for the stack trace."
         )
-    code = 2 if isinstance(error, ConfigError) else 1
+    code = error.exit_code if isinstance(error, GlmtuneError) else 1
     if _is_launched():  # one of several processes: the launcher shows one error of one of them
         from glmtune.training.launch import record_failure
 

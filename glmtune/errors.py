@@ -8,11 +8,19 @@ from pathlib import Path
 
 
 class GlmtuneError(Exception):
-    """Base of all errors raised on purpose; the command line prints them without a stack trace."""
+    """Base of all errors raised on purpose; the command line prints them without a stack trace.
+
+    Attributes:
+        exit_code: of a command that ends with this error.
+    """
+
+    exit_code: int = 1
 
 
 class ConfigError(GlmtuneError):
     """A setting is unknown, of the wrong type, out of range, or contradicts another one."""
+
+    exit_code = 2
 
 
 class DataError(GlmtuneError):
@@ -42,6 +50,12 @@ class ShapeError(GlmtuneError):
 
 class TrainingError(GlmtuneError):
     """A run had to stop (non-finite loss, no space left, ...); the last good checkpoint is intact."""
+
+
+class StartAnewError(TrainingError):
+    """A run went back to a checkpoint, and its processes must be started anew to go on from there."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed
 
 
 class MissingExtraError(GlmtuneError):

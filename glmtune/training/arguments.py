@@ -35,7 +35,8 @@ def compute_precision(
             ``no`` is float32 then.
 
     Raises:
-        ConfigError: fp16 without a GPU, or fp32 over weights loaded in another type.
+        ConfigError: fp16 (under DeepSpeed a float16 base too) without a GPU, or fp32 over weights loaded in
+            another type.
     """
     if settings.precision == "fp16" and device == "cpu":
         raise ConfigError(
@@ -50,6 +51,11 @@ def compute_precision(
         )
     if settings.precision == "auto":
         if zero and tune != "full":
+            if dtype == torch.float16 and device == "cpu":
+                raise ConfigError(
+                    "`model.dtype` is `float16`, in which DeepSpeed would compute, but that needs a GPU and "
+                    "training runs on the CPU. Use `model.dtype=bfloat16`, or float32."
+                )
             return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
         wants_autocast = tune == "full" and device == "cuda" and torch.cuda.is_bf16_supported()
         return "bf16" if wants_autocast else "no"

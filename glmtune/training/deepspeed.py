@@ -39,6 +39,14 @@ DECIDED = {
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What DeepSpeed's dynamic loss scale remembers."""
 
+LOSS_SCALE = {
+    "loss_scale": 0,  # it changes: halved when a gradient overflows, doubled after a window without
+    "initial_scale_power": 16,
+    "loss_scale_window": 1000,
+    "hysteresis": 2,
+    "min_loss_scale": 1,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeedSettings:
@@ -139,7 +147,7 @@ def deepspeed_config(
     config: dict[str, Any] = {name: value for name, value in given.items() if "." not in name}
     config |= {"zero_optimization": zero, "zero_force_ds_cpu_optimizer": False}
     config["bf16"] = {"enabled": precision == "bf16"}
-    config["fp16"] = {"enabled": precision == "fp16"}
+    config["fp16"] = {"enabled": precision == "fp16", **LOSS_SCALE}
     if settings.offload_optimizer and _uses_cpu_adam(settings, trainer, has_gpu):
         parameters = {
             name.rpartition(".")[2]: value for name, value in given.items() if name.startswith("optimizer.")
@@ -269,6 +277,11 @@ def divide(parameter: nn.Parameter, config: Mapping[str, Any], like: nn.Paramete
         deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=dict(config))
     else:
         cast("Any", like).convert_to_zero_parameters([parameter])
+
+
+def scale_is_exhausted(error: Exception) -> bool:
+    """Tell whether DeepSpeed gave up in fp16, because gradients are not finite at the smallest loss scale."""
+    return "loss scale already at minimum" in str(error)
 
 
 def stage_of(engine: Any) -> int:

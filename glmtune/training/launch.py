@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune.errors import ConfigError, TrainingError
+from glmtune.errors import ConfigError, StartAnewError, TrainingError
 from glmtune.settings import check_range, setting
 
 if TYPE_CHECKING:
@@ -175,6 +176,13 @@ def launch(command: str, values: Mapping[str, Any], node: Node) -> int:
     Raises:
         ConfigError: of a process, or TrainingError: the first that failed says why; the others were stopped.
     """
+    while (code := _launch_once(command, values, node)) == StartAnewError.exit_code:
+        values = {**values, "resume": "auto"}  # from the checkpoint to which the run went back
+        gc.collect()  # so that the port is free again
+    return code
+
+
+def _launch_once(command: str, values: Mapping[str, Any], node: Node) -> int:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -225,7 +233,9 @@ def _unreached(node: Node, error: Exception) -> str:
 
 
 def _failed(failures: Sequence[ProcessFailure], folder: Path) -> int:
-    """Turn the processes' ends into one outcome: the error of the one to blame, or a clean stop."""
+    """Turn the processes' ends into one outcome: the error of the one to blame, a stop, or once more."""
+    if any(failure.exitcode == StartAnewError.exit_code for failure in failures):
+        return StartAnewError.exit_code  # the others were stopped on their way to the same end
     worst = min(failures, key=_blame)
     if worst.exitcode > 128:  # stopped by a signal, after saving
         return worst.exitcode

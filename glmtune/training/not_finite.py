@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from glmtune.errors import TrainingError
+from glmtune.training import together
 from glmtune.training.checkpoint import latest_checkpoint
 from glmtune.training.watch import Alert
 
@@ -27,11 +29,12 @@ class Evidence:
         what: ``loss`` or ``gradient norm``.
         learning_rate: of the step.
         grad_norm: before clipping; None where it was not formed.
-        batch_losses: of its batches in this process, each its part of the step's loss.
+        batch_losses: of its batches, each its part of the step's loss; process after process.
         rows: numbers of its rows in the training split (all processes), from 0.
         losses: (step, loss) of the steps before.
         weights: names of trained weights whose gradient is not finite.
         alerts: lines of the log about what was noticed before.
+        processes: ranks of those in which a batch's loss is not finite.
     """
 
     step: int
@@ -43,6 +46,7 @@ class Evidence:
     losses: list[tuple[int, float]] = field(default_factory=list)
     weights: list[str] = field(default_factory=list)
     alerts: list[dict[str, Any]] = field(default_factory=list)
+    processes: list[int] = field(default_factory=list)
 
     def describe(self) -> str:
         """Word the evidence in two sentences."""
@@ -82,19 +86,20 @@ class NotFiniteError(TrainingError):
 
 
 def not_finite(trainer: GlmTrainer, what: str, norm: Any) -> NotFiniteError:
-    """Gather the evidence on the current step, report it, and make the error to raise.
+    """Gather the evidence on the current step, report it, and make the error to raise, in every process.
 
     Args:
         trainer: between the backward pass and the change of the weights.
         what: ``loss`` or ``gradient norm``.
         norm: of the gradients, before clipping.
     """
+    losses = together.gathered([float(loss) for loss in trainer.watch.batch_losses])
     evidence = Evidence(
         step=trainer.state.global_step + 1,
         what=what,
         learning_rate=trainer._get_learning_rate(),
         grad_norm=None if norm is None else float(norm),
-        batch_losses=[float(loss) for loss in trainer.watch.batch_losses],
+        batch_losses=[loss for part in losses for loss in part],
         rows=_rows_of_step(trainer),
         losses=list(trainer.watch.losses),
         weights=[
@@ -103,6 +108,7 @@ def not_finite(trainer: GlmTrainer, what: str, norm: Any) -> NotFiniteError:
             if weight.grad is not None and not bool(torch.isfinite(weight.grad).all())
         ],
         alerts=[alert.entry() for alert in trainer.watch.alerts],
+        processes=[rank for rank, part in enumerate(losses) if not all(map(math.isfinite, part))],
     )
     if trainer.is_world_process_zero():
         trainer.watch.report(Alert("not_finite", evidence.step, evidence.describe(), {"what": what}))

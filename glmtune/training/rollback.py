@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.integrations import TensorBoardCallback
 
-from glmtune.errors import TrainingError
+from glmtune.errors import StartAnewError, TrainingError
 from glmtune.training.checkpoint import latest_checkpoint, step_of, write_text
 from glmtune.training.not_finite import NotFiniteError
 from glmtune.training.watch import Alert
@@ -95,8 +95,9 @@ def train_with_rollbacks(trainer: GlmTrainer, checkpoint: Path | None) -> None:
         checkpoint: where to go on from, None starts at step 0.
 
     Raises:
-        TrainingError: it was not finite once more than allowed, or before the first checkpoint; under
-            DeepSpeed or FSDP each time, and the next session goes on at the lower rate.
+        TrainingError: it was not finite once more than allowed, or before the first checkpoint.
+        StartAnewError: the run went back, but weights are divided by DeepSpeed or FSDP; processes started
+            anew, as our launcher does, go on at the lower rate.
     """
     while True:
         try:
@@ -127,10 +128,10 @@ def _go_back(trainer: GlmTrainer, error: NotFiniteError) -> Path:
         trainer.watch.report(Alert("rollback", back.checkpoint, text, dataclasses.asdict(back)))
     trainer.accelerator.wait_for_everyone()
     if trainer.is_deepspeed_enabled or trainer.divides:
-        raise TrainingError(
+        raise StartAnewError(
             f"{error.evidence.describe()} Weights divided among processes cannot be replaced in place. The "
             f"same command starts anew, {text}"
-        )
+        ) from error
     trainer.forget_optimizer()
     if (board := trainer.pop_callback(TensorBoardCallback)) is not None:
         trainer.add_callback(_rewound(board, run, back.checkpoint))

@@ -22,7 +22,7 @@ from glmtune.labels import IGNORE_INDEX
 from glmtune.models.hollow import waits_for
 from glmtune.quantization.tuning import prepare_for_training
 from glmtune.training import checkpoint as checkpoints
-from glmtune.training import fsdp, together
+from glmtune.training import deepspeed, fsdp, together
 from glmtune.training.adapt import Tuned
 from glmtune.training.divided import fill_for_zero
 from glmtune.training.not_finite import not_finite
@@ -162,7 +162,13 @@ class GlmTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Go forward and back, and note the loss."""
-        loss = super().training_step(*args, **kwargs)
+        try:
+            loss = super().training_step(*args, **kwargs)
+        except Exception as error:  # DeepSpeed raises no narrower one
+            if not self.is_deepspeed_enabled or not deepspeed.scale_is_exhausted(error):
+                raise
+            self.saves.finish()
+            raise not_finite(self, "gradient norm", None) from error
         self.watch.batch_losses.append(loss.detach())
         return loss
 
@@ -172,12 +178,13 @@ class GlmTrainer(Trainer):
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         scaler = getattr(self.accelerator, "scaler", None)
         skips = scaler is not None or (self.is_deepspeed_enabled and self.args.fp16)  # such a step by itself
-        bad_loss = not bool(torch.isfinite(cast(Tensor, self._tr_loss)))
         bad_norm = not skips and not math.isfinite(float(norm or 0.0))
-        bad_save = self.saves.has_failed
+        loss = torch.stack(self.watch.batch_losses).sum().double()
+        found = torch.stack([loss, *torch.tensor([bad_norm, self.saves.has_failed]).to(loss)])
         if self.args.world_size > 1:  # all stop, or none does
-            bad = torch.tensor([bad_loss, bad_norm, bad_save], dtype=torch.int, device=self.args.device)
-            bad_loss, bad_norm, bad_save = map(bool, cast(Tensor, self.accelerator.reduce(bad)))
+            found = cast(Tensor, self.accelerator.reduce(found, "mean"))
+        self.watch.step_loss = found[0].item()
+        bad_loss, (bad_norm, bad_save) = not math.isfinite(self.watch.step_loss), map(bool, found[1:])
         if bad_save or bad_loss or bad_norm:
             self.saves.finish()  # so that what is said of checkpoints is true, or to say that they fail
         if bad_loss or bad_norm:

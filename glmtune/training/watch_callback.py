@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -34,7 +35,8 @@ class TrainingWatch(TrainerCallback):
         console: where alerts are printed.
         losses: step → loss, of the last steps.
         alerts: the last ones.
-        batch_losses: of the current step's batches, each its part of the step's loss.
+        batch_losses: of the current step's batches in this process, each its part of the step's loss.
+        step_loss: of the current step, mean over all processes.
         num_labels: of the current step.
     """
 
@@ -49,6 +51,7 @@ class TrainingWatch(TrainerCallback):
         self.losses: deque[tuple[int, float]] = deque(maxlen=KEPT)
         self.alerts: deque[Alert] = deque(maxlen=KEPT)
         self.batch_losses: list[Tensor] = []
+        self.step_loss = math.nan
         self.num_labels: int | None = None
         self.settings = settings
         self._run = run
@@ -111,19 +114,17 @@ class TrainingWatch(TrainerCallback):
     ) -> None:
         """Look at the step, and report what is new."""
         self._step = state.global_step
-        loss = float(torch.stack(self.batch_losses).sum())
-        self.losses.append((self._step, loss))
+        self.losses.append((self._step, self.step_loss))
         before, self._sample = self._sample, _sample(kwargs["model"])
         moved = [not torch.equal(*pair) for pair in zip(before, self._sample, strict=True)]
-        scaler = getattr(kwargs["optimizer"], "scaler", None)
         step = Step(
             number=self._step,
-            loss=loss,
+            loss=self.step_loss,
             num_labels=self.num_labels,
             learning_rate=self._rate,
             has_moved=any(moved) if moved else None,
             is_skipped=bool(getattr(kwargs["optimizer"], "step_was_skipped", False)),
-            loss_scale=None if scaler is None else float(scaler.get_scale()),
+            loss_scale=_loss_scale(kwargs["optimizer"]),
             wait_seconds=self._wait_seconds,
             seconds=time.monotonic() - self._mark,
         )
@@ -148,6 +149,14 @@ class TrainingWatch(TrainerCallback):
             "lost disk, or a worker process hangs: try `trainer.dataloader_num_workers=0`."
         )
         self.report(Alert("stalled_data", self._step, text, {"stall_seconds": seconds}))
+
+
+def _loss_scale(optimizer: Any) -> float | None:
+    """Return the loss scale of PyTorch's scaler, or of DeepSpeed's; None without one."""
+    if (scaler := getattr(optimizer, "scaler", None)) is not None:
+        return float(scaler.get_scale())
+    scaler = getattr(getattr(optimizer, "optimizer", None), "loss_scaler", None)
+    return None if scaler is None else float(scaler.cur_scale)
 
 
 def _sample(model: nn.Module) -> list[Tensor]:

@@ -1,7 +1,8 @@
 """Run sessions of several processes after importing everything once: each process is a fork of this one.
 
 Reads a plan (JSON) from the file given, writes what came of it beside it. A session is `overrides` of
-`glmtune train`, how many processes (`count`), and what befalls one of them, or all (`fate`, `rank`).
+`glmtune train`, or the rows of an oracle (`golden`), how many processes (`count`), whether they may compute
+in fp16 (`half`), and what befalls one of them, or all (`fate`, `rank`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,32 @@ def reads_all(step: int) -> None:
     RunConfig.loads_in_parts = property(lambda self: False)  # type: ignore[assignment,method-assign]
 
 
+def bad_gradient(step: int) -> None:
+    """Make a gradient of this process infinite from a step on, while the loss stays as it is."""
+    from glmtune.training.trainer import GlmTrainer
+
+    loss = GlmTrainer.compute_loss
+
+    def steep(self: Any, *args: Any, **kwargs: Any) -> Any:
+        value = loss(self, *args, **kwargs)
+        if self.state.global_step >= step - 1:
+            value.register_hook(lambda gradient: gradient * float("inf"))
+        return value
+
+    GlmTrainer.compute_loss = steep  # type: ignore[method-assign]
+
+
+def half_on_cpu() -> None:
+    """Let fp16 run here, which only GPUs do fast, with the loss scale of DeepSpeed."""
+    from deepspeed.accelerator import get_accelerator
+
+    from glmtune.training import arguments
+
+    type(get_accelerator()).is_fp16_supported = lambda self: True
+    decide = arguments.compute_precision
+    arguments.compute_precision = lambda *args, **values: decide(*args, **{**values, "device": "cuda"})
+
+
 FATES = {
     fate.__name__: fate
     for fate in (
@@ -161,6 +189,7 @@ FATES = {
         little_memory,
         not_finite,
         reads_all,
+        bad_gradient,
     )
 }
 
@@ -175,10 +204,20 @@ def process(session: dict[str, Any], rank: int, port: int) -> int:
     os.dup2(log, 2)
     from glmtune.cli import main
 
+    if session.get("half"):
+        half_on_cpu()
     if session.get("fate") and session.get("rank", 1) in (rank, "all"):
         FATES[session["fate"]](session.get("step", 0))
     try:
+        if "golden" in session:
+            from tests.e2e.golden_rows import train
+
+            folder, source, stage = session["golden"]
+            return train(Path(folder), Path(source), stage, FOLDER / session["name"])
         return main(["train", *session["overrides"]])
+    except Exception:
+        traceback.print_exc()
+        return 99
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -35,9 +35,16 @@ class Story:
     def said(self, name: str, rank: int) -> str:
         return (self.folder / f"{name}-{rank}.log").read_text(errors="replace")
 
+    def log(self, run: str) -> list[dict[str, Any]]:
+        return [
+            json.loads(line) for line in (self.folder / run / "trainer_log.jsonl").read_text().splitlines()
+        ]
+
+    def logged(self, run: str, key: str) -> list[float]:
+        return [entry[key] for entry in self.log(run) if "loss" in entry]
+
     def losses(self, run: str) -> list[float]:
-        lines = (self.folder / run / "trainer_log.jsonl").read_text().splitlines()
-        return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+        return self.logged(run, "loss")
 
     def evaluations(self, run: str) -> list[float]:
         lines = (self.folder / run / "trainer_log.jsonl").read_text().splitlines()

@@ -24,7 +24,22 @@ COMMON = [
     *("trainer.learning_rate=1e-3", "trainer.max_steps=10", "trainer.gradient_accumulation_steps=2"),
     *("trainer.logging_steps=1", "trainer.save_steps=5", "trainer.report_to=[]"),
 ]
-PACKED = ["data.packing=true", "data.packing_length=96", "trainer.max_steps=4"]
+# 37 rows in 16 packs: two steps to an epoch. Without grouping by length accumulation does not change the order.
+PACKED = [
+    "data.packing=true",
+    "data.packing_length=96",
+    "trainer.max_steps=5",
+    "trainer.group_by_length=false",
+]
+ACCUMULATED, AT_ONCE = TWO, "trainer.per_device_train_batch_size=4 trainer.gradient_accumulation_steps=1"
+PACKS = {
+    "packed-zero2-accumulated": ("zero2", ACCUMULATED),
+    "packed-zero3-at-once": ("zero3", AT_ONCE),
+    "packed-zero2-at-once": ("zero2", AT_ONCE),
+    "packed-zero3-accumulated": ("zero3", ACCUMULATED),
+}
+if not IS_SLOW:
+    PACKS = dict(list(PACKS.items())[:2])
 
 
 def sessions(base: list[str]) -> list[dict[str, Any]]:
@@ -41,8 +56,9 @@ def sessions(base: list[str]) -> list[dict[str, Any]]:
         session(stage, f"deepspeed={stage}")
     if IS_SLOW:
         session("ddp")
-        session("packed-one", *PACKED, count=1)
-        session("packed-two", *PACKED, "deepspeed=zero2")
+    session("packed-one", *PACKED, count=1)
+    for name, (stage, rows) in PACKS.items():
+        session(name, *PACKED, f"deepspeed={stage}", *rows.split())
     session("killed", "deepspeed=zero2", fate="killed_in_step", step=8)
     session("killed-again", "deepspeed=zero2", run="killed", fate="killed_while_saving", step=10)
     session("killed-resumed", "deepspeed=zero2", run="killed")
@@ -75,10 +91,14 @@ def test_two_processes_equal_one(story: Story, stage: str) -> None:
     assert max(float((expected[key] - found[key]).abs().max()) for key in expected) < 2e-5
 
 
-@pytest.mark.skipif(not IS_SLOW, reason="seconds more: set GLMTUNE_SLOW=1")
-def test_packed_rows_too(story: Story) -> None:
-    assert story.codes("packed-two") == [0, 0], story.said("packed-two", 0)
-    assert story.losses("packed-two") == pytest.approx(story.losses("packed-one"), rel=2e-5)
+@pytest.mark.parametrize("name", PACKS)
+def test_packed_rows_too(story: Story, name: str) -> None:
+    assert story.codes("packed-one") == [0], story.said("packed-one", 0)
+    assert story.codes(name) == [0, 0], story.said(name, 0) + story.said(name, 1)
+    assert len(story.losses(name)) == 5
+    assert story.losses(name) == pytest.approx(story.losses("packed-one"), rel=2e-5)
+    expected, found = story.weights("packed-one"), story.weights(name)
+    assert max(float((expected[key] - found[key]).abs().max()) for key in expected) < 2e-5
 
 
 def test_evaluation_counts_every_row_once(story: Story) -> None:

@@ -42,9 +42,43 @@ def test_stage_2() -> None:
     assert (config["gradient_clipping"], config["bf16"], config["fp16"]) == (
         1.0,
         {"enabled": True},
-        {"enabled": False},
+        {"enabled": False, **deepspeed.LOSS_SCALE},
     )
     assert "optimizer" not in config
+
+
+def test_fp16_scales_the_loss() -> None:
+    config = deepspeed_config(DeepSpeedSettings(), TRAINER, precision="fp16", has_gpu=True)
+    assert config["bf16"] == {"enabled": False}
+    assert config["fp16"] == {
+        "enabled": True,
+        "loss_scale": 0,
+        "initial_scale_power": 16,
+        "loss_scale_window": 1000,
+        "hysteresis": 2,
+        "min_loss_scale": 1,
+    }
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_file_keeps_its_own_loss_scale(precision: str, tmp_path: Path) -> None:
+    file = tmp_path / "deepspeed.json"
+    scale = {"loss_scale": 128, "initial_scale_power": 12}
+    file.write_text(
+        json.dumps({"zero_optimization": {"stage": 2}, "fp16": {"enabled": "auto", **scale}}),
+        encoding="utf-8",
+    )
+    settings = DeepSpeedSettings(config_file=str(file))
+    config = deepspeed_config(settings, TRAINER, precision=precision, has_gpu=True)
+    assert config["fp16"] == {"enabled": precision == "fp16", **scale}
+    assert config["bf16"] == {"enabled": precision == "bf16"}
+
+
+def test_file_that_wants_fp16_where_the_settings_do_not(tmp_path: Path) -> None:
+    file = tmp_path / "deepspeed.json"
+    file.write_text('{"zero_optimization": {"stage": 2}, "fp16": {"enabled": true}}')
+    with pytest.raises(ConfigError, match=r"`fp16.enabled` to True, but `trainer.precision` says False"):
+        built(config_file=str(file))
 
 
 def test_groups_say_what_is_divided() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from glmtune.cli import main
 from glmtune.errors import ConfigError, TrainingError
@@ -91,6 +92,29 @@ def test_the_one_to_blame_speaks(failures: list[Any], kind: type, words: str, tm
 
 def test_a_run_stopped_by_a_signal_is_no_failure(tmp_path: Path) -> None:
     assert launch._failed([Failure(0, 143), Failure(1, 143)], tmp_path) == 143
+
+
+def test_processes_that_went_back_are_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = [[Failure(0, 75), Failure(1, -15)], [Failure(0, -9), Failure(1, 75)], []]
+    settings: list[Any] = []
+
+    def start(config: Any, python: str) -> Any:
+        def run(*words: str) -> None:
+            settings.append(json.loads(Path(words[-1]).read_text()))
+            if failures := outcomes.pop(0):
+                error = ChildFailedError.__new__(ChildFailedError)
+                error.failures = dict(enumerate(failures))  # type: ignore[arg-type]
+                raise error
+
+        return run
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", start)
+    node = Node(0, 1, 2, "127.0.0.1", launch.free_port(), timeout_seconds=5)
+    assert launch.launch("train", {"resume": "never", "seed": 3}, node) == 0
+    assert settings == [{"resume": resume, "seed": 3} for resume in ("never", "auto", "auto")]
+    outcomes.extend([[Failure(0, 75), Failure(1, 75)], [Failure(0, 1, "did not help"), Failure(1, 1)]])
+    with pytest.raises(TrainingError, match="did not help"):
+        launch.launch("train", {"resume": "auto"}, node)
 
 
 @pytest.mark.parametrize(

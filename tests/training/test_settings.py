@@ -130,6 +130,29 @@ def test_precision(precision: str, tune: str, dtype: torch.dtype, device: str, e
 
 
 @pytest.mark.parametrize(
+    ("precision", "tune", "dtype", "device", "expected"),
+    [
+        ("auto", "prefix", torch.bfloat16, "cpu", "bf16"),
+        ("auto", "lora", torch.float16, "cuda", "fp16"),
+        ("auto", "prefix", torch.float32, "cuda", "no"),
+        ("bf16", "prefix", torch.float32, "cpu", "bf16"),
+        ("auto", "full", torch.float32, "cpu", "no"),
+    ],
+)
+def test_precision_of_deepspeed(
+    precision: str, tune: str, dtype: torch.dtype, device: str, expected: str
+) -> None:
+    settings = TrainerSettings(precision=precision)
+    assert compute_precision(settings, tune=tune, dtype=dtype, device=device, zero=True) == expected
+
+
+def test_deepspeed_in_float16_needs_a_gpu() -> None:
+    settings = TrainerSettings()
+    with pytest.raises(ConfigError, match=r"`model.dtype` is `float16`.*needs a GPU.*model.dtype=bfloat16"):
+        compute_precision(settings, tune="prefix", dtype=torch.float16, device="cpu", zero=True)
+
+
+@pytest.mark.parametrize(
     ("precision", "dtype", "words"),
     [
         ("fp16", torch.float32, ["fp16", "needs a GPU", "trainer.precision=bf16"]),
