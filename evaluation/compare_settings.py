@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 NOT_QUANTIZED = "none"
+ROUNDED = "-a8"
+"""Behind the name of a quantization: the inputs of quantized layers are rounded to INT8, too."""
 HEADLINE = "headline"
 AVERAGES = (HEADLINE, "micro", "macro")
 
@@ -47,7 +49,7 @@ class SideSettings:
 
     source: str | None = setting(None, "another base: preset, hub id or folder; default: model.source")
     quantization: str | None = setting(
-        None, "int8, int4, int4-g128, ...; bf16, fp16 or fp32: not quantized, in this type; none"
+        None, "int8, int4, int4-g128, int4-a8, ...; bf16, fp16 or fp32: not quantized, in this type; none"
     )
     dtype: str | None = setting(
         None, "type of what is not quantized; default: the baseline's, or model.dtype"
@@ -92,7 +94,10 @@ class SideSettings:
             is_plain = self.quantization in (*PRECISIONS, NOT_QUANTIZED)
             if is_plain:
                 changes["quantization_activations"] = None
-            changes |= {"quantization": None if is_plain else self.quantization, "quantization_bit": None}
+            method = self.quantization.removesuffix(ROUNDED)
+            changes |= {"quantization": None if is_plain else method, "quantization_bit": None}
+            if method != self.quantization:
+                changes["quantization_activations"] = "int8"
         if self.quantization_activations is not None:
             changes["quantization_activations"] = self.quantization_activations
         return dataclasses.replace(shared, **changes)

@@ -45,6 +45,8 @@ def test_an_evaluation_says_that_activations_were_rounded() -> None:
 def test_a_candidate_may_differ_in_it_alone() -> None:
     side = SideSettings(quantization_activations="int8")
     assert side.applied_to(ModelSettings(quantization="int4")).quantization_activations == "int8"
+    rounded = SideSettings(quantization="int4-g32-a8").applied_to(ModelSettings())
+    assert (rounded.method, rounded.quantization_activations) == ("int4-g32", "int8")
     assert SideSettings(quantization="bf16").applied_to(INT8).quantization_activations is None
     assert CompareConfig(candidate=side, model=ModelSettings(quantization="int4")).candidate_sides() == {
         "candidate": side
