@@ -103,7 +103,10 @@ def _command(plan: Plan, words: Sequence[str]) -> list[str]:
         return []
     changed = {override.partition("=")[0] for override in plan.best.overrides}
     changed |= {"model.quantization", "quantization_bit"} if "quantization" in changed else set()
-    kept = [word for word in words if word.lstrip("+").partition("=")[0] not in {*OWN, *changed}]
+    names = {word: word.lstrip("+").partition("=")[0] for word in words}
+    kept = [word for word, name in names.items() if name not in {*OWN, *changed}]
+    if "deepspeed" in changed:  # another division takes the place of all that was set of the old one
+        kept = [word for word in kept if not names[word].startswith("deepspeed.")]
     return ["glmtune", "train", *kept, *plan.best.overrides]
 
 
@@ -181,6 +184,8 @@ def _print_tables(
             times.add_row(name, Text(value))
         console.print(times)
     wide = Console(highlight=False, soft_wrap=True)
+    for note in plan.notes:
+        wide.print(f"note: {note}", markup=False)
     wide.print("fits" if plan.fits else problem, markup=False)
     if plan.best is not None:
         total = plan.best.estimate.device.total / 2**30

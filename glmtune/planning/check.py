@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from glmtune.errors import ConfigError, GlmtuneError
@@ -12,6 +13,7 @@ from glmtune.planning.search import Candidate, cheapest, fits
 from glmtune.planning.settings import PlanSettings
 from glmtune.planning.workload import Workload, workload_of
 from glmtune.training.config import RunConfig
+from glmtune.training.deepspeed import not_planned
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class Plan:
         estimate: its memory.
         fits: it is within the memory there is.
         best: the cheapest setting that fits, None if none does.
+        notes: what was asked for and is not in the figures.
     """
 
     geometry: Geometry
@@ -33,6 +36,7 @@ class Plan:
     estimate: Estimate
     fits: bool
     best: Candidate | None
+    notes: tuple[str, ...] = ()
 
 
 def make_plan(config: RunConfig, hardware: str | None = None, *, length: int | None = None) -> Plan:
@@ -53,7 +57,19 @@ def make_plan(config: RunConfig, hardware: str | None = None, *, length: int | N
     work = workload_of(config, geometry, place, length=length)
     found = estimate(work)
     best = cheapest(config, geometry, place, length=length)
-    return Plan(geometry, place, work, found, fits(found, place, work.division.per_node), best)
+    is_enough = fits(found, place, work.division.per_node)
+    return Plan(geometry, place, work, found, is_enough, best, tuple(_notes(config)))
+
+
+def _notes(config: RunConfig) -> Iterator[str]:
+    if config.trainer.torch_compile:
+        yield (
+            "`trainer.torch_compile`: activations are counted as without it. Compiled layers keep fewer, so "
+            "this is the most there can be; what compiling itself needs for minutes is not counted."
+        )
+    ignored = [] if config.deepspeed is None else not_planned(config.deepspeed)
+    if ignored and config.deepspeed is not None:
+        yield f"not counted, of {config.deepspeed.config_file}: {'; '.join(ignored)}."
 
 
 def memory_problem(plan: Plan) -> str:

@@ -13,7 +13,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from glmtune.planning import activations as kept
-from glmtune.planning.states import base_bytes, num_trained, states_of, trained_bytes
+from glmtune.planning.states import OPTIMIZER_BYTES, base_bytes, num_trained, states_of, trained_bytes
 from glmtune.planning.workload import Workload
 
 GIB = 2**30
@@ -47,6 +47,7 @@ class Memory:
         activations: kept for the backward pass, and of the block at work.
         logits: of the labels at work, their loss and gradient.
         buffers: 16-bit copies of weights, buckets, weights gathered or formed from codes, temporaries.
+        snapshot: the copy from which a checkpoint is written beside training, and what writing needs.
         overhead: libraries, context, and what allocators hold beyond.
     """
 
@@ -56,6 +57,7 @@ class Memory:
     activations: float = 0.0
     logits: float = 0.0
     buffers: float = 0.0
+    snapshot: float = 0.0
     overhead: float = 0.0
 
     @property
@@ -102,7 +104,7 @@ def estimate(work: Workload) -> Estimate:
 
 def _moments(work: Workload) -> dict[str, Memory]:
     states, geometry = states_of(work), work.geometry
-    held = Memory(weights=states.weights, optimizer=states.optimizer)
+    held = Memory(weights=states.weights, optimizer=states.optimizer, snapshot=_snapshot_bytes(work))
     early, late = _gradients(work)
     earlier = states.gradients if work.batch.accumulation > 1 or not work.is_full else 0.0
     blocks = geometry.num_layers
@@ -145,6 +147,7 @@ def _moments(work: Workload) -> dict[str, Memory]:
         "optimizer step": dataclasses.replace(held, gradients=late, buffers=_step_bytes(work)),
         "evaluation": dataclasses.replace(held, activations=evaluation, logits=eval_logits, buffers=decoded),
         "saving": dataclasses.replace(held, buffers=_saving_bytes(work)),
+        "loading": Memory(weights=_loading_bytes(work)),
     }
 
 
@@ -235,6 +238,35 @@ def _saving_bytes(work: Workload) -> float:
     return min(written, SHARD_BYTES)
 
 
+def _snapshot_bytes(work: Workload) -> float:
+    """Return the copy that a checkpoint is written from beside training, where that lies beside the weights.
+
+    Under ZeRO every process copies its share: float32 weights and states.
+    """
+    if work.device != "cpu" or not work.saves_beside:
+        return 0.0
+    return copied_bytes(work) + _saving_bytes(work)
+
+
+def copied_bytes(work: Workload) -> float:
+    """Return what process 0 copies of weights and states to write a checkpoint of them."""
+    division, trained = work.division, num_trained(work)
+    own = 4 if division.stage else trained_bytes(work)
+    share = 1 / division.num_processes if division.stage else 1.0
+    return trained * (own + OPTIMIZER_BYTES[work.optim]) * share
+
+
+def _loading_bytes(work: Workload) -> float:
+    """Return what a process holds while the base is read, where it trains.
+
+    Read in parts: its share, and one tensor, of which embedding and head are the largest.
+    """
+    if not work.loads_in_parts:
+        return base_bytes(work) if work.device == "cpu" else 0.0
+    share = base_bytes(work) / work.division.num_processes
+    return share + work.geometry.embedding_size * work.weight_bytes
+
+
 def _with_overhead(work: Workload, memory: Memory, highest: float) -> Memory:
     """Add what is held beyond the tensors; ``highest`` is what passed at the fullest moment."""
     if work.device == "cpu":
@@ -247,16 +279,20 @@ def _with_overhead(work: Workload, memory: Memory, highest: float) -> Memory:
 def _host_bytes(work: Workload) -> float:
     """Return the host memory of one machine that trains on GPUs.
 
-    Every process has its libraries and what ZeRO offloads; one of them copies a file of the checkpoint at a
-    time.
+    Every process has its libraries and what ZeRO offloads; before that, unless it reads in parts, DeepSpeed's
+    weights. Process 0 copies a file of the checkpoint at a time, and reads a tensor at a time for its
+    fingerprint; what checkpoints are written from beside training lies there, too.
     """
     if work.device == "cpu":
         return 0.0
-    states = states_of(work)
+    states, division = states_of(work), work.division
     written = base_bytes(work) if work.is_full else num_trained(work) * 4.0
-    per_process = states.host
-    if work.division.stage:
-        per_process = max(
-            per_process, 4.0 * work.geometry.num_parameters if work.is_full else base_bytes(work)
-        )
-    return work.division.per_node * (GPU_HOST_LIBRARIES + per_process) + min(written, SHARD_BYTES)
+    per_process, first = states.host, min(written, SHARD_BYTES)
+    if work.loads_in_parts:
+        first = max(first, 4.0 * work.geometry.embedding_size)
+    elif division.stage:
+        whole = 4.0 * work.geometry.num_parameters if work.is_full else base_bytes(work)
+        per_process = max(per_process, whole)
+    if work.saves_beside or division.fsdp:  # FSDP's process 0 puts everything together in any case
+        first += copied_bytes(work) * (division.per_node if division.stage else 1)
+    return division.per_node * (GPU_HOST_LIBRARIES + per_process) + first

@@ -23,6 +23,7 @@ NOTES = {
     "activations": "kept for the backward pass, and of the block at work",
     "logits": "of the labels at work, their loss and gradient",
     "buffers": "16-bit copies, buckets, gathered or decoded weights, temporaries",
+    "snapshot": "copy that a checkpoint is written from, beside training",
     "overhead": "libraries or CUDA context, allocator",
 }
 
@@ -57,6 +58,8 @@ def facts_rows(plan: Plan) -> list[tuple[str, str]]:
     ]
     sharing = "FSDP" if zero.fsdp else f"ZeRO-{zero.stage}" if zero.stage else "no ZeRO"
     sharing += f", {' and '.join(offload)} in host memory" if offload else ""
+    levers = f"gradient checkpointing {'on' if work.checkpointing else 'off'}, {sharing}"
+    levers += ", checkpoints written beside training" if work.saves_beside else ""
     precision = {1: "", 2: "16 bits", 4: "float32"}[work.weight_bytes]
     precision += " under 16-bit autocast" if work.autocast else ""
     return [
@@ -69,7 +72,7 @@ def facts_rows(plan: Plan) -> list[tuple[str, str]]:
             f"{batch.rows} rows of up to {batch.length:,} tokens x {batch.accumulation} passes x "
             f"{zero.num_processes} process{'es' if zero.num_processes > 1 else ''}",
         ),
-        ("levers", f"gradient checkpointing {'on' if work.checkpointing else 'off'}, {sharing}"),
+        ("levers", levers),
     ]
 
 
@@ -137,6 +140,7 @@ def plain_values(
         "trained_parameters": num_trained(plan.work),
         "fits": plan.fits,
         "problem": problem,
+        "notes": list(plan.notes),
         "device_bytes": {name: int(getattr(plan.estimate.device, name)) for name in PARTS},
         "device_total_bytes": int(plan.estimate.device.total),
         "largest_at": plan.estimate.moment,

@@ -17,7 +17,7 @@ from glmtune.planning.geometry import Geometry
 from glmtune.planning.hardware import Hardware
 from glmtune.planning.workload import workload_of
 from glmtune.training.config import RunConfig
-from glmtune.training.deepspeed import DIVISIBLE, DeepSpeedSettings
+from glmtune.training.deepspeed import DIVISIBLE, DeepSpeedSettings, effective
 
 CHECKPOINTING_COST = 4 / 3
 """One more forward pass, beside one forward and a backward pass of twice its work."""
@@ -144,7 +144,7 @@ def _cost(config: RunConfig, variant: RunConfig) -> float:
     rows, asked = variant.trainer.per_device_train_batch_size, config.trainer.per_device_train_batch_size
     while rows < asked:
         rows, cost = rows * 2, cost * SMALLER_BATCH_COST
-    zero = variant.deepspeed
+    zero = None if variant.deepspeed is None else effective(variant.deepspeed)
     if variant.distributed is not None:
         cost *= ZERO_COST[3, False]
     stage = (0, False) if zero is None else (zero.stage, zero.offload_optimizer or zero.offload_param)
@@ -167,8 +167,6 @@ def _divisions(config: RunConfig, hardware: Hardware) -> Sequence[DeepSpeedSetti
     if hardware.device == "cpu":
         return [config.deepspeed]
     given = [config.deepspeed] if config.deepspeed is not None else []
-    if given and given[0].config_file is not None:
-        return given
     offloads = [
         DeepSpeedSettings(stage=stage, offload_optimizer=True, offload_param=stage == 3) for stage in (2, 3)
     ]

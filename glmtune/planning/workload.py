@@ -11,6 +11,7 @@ from glmtune.planning.hardware import Hardware
 from glmtune.prefix.settings import PrefixSettings
 from glmtune.quantization.methods import EXTERNAL, METHODS, OPTIONAL
 from glmtune.training.config import RunConfig
+from glmtune.training.deepspeed import effective
 from glmtune.training.launch import LaunchSettings
 from glmtune.training.settings import LoraSettings
 
@@ -87,6 +88,8 @@ class Workload:
         division: among processes.
         checkpointing: activations inside blocks are computed again instead of kept.
         optim: name of the optimizer.
+        loads_in_parts: a process reads its part of the base only, one tensor after the other.
+        saves_beside: checkpoints are written beside training, from a copy.
         attention: ``sdpa`` (fused) or ``eager``.
     """
 
@@ -102,6 +105,8 @@ class Workload:
     division: Division
     checkpointing: bool
     optim: str
+    loads_in_parts: bool = False
+    saves_beside: bool = False
     attention: str = "sdpa"
 
     @property
@@ -177,9 +182,11 @@ def workload_of(
         lora=config.lora,
         method=method,
         batch=batch_of(config, length),
-        division=_division(config, hardware),
+        division=_division(config, geometry, hardware),
         checkpointing=config.trainer.gradient_checkpointing,
         optim=config.trainer.optim,
+        loads_in_parts=config.loads_in_parts and method is None,
+        saves_beside=config.trainer.async_save,
     )
 
 
@@ -232,7 +239,7 @@ def _autocasts(config: RunConfig, hardware: Hardware, weight_bytes: int) -> bool
     return weight_bytes == 4 and _precision(config, hardware) != "fp32"
 
 
-def _division(config: RunConfig, hardware: Hardware) -> Division:
+def _division(config: RunConfig, geometry: Geometry, hardware: Hardware) -> Division:
     """Follow `glmtune.training.launch`: as many processes as set, else one per GPU."""
     launch, settings = config.launch, config.deepspeed
     per_node = launch.num_processes or (hardware.per_node if hardware.device == "cuda" else 1)
@@ -244,6 +251,7 @@ def _division(config: RunConfig, hardware: Hardware) -> Division:
     processes = per_node * (_machines(launch) if hardware.source == "detected" else hardware.num_nodes)
     if settings is None:
         return Division(num_processes=processes, per_node=per_node, fsdp=config.distributed == "fsdp")
+    settings = effective(settings, hidden_size=geometry.hidden_size)
     return Division(
         num_processes=processes,
         per_node=per_node,

@@ -36,6 +36,18 @@ DECIDED = {
     "fp16.enabled": "trainer.precision",
 }
 
+FILE_BUCKET_SIZE = 500_000_000
+"""DeepSpeed's own, for a configuration file without one."""
+ZERO_EXTRAS = ("stage3_max_", "stage3_prefetch_", "zero_", "sub_group_size", "cpu_offload")
+FILE_EXTRAS = (
+    "activation_checkpointing",
+    "tensor_parallel",
+    "compression_training",
+    "data_types",
+    "torch_autocast",
+)
+"""What of a configuration file changes memory in ways that `glmtune plan` does not follow."""
+
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What DeepSpeed's dynamic loss scale remembers."""
 
@@ -81,8 +93,12 @@ class DeepSpeedSettings:
         check_range("deepspeed.bucket_size", self.bucket_size, low=1)
 
 
-def effective(settings: DeepSpeedSettings) -> DeepSpeedSettings:
-    """Return what decides memory: the settings, or those that a configuration file has in their place.
+def effective(settings: DeepSpeedSettings, *, hidden_size: int = 0) -> DeepSpeedSettings:
+    """Return what decides memory: the settings, or what a configuration file has in their place.
+
+    Args:
+        settings: of a run.
+        hidden_size: of its model; squared it is the bucket size that transformers fills in for "auto".
 
     Raises:
         ConfigError: the file cannot be used.
@@ -90,16 +106,41 @@ def effective(settings: DeepSpeedSettings) -> DeepSpeedSettings:
     if settings.config_file is None:
         return settings
     zero = _read_file(Path(settings.config_file))["zero_optimization"]
-    devices = {
-        name: (zero.get(name) or {}).get("device", "none") for name in ("offload_optimizer", "offload_param")
-    }
-    bucket = zero.get("reduce_bucket_size", "auto")
+    bucket = zero.get("reduce_bucket_size", FILE_BUCKET_SIZE)
     return replace(
         settings,
         stage=zero["stage"],
-        bucket_size=settings.bucket_size if bucket == "auto" else int(bucket),
-        **{name: device != "none" for name, device in devices.items()},
+        bucket_size=max(1, hidden_size**2 if bucket == "auto" else int(bucket)),
+        offload_optimizer=_place(zero, "offload_optimizer") != "none",
+        offload_param=zero["stage"] == 3 and _place(zero, "offload_param") != "none",
     )
+
+
+def _place(zero: Mapping[str, Any], name: str) -> str:
+    """Return where a configuration file puts something: none, cpu or nvme."""
+    found = zero.get(name) or {}
+    return str(found.get("device") or "none")
+
+
+def not_planned(settings: DeepSpeedSettings) -> list[str]:
+    """List what a configuration file asks for and `effective` does not tell, each as ``path: value``.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    if settings.config_file is None:
+        return []
+    config = _read_file(Path(settings.config_file))
+    zero = config["zero_optimization"]
+    found = {f"zero_optimization.{name}": zero[name] for name in zero if name.startswith(ZERO_EXTRAS)}
+    for name in ("offload_optimizer", "offload_param"):
+        if _place(zero, name) == "nvme":
+            found[f"zero_optimization.{name}.device"] = "nvme"
+    found |= {name: config[name] for name in FILE_EXTRAS if config.get(name)}
+    kind = (config.get("optimizer") or {}).get("type", "AdamW")
+    if str(kind).lower() not in ("adam", "adamw"):
+        found["optimizer.type"] = kind
+    return [f"{path}: {json.dumps(value)}" for path, value in found.items() if value != "auto"]
 
 
 def deepspeed_config(

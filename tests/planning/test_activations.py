@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import warnings
 from collections.abc import Iterator
 
 import pytest
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glmtune.models.config import native_config
 from glmtune.models.families import Family
@@ -136,9 +138,13 @@ def saved_storages(model: torch.nn.Module) -> Iterator[dict[int, torch.Tensor]]:
         yield found
 
 
-def measured_bytes(w: Workload) -> int:
+def measured_bytes(w: Workload, *, compiled: bool = False) -> int:
     """Bytes that autograd keeps between forward and backward pass."""
     model = build(w)
+    if compiled:  # as `torch.compile` divides a layer into forward and backward, without generating code
+        for layer in model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.compile(dynamic=True, backend="aot_eager_decomp_partition")
     autocast = torch.autocast("cpu", torch.bfloat16) if w.autocast else contextlib.nullcontext()
     with saved_storages(model) as found, autocast:
         model(**batch_of(w), labelled_only=True)
@@ -210,3 +216,19 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_saved_bytes(name: str) -> None:
     assert measured_bytes(CASES[name]) == expected_bytes(CASES[name])
+
+
+@pytest.mark.skipif("GLMTUNE_SLOW" not in os.environ, reason="a minute: set GLMTUNE_SLOW=1")
+@pytest.mark.parametrize(
+    "w",
+    [
+        work(),
+        work(tune="lora"),
+        work(autocast=True),
+        work(is_padded=True),
+        work(FIRST),
+        work(attention="eager"),
+    ],
+)
+def test_compiled_layers_keep_no_more(w: Workload) -> None:
+    assert measured_bytes(w, compiled=True) <= measured_bytes(w)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -197,3 +198,92 @@ def test_published_reports_have_sources() -> None:
         assert report.quantization in ("none", "int8", "int4")
     with pytest.raises(ConfigError):
         load_settings(COMMAND, ["model=chatglm2-6b", "+recipe=full", "quantization=int4"])
+
+
+DS_FILE = {
+    "zero_optimization": {
+        "stage": 3,
+        "reduce_bucket_size": "auto",
+        "offload_optimizer": {"device": "cpu"},
+        "offload_param": {"device": "none"},
+    },
+    "train_micro_batch_size_per_gpu": "auto",
+}
+
+
+def ds_file(folder: Path, **zero: object) -> str:
+    config = {**DS_FILE, "zero_optimization": {**DS_FILE["zero_optimization"], **zero}}
+    (folder / "ds.json").write_text(json.dumps(config))
+    return f"deepspeed.config_file={folder / 'ds.json'}"
+
+
+def test_a_deepspeed_file_counts_instead_of_the_settings_beside_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    _, values = values_of(capsys, *FULL, "deepspeed=zero2", ds_file(tmp_path))
+    division = values["workload"]["division"]
+    assert (division["stage"], division["offload_optimizer"], division["offload_param"]) == (3, True, False)
+    assert division["bucket_size"] == 4096**2  # what transformers fills in for "auto"
+    _, same = values_of(
+        capsys, *FULL, "deepspeed=zero3", "deepspeed.offload_optimizer=true", "deepspeed.bucket_size=16777216"
+    )
+    assert values["device_bytes"] == same["device_bytes"]
+    assert (values["host_bytes"], values["notes"]) == (same["host_bytes"], [])
+    _, default = values_of(capsys, *FULL, "deepspeed=zero2", ds_file(tmp_path, reduce_bucket_size=12345))
+    assert default["workload"]["division"]["bucket_size"] == 12345
+
+
+def test_where_the_file_does_not_fit_another_division_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    word = ds_file(tmp_path, stage=1, offload_optimizer={"device": "none"})
+    code, values = values_of(
+        capsys, "model=chatglm2-6b", "+recipe=full", "hardware=4x40GB+512GB", "deepspeed=zero1", word
+    )
+    assert code == 3
+    assert values["best"]["changes"][-1].startswith("deepspeed=zero")
+    assert "config_file" not in values["best"]["command"]
+
+
+def test_what_is_not_counted_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    word = ds_file(tmp_path, stage3_max_live_parameters=10, offload_param={"device": "nvme"})
+    _, values = values_of(capsys, *FULL, "deepspeed=zero2", word)
+    (note,) = values["notes"]
+    assert "zero_optimization.stage3_max_live_parameters: 10" in note
+    assert 'zero_optimization.offload_param.device: "nvme"' in note
+    assert main(["plan", *FULL, "trainer.torch_compile=true"]) == 3
+    assert "note: `trainer.torch_compile`: activations are counted as without it" in capsys.readouterr().out
+    _, values = values_of(capsys, *FULL)
+    assert values["notes"] == []
+
+
+def test_a_deepspeed_file_that_cannot_be_used_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *FULL, "deepspeed=zero2", "deepspeed.config_file=/nowhere/ds.json"]) == 2
+    assert "/nowhere/ds.json" in capsys.readouterr().err
+
+
+def test_host_memory_follows_how_the_base_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    lora = ("model=chatglm2-6b", "+recipe=lora", "hardware=4x80GB")
+    _, parts = values_of(capsys, *lora, "deepspeed=zero3")
+    _, whole = values_of(capsys, *lora, "deepspeed=zero2")
+    base = 2 * 6_243_584_000
+    assert whole["host_bytes"] - parts["host_bytes"] > 4 * base - 2 * 2**30
+    assert parts["host_bytes"] < 4 * 2.5 * 2**30 + 2**31
+    text = ("+recipe=ptuning", "prefix.init=text", "prefix.init_text=Hello", "deepspeed=zero3")
+    _, prefix = values_of(capsys, "model=chatglm2-6b", "hardware=4x80GB", *text)
+    assert prefix["host_bytes"] > 4 * base
+
+
+def test_a_checkpoint_written_beside_training_needs_its_copy(capsys: pytest.CaptureFixture[str]) -> None:
+    count, beside = 6_243_584_000, "trainer.async_save=true"
+    _, waits = values_of(capsys, *FULL, "deepspeed=zero2")
+    _, copies = values_of(capsys, *FULL, "deepspeed=zero2", beside)
+    assert copies["host_bytes"] - waits["host_bytes"] == 12 * count  # of all processes on the machine
+    assert copies["device_total_bytes"] == waits["device_total_bytes"]
+    cpu = ("model=glm-tiny", "+recipe=full", "hardware=cpu:24GB")
+    _, waits = values_of(capsys, *cpu)
+    _, copies = values_of(capsys, *cpu, beside)
+    assert waits["device_bytes"]["snapshot"] == 0
+    trained = waits["trained_parameters"]
+    assert copies["device_bytes"]["snapshot"] == (12 + 4) * trained  # and of a file while it is written
+    assert copies["device_total_bytes"] >= waits["device_total_bytes"] + 12 * trained
