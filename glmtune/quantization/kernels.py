@@ -23,6 +23,7 @@ from glmtune.errors import ConfigError, unknown_name
 from glmtune.models.quantized import QuantizedLayout
 from glmtune.quantization.few_rows import speed_up_few_rows
 from glmtune.quantization.gated import fuse_gates
+from glmtune.quantization.int4pack import Int4Packed, packed_int4, panel_outputs
 from glmtune.quantization.joined import join_attention_inputs
 from glmtune.quantization.linear import Product, QuantizedEmbedding, QuantizedLinear
 from glmtune.quantization.native import native_library
@@ -147,7 +148,7 @@ class Int8Product:
 
 @dataclass(frozen=True, slots=True)
 class Int4Product:
-    """INT4 on CPUs, bfloat16 inputs; codes are repacked, so a layer holds them twice."""
+    """INT4 on CPUs, bfloat16 inputs; codes are held in PyTorch's order only, where that can be unpacked."""
 
     name: str = "int4pack"
 
@@ -165,8 +166,7 @@ class Int4Product:
         """See `Kernel`."""
         quantized, group = layer.quantized(), _group_of(layer)
         assert group is not None
-        unsigned = quantized.codes_OI.to(torch.int32) + 8
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(unsigned, 1)
+        packed, panel = packed_int4(quantized.codes_OI), panel_outputs()
         grids_GO2 = _grids(quantized, layer.in_features // group)
 
         def product(x_RI: Tensor) -> Tensor | None:
@@ -174,7 +174,7 @@ class Int4Product:
                 return None
             return torch.ops.aten._weight_int4pack_mm_for_cpu(x_RI.contiguous(), packed, group, grids_GO2)
 
-        return Product(product)
+        return Product(product, stored=None if panel is None else Int4Packed(packed, panel))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from glmtune.loading import load_base
-from glmtune.quantization import kernels
+from glmtune.quantization import int4pack, kernels
+from glmtune.quantization.int4pack import panel_outputs
 from glmtune.quantization.kernels import Int4Product, Int8Product, choose_kernel, prepare_for_inference
 from glmtune.quantization.linear import QuantizedLinear
 from glmtune.quantization.methods import METHODS
@@ -130,6 +131,35 @@ def test_the_reason_for_the_plain_path_is_said_once(
     assert "not INT8" in Int8Product().refusal(layer("int4"), torch.bfloat16)
     monkeypatch.setattr(kernels.torch.ops, "aten", object())
     assert "this PyTorch has no _weight_int8pack_mm" in Int8Product().refusal(layer("int8"), torch.bfloat16)
+
+
+@pytest.mark.parametrize("outputs", [16, 64, 80, 176, 1104])
+@pytest.mark.parametrize("method", ["int4", "int4-g64-asym"])
+def test_int4_codes_are_held_once_and_come_back(method: str, outputs: int) -> None:
+    made = layer(method, outputs)
+    before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+    x = torch.linspace(-1, 1, 300 * 256).reshape(300, 256).bfloat16()
+    grads = []
+    for _ in range(2):
+        inputs = x.clone().requires_grad_()
+        made(inputs).sum().backward()
+        grads.append(inputs.grad)
+        assert prepare_for_inference(made, torch.bfloat16) == {"int4pack": 1}
+    assert made.weight.is_meta == (panel_outputs() is not None)
+    assert torch.equal(*grads)
+    after = made.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    made.use(None)
+    assert torch.equal(made.weight, before["weight"])
+
+
+def test_another_layout_of_int4_leaves_the_codes_in_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int4pack, "packed_int4", lambda codes_OI: codes_OI.flip(0)[:, ::2].to(torch.uint8))
+    assert panel_outputs.__wrapped__() is None
+    monkeypatch.setattr(kernels, "panel_outputs", lambda: None)
+    made = layer("int4")
+    prepare_for_inference(made, torch.bfloat16)
+    assert not made.weight.is_meta
 
 
 @torch.no_grad()
