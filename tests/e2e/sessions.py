@@ -41,20 +41,7 @@ def killed_in_step(step: int) -> None:
 
 
 def killed_while_saving(step: int) -> None:
-    from glmtune.training.trainer import GlmTrainer
-
-    save = GlmTrainer._save_optimizer_and_scheduler
-
-    def deadly(self: Any, folder: Any) -> None:
-        save(self, folder)
-        if self.state.global_step == step:
-            kill()
-
-    GlmTrainer._save_optimizer_and_scheduler = deadly  # type: ignore[method-assign]
-
-
-def killed_beside(step: int) -> None:
-    """Die in the thread that writes the checkpoint of a step, with half of it written."""
+    """Die when this process has written its part of a step's checkpoint, in whatever thread."""
     from glmtune.training.zero_state import State
 
     write = State.write
@@ -182,7 +169,6 @@ FATES = {
     for fate in (
         killed_in_step,
         killed_while_saving,
-        killed_beside,
         told_to_stop,
         full_disk,
         no_data,

@@ -38,7 +38,7 @@ def sessions(base: list[str]) -> list[dict[str, Any]]:
     for name, division in DIVISIONS.items():
         session(f"{name}-waits", division, beside=False)
         session(f"{name}-beside", division)
-    session("killed", DIVISIONS["zero2"], fate="killed_beside", step=4)
+    session("killed", DIVISIONS["zero2"], fate="killed_while_saving", step=4)
     if IS_SLOW:
         session("killed-resumed", DIVISIONS["zero2"], run="killed")
         session("full-disk", DIVISIONS["zero2"], fate="full_disk", step=4)
