@@ -72,14 +72,14 @@ def rate_factor(run: Path, step: int) -> float:
 
 
 def scale_rate(scheduler: LambdaLR, factor: float) -> None:
-    """Multiply the peak learning rate of a schedule, wherever in it we are.
+    """Multiply the peak learning rate of a schedule, and take the rate of today's schedule at its place.
+
+    That is another one than the checkpoint's where the number of steps was changed, or the warm-up.
 
     Args:
         scheduler: mutated, with its optimizer.
-        factor: 1 changes nothing, not even the last bit.
+        factor: 1 leaves the peak as it is, to the last bit.
     """
-    if factor == 1.0:
-        return
     scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
     places = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
     for group, base, shape in places:

@@ -408,10 +408,6 @@ class GlmTrainer(Trainer):
             return
         if self.is_deepspeed_enabled:
             load_state(self.model_wrapped, self.tuned.model, Path(checkpoint))
-            scheduler = cast(LambdaLR, self.lr_scheduler)
-            rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-            for group, (base, factor) in zip(scheduler.optimizer.param_groups, rates, strict=True):
-                group["lr"] = base * factor(scheduler.last_epoch)  # it takes over its place, not the rates
         if isinstance(self.lr_scheduler, LambdaLR):
             step = checkpoints.step_of(Path(checkpoint)) or 0
             scale_rate(self.lr_scheduler, rate_factor(self.run_folder, step))

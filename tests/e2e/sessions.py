@@ -1,6 +1,6 @@
 """Run sessions of several processes after importing everything once: each process is a fork of this one.
 
-Reads a plan (JSON) from the file given, writes what came of it beside it. A session is `overrides` of
+Reads names of plans (JSON) from its input, writes what came of each beside it, and says so. A session is `overrides` of
 `glmtune train`, or the rows of an oracle (`golden`), how many processes (`count`), whether they may compute
 in fp16 (`half`), and what befalls one of them, or all (`fate`, `rank`).
 """
@@ -17,8 +17,6 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-FOLDER = Path(sys.argv[1]).parent
 
 
 def kill(*args: object, **kwargs: object) -> None:
@@ -180,12 +178,13 @@ FATES = {
 }
 
 
-def process(session: dict[str, Any], rank: int, port: int) -> int:
-    """Be one process of a session."""
+def process(session: dict[str, Any], folder: Path, rank: int, port: int) -> int:
+    """Be one process of a session, whose logs and runs go to a folder."""
+    os.chdir(folder)
     count = session["count"]
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ |= {"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    log = os.open(FOLDER / f"{session['name']}-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = os.open(f"{session['name']}-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
     from glmtune.cli import main
@@ -198,8 +197,8 @@ def process(session: dict[str, Any], rank: int, port: int) -> int:
         if "golden" in session:
             from tests.e2e.golden_rows import train
 
-            folder, source, stage = session["golden"]
-            return train(Path(folder), Path(source), stage, FOLDER / session["name"])
+            oracle, source, stage = session["golden"]
+            return train(Path(oracle), Path(source), stage, folder / session["name"])
         return main(["train", *session["overrides"]])
     except Exception:
         traceback.print_exc()
@@ -209,7 +208,7 @@ def process(session: dict[str, Any], rank: int, port: int) -> int:
         sys.stderr.flush()
 
 
-def run(session: dict[str, Any]) -> dict[str, Any]:
+def run(session: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Run a session to its end: exit codes by rank, and seconds."""
     with socket.socket() as probe:
         probe.bind(("", 0))
@@ -221,7 +220,7 @@ def run(session: dict[str, Any]) -> dict[str, Any]:
         if pid == 0:
             code = 99
             try:
-                code = process(session, rank, port)
+                code = process(session, folder, rank, port)
             finally:
                 os._exit(code)
         pids.append(pid)
@@ -240,9 +239,11 @@ def main() -> None:
     from glmtune.training import deepspeed as ours  # noqa: F401
     from glmtune.training import session, trainer  # noqa: F401
 
-    plan = json.loads(Path(sys.argv[1]).read_text())
-    results = {item["name"]: run(item) for item in plan}
-    (FOLDER / "results.json").write_text(json.dumps(results))
+    for line in sys.stdin:
+        folder = Path(line.strip()).parent
+        results = {item["name"]: run(item, folder) for item in json.loads(Path(line.strip()).read_text())}
+        (folder / "results.json").write_text(json.dumps(results))
+        print("done", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
+import select
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import REPO
 
-SECONDS_PER_SESSION = 120
+SECONDS_PER_SESSION = 300
 
 
 @dataclass
@@ -51,24 +55,38 @@ class Story:
         return [entry["eval_loss"] for entry in map(json.loads, lines) if "eval_loss" in entry]
 
     def weights(self, run: str) -> dict[str, Any]:
-        return load_file(self.folder / run / "last" / "model.safetensors")
+        files = sorted((self.folder / run / "last").glob("*.safetensors"))
+        return {name: weight for file in files for name, weight in load_file(file).items()}
 
     def steps_saved(self, run: str) -> list[str]:
         return sorted(path.name for path in (self.folder / run).glob("checkpoint-*"))
 
 
-def run_sessions(folder: Path, plan: list[dict[str, Any]]) -> Story:
-    """Run a plan in a process of its own, where DeepSpeed is imported once."""
-    (folder / "plan.json").write_text(json.dumps(plan))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    done = subprocess.run(
-        [sys.executable, str(REPO / "tests" / "e2e" / "sessions.py"), str(folder / "plan.json")],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
+@functools.cache
+def _runner() -> subprocess.Popen[str]:
+    """The process that runs all plans, so that DeepSpeed and torch are imported once."""
+    runner = subprocess.Popen(
+        [sys.executable, str(REPO / "tests" / "e2e" / "sessions.py")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=SECONDS_PER_SESSION * len(plan),
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    atexit.register(runner.communicate)  # closes its input, at which it ends
+    return runner
+
+
+def run_sessions(folder: Path, plan: list[dict[str, Any]]) -> Story:
+    """Run a plan in processes that are forks of one where everything is imported."""
+    (folder / "plan.json").write_text(json.dumps(plan))
+    runner = _runner()
+    assert runner.stdin is not None
+    assert runner.stdout is not None
+    runner.stdin.write(f"{folder / 'plan.json'}\n")
+    runner.stdin.flush()
+    answers, _, _ = select.select([runner.stdout], [], [], SECONDS_PER_SESSION * len(plan))
+    if not answers or runner.stdout.readline() != "done\n":
+        runner.kill()
+        _runner.cache_clear()
+        pytest.fail(f"the sessions in {folder} came to no end, or their runner ended")
     return Story(folder, json.loads((folder / "results.json").read_text()))

@@ -40,7 +40,8 @@ def test_script_trains_resumes_exports_predicts(
     assert again.returncode == 0, again.stderr
     assert "going on from run/checkpoint-2" in again.stderr
     steps = [json.loads(line) for line in (tmp_path / "run" / "trainer_log.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in steps if "loss" in entry] == [1, 2, 3, 4]
+    rates = {entry["step"]: entry["learning_rate"] for entry in steps if "loss" in entry}
+    assert rates == {1: 1e-3, 2: 5e-4, 3: 5e-4, 4: 2.5e-4}  # from 2 steps to 4: today's schedule
     assert (tmp_path / "run" / "config.yaml").read_text().count("num_processes: 2") == 1
     files = {path.name for path in (tmp_path / "run" / "checkpoint-4").iterdir()}
     assert {"zero-00001-of-00002.safetensors", "zero-00002-of-00002.safetensors", "zero.json"} <= files

@@ -24,12 +24,15 @@ COMMON = [
     *("trainer.learning_rate=1e-3", "trainer.max_steps=10", "trainer.gradient_accumulation_steps=2"),
     *("trainer.logging_steps=1", "trainer.save_steps=5", "trainer.report_to=[]"),
 ]
-# 37 rows in 16 packs: two steps to an epoch. Without grouping by length accumulation does not change the order.
+# 37 rows in 20 packs: the third step of an epoch has four. Ungrouped, accumulation does not change the order.
 PACKED = [
-    "data.packing=true",
-    "data.packing_length=96",
-    "trainer.max_steps=5",
-    "trainer.group_by_length=false",
+    *(
+        "data.packing=true",
+        "data.packing_length=96",
+        "data.max_source_length=40",
+        "data.max_target_length=55",
+    ),
+    *("trainer.max_steps=5", "trainer.group_by_length=false"),
 ]
 ACCUMULATED, AT_ONCE = TWO, "trainer.per_device_train_batch_size=4 trainer.gradient_accumulation_steps=1"
 PACKS = {

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors import safe_open
-from torch import Tensor
 
-from tests.conftest import REPO
+from glmtune.cli import main
+from tests.e2e.stories import Story
+from tests.e2e.stories import run_sessions as run_plan
 
 ONE = "trainer.per_device_train_batch_size=4"  # the rows that two processes take together
 TWO = "trainer.per_device_train_batch_size=2"
@@ -30,40 +27,15 @@ CALM = ["lora.dropout=0", "prefix.dropout=0"]  # every process draws its own ran
 SLOW = pytest.mark.skipif(os.environ.get("GLMTUNE_SLOW") != "1", reason="slow: set GLMTUNE_SLOW=1")
 
 
-@dataclass
-class Story:
-    """Sessions that were run: where, and the exit codes of each."""
-
-    folder: Path
-    codes: dict[str, list[int]]
-
-    def said(self, name: str, rank: int) -> str:
-        return (self.folder / f"{name}-{rank}.log").read_text(errors="replace")
-
-    def log(self, run: str) -> list[dict[str, Any]]:
-        return [
-            json.loads(line) for line in (self.folder / run / "trainer_log.jsonl").read_text().splitlines()
-        ]
-
-    def losses(self, run: str) -> list[float]:
-        return [entry["loss"] for entry in self.log(run) if "loss" in entry]
-
-    def weights(self, run: str) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for path in (self.folder / run / "last").glob("*.safetensors"):
-            with safe_open(path, "pt") as file:
-                found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return found
-
-    def assert_equal(self, run: str, other: str) -> None:
-        for name in (run, other):
-            assert set(self.codes[name]) == {0}, self.said(name, 0)[-3000:]
-        assert len(self.losses(run)) == 8
-        assert self.losses(run) == pytest.approx(self.losses(other), rel=2e-5)
-        mine, theirs = self.weights(run), self.weights(other)
-        assert mine.keys() == theirs.keys() != set()
-        for name, weight in mine.items():
-            assert (weight - theirs[name]).abs().max() < 2e-4, name
+def assert_equal(story: Story, run: str, other: str) -> None:
+    for name in (run, other):
+        assert set(story.codes(name)) == {0}, story.said(name, 0)[-3000:]
+    assert len(story.losses(run)) == 8
+    assert story.losses(run) == pytest.approx(story.losses(other), rel=2e-5)
+    mine, theirs = story.weights(run), story.weights(other)
+    assert mine.keys() == theirs.keys() != set()
+    for name, weight in mine.items():
+        assert (weight - theirs[name]).abs().max() < 2e-4, name
 
 
 def run_sessions(
@@ -85,19 +57,7 @@ def run_sessions(
         }
         for name, count, overrides, fate in plan
     ]
-    (folder / "plan.json").write_text(json.dumps(sessions))
-    done = subprocess.run(
-        [sys.executable, str(REPO / "tests" / "e2e" / "sessions.py"), str(folder / "plan.json")],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300 * len(plan),
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads((folder / "results.json").read_text())
-    return Story(folder, {name: result["codes"] for name, result in results.items()})
+    return run_plan(folder, sessions)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +72,7 @@ def story(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> Story:
         ("one", 1, [FULL], {}),
         ("two", 2, [FULL, FSDP], {}),
         ("from-two", 1, [FULL, "resume=two/checkpoint-4"], {}),
+        ("two-again", 2, [FULL, FSDP, "resume=two/checkpoint-4"], {}),
         ("from-one", 2, [FULL, FSDP, "resume=one/checkpoint-4"], {}),
         ("alone", 1, [FULL, FSDP], {}),
         ("spoilt", 2, [FULL], {"fate": "not_finite", "step": 6}),
@@ -120,27 +81,54 @@ def story(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> Story:
 
 
 def test_two_processes_equal_one(story: Story) -> None:
-    story.assert_equal("two", "one")
+    assert_equal(story, "two", "one")
 
 
 def test_one_process_goes_on_from_two(story: Story) -> None:
-    assert story.codes["from-two"] == [0], story.said("from-two", 0)[-3000:]
+    assert story.codes("from-two") == [0], story.said("from-two", 0)[-3000:]
     assert story.losses("from-two") == pytest.approx(story.losses("one")[4:], rel=2e-5)
 
 
+def test_two_processes_go_on_from_two(story: Story) -> None:
+    assert story.codes("two-again") == [0, 0], story.said("two-again", 0)[-3000:]
+    assert story.losses("two-again") == story.losses("two")[4:]
+    expected, found = story.weights("two"), story.weights("two-again")
+    assert all(bool((expected[key] == found[key]).all()) for key in expected)
+
+
+def test_what_two_processes_made_is_exported_and_answers(
+    story: Story, tiny_rows: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, said = story.folder / "out", story.folder / "said"
+    source = f"model.source={story.folder / 'two' / 'last'}"
+    assert main(["export", source, "format=official", f"output_dir={out}"]) == 0
+    assert "reloaded and compared" in capsys.readouterr().out
+    words = [
+        f"model.source={out}",
+        "data=files",
+        "data.layout=adgen",
+        f"data.test_file={tiny_rows['validation']}",
+    ]
+    words += ["data.max_predict_samples=2", f"output_dir={said}", "generation.max_new_tokens=4"]
+    assert main(["predict", *words]) == 0
+    lines = (said / "generated_predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    assert all("prediction" in json.loads(line) for line in lines)
+
+
 def test_two_processes_go_on_from_one(story: Story) -> None:
-    assert story.codes["from-one"] == [0, 0], story.said("from-one", 0)[-3000:]
+    assert story.codes("from-one") == [0, 0], story.said("from-one", 0)[-3000:]
     assert story.losses("from-one") == pytest.approx(story.losses("one")[4:], rel=2e-5)
 
 
 def test_one_process_has_nothing_to_divide(story: Story) -> None:
-    assert story.codes["alone"] == [2]
+    assert story.codes("alone") == [2]
     assert "this run has one process" in story.said("alone", 0)
     assert "launch.num_processes" in story.said("alone", 0)
 
 
 def test_a_loss_not_finite_in_one_process_sends_all_back(story: Story) -> None:
-    assert story.codes["spoilt"] == [0, 0], story.said("spoilt", 0)[-3000:] + story.said("spoilt", 1)[-3000:]
+    assert story.codes("spoilt") == [0, 0], story.said("spoilt", 0)[-3000:] + story.said("spoilt", 1)[-3000:]
     alert = next(entry for entry in story.log("spoilt") if entry.get("alert") == "rollback")
     assert (alert["step"], alert["failed_step"]) == (4, 6)
     rates = [entry["learning_rate"] for entry in story.log("spoilt") if "loss" in entry]
@@ -157,8 +145,8 @@ def test_prefix_and_adapters(base: list[str], tmp_path: Path) -> None:
         ("lora-two", 2, [LORA, CALM[0], FSDP], {}),
     ]
     story = run_sessions(tmp_path, base, plan)
-    story.assert_equal("prefix-two", "prefix-one")
-    story.assert_equal("lora-two", "lora-one")
+    assert_equal(story, "prefix-two", "prefix-one")
+    assert_equal(story, "lora-two", "lora-one")
 
 
 @SLOW
@@ -166,7 +154,7 @@ def test_divided_and_not_finite_the_same_command_goes_back(base: list[str], tmp_
     spoilt = {"fate": "not_finite", "step": 6}
     plan = [("first", 2, [FULL, FSDP], {"run": "run", **spoilt}), ("second", 2, [FULL, FSDP], {"run": "run"})]
     story = run_sessions(tmp_path, base, plan)
-    assert 0 not in story.codes["first"]
+    assert 0 not in story.codes("first")
     assert "The same command starts anew, going back from step 6 to checkpoint-4" in story.said("first", 0)
-    assert story.codes["second"] == [0, 0]
+    assert story.codes("second") == [0, 0]
     assert any(entry.get("alert") == "rollback" for entry in story.log("run"))

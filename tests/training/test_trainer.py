@@ -209,6 +209,18 @@ def test_settings_of_a_resumed_run_are_todays(make_trainer: MakeTrainer, tmp_pat
     assert [folder.name for folder in checkpoints(tmp_path / "later")] == ["checkpoint-3", "checkpoint-6"]
 
 
+def test_a_run_made_longer_follows_the_longer_schedule(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    values = {"learning_rate": 0.1, "lr_scheduler_type": "linear", "save_steps": 2}
+    train(make_trainer(**values, max_steps=2), None)
+    longer = make_trainer(**values, max_steps=5)
+    used: list[float] = []
+    longer.watch.on_step_end = lambda *args, **kwargs: used.append(longer.watch._rate)  # type: ignore[method-assign]
+    train(longer, tmp_path / "run" / "checkpoint-2")
+    logged = [entry["learning_rate"] for entry in read_log(tmp_path / "run") if "loss" in entry]
+    assert logged == pytest.approx([0.1, 0.05, 0.06, 0.04, 0.02])
+    assert used == pytest.approx([0.06, 0.04, 0.02])
+
+
 def test_best_by_accuracy(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(max_steps=4, eval_steps=2, metric_for_best_model="accuracy")
     trainer.train()
