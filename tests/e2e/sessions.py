@@ -1,8 +1,9 @@
 """Run sessions of several processes after importing everything once: each process is a fork of this one.
 
-Reads names of plans (JSON) from its input, writes what came of each beside it, and says so. A session is `overrides` of
-`glmtune train`, or the rows of an oracle (`golden`), how many processes (`count`), whether they may compute
-in fp16 (`half`), and what befalls one of them, or all (`fate`, `rank`).
+Reads names of plans (JSON), given as words or line by line on its input, writes what came of each beside it,
+and says so. A session is `overrides` of `glmtune train`, or the rows of an oracle (`golden`), how many
+processes (`count`), whether they may compute in fp16 (`half`), and what befalls one of them, or all (`fate`,
+`rank`).
 """
 
 from __future__ import annotations
@@ -239,7 +240,7 @@ def main() -> None:
     from glmtune.training import deepspeed as ours  # noqa: F401
     from glmtune.training import session, trainer  # noqa: F401
 
-    for line in sys.stdin:
+    for line in sys.argv[1:] or sys.stdin:
         folder = Path(line.strip()).parent
         results = {item["name"]: run(item, folder) for item in json.loads(Path(line.strip()).read_text())}
         (folder / "results.json").write_text(json.dumps(results))
