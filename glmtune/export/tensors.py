@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial, reduce
@@ -154,17 +153,6 @@ def official_tensors(weights: LazyTensors, config: GlmConfig | ChatGlmConfig) ->
 def num_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     """Return how many bytes a tensor takes."""
     return math.prod(shape) * dtype.itemsize
-
-
-def give_back_memory() -> None:
-    """Hand freed memory back to the system; glibc keeps it otherwise, block by block up to the whole model.
-
-    Does nothing where the C library has no such call.
-    """
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):  # not glibc
-        return
 
 
 def _fused_part(record: TensorRecord, layout: FusedLayout, part: int) -> Tensor:

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from glmtune.export.tensors import LazyTensors, give_back_memory, num_bytes
+from glmtune.export.tensors import LazyTensors, num_bytes
+from glmtune.models.hollow import give_back_memory
 from glmtune.models.shards import INDEX_SUFFIX, SAFETENSORS_FILE
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glmtune.models.hollow import wait_for, waits_for
+from glmtune.models.hollow import give_back_memory, wait_for, waits_for
 from glmtune.models.load import GlmModel
 from glmtune.training import deepspeed, together
 
@@ -66,6 +66,7 @@ def fill(
         yield whole if reads else None
         for weight in wanted:
             keep(weight, whole.pop(0))
+        give_back_memory()
 
     with torch.no_grad():
         stored.fill(model, passing)
