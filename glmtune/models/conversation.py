@@ -11,6 +11,7 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 from glmtune.errors import ConfigError, DataError
 from glmtune.messages import Message
 from glmtune.models.chat import chat_messages
+from glmtune.models.compiling import compiled_generation
 from glmtune.models.families import Family
 from glmtune.models.kv_cache import Int8Cache
 from glmtune.models.responses import process_response
@@ -156,6 +157,7 @@ class ChatMixin:
         *,
         role: str = "user",
         kv_cache: str = "plain",
+        compile: bool = False,
         **settings: Any,
     ) -> tuple[ChatResponse, list[Any]]:
         """Answer a question.
@@ -169,13 +171,16 @@ class ChatMixin:
             role: who speaks; anything but ``user`` needs a release with roles.
             kv_cache: ``int8`` keeps the keys and values of earlier tokens as codes, in half the memory of
                 half precision, at a small error; ``plain`` as they are.
+            compile: decode with code made by `torch.compile`, see `compiled_generation`: the first answer
+                waits for it. Memory for ``max_length`` tokens is taken and attended to at once: keep it short.
             **settings: see the class; ``num_beams`` too.
 
         Returns:
             The response and the history with this turn.
 
         Raises:
-            ConfigError: the prompt leaves no room for an answer; no such ``kv_cache``.
+            ConfigError: the prompt leaves no room for an answer; no such ``kv_cache``; there is nothing to
+                compile with, or a cache that ``compile`` cannot use.
             DataError: the history or the role does not fit the release.
         """
         model = cast("Any", self)
@@ -184,6 +189,9 @@ class ChatMixin:
         check_choice("kv_cache", kv_cache, KV_CACHES)
         if kv_cache == "int8":
             settings = {"past_key_values": Int8Cache(), **settings}
+        if compile:
+            _check_compiled(kv_cache, settings)
+            settings = {**compiled_generation(model.device), **settings}
         given = generate_settings(model, turn, len(prompt_ids), settings)
         sequence_1T = model.generate(**prompt_inputs(model, prompt_ids), **given)
         answer_ids = sequence_1T[0, len(prompt_ids) :].tolist()
@@ -228,6 +236,7 @@ class ChatMixin:
         model = cast("Any", self)
         turn = Turn(tokenizer, history or (), query, role)
         _check_streaming(turn, past_key_values, return_past_key_values, settings)
+        settings.pop("compile", None)
         check_choice("kv_cache", kv_cache, KV_CACHES)
         if past_key_values is None:
             cache = ConversationCache(kv_cache)
@@ -293,10 +302,31 @@ def generate_settings(model: Any, turn: Turn, prompt_length: int, given: Mapping
     }
 
 
+def _check_compiled(kv_cache: str, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a cache that compiled decoding cannot use."""
+    given = [
+        name
+        for name in ("past_key_values", "cache", "cache_implementation")
+        if settings.get(name) is not None
+    ]
+    if kv_cache != "plain" or given:
+        wrong = f"kv_cache={kv_cache!r}" if kv_cache != "plain" else f"`{given[0]}`"
+        raise ConfigError(
+            f"`chat` got compile=True and {wrong}, but compiled decoding needs a cache of fixed size, in the "
+            "model's type, which it makes itself. Leave one of them out."
+        )
+
+
 def _check_streaming(
     turn: Turn, cache: ConversationCache | None, return_cache: bool, settings: Mapping[str, Any]
 ) -> None:
     """Raise ConfigError for what cannot be streamed, and for a cache that nothing can go on from."""
+    if settings.get("compile"):
+        raise ConfigError(
+            "`stream_chat` got compile=True, but its cache grows with the conversation, and compiled "
+            "decoding needs one of fixed size. Use `chat(..., compile=True)`, or call "
+            "`glmtune.models.compiling.compile_parts(model)` once, which compiles norms and MLPs."
+        )
     if (settings.get("num_beams") or 1) != 1:
         raise ConfigError(
             f"`stream_chat` got num_beams={settings['num_beams']}, but the words of a beam search are known "

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from glmtune.errors import ConfigError
 from glmtune.inference.batches import generate_ids
 from glmtune.inference.engine import Engine
 from glmtune.inference.settings import EngineSettings, GenerationSettings
-from glmtune.loading import load_base, load_model
+from glmtune.loading import load_base, load_model, load_tokenizer
 from glmtune.models import compiling
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
@@ -75,6 +76,39 @@ def test_the_first_generation(traced: list[Any]) -> None:
         results.append(sorted((answer.index, answer.token_ids) for answer in found))
     assert results[0] == results[1]
     assert traced
+
+
+@slow
+def test_chat_decodes_compiled(traced: list[Any]) -> None:
+    model: Any = load_model("glm-tiny", device="cpu", dtype="float32", quantization="int4")
+    tokenizer = load_tokenizer("glm-tiny")
+    options: dict[str, Any] = {"do_sample": False, "max_length": 64}
+    expected = model.chat(tokenizer, "3+5", **options)
+    assert not traced
+    assert model.chat(tokenizer, "3+5", compile=True, **options) == expected
+    assert traced
+
+
+def test_chat_obeys_or_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = load_model("glm-tiny", device="cpu", dtype="float32")
+    tokenizer = load_tokenizer("glm-tiny")
+    seen: dict[str, Any] = {}
+    generate = type(model).generate
+
+    def watched(self: Any, **settings: Any) -> Any:
+        seen.update(settings)
+        plain = {k: v for k, v in settings.items() if k not in ("cache_implementation", "compile_config")}
+        return generate(self, **plain)
+
+    monkeypatch.setattr(type(model), "generate", watched)
+    model.chat(tokenizer, "3+5", compile=True, max_new_tokens=2)
+    assert seen["cache_implementation"] == "static"
+    assert seen["compile_config"].backend == compiling.BACKEND
+    for wrong in ({"kv_cache": "int8"}, {"past_key_values": DynamicCache()}):
+        with pytest.raises(ConfigError, match=rf"compile=True and `?{next(iter(wrong))}.*of fixed size"):
+            model.chat(tokenizer, "3+5", compile=True, **wrong)
+    with pytest.raises(ConfigError, match=r"`stream_chat` got compile=True.*compile_parts"):
+        next(model.stream_chat(tokenizer, "3+5", compile=True))
 
 
 def test_the_engine_compiles_what_sees_no_keys(tiny_base: Path, traced: list[Any]) -> None:

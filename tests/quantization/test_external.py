@@ -88,7 +88,11 @@ def test_torchao_int8_loads_and_computes(generation: str, oracles: Path) -> None
 def test_nf4_weights_are_the_right_ones(
     generation: str, oracles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Products are for GPUs; that every weight arrived can be seen on a CPU."""
+    """Products are for GPUs; that every weight arrived, as precise as NF4 is, can be seen on a CPU.
+
+    Weights are dequantized as one row: bitsandbytes' loop for CPUs begins a block of 64 anew with every row, while
+    its quantizer (and its GPU kernels) lets blocks run on, so other widths than multiples of 64 lose 6 dB and more.
+    """
     from bitsandbytes.functional import dequantize_4bit
 
     monkeypatch.setitem(EXTERNAL, "nf4", dataclasses.replace(EXTERNAL["nf4"], needs_gpu=False))
@@ -98,9 +102,10 @@ def test_nf4_weights_are_the_right_ones(
     for name, parameter in model.named_parameters():
         expected = plain.get_parameter(name)
         if type(parameter).__name__ == "Params4bit":
+            parameter.quant_state.shape = torch.Size([expected.numel()])
             found = dequantize_4bit(parameter.data, parameter.quant_state).reshape(expected.shape)
             noise = (found - expected).square().sum()
-            assert 10 * torch.log10(expected.square().sum() / noise) > 10  # dB; other weights would give 0
+            assert 10 * torch.log10(expected.square().sum() / noise) > 19.5  # dB; 20.7 for normal weights
             num_checked += 1
         else:
             assert torch.equal(parameter, expected)
