@@ -23,6 +23,8 @@ HEAD_ROWS = 256
 """On a CPU the head is given a multiple of so many rows (`glmtune.models.labelled_loss`)."""
 LOGITS_PER_CHUNK = 2**26
 """Logits formed at once (same place)."""
+DECODED_ROWS = 512
+"""On a CPU the weights of so many outputs are formed from codes at once (`glmtune.quantization.linear`)."""
 SHARED_INPUT = ("q_proj", "k_proj", "v_proj")
 """Layers of a block that read one tensor."""
 FROM_BELOW = (*SHARED_INPUT, "query_key_value")
@@ -220,11 +222,12 @@ def block_moment_bytes(work: Workload) -> float:
 def decoded_bytes(work: Workload) -> float:
     """Return the widest weight of a quantized base while it is formed from codes, in either pass.
 
-    The codes as bytes, in float32, and in the type of the products.
+    The codes as bytes, in float32, and in the type of the products; on a CPU those of some outputs at a time.
     """
     if work.method is None:
         return 0.0
-    widest = max(rows * columns for rows, columns in work.geometry.linears.values())
+    most = DECODED_ROWS if work.device == "cpu" else max(rows for rows, _ in work.geometry.linears.values())
+    widest = max(min(rows, most) * columns for rows, columns in work.geometry.linears.values())
     return widest * (1 + 4 + (work.compute_bytes if work.compute_bytes != 4 else 0))
 
 

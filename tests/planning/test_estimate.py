@@ -117,6 +117,7 @@ def _bare(w: Workload) -> Estimate:
         patch.setattr(module, "CPU_LIBRARIES", 0)
         patch.setattr(module, "CPU_SLACK", 0)
         patch.setattr(module, "CPU_FRAGMENTS", 0)
+        patch.setattr(module, "CPU_STRANDED", 0)
         return estimate(w)
 
 
