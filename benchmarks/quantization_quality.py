@@ -3,12 +3,15 @@
 python benchmarks/quantization_quality.py --out benchmarks/results/quantization_quality
 
 Writes OUT.json, OUT.md (a table) and OUT.png (a plot). Rows are those of glm-tiny's corpus that training
-never saw; calibrated methods look at other rows. The SQNR of all methods is that of the weights.
+never saw; calibrated methods look at other rows. HQQ is measured where it is installed (``pip install hqq``).
+The SQNR of all methods is that of the weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -29,7 +32,7 @@ from glmtune.loading import load_base, load_tokenizer
 from glmtune.quantization.apply import quantize_model
 from glmtune.quantization.calibrate import quantize_calibrated
 from glmtune.quantization.linear import QuantizedLinear
-from glmtune.quantization.methods import METHODS
+from glmtune.quantization.methods import METHODS, OPTIONAL, method_named
 from glmtune.quantization.primitives import signal_and_noise, sqnr_db
 from glmtune.quantization.report import QuantizationReport
 from glmtune.tiny.generated import resolve_generated
@@ -91,7 +94,7 @@ def weight_sqnr(model: Any, plain: Any) -> dict[str, float]:
 
 def quantize(model: Any, method: str, rows: list[list[int]]) -> QuantizationReport:
     """Quantize in memory by any method."""
-    if METHODS[method].calibrated:
+    if method_named(method).calibrated:
         return quantize_calibrated(model, method, rows)
     return quantize_model(model, method)
 
@@ -126,6 +129,15 @@ def measure(source: str, methods: list[str], num_rows: int, num_calibration: int
         )
         sys.stderr.write(f"{method}: perplexity {qualities[-1].perplexity:.4f}\n")
     return qualities
+
+
+def installed_methods() -> list[str]:
+    """Return the methods of our own, and those of other packages that are installed."""
+    found = [name for name, method in OPTIONAL.items() if importlib.util.find_spec(method.library)]
+    missing = [name for name in OPTIONAL if name not in found]
+    if missing:
+        sys.stderr.write(f"left out, as their packages are not installed: {', '.join(missing)}\n")
+    return [*METHODS, *found]
 
 
 def _perplexity(log_probs: Tensor) -> float:
@@ -177,7 +189,7 @@ def main() -> int:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--source", default="glm-tiny")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=installed_methods(), choices=[*METHODS, *OPTIONAL])
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--calibration-rows", type=int, default=64)
     parser.add_argument("--out", type=Path, required=True, help="path without ending")
@@ -189,6 +201,8 @@ def main() -> int:
         qualities = measure(arguments.source, arguments.methods, arguments.rows, arguments.calibration_rows)
         os.chdir("/")
     machine = f"{platform.processor() or platform.machine()}, torch {torch.__version__}"
+    for library in {OPTIONAL[name].library for name in arguments.methods if name in OPTIONAL}:
+        machine += f", {library} {importlib.metadata.version(library)}"
     facts = {"source": arguments.source, "rows": arguments.rows, "machine": machine}
     facts |= {"calibration_rows": arguments.calibration_rows}
     content = {**facts, "methods": [asdict(item) for item in qualities]}
