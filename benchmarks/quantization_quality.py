@@ -159,30 +159,35 @@ def table(qualities: list[Quality]) -> str:
     return "\n".join(lines)
 
 
+MARKERS = "osD^v<>PXph*d"
+
+
 def plot(qualities: list[Quality], path: Path) -> None:
-    """Draw bits per weight against what they cost."""
+    """Draw bits per weight against what they cost: all methods, and those of four bits by themselves."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5))
-    for item in qualities[1:]:
-        axes.scatter(item.bits_per_weight, 1000 * item.divergence_nats)
-        axes.annotate(
-            item.method,
-            (item.bits_per_weight, 1000 * item.divergence_nats),
-            xytext=(4, 4),
-            textcoords="offset points",
-            fontsize=8,
-        )
-    axes.set_yscale("log")
-    axes.set_xlabel("bits per weight, scales included")
-    axes.set_ylabel("KL divergence from float32 (nats per 1000 tokens)")
-    axes.set_title("glm-tiny, held-out rows: what quantization costs")
-    axes.grid(alpha=0.3)
+    figure, (whole, near) = pyplot.subplots(1, 2, figsize=(11, 5), width_ratios=(2, 3))
+    by_cost = sorted(qualities[1:], key=lambda item: -item.divergence_nats)
+    for place, item in enumerate(by_cost):
+        cost = 1000 * item.divergence_nats
+        style = {"marker": MARKERS[place % len(MARKERS)], "color": f"C{place % 10}", "s": 60}
+        label = f"{item.method}: {item.bits_per_weight:.2f} bits, {cost:.1f}"
+        whole.scatter(item.bits_per_weight, cost, label=label, **style)
+        if item.bits_per_weight < 6:
+            near.scatter(item.bits_per_weight, cost, **style)
+    whole.set_yscale("log")
+    whole.set_ylabel("KL divergence from float32 (nats per 1000 tokens)")
+    near.set_title("four bits, linear")
+    for axes in (whole, near):
+        axes.set_xlabel("bits per weight, scales included")
+        axes.grid(alpha=0.3)
+    near.legend(*whole.get_legend_handles_labels(), fontsize=8)
+    figure.suptitle("glm-tiny, held-out rows: what quantization costs")
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> int:

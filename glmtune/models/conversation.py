@@ -172,7 +172,7 @@ class ChatMixin:
             kv_cache: ``int8`` keeps the keys and values of earlier tokens as codes, in half the memory of
                 half precision, at a small error; ``plain`` as they are.
             compile: decode with code made by `torch.compile`, see `compiled_generation`: the first answer
-                waits for it. Memory for all of ``max_length`` is taken and attended to at once: keep it short.
+                waits for it. Memory for all of ``max_length`` is taken and attended to: keep it short.
             **settings: see the class; ``num_beams`` too.
 
         Returns:
