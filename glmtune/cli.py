@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted; `compare` also 3
-        (exceeds its tolerance) and 4 (undecided).
+        (exceeds its tolerance) and 4 (undecided), `train` 75 (went back to a checkpoint: start it again).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
