@@ -2,8 +2,9 @@
 
 One process imports everything; the two of every case are forked from it, train one step of `glmtune train`
 with gloo, and report the peak of their resident memory (`ru_maxrss`) above what was held at the fork: when
-training is ready to begin, and after the step. Each case runs twice: every process reads the whole base
-before it is divided (`whole`), or its part of every tensor (`parts`, what `glmtune train` does).
+the base is read, when training is ready to begin, and after the step. Each case runs twice: every process
+reads the whole base before it is divided (`whole`), or its part of every tensor (`parts`, what `glmtune
+train` does).
 
     python benchmarks/divided_load_memory.py --work /tmp/divided
 
@@ -66,7 +67,7 @@ def train(case: str, way: str, rank: int, port: int, work: Path) -> None:
     """Be one process: train a step, write the figures, end."""
     from transformers import TrainerCallback
 
-    from glmtune.training import session
+    from glmtune.training import session, trainer
     from glmtune.training.config import RunConfig
     from recipes.compose import load_settings
     from recipes.train import COMMAND, run
@@ -86,6 +87,13 @@ def train(case: str, way: str, rank: int, port: int, work: Path) -> None:
             (work / f"figures-{rank}.json").write_text(json.dumps(figures))
             os._exit(0)
 
+    make_optimizer = trainer.GlmTrainer.create_optimizer
+
+    def create_optimizer(self: Any, *args: Any) -> Any:  # before DeepSpeed's engine divides anything
+        figures["read"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+        return make_optimizer(self, *args)
+
+    trainer.GlmTrainer.create_optimizer = create_optimizer  # type: ignore[method-assign]
     if way == "whole":
         RunConfig.loads_in_parts = property(lambda self: False)  # type: ignore[assignment,method-assign]
     session.StopOnSignal.on_train_begin = Meter.on_train_begin  # type: ignore[method-assign]
@@ -137,14 +145,16 @@ def main() -> None:
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     import_everything()
     sys.stdout.write(f"weights: {size / 2**20:,.0f} MiB\n\n")
-    sys.stdout.write("| run | base read | peak until ready | held then | peak until after the step |\n")
-    sys.stdout.write("|---|---|---|---|---|\n")
+    sys.stdout.write(
+        "| run | base | peak of reading | peak until ready | held then | peak until after a step |\n"
+    )
+    sys.stdout.write("|---|---|---|---|---|---|\n")
     for case in (name for name in CASES if re.search(options.only, name)):
         for way in WAYS:
             found = measure(case, way, options.work)
             cells = [
                 " / ".join(f"{figures[name] / 2**20:,.0f}" for figures in found)
-                for name in ("ready", "ready_holds", "step")
+                for name in ("read", "ready", "ready_holds", "step")
             ]
             sys.stdout.write(f"| {case} | {way} | {' | '.join(cells)} |\n")
             sys.stdout.flush()
