@@ -48,6 +48,8 @@ def sessions(base: list[str]) -> list[dict[str, Any]]:
     session("bf16-one", BF16, "deepspeed=zero2", count=1)
     session("bf16-stopped", BF16, "deepspeed=zero2", fate="told_to_stop", step=3)
     session("bf16-resumed", BF16, "deepspeed=zero2", run="bf16-stopped")
+    words = ["resume=overflow/checkpoint-4", "+deepspeed.config_file=high.json"]
+    session("overflow-resumed", FP16, *words, half=True)
     steep = {"fate": "bad_gradient", "step": 5}
     session("exhausted", FP16, "+deepspeed.config_file=smallest.json", half=True, **steep)
     session("refused-base", "model.dtype=float16", "deepspeed=zero2", recipe="+recipe=ptuning")
@@ -108,6 +110,15 @@ def test_fp16_skips_steps_until_the_loss_scale_fits(story: Story) -> None:
     rates, plain = (story.logged(run, "learning_rate") for run in ("overflow", "float32"))
     taken = [number - sum(is_skipped[:number]) for number in range(6)]
     assert rates == [plain[number] for number in taken]  # a skipped step takes nothing off the schedule
+
+
+@slow
+def test_fp16_goes_on_with_its_loss_scale(story: Story) -> None:
+    assert story.codes("overflow-resumed") == [0, 0], story.said("overflow-resumed", 0)
+    for key in ("loss", "grad_norm", "learning_rate"):
+        assert story.logged("overflow-resumed", key) == story.logged("overflow", key)[4:]
+    expected, found = story.weights("overflow"), story.weights("overflow-resumed")
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
 @slow
