@@ -22,7 +22,7 @@ from glmtune.errors import DataError
 from glmtune.inference.engine import Engine
 from glmtune.inference.perplexity import token_losses
 from glmtune.inference.settings import EngineSettings
-from glmtune.loading import load_model, load_tokenizer
+from glmtune.loading import load_tokenizer, load_tuned
 from glmtune.messages import Message
 from glmtune.models.families import Family
 from glmtune.models.settings import ModelSettings
@@ -259,7 +259,7 @@ def load_backend(
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     tokenizer = load_tokenizer(model.source, family=model.family)
-    loaded: Any = load_model(
+    loaded: Any = load_tuned(
         model.source,
         dtype=model.dtype,
         device=_device(model.device),

@@ -19,6 +19,7 @@ from glmtune.prefix.checkpoint import load_prefix
 from glmtune.prefix.encoder import PrefixEncoder
 from glmtune.quantization.external import load_external
 from glmtune.quantization.kernels import prepare_for_inference
+from glmtune.quantization.linear import QuantizedLinear
 from glmtune.quantization.methods import EXTERNAL
 from glmtune.quantization.reader import QuantizingReader
 
@@ -44,15 +45,15 @@ def load_model(
             `glmtune.quantization.methods.METHODS` (``int8``, ``int4``, ``int4-g64``, ...) quantizes them as
             they are read, tensor by tensor; one in ``EXTERNAL`` (``nf4``, ``torchao-int4``, ...) leaves it to
             another library, for GPUs.
-        quantization_activations: ``int8`` also rounds the inputs of quantized layers; None leaves them. See
-            `glmtune.quantization.kernels.prepare_for_inference`, which a cast or a move asks for again.
+        quantization_activations: ``int8`` also rounds the inputs of quantized layers; None leaves them.
         prefix: a prefix to attach: an encoder, a run folder, a checkpoint folder, or a file (ours, or an
             official ``pytorch_model.bin``).
         family: release line, only where no name tells it, such as ``chatglm2-32k``.
         check_base: refuse a prefix file that names another base than this one.
 
     Returns:
-        The model in evaluation mode.
+        The model in evaluation mode. Quantized layers have the fastest product there is for them; a cast or
+        a move takes it away, and `glmtune.quantization.kernels.prepare_for_inference` gives it back.
 
     Raises:
         ConfigError: unknown source, dtype, device, family or quantization; no such CUDA device; the
@@ -60,13 +61,40 @@ def load_model(
         CheckpointError: the checkpoint or the prefix is damaged, or they do not fit each other.
         ShapeError: an encoder was made for another geometry.
     """
-    model = load_base(source, dtype=dtype, device=device, family=family, quantization=quantization)
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "family": family}
+    model = load_tuned(source, quantization=quantization, prefix=prefix, check_base=check_base, **options)
+    has_codes = any(isinstance(module, QuantizedLinear) for module in model.modules())
+    if has_codes or quantization_activations is not None:
+        prepare_for_inference(model, activations=quantization_activations)
+    return model
+
+
+def load_tuned(
+    source: str | Path,
+    *,
+    prefix: PrefixEncoder | str | Path | None,
+    check_base: bool = True,
+    **options: Any,
+) -> GlmModel:
+    """Load a base with its prefix, codes as they are stored: what still gets an adapter is prepared after it.
+
+    Args:
+        source: see `load_model`.
+        prefix: see `load_model`.
+        check_base: see `load_model`.
+        **options: of `load_base`.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        ConfigError: see `load_model`; so are CheckpointError and ShapeError.
+    """
+    model = load_base(source, **options)
     if prefix is not None:
         if not isinstance(prefix, PrefixEncoder):
             prefix = load_prefix(prefix, model, check_base=check_base)
         attach_prefix(model, prefix)
-    if quantization_activations is not None:
-        prepare_for_inference(model, activations=quantization_activations)
     return model
 
 

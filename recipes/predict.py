@@ -112,7 +112,7 @@ def run(config: PredictConfig) -> PredictResult:
     from glmtune.data.dataset import load_conversations
     from glmtune.inference.questions import build_questions
     from glmtune.inference.run import predict_split
-    from glmtune.loading import load_model, load_tokenizer
+    from glmtune.loading import load_base, load_tokenizer
     from glmtune.quantization.kernels import prepare_for_inference
 
     console = Console()
@@ -124,7 +124,7 @@ def run(config: PredictConfig) -> PredictResult:
     tokenizer = load_tokenizer(config.model.source, family=config.model.family)
     questions = build_questions(tokenizer, loaded, config.data)
     source = config.model
-    model = load_model(
+    model = load_base(
         source.source,
         dtype=source.dtype,
         device=source.device,

@@ -6,13 +6,14 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
 from evaluation.compare_settings import SideSettings
 from evaluation.glm_backend import load_backend
 from glmtune import load_model
 from glmtune.errors import ConfigError
 from glmtune.models.settings import ACTIVATIONS, ModelSettings
-from glmtune.quantization.kernels import KERNELS
+from glmtune.quantization.kernels import KERNELS, choose_kernel
 from glmtune.quantization.linear import QuantizedLinear
 from glmtune.training.config import RunConfig
 from recipes.compare import CompareConfig
@@ -33,6 +34,19 @@ def test_load_model_rounds_or_refuses() -> None:
     assert all(layer.product for layer in model.modules() if isinstance(layer, QuantizedLinear))
     with pytest.raises(ConfigError, match="the model is not quantized"):
         load_model("glm-tiny", **options)
+
+
+def test_load_model_gives_the_fastest_products() -> None:
+    model = load_model("glm-tiny", device="cpu", dtype="bfloat16", quantization="int4")
+    kernel = choose_kernel(load_codes(), torch.bfloat16)
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
+    assert layers
+    assert all((layer.product is None) == (kernel is None) for layer in layers)
+
+
+def load_codes() -> QuantizedLinear:
+    base = load_base("glm-tiny", device="cpu", dtype="bfloat16", quantization="int4")
+    return next(layer for layer in base.modules() if isinstance(layer, QuantizedLinear))
 
 
 def test_an_evaluation_says_that_activations_were_rounded() -> None:
