@@ -12,6 +12,7 @@ from evaluation.compare_settings import SideSettings
 from evaluation.glm_backend import load_backend
 from glmtune import load_model
 from glmtune.errors import ConfigError
+from glmtune.loading import load_base
 from glmtune.models.settings import ACTIVATIONS, ModelSettings
 from glmtune.quantization.kernels import KERNELS, choose_kernel
 from glmtune.quantization.linear import QuantizedLinear
