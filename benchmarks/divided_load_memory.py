@@ -28,7 +28,7 @@ from typing import Any
 
 import glmtune
 
-SHAPE = "--layers 20 --hidden 1280 --ffn 3424 --heads 20 --kv-heads 2 --head-dim 64 --vocab 32000"
+SHAPE = "--layers 14 --hidden 1280 --ffn 3424 --heads 20 --kv-heads 2 --head-dim 64 --vocab 32000"
 CASES = {
     "zero3 lora": ["+recipe=lora", "deepspeed=zero3"],
     "zero3 full": ["+recipe=full", "deepspeed=zero3"],
