@@ -274,6 +274,7 @@ class GlmTrainer(Trainer):
             self._publish_best()
 
     def _publish_best(self) -> None:
+        self.saves.wait()  # one writer in the run folder at a time
         at_this_step = self.run_folder / f"checkpoint-{self.state.global_step}"
         best, facts = self.run_folder / "best", self._best_facts()
         if checkpoints.read_manifest(at_this_step) is not None:
