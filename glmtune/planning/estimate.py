@@ -34,6 +34,9 @@ GPU_SLACK = 0.03
 """Share of a GPU's allocations lost in torch's blocks (assumed)."""
 GPU_HOST_LIBRARIES = 2.5 * GIB
 """Host memory of a process that trains on a GPU: libraries and pinned buffers (assumed)."""
+ZERO3_LIVE = 1_000_000_000
+"""Gathered numbers that DeepSpeed keeps for their next use before it releases any (its default of
+``stage3_max_live_parameters``)."""
 NCCL_BUFFERS = 0.4 * GIB
 """Communication buffers of a process among several (assumed)."""
 
@@ -186,8 +189,8 @@ def _buffers(work: Workload) -> float:
     """Return what communication keeps on a device through forward and backward pass.
 
     DistributedDataParallel copies gradients into buckets of the same size in all. ZeRO sends buckets, two
-    at a time; stage 3 gathers the weights of the layers at work and ahead: the widest module and one
-    bucket.
+    at a time; stage 3 gathers the weights of the layers at work and ahead, the widest module and one
+    bucket, and keeps gathered ones for their next use.
     """
     division = work.division
     if division.num_processes == 1 and division.stage == 0:
@@ -203,7 +206,8 @@ def _buffers(work: Workload) -> float:
     buckets = 2.0 * own * min(division.bucket_size, trained)
     if division.stage == 3:
         widest = max(geometry.embedding_size, geometry.block_linear_size)
-        buckets += (widest + division.bucket_size // 10) * work.weight_bytes
+        live = min(ZERO3_LIVE, geometry.num_parameters)
+        buckets += max(widest + division.bucket_size // 10, live) * work.weight_bytes
     return buckets
 
 

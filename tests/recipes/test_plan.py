@@ -274,6 +274,13 @@ def test_host_memory_follows_how_the_base_is_read(capsys: pytest.CaptureFixture[
     assert prefix["host_bytes"] > 4 * base
 
 
+def test_weights_kept_gathered_count_under_zero3(capsys: pytest.CaptureFixture[str]) -> None:
+    lora = ("model=chatglm2-6b", "+recipe=lora", "hardware=4x80GB")
+    _, three = values_of(capsys, *lora, "deepspeed=zero3")
+    _, two = values_of(capsys, *lora, "deepspeed=zero2")
+    assert three["device_bytes"]["buffers"] - two["device_bytes"]["buffers"] == 2 * 10**9  # bfloat16
+
+
 def test_a_checkpoint_written_beside_training_needs_its_copy(capsys: pytest.CaptureFixture[str]) -> None:
     count, beside = 6_243_584_000, "trainer.async_save=true"
     _, waits = values_of(capsys, *FULL, "deepspeed=zero2")
