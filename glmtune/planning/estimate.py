@@ -26,7 +26,8 @@ CPU_SLACK = 0.08
 CPU_FRAGMENTS = 0.5
 """Share of freed activations that gradients, which come in their place, cannot use (measured)."""
 CPU_STRANDED = 0.5
-"""Share of what an MLP keeps that each checkpointed block leaves in holes of the C allocator (measured)."""
+"""Share of what an MLP keeps that each block leaves in holes of the C allocator (measured): where it is
+checkpointed, or its weights are formed from codes, much comes and goes between what stays."""
 GPU_CONTEXT = 0.6 * GIB
 """CUDA context, loaded kernels and cuBLAS workspace of a process (typical of an H100 with CUDA 12;
 assumed)."""
@@ -277,7 +278,7 @@ def _with_overhead(work: Workload, memory: Memory, highest: float) -> Memory:
     """Add what is held beyond the tensors; ``highest`` is what passed at the fullest moment."""
     if work.device == "cpu":
         slack = CPU_SLACK * (memory.passing + memory.gradients) + CPU_FRAGMENTS * (highest - memory.passing)
-        if work.checkpointing:
+        if work.checkpointing or work.method is not None:
             slack += CPU_STRANDED * work.geometry.num_layers * kept.mlp_bytes(work)
         return dataclasses.replace(memory, overhead=CPU_LIBRARIES + slack)
     talks = NCCL_BUFFERS if work.division.num_processes > 1 else 0.0
