@@ -24,6 +24,7 @@ from glmtune.models.source import resolve_source
 from glmtune.prefix.attach import attach_prefix, freeze_base, without_prefix
 from glmtune.prefix.checkpoint import PrefixMeta, load_prefix, save_prefix
 from glmtune.prefix.encoder import PrefixEncoder
+from glmtune.quantization.linear import QuantizedEmbedding, QuantizedLinear
 from glmtune.settings import check_choice
 from glmtune.tiny.induction import fits, teach_copying
 from glmtune.training.settings import LoraSettings
@@ -241,9 +242,15 @@ def fresh_model(source: str, *, device: str, family: str | None) -> GlmModel:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Return how many numbers are trained, and how many there are in all."""
-    # Under ZeRO-3 a weight holds a part, or nothing; `ds_numel` is its size.
-    sizes = [
-        (getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in model.parameters()
-    ]
-    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+    """Return how many numbers are trained, and how many there are in all; codes count as their weights."""
+    sizes: dict[int, tuple[int, bool]] = {}
+    for module in model.modules():
+        bits = module.bits if isinstance(module, QuantizedLinear | QuantizedEmbedding) else None
+        for name, weight in module.named_parameters(recurse=False):
+            # Under ZeRO-3 a weight holds a part, or nothing; `ds_numel` is its size.
+            size = getattr(weight, "ds_numel", weight.numel())
+            if bits is not None and name != "bias":
+                size = size * 8 // bits if name == "weight" else 0
+            sizes[id(weight)] = size, weight.requires_grad
+    counted = sizes.values()
+    return sum(size for size, trained in counted if trained), sum(size for size, _ in counted)

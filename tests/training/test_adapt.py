@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from glmtune.errors import ConfigError
+from glmtune.loading import load_base as quantized_base
 from glmtune.models.load import load_base
 from glmtune.models.tokenizers import load_tokenizer_folder
 from glmtune.prefix.checkpoint import PrefixMeta, describe_prefix
@@ -87,6 +88,13 @@ def test_counts(tiny_base: Path) -> None:
     base = sum(weight.numel() for weight in load_base(tiny_base, device="cpu").parameters())
     assert total == base + trained
     assert count_parameters(adapted("full", tiny_base, seed=1).model) == (base, base)
+
+
+@pytest.mark.parametrize("method", ["int4", "int8", "int4-g32-asym"])
+def test_codes_count_as_the_weights_they_stand_for(method: str) -> None:
+    whole = quantized_base("glm-tiny", device="cpu")
+    codes = quantized_base("glm-tiny", device="cpu", quantization=method)
+    assert count_parameters(codes)[1] == count_parameters(whole)[1]
 
 
 def test_unknown_lora_target(tiny_base: Path) -> None:
