@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import resource
 import shutil
 import statistics
@@ -22,6 +21,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from forked import in_child
 
 import glmtune
 
@@ -88,18 +89,9 @@ def train(beside: bool, work: Path) -> dict[str, float]:
 
 def measure(beside: bool, work: Path) -> dict[str, float]:
     """Train in a forked process."""
-    reader, writer = os.pipe()
-    if os.fork() == 0:
-        try:
-            os.write(writer, json.dumps(train(beside, work)).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as stream:
-        text = stream.read()
-    os.wait()
+    found = in_child(lambda: train(beside, work))
     shutil.rmtree(work / "run", ignore_errors=True)
-    return json.loads(text)
+    return found
 
 
 def main() -> None:

@@ -16,12 +16,12 @@ OMP_NUM_THREADS=1 python benchmarks/long_context.py
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import sys
 from collections.abc import Callable
 
 import torch
+from forked import in_child
 
 from glmtune.inference.batches import generate_ids
 from glmtune.inference.settings import GenerationSettings
@@ -124,22 +124,16 @@ def resident_bytes() -> int:
 
 def peak_mib(case: str, length: int) -> float:
     """Run one case in a forked process and return its peak beyond what it held before, MiB."""
-    reader, writer = os.pipe()
-    if os.fork() == 0:
-        try:
-            model = make_model(case)
-            CASES[case](model, 16)
-            before = resident_bytes()
-            CASES[case](model, length)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            os.write(writer, str((peak - before) / 2**20).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as stream:
-        text = stream.read()
-    os.wait()
-    return float(text)
+
+    def run() -> dict[str, float]:
+        model = make_model(case)
+        CASES[case](model, 16)
+        before = resident_bytes()
+        CASES[case](model, length)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"mib": (peak - before) / 2**20}
+
+    return in_child(run)["mib"]
 
 
 def main() -> None:

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from forked import in_child
 from torch import Tensor, nn
 
 from glmtune.data.collate import DynamicPaddingCollator, PackedDataset, PackingCollator
@@ -180,24 +179,6 @@ def measure(options: argparse.Namespace, lever: Lever) -> dict[str, float]:
         "peak_mib": (peak - before) / 1024,
         "loss": float(loss.detach()),
     }
-
-
-def in_child(work: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Run something in a forked process and return what it found."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        with os.fdopen(writing, "w") as pipe:
-            json.dump(work(), pipe)
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(child, 0)
-    if status:
-        raise SystemExit(f"a measurement ended with status {status}")
-    return json.loads(text)
 
 
 def main() -> None:
