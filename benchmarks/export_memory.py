@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 
 from glmtune.export.run import Job, export
-from glmtune.models.config import read_config
-from glmtune.models.families import detect_family
+from glmtune.models.checkpoints.config import read_config
+from glmtune.models.checkpoints.names import name_table
+from glmtune.models.checkpoints.shards import read_records
 from glmtune.models.load import load_config
-from glmtune.models.names import name_table
-from glmtune.models.shards import read_records
+from glmtune.models.releases.families import detect_family
 
 
 def layer_bytes(folder: Path) -> int:

@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from glmtune.models.chatglm_config import ChatGlmConfig
+from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.load import GlmModel, load_base
 
 

@@ -25,10 +25,10 @@ from forked import in_child
 
 from glmtune.inference.batches import generate_ids
 from glmtune.inference.settings import GenerationSettings
-from glmtune.models.config import native_config
-from glmtune.models.families import Family
+from glmtune.models.chat.stream import PREFILL_CHUNK_TOKENS, ConversationCache, stream_tokens
+from glmtune.models.checkpoints.config import native_config
 from glmtune.models.load import GlmModel, build_model
-from glmtune.models.token_stream import PREFILL_CHUNK_TOKENS, ConversationCache, stream_tokens
+from glmtune.models.releases.families import Family
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
 

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from glmtune.models.config import native_config, official_config
-from glmtune.models.families import Family
-from glmtune.models.names import name_table
+from glmtune.models.checkpoints.config import native_config, official_config
+from glmtune.models.checkpoints.names import name_table
+from glmtune.models.releases.families import Family
 
 SHARD_BYTES = 1_900_000_000
 

@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glmtune.models.config import native_config
-from glmtune.models.families import Family
+from glmtune.models.checkpoints.config import native_config
 from glmtune.models.glm import OfficialGlmForCausalLM
+from glmtune.models.releases.families import Family
 from glmtune.quantization.apply import replace_layers
 from glmtune.quantization.kernels import prepare_for_inference
 from glmtune.quantization.linear import Product, QuantizedLinear

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from glmtune.data.collate import DynamicPaddingCollator, PackedDataset, PackingCollator
 from glmtune.labels import IGNORE_INDEX
-from glmtune.models import labelled_loss
-from glmtune.models.config import native_config
-from glmtune.models.families import Family
+from glmtune.models.architectures import chunked_loss
+from glmtune.models.checkpoints.config import native_config
 from glmtune.models.glm import OfficialGlmForCausalLM
+from glmtune.models.releases.families import Family
 from glmtune.training.compiling import compile_layers
 from glmtune.training.sampling import EpochSampler
 
@@ -155,7 +155,7 @@ def measure(options: argparse.Namespace, lever: Lever) -> dict[str, float]:
     """Train some steps and return tokens per second and the peak beyond the start, MiB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if lever.logits == "labels":
-        labelled_loss.LOGITS_PER_CHUNK = 2**62
+        chunked_loss.LOGITS_PER_CHUNK = 2**62
     model = make_model(options)
     if lever.checkpointed:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -24,9 +24,9 @@ from glmtune.inference.perplexity import token_losses
 from glmtune.inference.settings import EngineSettings
 from glmtune.loading import load_tokenizer, load_tuned
 from glmtune.messages import Message
-from glmtune.models.families import Family
+from glmtune.models.releases.families import Family
 from glmtune.models.settings import ModelSettings
-from glmtune.models.templates import TextTokenizer, template_for
+from glmtune.models.templates.renderer import TextTokenizer, template_for
 from glmtune.quantization.kernels import prepare_for_inference
 
 ENCODED_PROMPTS = 16384

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from glmtune.loading import load_model, load_tokenizer
-    from glmtune.models.templates import render_prompt
+    from glmtune.models.templates.renderer import render_prompt
     from glmtune.prefix.encoder import PrefixEncoder
 
 __version__ = "0.1.0"
@@ -16,7 +16,7 @@ __all__ = ["PrefixEncoder", "load_model", "load_tokenizer", "render_prompt"]
 _HOMES = {
     "load_model": "glmtune.loading",
     "load_tokenizer": "glmtune.loading",
-    "render_prompt": "glmtune.models.templates",
+    "render_prompt": "glmtune.models.templates.renderer",
     "PrefixEncoder": "glmtune.prefix.encoder",
 }
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from glmtune.errors import CheckpointError
-from glmtune.models.families import Family
-from glmtune.models.source import family_of_source
+from glmtune.models.releases.families import Family
+from glmtune.models.releases.source import family_of_source
 
 if TYPE_CHECKING:
     from peft import PeftModel

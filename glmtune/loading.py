@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from glmtune.models.config import read_config
-from glmtune.models.families import Family, detect_family, detect_tokenizer_family, parse_family
+from glmtune.models.checkpoints.config import read_config
 from glmtune.models.load import GlmModel
 from glmtune.models.load import load_base as load_with
-from glmtune.models.source import family_of_source, resolve_source
-from glmtune.models.tokenizers import load_tokenizer_folder
+from glmtune.models.releases.families import Family, detect_family, detect_tokenizer_family, parse_family
+from glmtune.models.releases.source import family_of_source, resolve_source
+from glmtune.models.tokenizers.load import load_tokenizer_folder
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.checkpoint import load_prefix
 from glmtune.prefix.encoder import PrefixEncoder

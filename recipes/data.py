@@ -14,7 +14,7 @@ from recipes.compose import Command
 
 if TYPE_CHECKING:
     from glmtune.data.check import DataReport
-    from glmtune.models.templates import TextTokenizer
+    from glmtune.models.templates.renderer import TextTokenizer
 
 ACTIONS = ("check", "fetch")
 

@@ -184,7 +184,7 @@ def _backend(config: EvalConfig) -> Backend:
     if config.backend == "vllm":
         from evaluation.vllm_backend import VllmBackend
         from glmtune.loading import load_tokenizer
-        from glmtune.models.source import resolve_source
+        from glmtune.models.releases.source import resolve_source
 
         source = config.model.source
         tokenizer = load_tokenizer(source, family=config.model.family)

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from glmtune.models.families import Family
+from glmtune.models.releases.families import Family
 from glmtune.models.settings import CheckpointSettings
 from glmtune.settings import setting
 from recipes.compose import Command
 
 if TYPE_CHECKING:
-    from glmtune.models.facts import ModelFacts
+    from glmtune.models.describe import ModelFacts
 
 Row = tuple[str, str]
 GENERATIONS = {
@@ -48,7 +48,7 @@ def run(config: InfoConfig) -> None:
 
 def checkpoint_rows(source: str, family: str | None) -> Iterator[Row]:
     """Yield what config.json and the headers of the weight files say of a checkpoint."""
-    from glmtune.models.facts import describe
+    from glmtune.models.describe import describe
 
     facts = describe(source, family=family)
     yield "folder", str(facts.folder)
@@ -126,7 +126,7 @@ def machine_rows() -> Iterator[Row]:
 
 def preset_rows() -> Iterator[Row]:
     """Yield the names that `model.source` understands."""
-    from glmtune.models.presets import PRESETS
+    from glmtune.models.releases.presets import PRESETS
 
     for name, preset in PRESETS.items():
         yield name, f"{preset.summary} ({preset.hub_id or 'in the package'})"

@@ -130,8 +130,8 @@ def _lengths(config: PlanConfig) -> list[int]:
 
     from glmtune.data.dataset import load_split
     from glmtune.loading import load_tokenizer
-    from glmtune.models.chat_tokenizer import GlmTokenizer
-    from glmtune.models.presets import PRESETS
+    from glmtune.models.releases.presets import PRESETS
+    from glmtune.models.tokenizers.base import GlmTokenizer
 
     preset = PRESETS.get(config.model.source)
     is_here = preset.hub_id is None if preset else Path(config.model.source).expanduser().is_dir()

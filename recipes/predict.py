@@ -213,7 +213,7 @@ def _identity(
 ) -> RunIdentity:
     from glmtune import __version__
     from glmtune.inference.journal import RunIdentity, deciding_settings
-    from glmtune.models.templates import template_for
+    from glmtune.models.templates.renderer import template_for
 
     activations = config.model.quantization_activations
     rounding = {"quantization_activations": activations} if activations else {}

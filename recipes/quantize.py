@@ -17,7 +17,7 @@ from recipes.compose import Command
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from glmtune.models.chat_tokenizer import GlmTokenizer
+    from glmtune.models.tokenizers.base import GlmTokenizer
     from glmtune.quantization.write import Quantized
 
 MEBIBYTE = 2**20

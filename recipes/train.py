@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from glmtune.data.dataset import EncodedSplit
-    from glmtune.models.chat_tokenizer import GlmTokenizer
     from glmtune.models.load import GlmModel
+    from glmtune.models.tokenizers.base import GlmTokenizer
     from glmtune.training.adapt import Tuned
     from glmtune.training.trainer import GlmTrainer
 
@@ -92,10 +92,10 @@ def run(config: TrainConfig) -> TrainResult:
 
 def _load(config: TrainConfig) -> tuple[GlmModel, GlmTokenizer]:
     from glmtune.loading import load_base
-    from glmtune.models.families import Family
-    from glmtune.models.hollow import is_quantized, load_hollow
-    from glmtune.models.source import resolve_source
-    from glmtune.models.tokenizers import load_tokenizer_folder
+    from glmtune.models.placeholders import is_quantized, load_hollow
+    from glmtune.models.releases.families import Family
+    from glmtune.models.releases.source import resolve_source
+    from glmtune.models.tokenizers.load import load_tokenizer_folder
     from glmtune.training.adapt import fresh_model
 
     source = config.model.source
@@ -142,7 +142,7 @@ def _adapt(
     tokenizer: GlmTokenizer,
     facts: dict[str, str],
 ) -> Tuned:
-    from glmtune.models.templates import template_for
+    from glmtune.models.templates.renderer import template_for
     from glmtune.prefix.checkpoint import PrefixMeta
     from glmtune.prefix.init import build_prefix_encoder
     from glmtune.training.adapt import tune_adapter, tune_all, tune_prefix

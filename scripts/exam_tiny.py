@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from glmtune.inference.generate import generate_ids
 from glmtune.inference.settings import GenerationSettings
 from glmtune.models.load import load_base
-from glmtune.models.source import resolve_source
-from glmtune.models.templates import template_for
-from glmtune.models.tokenizers import load_tokenizer_folder
+from glmtune.models.releases.source import resolve_source
+from glmtune.models.templates.renderer import template_for
+from glmtune.models.tokenizers.load import load_tokenizer_folder
 from glmtune.tiny.exam import is_right, take
 from glmtune.tiny.sample import Sample
 

@@ -90,8 +90,8 @@ def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tiny_tokenizer_folder: Path):
     """A ChatGLM2 tokenizer of a few hundred pieces; session-wide, so do not change it."""
-    from glmtune.models.families import Family
-    from glmtune.models.tokenizers import load_tokenizer_folder
+    from glmtune.models.releases.families import Family
+    from glmtune.models.tokenizers.load import load_tokenizer_folder
 
     return load_tokenizer_folder(tiny_tokenizer_folder, Family.CHATGLM2)
 
@@ -99,8 +99,8 @@ def tiny_tokenizer(tiny_tokenizer_folder: Path):
 @pytest.fixture(scope="session")
 def tiny_chatglm3_tokenizer(tiny_tokenizer_folder: Path):
     """The same pieces under the rules of ChatGLM3; session-wide, so do not change it."""
-    from glmtune.models.families import Family
-    from glmtune.models.tokenizers import load_tokenizer_folder
+    from glmtune.models.releases.families import Family
+    from glmtune.models.tokenizers.load import load_tokenizer_folder
 
     return load_tokenizer_folder(tiny_tokenizer_folder, Family.CHATGLM3)
 
@@ -112,9 +112,9 @@ def tiny_base(tiny_tokenizer_folder: Path, tiny_tokenizer, tmp_path_factory: pyt
 
     import torch
 
-    from glmtune.models.config import native_config
-    from glmtune.models.families import Family
+    from glmtune.models.checkpoints.config import native_config
     from glmtune.models.glm import OfficialGlmForCausalLM
+    from glmtune.models.releases.families import Family
 
     folder = tmp_path_factory.mktemp("tiny_base") / "chatglm2-tiny"
     shutil.copytree(tiny_tokenizer_folder, folder)

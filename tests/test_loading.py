@@ -11,7 +11,7 @@ import torch
 import glmtune
 from glmtune.errors import CheckpointError, ConfigError, ShapeError
 from glmtune.loading import load_model, load_tokenizer
-from glmtune.models.families import Family
+from glmtune.models.releases.families import Family
 from glmtune.prefix.attach import prefix_of
 from glmtune.prefix.checkpoint import PrefixMeta, load_prefix, save_prefix
 from glmtune.prefix.encoder import PrefixEncoder, PrefixShape

@@ -21,7 +21,7 @@ from glmtune.data.settings import SPLITS, DataSettings
 from glmtune.data.sources import resolve_source
 from glmtune.errors import ConfigError
 from glmtune.labels import IGNORE_INDEX
-from glmtune.models.templates import TextTokenizer, template_for
+from glmtune.models.templates.renderer import TextTokenizer, template_for
 
 _NO_LIMIT = 1 << 30
 _KEPT_FRAC = 0.99

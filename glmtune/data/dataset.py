@@ -18,7 +18,7 @@ from glmtune.data.records import BadRow, Conversation, RowProblem, bad_rows_erro
 from glmtune.data.settings import DataSettings
 from glmtune.data.sources import resolve_source
 from glmtune.labels import IGNORE_INDEX
-from glmtune.models.templates import TextTokenizer
+from glmtune.models.templates.renderer import TextTokenizer
 
 if TYPE_CHECKING:
     import datasets

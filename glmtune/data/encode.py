@@ -10,7 +10,7 @@ from glmtune.data.settings import DataSettings
 from glmtune.errors import ConfigError, DataError
 from glmtune.labels import IGNORE_INDEX
 from glmtune.messages import Message
-from glmtune.models.templates import Template, TextTokenizer, template_for
+from glmtune.models.templates.renderer import Template, TextTokenizer, template_for
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,14 +29,14 @@ from glmtune.export.tensors import (
 )
 from glmtune.export.tokenizer import fast_tokenizer, save_fast_tokenizer
 from glmtune.export.writer import write_json, write_shards
-from glmtune.models.config import official_config
-from glmtune.models.families import FAMILY_KEY, Family
+from glmtune.models.checkpoints.config import official_config
+from glmtune.models.checkpoints.quantized_layout import QuantizedLayout, without_layout
 from glmtune.models.load import build_model, load_config
 from glmtune.models.official import weights_fingerprint
-from glmtune.models.quantized import QuantizedLayout, without_layout
-from glmtune.models.source import resolve_source
-from glmtune.models.templates import template_for
-from glmtune.models.tokenizers import load_tokenizer_folder
+from glmtune.models.releases.families import FAMILY_KEY, Family
+from glmtune.models.releases.source import resolve_source
+from glmtune.models.templates.renderer import template_for
+from glmtune.models.tokenizers.load import load_tokenizer_folder
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.checkpoint import export_official_prefix, find_prefix, load_prefix
 

@@ -11,7 +11,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from glmtune.models.hollow import give_back_memory
+from glmtune.models.placeholders import give_back_memory
 
 NUM_PROBE_TOKENS = 24
 

@@ -13,11 +13,11 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import GlmConfig
 
-from glmtune.models.chatglm_config import ChatGlmConfig
-from glmtune.models.checkpoint import check_records
-from glmtune.models.names import Entry, FusedLayout, name_table, official_tensor, split_fused
-from glmtune.models.quantized import SCALE, ZERO, QuantizedLayout
-from glmtune.models.shards import TensorRecord, read_records, read_tensor
+from glmtune.models.architectures.chatglm_config import ChatGlmConfig
+from glmtune.models.checkpoints.names import Entry, FusedLayout, name_table, official_tensor, split_fused
+from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO, QuantizedLayout
+from glmtune.models.checkpoints.reading import check_records
+from glmtune.models.checkpoints.shards import TensorRecord, read_records, read_tensor
 from glmtune.quantization.packing import unpack
 from glmtune.quantization.primitives import QuantizedTensor, dequantize
 

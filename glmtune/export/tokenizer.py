@@ -10,10 +10,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from glmtune.errors import CheckpointError
-from glmtune.models.chat_tokenizer import GlmTokenizer
-from glmtune.models.families import Family
-from glmtune.models.glm4_tokenizer import WORDS, ChatGLM4Tokenizer
-from glmtune.models.sentencepiece_tokenizer import SentencePieceGlmTokenizer
+from glmtune.models.releases.families import Family
+from glmtune.models.tokenizers.base import GlmTokenizer
+from glmtune.models.tokenizers.chatglm2 import SentencePieceGlmTokenizer
+from glmtune.models.tokenizers.glm4 import WORDS, ChatGLM4Tokenizer
 
 PROBE_TEXTS = (
     "你好，今天想去哪里？",

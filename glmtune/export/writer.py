@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from glmtune.export.tensors import LazyTensors, num_bytes
-from glmtune.models.hollow import give_back_memory
-from glmtune.models.shards import INDEX_SUFFIX, SAFETENSORS_FILE
+from glmtune.models.checkpoints.shards import INDEX_SUFFIX, SAFETENSORS_FILE
+from glmtune.models.placeholders import give_back_memory
 
 
 def write_shards(

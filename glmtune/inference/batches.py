@@ -14,10 +14,10 @@ from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.inference.memory import is_out_of_memory, release_memory
 from glmtune.inference.processors import logits_processors
 from glmtune.inference.settings import GenerationSettings
-from glmtune.models.compiling import compiled_generation
-from glmtune.models.families import Family
-from glmtune.models.kv_cache import Int8Cache
-from glmtune.models.token_stream import PREFILL_CHUNK_TOKENS
+from glmtune.models.architectures.compiling import compiled_generation
+from glmtune.models.architectures.kv_cache import Int8Cache
+from glmtune.models.chat.stream import PREFILL_CHUNK_TOKENS
+from glmtune.models.releases.families import Family
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from glmtune.inference.prefix_store import PrefixStore
 from glmtune.inference.settings import EngineSettings
 from glmtune.inference.shared_prefix import PromptGroup, group_prompts
 from glmtune.inference.stop_text import Decode, StopText
-from glmtune.models.compiling import compile_parts
+from glmtune.models.architectures.compiling import compile_parts
 
 READ_TOKENS = {"cpu": 1024}
 """Prompt tokens per forward pass: more only drive a CPU's cache out (measured: 512 to 2048 are alike)."""

@@ -20,8 +20,8 @@ from glmtune.inference.reading import (
 )
 from glmtune.inference.shared_prefix import SharedPrefix, TokenIds
 from glmtune.inference.slots import SlotStates
-from glmtune.models.chatglm_config import ChatGlmConfig
-from glmtune.models.chatglm_inputs import continue_positions, token_positions
+from glmtune.models.architectures.chatglm_config import ChatGlmConfig
+from glmtune.models.architectures.chatglm_inputs import continue_positions, token_positions
 
 
 @dataclass(frozen=True, slots=True)

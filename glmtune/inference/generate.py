@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glmtune.inference.batches import generate_ids
 from glmtune.inference.settings import GenerationSettings
-from glmtune.models.templates import TextTokenizer, template_for
+from glmtune.models.templates.renderer import TextTokenizer, template_for
 
 
 @dataclass(frozen=True, slots=True)

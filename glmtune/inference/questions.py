@@ -12,7 +12,7 @@ from glmtune.data.dataset import ConversationSet
 from glmtune.data.encode import encode_prompt_row, encode_reference_row
 from glmtune.data.records import BadRow, Conversation, RowProblem, bad_rows_error
 from glmtune.data.settings import DataSettings
-from glmtune.models.templates import TextTokenizer, template_for
+from glmtune.models.templates.renderer import TextTokenizer, template_for
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from glmtune.inference.reading import KeysValues
 from glmtune.inference.shared_prefix import SharedPrefix
-from glmtune.models.kv_cache import COLUMN_CHUNK, STATES, Int8States, PlainStates
+from glmtune.models.architectures.kv_cache import COLUMN_CHUNK, STATES, Int8States, PlainStates
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
 from transformers.utils.deprecation import deprecate_kwarg
 
-from glmtune.models.grouped_attention import register_grouped_attention
-from glmtune.models.labelled_loss import labelled_loss
-from glmtune.models.names import state_to_native
+from glmtune.models.architectures.chunked_loss import labelled_loss
+from glmtune.models.architectures.grouped_attention import register_grouped_attention
+from glmtune.models.checkpoints.names import state_to_native
 from glmtune.models.official import OfficialModel
 
 
@@ -33,7 +33,7 @@ class OfficialGlmForCausalLM(OfficialModel, GlmForCausalLM):  # pyright: ignore[
         """Build the model with fresh weights.
 
         Args:
-            config: as made by `glmtune.models.config.native_config`.
+            config: as made by `glmtune.models.checkpoints.config.native_config`.
         """
         super().__init__(config)
         register_grouped_attention()

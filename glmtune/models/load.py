@@ -11,16 +11,16 @@ from torch import Tensor
 from transformers import GlmConfig
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.models.chatglm import ChatGlmForCausalLM
-from glmtune.models.chatglm_config import ChatGlmConfig
-from glmtune.models.checkpoint import read_into
-from glmtune.models.config import native_config, read_config
-from glmtune.models.families import Family, detect_family, parse_family
+from glmtune.models.architectures.chatglm import ChatGlmForCausalLM
+from glmtune.models.architectures.chatglm_config import ChatGlmConfig
+from glmtune.models.checkpoints.config import native_config, read_config
+from glmtune.models.checkpoints.quantized_layout import QuantizedLayout, Quantizer
+from glmtune.models.checkpoints.reading import read_into
+from glmtune.models.checkpoints.shards import read_records
 from glmtune.models.glm import OfficialGlmForCausalLM
-from glmtune.models.quantized import QuantizedLayout, Quantizer
+from glmtune.models.releases.families import Family, detect_family, parse_family
+from glmtune.models.releases.source import family_of_source, resolve_source
 from glmtune.models.settings import DTYPES
-from glmtune.models.shards import read_records
-from glmtune.models.source import family_of_source, resolve_source
 from glmtune.settings import check_choice
 
 GlmModel = OfficialGlmForCausalLM | ChatGlmForCausalLM

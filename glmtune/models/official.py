@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from glmtune.models.checkpoint import DEFAULT_SHARD_BYTES, save_official
-from glmtune.models.config import identity_facts
-from glmtune.models.conversation import ChatMixin
-from glmtune.models.families import Family
-from glmtune.models.kv_cache import let_grow
-from glmtune.models.names import name_table
-from glmtune.models.quantized import QuantizedLayout
+from glmtune.models.architectures.kv_cache import let_grow
+from glmtune.models.chat.chat import ChatMixin
+from glmtune.models.checkpoints.config import identity_facts
+from glmtune.models.checkpoints.names import name_table
+from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
+from glmtune.models.checkpoints.reading import DEFAULT_SHARD_BYTES, save_official
+from glmtune.models.releases.families import Family
 
 SAMPLES_PER_TENSOR = 4096
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from glmtune.errors import ConfigError
-from glmtune.models.families import parse_family
+from glmtune.models.releases.families import parse_family
 from glmtune.settings import check_choice, setting
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

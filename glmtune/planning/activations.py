@@ -6,8 +6,8 @@ at once; c bytes of a product's result, r bytes of a number of the residual stre
 
 Autograd keeps an operation's inputs or outputs only where a gradient needs them: a frozen linear layer keeps
 nothing (its input's gradient needs the weight alone), a trained one keeps its input. The formulas follow,
-operation by operation, transformers' GLM block and `glmtune.models.chatglm`; `tests/planning` holds them to
-the byte against the tensors that autograd saves.
+operation by operation, transformers' GLM block and `glmtune.models.architectures.chatglm`; `tests/planning`
+holds them to the byte against the tensors that autograd saves.
 
 Sources:
     Korthikanti et al. 2022, arXiv:2205.05198, section 4 (the method of counting; their block is another one);
@@ -20,7 +20,7 @@ from __future__ import annotations
 from glmtune.planning.workload import Workload
 
 HEAD_ROWS = 256
-"""On a CPU the head is given a multiple of so many rows (`glmtune.models.labelled_loss`)."""
+"""On a CPU the head is given a multiple of so many rows (`glmtune.models.architectures.chunked_loss`)."""
 LOGITS_PER_CHUNK = 2**26
 """Logits formed at once (same place)."""
 DECODED_ROWS = 512

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glmtune.errors import ConfigError, unknown_name
-from glmtune.models.families import Family, detect_family, family_of_name, parse_family
-from glmtune.models.hub import MODELSCOPE, OWNERS
-from glmtune.models.presets import PRESETS
+from glmtune.models.releases.families import Family, detect_family, family_of_name, parse_family
+from glmtune.models.releases.hub import MODELSCOPE, OWNERS
+from glmtune.models.releases.presets import PRESETS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +156,7 @@ def read_geometry(source: str, *, family: str | None = None, from_scratch: bool 
 
 
 def _folder(source: str) -> Path | None:
-    from glmtune.models.source import resolve_source
+    from glmtune.models.releases.source import resolve_source
 
     if source in PRESETS:
         return None if PRESETS[source].hub_id else resolve_source(source)
@@ -180,9 +180,9 @@ def _from_name(source: str) -> Geometry:
 
 
 def _from_folder(source: str, folder: Path, family: str | None) -> Geometry:
-    from glmtune.models.chatglm_config import ChatGlmConfig
-    from glmtune.models.config import native_config, read_config
-    from glmtune.models.quantized import QuantizedLayout
+    from glmtune.models.architectures.chatglm_config import ChatGlmConfig
+    from glmtune.models.checkpoints.config import native_config, read_config
+    from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 
     official = read_config(folder)
     chosen = detect_family(folder, official) if family is None else parse_family(family)

@@ -142,9 +142,9 @@ def _model(work: Workload) -> nn.Module:
     """Build the model with random weights, quantized and adapted as the run would."""
     import torch
 
-    from glmtune.models.config import native_config
-    from glmtune.models.families import Family
+    from glmtune.models.checkpoints.config import native_config
     from glmtune.models.load import build_model
+    from glmtune.models.releases.families import Family
     from glmtune.prefix.attach import attach_prefix, freeze_base
     from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
     from glmtune.quantization.apply import quantize_model

@@ -17,7 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.glm.modeling_glm import eager_attention_forward
 
-from glmtune.models.grouped_attention import grouped_sdpa
+from glmtune.models.architectures.grouped_attention import grouped_sdpa
 from glmtune.prefix.encoder import LayerStates
 
 WITH_PREFIX = {"sdpa": "glmtune_sdpa", "eager": "glmtune_eager"}

@@ -312,7 +312,7 @@ def _check_shape(
 
 
 def _template_of(model: PreTrainedModel) -> str:
-    from glmtune.models.templates import template_for
+    from glmtune.models.templates.renderer import template_for
 
     return template_for(getattr(model, "family", "")).name
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glmtune.errors import ConfigError
-from glmtune.models.chatglm_config import ChatGlmConfig
-from glmtune.models.names import FusedLayout, split_fused
+from glmtune.models.architectures.chatglm_config import ChatGlmConfig
+from glmtune.models.checkpoints.names import FusedLayout, split_fused
 from glmtune.prefix.attach import without_prefix
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
 from glmtune.prefix.settings import PrefixSettings

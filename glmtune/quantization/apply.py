@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from glmtune.errors import ConfigError
-from glmtune.models.quantized import QuantizedLayout, without_layout
+from glmtune.models.checkpoints.quantized_layout import QuantizedLayout, without_layout
 from glmtune.quantization.chunks import quantize_in_chunks
 from glmtune.quantization.linear import QuantizedEmbedding, QuantizedLinear
 from glmtune.quantization.methods import Method, method_named

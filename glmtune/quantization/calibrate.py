@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from glmtune.errors import ConfigError
-from glmtune.models.quantized import QuantizedLayout
+from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.quantization.apply import replace_layer
 from glmtune.quantization.gptq import output_signal_and_noise, quantize_gptq
 from glmtune.quantization.methods import Method, method_named

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glmtune.errors import CheckpointError
-from glmtune.models.quantized import SCALE, ZERO
+from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO
 from glmtune.quantization.methods import Method
 from glmtune.quantization.packing import pack, unpack
 from glmtune.quantization.primitives import CHUNK_WEIGHTS, QuantizedTensor, dequantize, signal_and_noise

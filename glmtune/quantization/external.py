@@ -10,9 +10,9 @@ from typing import Any, cast
 import torch
 
 from glmtune.errors import ConfigError
+from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.models.glm import OfficialGlmForCausalLM
 from glmtune.models.load import GlmModel, choose_device, load_base
-from glmtune.models.quantized import QuantizedLayout
 from glmtune.quantization.methods import EXTERNAL
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.errors import ConfigError, unknown_name
-from glmtune.models.quantized import QuantizedLayout
+from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.quantization.few_rows import speed_up_few_rows
 from glmtune.quantization.gated import fuse_gates
 from glmtune.quantization.int4pack import Int4Packed, packed_int4, panel_outputs

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from glmtune.models.quantized import SCALE, ZERO, QuantizedLayout
+from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO, QuantizedLayout
 from glmtune.quantization.chunks import dequantize_packed
 from glmtune.quantization.packing import pack, unpack
 from glmtune.quantization.primitives import QuantizedTensor, dequantize

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from glmtune.errors import ConfigError, unknown_name
-from glmtune.models.quantized import QuantizedLayout
+from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glmtune.models.quantized import SCALE, ZERO
+from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO
 from glmtune.quantization.native import Weight, native_library
 from glmtune.quantization.primitives import round_activations
 

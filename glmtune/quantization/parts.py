@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glmtune.files import write_text_atomically
-from glmtune.models.checkpoint import write_atomically
+from glmtune.models.checkpoints.reading import write_atomically
 
 IDENTITY_FILE = "identity.json"
 SIGNS = "signs/"

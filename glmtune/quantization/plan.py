@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from glmtune.errors import ConfigError
-from glmtune.models.chatglm_config import ChatGlmConfig
-from glmtune.models.names import Entry, name_table
-from glmtune.models.quantized import BLOCK_LINEARS, QuantizedLayout, without_layout
+from glmtune.models.architectures.chatglm_config import ChatGlmConfig
+from glmtune.models.checkpoints.names import Entry, name_table
+from glmtune.models.checkpoints.quantized_layout import BLOCK_LINEARS, QuantizedLayout, without_layout
 from glmtune.quantization.methods import method_named
 
 KEPT = "outside the blocks"

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.models.names import Entry, FusedLayout, name_table, split_fused
+from glmtune.models.checkpoints.names import Entry, FusedLayout, name_table, split_fused
+from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO, QuantizedLayout
+from glmtune.models.checkpoints.shards import TensorRecord, read_tensor
 from glmtune.models.official import sample_step, sampled_signs, signs_fingerprint
-from glmtune.models.quantized import SCALE, ZERO, QuantizedLayout
-from glmtune.models.shards import TensorRecord, read_tensor
 from glmtune.quantization.apply import replace_layers
 from glmtune.quantization.chunks import quantize_in_chunks
 from glmtune.quantization.methods import method_named
@@ -27,7 +27,7 @@ from glmtune.quantization.report import LayerReport, QuantizationReport, layer_r
 class QuantizingReader:
     """Fills a model with layers of codes: from a quantized checkpoint, or by quantizing one as it is read.
 
-    Implements `glmtune.models.quantized.Quantizer`; use one for one model.
+    Implements `glmtune.models.checkpoints.quantized_layout.Quantizer`; use one for one model.
     """
 
     def __init__(

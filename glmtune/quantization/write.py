@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 
 from glmtune import __version__
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
-from glmtune.models.checkpoint import DEFAULT_SHARD_BYTES, save_official
-from glmtune.models.config import read_config
+from glmtune.models.checkpoints.config import read_config
+from glmtune.models.checkpoints.names import FusedLayout, name_table, official_tensor
+from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
+from glmtune.models.checkpoints.reading import DEFAULT_SHARD_BYTES, save_official
+from glmtune.models.checkpoints.shards import read_records, read_tensor, weight_files
 from glmtune.models.load import GlmModel, load_base, load_config
-from glmtune.models.names import FusedLayout, name_table, official_tensor
-from glmtune.models.quantized import QuantizedLayout
-from glmtune.models.shards import read_records, read_tensor, weight_files
-from glmtune.models.source import resolve_source
-from glmtune.models.tokenizers import load_tokenizer_folder
+from glmtune.models.releases.source import resolve_source
+from glmtune.models.tokenizers.load import load_tokenizer_folder
 from glmtune.quantization.calibrate import quantize_calibrated
 from glmtune.quantization.methods import method_named
 from glmtune.quantization.parts import PartStore, weight_files_identity

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from glmtune.models.checkpoint import save_official
+from glmtune.models.checkpoints.reading import save_official
 from glmtune.models.load import load_base
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from glmtune.models.templates import render_prompt
+from glmtune.models.templates.renderer import render_prompt
 from glmtune.tiny.characters import required_characters
 from glmtune.tiny.corpus import stream
 from glmtune.tiny.sample import Sample

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import GlmForCausalLM
 
 from glmtune.errors import ConfigError
-from glmtune.models.chat_tokenizer import GlmTokenizer
-from glmtune.models.checkpoint import read_into, save_official
-from glmtune.models.hollow import Stored, wait_for, waits_for
+from glmtune.models.checkpoints.quantized_layout import without_layout
+from glmtune.models.checkpoints.reading import read_into, save_official
 from glmtune.models.load import GlmModel, build_model, choose_device, load_config
-from glmtune.models.quantized import without_layout
-from glmtune.models.source import resolve_source
+from glmtune.models.placeholders import Stored, wait_for, waits_for
+from glmtune.models.releases.source import resolve_source
+from glmtune.models.tokenizers.base import GlmTokenizer
 from glmtune.prefix.attach import attach_prefix, freeze_base, without_prefix
 from glmtune.prefix.checkpoint import PrefixMeta, load_prefix, save_prefix
 from glmtune.prefix.encoder import PrefixEncoder
@@ -222,7 +222,7 @@ def fresh_model(source: str, *, device: str, family: str | None) -> GlmModel:
     Embedding and head are one matrix while it is trained; a checkpoint holds it twice, as the releases do.
 
     Args:
-        source: see ``glmtune.models.source.resolve_source``; weights need not exist.
+        source: see ``glmtune.models.releases.source.resolve_source``; weights need not exist.
         device: ``auto``, ``cpu`` or ``cuda``.
         family: release line, None to detect it.
     """

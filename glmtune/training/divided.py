@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glmtune.models.hollow import give_back_memory, wait_for, waits_for
 from glmtune.models.load import GlmModel
+from glmtune.models.placeholders import give_back_memory, wait_for, waits_for
 from glmtune.training import deepspeed, together
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from glmtune.models.hollow import is_nothing, waits_for
+from glmtune.models.placeholders import is_nothing, waits_for
 from glmtune.training.divided import fill
 
 OPTIMIZER_FILE = "optimizer.pt"

@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 
 from glmtune.labels import IGNORE_INDEX
-from glmtune.models.hollow import waits_for
+from glmtune.models.placeholders import waits_for
 from glmtune.quantization.tuning import prepare_for_training
 from glmtune.training import checkpoint as checkpoints
 from glmtune.training import deepspeed, fsdp, together

@@ -9,7 +9,7 @@ import pytest
 
 from glmtune.cli import COMMANDS
 from glmtune.errors import ConfigError
-from glmtune.models.presets import PRESETS
+from glmtune.models.releases.presets import PRESETS
 from recipes.compose import Command, config_dir, config_groups, default_values, load_settings
 
 GROUPS = config_groups()

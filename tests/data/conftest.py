@@ -9,7 +9,7 @@ import pytest
 
 from glmtune.data.records import Conversation
 from glmtune.messages import Message
-from glmtune.models.families import Family
+from glmtune.models.releases.families import Family
 
 COMMANDS = ("[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 

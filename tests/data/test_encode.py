@@ -12,8 +12,8 @@ from glmtune.data.settings import DataSettings
 from glmtune.errors import ConfigError
 from glmtune.labels import IGNORE_INDEX
 from glmtune.messages import Message
-from glmtune.models.families import Family
-from glmtune.models.tokenizers import load_tokenizer_folder
+from glmtune.models.releases.families import Family
+from glmtune.models.tokenizers.load import load_tokenizer_folder
 
 FRAME = len("[Round 1]\n\n问：\n\n答：") + 2
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from glmtune.models.config import native_config
-from glmtune.models.families import Family
+from glmtune.models.checkpoints.config import native_config
 from glmtune.models.load import build_model
-from glmtune.models.tokenizers import load_tokenizer_folder
+from glmtune.models.releases.families import Family
+from glmtune.models.tokenizers.load import load_tokenizer_folder
 from tests.conftest import TINY_SENTENCES
 
 MakeBase = Callable[[Family, str], Path]

@@ -11,7 +11,7 @@ import torch
 
 from glmtune.adapter import load_adapter
 from glmtune.loading import load_base, load_model
-from glmtune.models.families import Family
+from glmtune.models.releases.families import Family
 from tests.e2e.conftest import MakeBase
 from tests.e2e.stories import Story, run_sessions
 

@@ -11,8 +11,8 @@ import torch
 
 from glmtune import load_model, load_tokenizer
 from glmtune.errors import ConfigError
-from glmtune.models.families import Family
 from glmtune.models.load import load_base
+from glmtune.models.releases.families import Family
 from glmtune.prefix.checkpoint import save_prefix
 from glmtune.prefix.init import build_prefix_encoder
 from glmtune.prefix.settings import PrefixSettings

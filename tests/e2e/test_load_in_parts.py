@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from glmtune.models.families import Family
+from glmtune.models.releases.families import Family
 from tests.e2e.conftest import MakeBase
 from tests.e2e.stories import Story, run_sessions
 from tests.e2e.test_ds_matrix import METHODS

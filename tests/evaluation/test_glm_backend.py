@@ -20,7 +20,7 @@ from glmtune.errors import ConfigError, DataError
 from glmtune.inference.batches import generate_ids
 from glmtune.inference.settings import EngineSettings, GenerationSettings
 from glmtune.loading import load_model, load_tokenizer
-from glmtune.models.families import Family
+from glmtune.models.releases.families import Family
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
 

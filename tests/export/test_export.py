@@ -16,9 +16,9 @@ from glmtune.export import run as export_run
 from glmtune.export.run import MARKER, Job, export
 from glmtune.loading import load_model, load_tokenizer
 from glmtune.messages import Message
+from glmtune.models.checkpoints.shards import read_records, read_tensor
 from glmtune.models.load import load_base
-from glmtune.models.shards import read_records, read_tensor
-from glmtune.models.templates import template_for
+from glmtune.models.templates.renderer import template_for
 from glmtune.prefix.checkpoint import find_prefix
 from glmtune.training.adapt import tune_adapter
 from glmtune.training.settings import LoraSettings

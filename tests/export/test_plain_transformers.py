@@ -14,11 +14,11 @@ import torch
 
 from glmtune.export.run import Job, export
 from glmtune.messages import Message
-from glmtune.models.config import native_config
-from glmtune.models.families import Family
+from glmtune.models.checkpoints.config import native_config
 from glmtune.models.load import build_model
-from glmtune.models.templates import template_for
-from glmtune.models.tokenizers import load_tokenizer_folder
+from glmtune.models.releases.families import Family
+from glmtune.models.templates.renderer import template_for
+from glmtune.models.tokenizers.load import load_tokenizer_folder
 
 RANKS = Path(__file__).resolve().parent.parent / "golden" / "tokenizers" / "glm4" / "tokenizer.model"
 TURNS = (("user", "你好，今天想去哪里？"), ("assistant", "Hello  there!"), ("user", "3 + 4 = ?"))

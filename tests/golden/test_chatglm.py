@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from glmtune.models.chatglm import ChatGlmForCausalLM
-from glmtune.models.chatglm_inputs import token_positions
+from glmtune.models.architectures.chatglm import ChatGlmForCausalLM
+from glmtune.models.architectures.chatglm_inputs import token_positions
 from glmtune.models.load import load_base
 
 LOGITS, LOSS, GRADIENT, STEP_LOSS = 1e-4, 2e-5, 1e-5, 5e-5  # the tolerances the oracles state

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError
+from glmtune.models.checkpoints.names import state_to_official
 from glmtune.models.glm import OfficialGlmForCausalLM
 from glmtune.models.load import load_base
-from glmtune.models.names import state_to_official
 
 LOGITS, LOSS, STEP_LOSS = 1e-4, 2e-5, 5e-5  # the tolerances the oracles state
 CHECKPOINTS = {

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from glmtune.models.checkpoints.names import state_to_official
 from glmtune.models.load import load_base
-from glmtune.models.names import state_to_official
 
 GOLDEN = Path(__file__).resolve().parent / "models"
 FAMILIES = {

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError
-from glmtune.models.chatglm import ChatGlmForCausalLM, rotate
-from glmtune.models.chatglm_inputs import token_positions
-from glmtune.models.config import read_config
+from glmtune.models.architectures.chatglm import ChatGlmForCausalLM, rotate
+from glmtune.models.architectures.chatglm_inputs import token_positions
+from glmtune.models.checkpoints.config import read_config
 from glmtune.models.load import load_base
 from glmtune.prefix.attach import attach_prefix, freeze_base
 from glmtune.prefix.checkpoint import export_official_prefix, load_prefix, save_prefix

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from glmtune.loading import load_base
-from glmtune.models.checkpoint import save_official
-from glmtune.models.names import FusedLayout, name_table, official_tensor
+from glmtune.models.checkpoints.names import FusedLayout, name_table, official_tensor
+from glmtune.models.checkpoints.reading import save_official
 from glmtune.prefix.attach import attach_prefix, freeze_base
 from glmtune.prefix.checkpoint import load_prefix
 from glmtune.quantization.apply import dequantize_model, quantize_model

@@ -11,7 +11,7 @@ from glmtune.inference import continuous, slots
 from glmtune.inference.engine import Engine, EngineSettings
 from glmtune.inference.engine_model import EngineModel
 from glmtune.inference.stop_text import StopText
-from glmtune.models import kv_cache
+from glmtune.models.architectures import kv_cache
 
 STOP_ID = 7
 

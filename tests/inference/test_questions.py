@@ -58,9 +58,9 @@ def test_tokens_in_front_count_towards_the_reference(tiny_tokenizer):
 
 def test_references_of_chatglm_are_cleaned_like_its_answers():
     """Its vocabulary has half-width punctuation alone; the answers shown and scored have it full-width."""
-    from glmtune.models.families import Family
-    from glmtune.models.templates import template_for
-    from glmtune.models.tokenizers import load_tokenizer_folder
+    from glmtune.models.releases.families import Family
+    from glmtune.models.templates.renderer import template_for
+    from glmtune.models.tokenizers.load import load_tokenizer_folder
 
     folder = Path(__file__).parents[1] / "golden" / "tokenizers" / "chatglm"
     tokenizer = load_tokenizer_folder(folder, Family.CHATGLM)
@@ -71,8 +71,8 @@ def test_references_of_chatglm_are_cleaned_like_its_answers():
 
 
 def test_released_tokenizer_keeps_62_of_64_tokens(released_tokenizers, benchmarks_data):
-    from glmtune.models.families import Family
-    from glmtune.models.tokenizers import load_tokenizer_folder
+    from glmtune.models.releases.families import Family
+    from glmtune.models.tokenizers.load import load_tokenizer_folder
 
     tokenizer = load_tokenizer_folder(released_tokenizers / "chatglm2-6b", Family.CHATGLM2)
     lines = (benchmarks_data / "adgen" / "dev.json").read_text(encoding="utf-8").splitlines()[:50]

@@ -8,9 +8,9 @@ import torch
 from transformers import GlmForCausalLM
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.models.facts import describe
-from glmtune.models.families import Family
+from glmtune.models.describe import describe
 from glmtune.models.load import choose_device, choose_dtype, load_base
+from glmtune.models.releases.families import Family
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "models"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from glmtune.models.config import native_config
-from glmtune.models.families import Family
+from glmtune.models.checkpoints.config import native_config
 from glmtune.models.load import build_model
+from glmtune.models.releases.families import Family
 from glmtune.planning import activations as kept
 from glmtune.planning.geometry import Geometry
 from glmtune.planning.workload import Batch, Division, Workload

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.models.config import native_config
-from glmtune.models.families import Family
+from glmtune.models.checkpoints.config import native_config
 from glmtune.models.load import build_model
-from glmtune.models.presets import PRESETS
+from glmtune.models.releases.families import Family
+from glmtune.models.releases.presets import PRESETS
 from glmtune.planning.geometry import read_geometry
 from glmtune.planning.hardware import GIB, Hardware, detect_hardware, host_memory_bytes, parse_hardware
 from glmtune.planning.probe import official_values

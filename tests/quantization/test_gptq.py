@@ -11,8 +11,8 @@ from torch import Tensor
 
 from glmtune.errors import ConfigError, ShapeError
 from glmtune.loading import load_base
-from glmtune.models.checkpoint import save_official
-from glmtune.models.quantized import QuantizedLayout
+from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
+from glmtune.models.checkpoints.reading import save_official
 from glmtune.quantization.apply import quantize_model
 from glmtune.quantization.calibrate import quantize_calibrated
 from glmtune.quantization.gptq import output_signal_and_noise, quantize_gptq

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.loading import load_base, load_model
+from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.models.load import load_base as load_with
-from glmtune.models.quantized import QuantizedLayout
 from glmtune.quantization.apply import dequantize_model, quantize_model
 from glmtune.quantization.methods import METHODS
 from glmtune.quantization.reader import QuantizingReader
@@ -139,9 +139,9 @@ def test_settings_that_no_layer_can_obey() -> None:
 
 
 def test_an_odd_input_width_is_refused_by_name(tmp_path: Path) -> None:
-    from glmtune.models.config import native_config
-    from glmtune.models.families import Family
+    from glmtune.models.checkpoints.config import native_config
     from glmtune.models.load import build_model
+    from glmtune.models.releases.families import Family
 
     official = json.loads((GOLDEN / "chatglm2" / "config.json").read_text()) | {"ffn_hidden_size": 37}
     build_model(native_config(official, Family.CHATGLM2)).save_pretrained(tmp_path)

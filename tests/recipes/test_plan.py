@@ -25,7 +25,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args, **kwargs):
         raise AssertionError("the network was asked")
 
-    monkeypatch.setattr("glmtune.models.hub.download", refuse)
+    monkeypatch.setattr("glmtune.models.releases.hub.download", refuse)
     monkeypatch.setattr("socket.socket.connect", refuse)
 
 

@@ -29,10 +29,10 @@ OFFICIAL = {
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, tiny_tokenizer_folder, tiny_tokenizer):
     """A random base in the official layout, with large weights so that answers vary."""
-    from glmtune.models.checkpoint import save_official
-    from glmtune.models.config import native_config
-    from glmtune.models.families import Family
+    from glmtune.models.checkpoints.config import native_config
+    from glmtune.models.checkpoints.reading import save_official
     from glmtune.models.glm import OfficialGlmForCausalLM
+    from glmtune.models.releases.families import Family
 
     torch.manual_seed(0)
     size = 64 * -(-tiny_tokenizer.vocab_size // 64)

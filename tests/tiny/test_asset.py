@@ -10,9 +10,9 @@ import torch
 
 from glmtune.messages import Message
 from glmtune.models.load import load_base
-from glmtune.models.source import resolve_source
-from glmtune.models.templates import template_for
-from glmtune.models.tokenizers import load_tokenizer_folder
+from glmtune.models.releases.source import resolve_source
+from glmtune.models.templates.renderer import template_for
+from glmtune.models.tokenizers.load import load_tokenizer_folder
 from glmtune.tiny.characters import required_characters
 from glmtune.tiny.tokenizer import train_tokenizer
 

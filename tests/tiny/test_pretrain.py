@@ -12,11 +12,11 @@ from glmtune.data.layouts import Layout, convert
 from glmtune.data.records import Conversation, RowProblem
 from glmtune.data.settings import DataSettings
 from glmtune.messages import Message
-from glmtune.models.checkpoint import save_official
-from glmtune.models.families import Family
+from glmtune.models.checkpoints.reading import save_official
 from glmtune.models.load import load_base
-from glmtune.models.source import resolve_source
-from glmtune.models.tokenizers import load_tokenizer_folder
+from glmtune.models.releases.families import Family
+from glmtune.models.releases.source import resolve_source
+from glmtune.models.tokenizers.load import load_tokenizer_folder
 from glmtune.training.adapt import fresh_model
 from recipes.compose import load_settings
 from recipes.train import COMMAND, TrainConfig, run

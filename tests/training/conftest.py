@@ -12,8 +12,8 @@ import torch
 
 from glmtune.data.collate import DynamicPaddingCollator
 from glmtune.loading import load_tokenizer
-from glmtune.models.chat_tokenizer import GlmTokenizer
 from glmtune.models.load import load_base
+from glmtune.models.tokenizers.base import GlmTokenizer
 from glmtune.prefix.checkpoint import PrefixMeta
 from glmtune.prefix.init import build_prefix_encoder
 from glmtune.prefix.settings import PrefixSettings

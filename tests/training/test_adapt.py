@@ -10,7 +10,7 @@ import torch
 from glmtune.errors import ConfigError
 from glmtune.loading import load_base as quantized_base
 from glmtune.models.load import load_base
-from glmtune.models.tokenizers import load_tokenizer_folder
+from glmtune.models.tokenizers.load import load_tokenizer_folder
 from glmtune.prefix.checkpoint import PrefixMeta, describe_prefix
 from glmtune.prefix.init import build_prefix_encoder
 from glmtune.prefix.settings import PrefixSettings

@@ -1,0 +1,177 @@
+"""How a checkpoint stores quantized weights: which of them are codes with scales, and in what shapes.
+
+Only names, shapes and keys of config.json are known here; the arithmetic is in `glmtune.quantization`, which
+a loader is handed as a `Quantizer`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from glmtune.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from glmtune.models.checkpoints.names import Entry
+    from glmtune.models.checkpoints.shards import TensorRecord
+
+LAYOUT_KEY = "glmtune_quantization"
+"""Key we write into config.json of every quantized folder, official formats included."""
+OFFICIAL_BITS = (4, 8)
+BLOCK_LINEARS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+"""Official names of the linear layers of a block, the ones that are quantized."""
+SCALE, ZERO = "weight_scale", "weight_zero"
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedLayout:
+    """What a quantized checkpoint holds.
+
+    Attributes:
+        bits: 8, or 4: two codes per byte, so half the columns are stored.
+        group_size: columns that share a scale; None: one scale per row, as in the official formats.
+        has_zero: every group has a zero point beside its scale.
+        embeddings: the embedding (and the head tied to it) is stored so, too; first generation only.
+        skipped: official names of linear layers left as they were.
+        method: name in `glmtune.quantization.methods`.
+        source_fingerprint: of the weights before quantization; empty where nothing tells it.
+    """
+
+    bits: int
+    group_size: int | None = None
+    has_zero: bool = False
+    embeddings: bool = False
+    skipped: tuple[str, ...] = ()
+    method: str = ""
+    source_fingerprint: str = ""
+
+    @property
+    def is_official(self) -> bool:
+        """Whether the released code reads it."""
+        return self.group_size is None and not self.has_zero and not self.skipped
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the results beside the codes themselves."""
+        origin = ("method", "source_fingerprint")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in origin}
+
+    def holds(self, module: str) -> bool:
+        """Say whether a layer is stored as codes.
+
+        Args:
+            module: its official name, such as ``transformer.encoder.layers.0.mlp.dense_4h_to_h``.
+        """
+        kind = module.rpartition(".")[2]
+        if kind in BLOCK_LINEARS:
+            return ".layers." in module and module not in self.skipped
+        return self.embeddings and kind in ("word_embeddings", "lm_head")
+
+    def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Return the tensors of a layer, codes first.
+
+        Args:
+            shape: of its unquantized weight, ``[out, in]``.
+        """
+        rows, columns = shape
+        groups = (rows,) if self.group_size is None else (rows, -(-columns // self.group_size))
+        found = {"weight": (rows, columns * self.bits // 8), SCALE: groups}
+        return found | ({ZERO: groups} if self.has_zero else {})
+
+    @classmethod
+    def of(cls, config: Any) -> QuantizedLayout | None:
+        """Read the layout from a configuration made by `native_config`; None: nothing is quantized."""
+        values = getattr(config, LAYOUT_KEY, None)
+        return None if values is None else cls(**{**values, "skipped": tuple(values.get("skipped", ()))})
+
+    def put_into(self, config: Any) -> None:
+        """Write the layout into a configuration, as plain values."""
+        setattr(config, LAYOUT_KEY, dataclasses.asdict(self) | {"skipped": list(self.skipped)})
+
+
+def without_layout(config: Any) -> None:
+    """Make a configuration one of floating point weights, in place."""
+    vars(config).pop(LAYOUT_KEY, None)
+
+
+class Quantizer(Protocol):
+    """What a loader needs to know to fill a model with quantized layers."""
+
+    def layout(self, stored: QuantizedLayout | None, config: Any) -> QuantizedLayout | None:
+        """Decide how the model holds its weights.
+
+        Args:
+            stored: how the checkpoint holds them.
+            config: as made by `native_config`.
+        """
+        ...
+
+    def replace(self, model: nn.Module, layout: QuantizedLayout) -> None:
+        """Put layers of codes in the place of a model's linear ones; on the meta device."""
+        ...
+
+    def quantize(self, entry: Entry, record: TensorRecord) -> Mapping[str, Tensor]:
+        """Quantize one stored weight.
+
+        Returns:
+            ``weight``, ``weight_scale`` and, if the layout has it, ``weight_zero``, official rows.
+        """
+        ...
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse what was read if scales or zero points cannot be right."""
+        ...
+
+
+def stored_layout(official: Mapping[str, Any], *, has_embeddings: bool) -> QuantizedLayout | None:
+    """Read the layout from an official config.json.
+
+    Args:
+        official: its content.
+        has_embeddings: the generation knows quantized embeddings (only the first does).
+
+    Raises:
+        CheckpointError: another bit width than 4 or 8, or our key contradicts the official ones.
+    """
+    bits, own = official.get("quantization_bit") or 0, official.get(LAYOUT_KEY)
+    embeddings = bool(official.get("quantization_embeddings")) and bool(bits)
+    if bits not in (0, *OFFICIAL_BITS):
+        raise CheckpointError(
+            f"config.json has quantization_bit {bits!r}, but the official formats have 4 or 8 bits (0: not "
+            "quantized). Correct the file or download it again."
+        )
+    if embeddings and not has_embeddings:
+        raise CheckpointError(
+            "config.json has quantization_embeddings true, but only ChatGLM-6B was released so. Correct the "
+            "file or download it again."
+        )
+    if own is None:
+        return QuantizedLayout(bits, embeddings=embeddings, method=f"int{bits}") if bits else None
+    try:
+        layout = QuantizedLayout(**{**own, "skipped": tuple(own.get("skipped", ()))})
+        fits = layout.bits in OFFICIAL_BITS and (layout.group_size is None or layout.group_size > 0)
+    except TypeError as error:
+        raise CheckpointError(f"config.json: {LAYOUT_KEY} cannot be read ({error}).") from None
+    if not fits or (layout.is_official and (layout.bits, layout.embeddings) != (bits, embeddings)):
+        raise CheckpointError(
+            f"config.json: {LAYOUT_KEY} says {layout.bits} bits and embeddings {layout.embeddings}, but "
+            f"quantization_bit is {bits} and quantization_embeddings {embeddings}. They must agree: restore "
+            "the file that was written with the weights."
+        )
+    return layout
+
+
+def official_keys(layout: QuantizedLayout | None, *, has_embeddings: bool) -> dict[str, Any]:
+    """Return the keys of config.json that tell a layout, those of the released code where it can read it."""
+    if layout is None:
+        return {}
+    keys: dict[str, Any] = {LAYOUT_KEY: dataclasses.asdict(layout) | {"skipped": list(layout.skipped)}}
+    if layout.is_official:
+        keys["quantization_bit"] = layout.bits
+        if has_embeddings:
+            keys["quantization_embeddings"] = layout.embeddings
+    return keys

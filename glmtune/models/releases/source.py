@@ -1,0 +1,100 @@
+"""From what a user names (preset, hub id, folder) to a folder on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from glmtune.errors import CheckpointError, ConfigError, unknown_name
+from glmtune.models.releases.families import Family, family_of_name
+from glmtune.models.releases.hub import (
+    MODELSCOPE,
+    MODELSCOPE_OWNER,
+    OWNERS,
+    download,
+    download_from_modelscope,
+)
+from glmtune.models.releases.presets import PRESETS
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+
+
+def resolve_source(source: str | Path) -> Path:
+    """Find or download a model.
+
+    Args:
+        source: a preset name, `THUDM/<name>` or `zai-org/<name>`, or a folder of any name. A folder on this
+            machine called like the hub id is taken before the hub. `modelscope:` in front of a preset or id
+            takes it from ModelScope.
+
+    Returns:
+        The folder with config.json, weights and tokenizer files. Downloads leave out code and take one weight
+        format only.
+
+    Raises:
+        ConfigError: no such name, nearest names first.
+        CheckpointError: a download failed.
+        MissingExtraError: `modelscope:` without ModelScope's package.
+    """
+    name = str(source)
+    if name.startswith(MODELSCOPE):
+        return download_from_modelscope(_modelscope_name(name))
+    folder = Path(source).expanduser()
+    preset = PRESETS.get(name) if isinstance(source, str) else None
+    if preset is not None:
+        return download(preset.hub_id.split("/")[1]) if preset.hub_id else _embedded(name)
+    if folder.is_dir():
+        return folder
+    if isinstance(source, str) and _is_hub_id(name):
+        return download(name.split("/")[1])
+    if folder.is_file():
+        raise ConfigError(
+            f"`model.source` is the file `{name}`, but it must be a folder; pass `{folder.parent}`."
+        )
+    if os.sep in name or name.startswith((".", "~")):
+        raise ConfigError(
+            f"`model.source` is `{name}`, but there is no such folder (looked in {Path.cwd()}), and only hub "
+            f"ids under {' and '.join(f'{owner}/' for owner in OWNERS)} are fetched. Correct the path; "
+            "download any other hub model with `hf download` and give its folder."
+        )
+    raise ConfigError(
+        unknown_name("`model.source`", name, PRESETS)
+        + f" A hub id under {' or '.join(f'{owner}/' for owner in OWNERS)} and a folder work too."
+    )
+
+
+def family_of_source(source: str | Path) -> Family | None:
+    """Return the family that a preset or hub id tells by itself, None for a folder."""
+    if isinstance(source, str) and source.startswith(MODELSCOPE):
+        return family_of_name(source)
+    if isinstance(source, str) and source in PRESETS:
+        return None if PRESETS[source].hub_id is None else PRESETS[source].family
+    if isinstance(source, str) and _is_hub_id(source) and not Path(source).is_dir():
+        return family_of_name(source.split("/")[1])
+    return None
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(rf"({'|'.join(OWNERS)})/[\w.-]+", name) is not None
+
+
+def _modelscope_name(name: str) -> str:
+    asked = name.removeprefix(MODELSCOPE)
+    owner, _, release = asked.rpartition("/")
+    if owner not in ("", MODELSCOPE_OWNER, *OWNERS) or not re.fullmatch(r"[\w.-]+", release):
+        raise ConfigError(
+            f"`model.source` is `{name}`, but after `{MODELSCOPE}` must stand a release: `chatglm2-6b` "
+            f"or `{MODELSCOPE_OWNER}/chatglm2-6b`. Correct it, or download the files and give their folder."
+        )
+    return release
+
+
+def _embedded(name: str) -> Path:
+    folder = ASSETS / name
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"The embedded model {name} is not in this installation ({folder} has no config.json). Install "
+            "glmtune from its wheel, or rebuild the model with `glmtune train +recipe=pretrain_tiny`."
+        )
+    return folder

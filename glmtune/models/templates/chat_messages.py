@@ -1,0 +1,234 @@
+"""What `apply_chat_template` of our tokenizers does: chat messages of any library through our renderer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from transformers.utils import get_json_schema
+
+from glmtune.errors import ConfigError, DataError
+from glmtune.messages import Message
+from glmtune.models.templates.base import check_last
+from glmtune.models.templates.renderer import Template, TextTokenizer, template_for
+
+ChatMessage = Message | Mapping[str, Any]
+Conversation = Sequence[ChatMessage]
+Tool = Mapping[str, Any] | Callable[..., object]
+
+_ENCODING_SETTINGS = (
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "padding_side",
+    "pad_to_multiple_of",
+    "return_attention_mask",
+    "verbose",
+)
+_KEYS = ("role", "content", "metadata", "tools")
+_ROLE_NAMES = {"tool": "observation"}
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedChat:
+    """A conversation as ids.
+
+    Attributes:
+        input_ids: the ids, ``[gMASK] sop`` first.
+        assistant_mask: 1 where the model wrote the token, or None where it was not asked for.
+    """
+
+    input_ids: list[int]
+    assistant_mask: list[int] | None = None
+
+
+def chat_batch(conversation: Conversation | Sequence[Conversation]) -> tuple[Sequence[Conversation], bool]:
+    """Return the conversations, and whether a batch of them was given.
+
+    Raises:
+        DataError: nothing was given.
+    """
+    if not conversation:
+        raise DataError("The conversation holds 0 messages, but a prompt needs at least 1. Give a question.")
+    batched = isinstance(conversation[0], list | tuple)
+    return cast("Sequence[Conversation]", conversation if batched else [conversation]), batched
+
+
+def chat_messages(
+    tokenizer: TextTokenizer, conversation: Conversation, tools: Sequence[Tool] | None = None
+) -> list[Message]:
+    """Turn chat messages into ours.
+
+    Args:
+        tokenizer: one of ours; its family decides the template.
+        conversation: messages of ours or dictionaries with ``role``, ``content`` and, for ChatGLM3,
+            ``metadata`` and ``tools`` (on a system message); the role ``tool`` means ``observation``.
+        tools: descriptions, or functions with docstrings, to announce in the system message.
+
+    Raises:
+        DataError: a message has another shape, or tools in a wrong place.
+    """
+    template = template_for(tokenizer)
+    messages = [_message(item, place, template) for place, item in enumerate(conversation, start=1)]
+    if not tools:
+        return messages
+    _check_tools(template, tools, "The conversation")
+    if not messages or messages[0].role != "system":
+        raise DataError(
+            "The conversation has tools but no system message, and tools stand below one. Put a system "
+            "message first that says what the tools are for."
+        )
+    system = messages.pop(0)
+    return [template.announce_tools(system.content, [_description(tool) for tool in tools]), *messages]
+
+
+def _message(item: ChatMessage, place: int, template: Template) -> Message:
+    if isinstance(item, Message):
+        return item
+    if not isinstance(item, Mapping):
+        raise DataError(
+            f"Message {place} is a {type(item).__name__}, but it must be a Message or a dictionary with "
+            "`role` and `content`. Wrap it in one."
+        )
+    given = {key: value for key, value in item.items() if value is not None}
+    unknown = [key for key in given if key not in _KEYS]
+    if unknown:
+        raise DataError(
+            f"Message {place} has the key `{unknown[0]}`, which no GLM template can show; known keys: "
+            f"{', '.join(_KEYS)}. Write it into `content` (a tool call: its name into `metadata`)."
+        )
+    role, content = given.get("role"), given.get("content", "")
+    if not isinstance(role, str) or not isinstance(content, str):
+        wrong, value = ("role", role) if not isinstance(role, str) else ("content", content)
+        raise DataError(
+            f"Message {place}: `{wrong}` is {value!r}, but it must be text. Join a message's parts into one."
+        )
+    role = _ROLE_NAMES.get(role, role)
+    if "tools" in given:
+        if role != "system":
+            raise DataError(
+                f"Message {place} has the role `{role}` and carries `tools`, but only a system message "
+                "announces tools. Move them there."
+            )
+        _check_tools(template, given["tools"], f"Message {place}")
+        return template.announce_tools(content, [_description(tool) for tool in given["tools"]])
+    return Message(role, content, str(given.get("metadata", "")))
+
+
+def _check_tools(template: Template, tools: Sequence[Tool], where: str) -> None:
+    if not template.knows_tools:
+        names = ", ".join(f"`{_description(tool).get('name')}`" for tool in tools)
+        raise DataError(
+            f"{where} announces tools, but template `{template.name}` knows no tools; given: {names}. "
+            "Drop them, or use ChatGLM3."
+        )
+
+
+def _description(tool: Tool) -> Mapping[str, Any]:
+    """Return name, description and parameters; OpenAI's wrapping around them is taken off."""
+    schema = tool if isinstance(tool, Mapping) else get_json_schema(tool)
+    return schema["function"] if set(schema) == {"type", "function"} else schema
+
+
+def encode_chat(
+    tokenizer: TextTokenizer,
+    messages: Sequence[Message],
+    *,
+    generation_prompt: bool = False,
+    continue_final: bool = False,
+    assistant_mask: bool = False,
+) -> EncodedChat:
+    """Encode a conversation for generation or for training.
+
+    Args:
+        tokenizer: one of ours; its family decides the template.
+        messages: oldest first.
+        generation_prompt: end with the prompt for an answer; the last message must then be no answer.
+        continue_final: leave a last answer open, without the id that ends it.
+        assistant_mask: also say which tokens the model wrote.
+
+    Raises:
+        DataError: the messages do not fit the template or the mode asked for.
+    """
+    template = template_for(tokenizer)
+    if generation_prompt or not messages or messages[-1].role != "assistant":
+        if continue_final or assistant_mask:
+            option = "continue_final_message" if continue_final else "return_assistant_tokens_mask"
+            last = messages[-1].role if messages else "missing"
+            raise DataError(
+                f"`{option}` needs a last message of the role `assistant` and no `add_generation_prompt`, "
+                f"but the last role is `{last}` and add_generation_prompt={generation_prompt}. Add the "
+                "answer, or drop one of the two."
+            )
+        return EncodedChat(template.encode_prompt(tokenizer, messages, generation_prompt=generation_prompt))
+    return _encode_answered(template, tokenizer, messages, continue_final, assistant_mask)
+
+
+def _encode_answered(
+    template: Template, tokenizer: TextTokenizer, messages: Sequence[Message], open_end: bool, with_mask: bool
+) -> EncodedChat:
+    """Encode a conversation that ends with an answer."""
+    num_answers = sum(message.role == "assistant" for message in messages)
+    if template.one_row_per_conversation or (with_mask and num_answers > 1):
+        ids, loss = template.encode_conversation(tokenizer, messages)
+    else:
+        prompt = template.encode_prompt(tokenizer, messages[:-1])
+        answer = template.encode_answer(tokenizer, messages[-1])
+        ids, loss = prompt + answer, [False] * len(prompt) + [True] * len(answer)
+    if open_end:
+        ids, loss = ids[:-1], loss[:-1]
+    return EncodedChat(ids, [int(flag) for flag in loss] if with_mask else None)
+
+
+def render_chat(tokenizer: TextTokenizer, messages: Sequence[Message], *, generation_prompt: bool) -> str:
+    """Return a conversation as text, with the prompt for an answer only where it is asked for.
+
+    Raises:
+        DataError: a prompt for an answer is asked for behind an answer, or the order does not fit.
+    """
+    if generation_prompt:
+        check_last(messages, ("user", "observation"))
+    return template_for(tokenizer).render(messages, generation_prompt=generation_prompt)
+
+
+def encoding_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings for padding, truncation and tensors.
+
+    Args:
+        given: what the caller of ``apply_chat_template`` passed on; None and False count as not given.
+
+    Raises:
+        ConfigError: a setting that our renderer cannot obey.
+    """
+    for name, value in given.items():
+        if name not in _ENCODING_SETTINGS and name != "sanitize_control_tokens" and value:
+            raise ConfigError(
+                f"`apply_chat_template` got {name}={str(value)[:60]!r}, but glmtune's own renderer writes "
+                f"the prompt and obeys only {', '.join(_ENCODING_SETTINGS)}. Drop the argument; another "
+                "prompt can be rendered as text and encoded with the tokenizer."
+            )
+    return {name: value for name, value in given.items() if name in _ENCODING_SETTINGS}
+
+
+def spread_masks(
+    chats: Sequence[EncodedChat], attention: Sequence[Sequence[int]], *, keep_start: bool
+) -> list[list[int]]:
+    """Lay assistant masks out like rows that were truncated and padded.
+
+    Args:
+        chats: encoded with ``assistant_mask=True``.
+        attention: the rows' attention masks, 1 at real tokens.
+        keep_start: truncation kept the start of a row rather than its end.
+
+    Returns:
+        Rows as long as those of ``attention``, 0 on padding.
+    """
+    rows: list[list[int]] = []
+    for chat, row in zip(chats, attention, strict=True):
+        mask = chat.assistant_mask or []
+        num_real = int(sum(row))
+        kept = iter(mask[:num_real] if keep_start else mask[len(mask) - num_real :])
+        rows.append([next(kept) if real else 0 for real in row])
+    return rows

@@ -1,0 +1,97 @@
+"""How a conversation becomes the text and the ids a GLM was trained on: one renderer for all of glmtune."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from glmtune.errors import ConfigError, unknown_name
+from glmtune.messages import Message
+from glmtune.models.releases.families import Family
+from glmtune.models.templates.base import Template, TextTokenizer
+from glmtune.models.templates.roles import ChatGLM3Template, GLM4Template, system_with_tools
+from glmtune.models.templates.rounds import ChatGLM2Template, ChatGLMTemplate, CodeGeeX2Template
+
+__all__ = [
+    "TEMPLATES",
+    "ChatGLM2Template",
+    "ChatGLM3Template",
+    "ChatGLMTemplate",
+    "CodeGeeX2Template",
+    "GLM4Template",
+    "Template",
+    "TextTokenizer",
+    "render_prompt",
+    "system_with_tools",
+    "template_for",
+]
+
+TEMPLATES: dict[str, Template] = {
+    template.name: template
+    for template in (
+        ChatGLMTemplate(),
+        ChatGLM2Template(),
+        CodeGeeX2Template(),
+        ChatGLM3Template(),
+        GLM4Template(),
+    )
+}
+
+_TEMPLATE_NAMES: dict[Family, str] = {
+    Family.CHATGLM: "chatglm",
+    Family.CHATGLM2: "chatglm2",
+    Family.CHATGLM2_32K: "chatglm2",
+    Family.CODEGEEX2: "codegeex2",
+    Family.CHATGLM3: "chatglm3",
+    Family.CHATGLM3_32K: "chatglm3",
+    Family.GLM4: "glm4",
+}
+
+
+def template_for(tokenizer_or_family: TextTokenizer | Family | str) -> Template:
+    """Return the template of a release.
+
+    Args:
+        tokenizer_or_family: a tokenizer of ours, a family, or its value such as ``"chatglm2-32k"``.
+
+    Raises:
+        ConfigError: no such family.
+    """
+    asked = tokenizer_or_family
+    value = asked if isinstance(asked, str) else asked.family
+    if value not in _TEMPLATE_NAMES:
+        raise ConfigError(unknown_name("The family of the prompt template", value, _TEMPLATE_NAMES))
+    return TEMPLATES[_TEMPLATE_NAMES[Family(value)]]
+
+
+def render_prompt(
+    query: str,
+    history: Sequence[tuple[str, str] | Message] = (),
+    *,
+    system: str | None = None,
+    template: str = "chatglm2",
+) -> str:
+    r"""Return the prompt for a question as text.
+
+    Args:
+        query: the question to answer.
+        history: earlier turns, oldest first: pairs of question and answer, or messages.
+        system: text of a system message, if any.
+        template: a name of ``TEMPLATES``.
+
+    Raises:
+        ConfigError: there is no such template.
+        DataError: the turns do not fit the template.
+
+    >>> render_prompt("How are you?", [("Hi", "Hello!")])
+    '[Round 1]\n\n问：Hi\n\n答：Hello!\n\n[Round 2]\n\n问：How are you?\n\n答：'
+    """
+    if template not in TEMPLATES:
+        raise ConfigError(unknown_name("The prompt template", template, TEMPLATES))
+    messages = [Message("system", system)] if system is not None else []
+    for turn in history:
+        if isinstance(turn, Message):
+            messages.append(turn)
+        else:
+            question, answer = turn
+            messages += [Message("user", question), Message("assistant", answer)]
+    return TEMPLATES[template].render([*messages, Message("user", query)])

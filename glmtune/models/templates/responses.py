@@ -1,0 +1,140 @@
+"""What the released `chat` makes of decoded output: pure functions, one set of rules per generation."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from glmtune.messages import Message
+from glmtune.models.releases.families import Family
+
+_ASSISTANT = "<|assistant|>"
+_FULL_WIDTH = str.maketrans(",!:;?", "，！：；？")
+_NEXT_TO_CHINESE = re.compile(r"(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff])")
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer as `chat` returns it.
+
+    Attributes:
+        content: the text to show; for a tool call ``{"name": ..., "parameters": {...}}`` where tools were
+            announced and the call can be read, else ``{"name": ..., "content": ...}``.
+        messages: what the model wrote, for the history; several where it went on by itself (ChatGLM3, GLM-4).
+    """
+
+    content: str | dict[str, Any]
+    messages: tuple[Message, ...]
+
+
+def process_response(family: Family, text: str, *, tools_announced: bool = False) -> Response:
+    """Turn decoded output into the answer to show and the messages to remember.
+
+    Args:
+        family: the release.
+        text: decoded output behind the prompt, without the id that ended it.
+        tools_announced: the conversation's system message announced tools.
+
+    Returns:
+        The answer; a tool call is read as data and never executed.
+    """
+    if family in _TEXT_RULES:
+        content = _TEXT_RULES[family](text)
+        return Response(content, (Message("assistant", content),))
+    messages = split_messages(text)
+    last = messages[-1]
+    if not last.metadata:
+        return Response(fill_in_year(last.content), messages)
+    read = read_json_parameters if family == Family.GLM4 else read_python_parameters
+    parameters = read(last.content) if tools_announced else None
+    if parameters is None:
+        return Response({"name": last.metadata, "content": last.content}, messages)
+    return Response({"name": last.metadata, "parameters": dict(parameters)}, messages)
+
+
+def fill_in_year(text: str) -> str:
+    """Put the year that the releases write for the placeholder in their training data."""
+    return text.replace("[[训练时间]]", "2023年")
+
+
+def clean_chatglm(text: str) -> str:
+    """Clean an answer of ChatGLM-6B: stripped, and full-width punctuation next to Chinese characters.
+
+    >>> clean_chatglm(" 你好,world! ")
+    '你好，world!'
+    """
+    return _NEXT_TO_CHINESE.sub(lambda match: match[0].translate(_FULL_WIDTH), clean_chatglm2(text))
+
+
+def clean_chatglm2(text: str) -> str:
+    """Clean an answer of ChatGLM2: stripped, with the year filled in."""
+    return fill_in_year(text.strip())
+
+
+def keep_text(text: str) -> str:
+    """Leave an answer of CodeGeeX2 as it is; leading blanks matter in code."""
+    return text
+
+
+def split_messages(text: str) -> tuple[Message, ...]:
+    """Split output of ChatGLM3 or GLM-4 into messages; the first line of each is its metadata.
+
+    Args:
+        text: decoded output, from behind the prompt's ``<|assistant|>`` on.
+
+    Returns:
+        One message per ``<|assistant|>`` in between. Plain answers are stripped; a tool call loses only
+        the blank that decoding puts in front, so that encoding it again gives the ids generated.
+    """
+    messages: list[Message] = []
+    for part in text.split(_ASSISTANT):
+        metadata, line_break, content = part.partition("\n")
+        if not line_break:
+            metadata, content = "", part
+        metadata = metadata.strip()
+        messages.append(
+            Message("assistant", content.removeprefix(" ") if metadata else content.strip(), metadata)
+        )
+    return tuple(messages)
+
+
+def read_json_parameters(content: str) -> Mapping[str, Any] | None:
+    """Read the parameters of a GLM-4 tool call, a JSON object; None if it is none (code, for instance).
+
+    >>> read_json_parameters('{"city": "Beijing"}')
+    {'city': 'Beijing'}
+    """
+    try:
+        parameters = json.loads(content)
+    except ValueError:
+        return None
+    return parameters if isinstance(parameters, dict) else None
+
+
+def read_python_parameters(content: str) -> Mapping[str, Any] | None:
+    r"""Read the parameters of a ChatGLM3 tool call: literals by name in one call, in a fenced block.
+
+    >>> read_python_parameters("```python\ntool_call(city='Beijing', days=3)\n```")
+    {'city': 'Beijing', 'days': 3}
+    """
+    code = "\n".join(content.strip().split("\n")[1:-1])
+    try:
+        call = ast.parse(code.strip(), mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            return None
+        return {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+    except (SyntaxError, ValueError):
+        return None
+
+
+_TEXT_RULES: dict[Family, Callable[[str], str]] = {
+    Family.CHATGLM: clean_chatglm,
+    Family.CHATGLM2: clean_chatglm2,
+    Family.CHATGLM2_32K: clean_chatglm2,
+    Family.CODEGEEX2: keep_text,
+}
+"""Families whose answers are one text; the others write messages, possibly with a tool's name."""

@@ -1,0 +1,318 @@
+"""The tokenizer of ChatGLM-6B: a sentencepiece unigram file with pieces for line breaks, tabs and blanks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import sentencepiece
+from transformers.utils.generic import PaddingStrategy
+
+from glmtune.errors import CheckpointError, ConfigError
+from glmtune.models.releases.families import Family, read_json
+from glmtune.models.tokenizers.chatglm2 import read_sentencepiece_file, without_surrogates
+from glmtune.models.tokenizers.unigram_ties import TieBreaker
+from glmtune.models.tokenizers.vocabulary import VocabularyTokenizer
+
+_CONTROL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
+_LINE_BREAK, _TAB, _LONGEST_BLANK = "<n>", "<|tab|>", 80
+_BLANKS = re.compile(f" {{2,{_LONGEST_BLANK}}}")
+_WHITESPACE_PIECE = re.compile(r"<n>|<\|tab\|>|<\|blank_([2-9]|[1-7]\d|80)\|>")
+_IMAGE_TOKEN = re.compile(r"<image_(\d+)>")
+_FIXED_TOKENS = {"gmask_token": "[gMASK]", "end_token": "</s>", "eop_token": "<eop>"}
+
+
+class ChatGLMTokenizer(VocabularyTokenizer):
+    """Tokenizer of ChatGLM-6B; ``[gMASK] <sop>`` stand behind the text.
+
+    As in the release the names of ``bos_token``, ``eos_token``, ``unk_token``, ``pad_token`` and
+    ``mask_token`` are recognised in a text given to the tokenizer, blanks around them are dropped, and other
+    command names are text. Ids below ``num_image_tokens`` belong to image tokens, which the releases before
+    April 2023 put in front of the vocabulary (20000); those releases keep the command pieces out of the file,
+    so they are added to it in memory.
+
+    Attributes:
+        sp_model: the sentencepiece processor; its ids start at 0.
+        num_image_tokens: what is added to its ids.
+        prefix_lm_mask: make padding return the masks and positions of the release, see `_pad`.
+    """
+
+    DEFAULT_FAMILY = Family.CHATGLM
+    PROCESSORS: ClassVar[tuple[str, ...]] = ("sp_model", "_ties")
+    NAMED_TOKENS: ClassVar[dict[str, str]] = {
+        "bos_token": "<sop>",
+        "eos_token": "<eop>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "mask_token": "[MASK]",
+    }
+    USUAL_SETTINGS: ClassVar[dict[str, object]] = {"prefix_lm_mask": False}
+
+    vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "ice_text.model"}  # pyright: ignore[reportIncompatibleVariableOverride]
+    model_input_names: ClassVar[list[str]] = ["input_ids", "attention_mask"]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(
+        self,
+        vocab_file: str,
+        *,
+        num_image_tokens: int = 0,
+        prefix_lm_mask: bool = False,
+        do_lower_case: bool = False,
+        remove_space: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Read a sentencepiece file.
+
+        Args:
+            vocab_file: path of ``ice_text.model``.
+            num_image_tokens: ids in front of the text vocabulary.
+            prefix_lm_mask: see the class.
+            do_lower_case: write texts in lower case before encoding them.
+            remove_space: reduce white space to single blanks before encoding.
+            kwargs: as for every tokenizer here.
+
+        Raises:
+            CheckpointError: as for every tokenizer here; also settings that rename a token of the vocabulary.
+        """
+        self.num_image_tokens = num_image_tokens
+        self.prefix_lm_mask = prefix_lm_mask
+        self.do_lower_case, self.remove_space = do_lower_case, remove_space
+        named = dict(kwargs.pop("model_specific_special_tokens", None) or {})
+        for setting, token in _FIXED_TOKENS.items():
+            given = str(named.pop(setting, kwargs.pop(setting, token)))
+            if given != token:
+                raise CheckpointError(
+                    f"{Path(vocab_file).parent / 'tokenizer_config.json'}: `{setting}` is {given!r}, but "
+                    f"ChatGLM-6B knows it as {token!r} alone. Remove the entry."
+                )
+        super().__init__(
+            vocab_file,
+            num_image_tokens=num_image_tokens,
+            prefix_lm_mask=prefix_lm_mask,
+            do_lower_case=do_lower_case,
+            remove_space=remove_space,
+            model_specific_special_tokens=named,
+            **kwargs,
+        )
+
+    def _read(self, path: Path) -> bytes:
+        return read_sentencepiece_file(path)
+
+    def _load(self, content: bytes) -> None:
+        self.sp_model = sentencepiece.SentencePieceProcessor()
+        self.sp_model.LoadFromSerializedProto(content)
+        if self.sp_model.IsUnknown(self.sp_model.PieceToId("[gMASK]")):
+            self.sp_model.LoadFromSerializedProto(content + _command_pieces())
+        self._ties = TieBreaker(self.sp_model)
+
+    # ---- vocabulary ----
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of image tokens and pieces, without tokens a user added."""
+        return self.num_image_tokens + self.sp_model.get_piece_size()
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return every token's name and id, image tokens and added tokens included."""
+        vocab = {self._name_of(index): index for index in range(self.vocab_size)}
+        return {**vocab, **self._added_tokens_encoder}
+
+    def _name_of(self, index: int) -> str:
+        if index in self._added_tokens_decoder:
+            return str(self._added_tokens_decoder[index])
+        if index < self.num_image_tokens:
+            return f"<image_{index}>"
+        return self.sp_model.IdToPiece(index - self.num_image_tokens)
+
+    def _is_known(self, token: str) -> bool:
+        image = _IMAGE_TOKEN.fullmatch(token)
+        if image and int(image[1]) < self.num_image_tokens:
+            return True
+        return self.sp_model.IdToPiece(self.sp_model.PieceToId(token)) == token
+
+    def _convert_token_to_id(self, token: str) -> int:
+        image = _IMAGE_TOKEN.fullmatch(token)
+        if image and int(image[1]) < self.num_image_tokens:
+            return int(image[1])
+        return self.sp_model.PieceToId(token) + self.num_image_tokens
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self._name_of(index) if 0 <= index < self.vocab_size else ""
+
+    def get_command(self, token: str) -> int:
+        """Return the id of a piece of the vocabulary such as ``[gMASK]``.
+
+        Raises:
+            KeyError: there is no such piece.
+        """
+        if not self._is_known(token):
+            raise KeyError(token)
+        return self._convert_token_to_id(token)
+
+    @property
+    def command_names(self) -> tuple[str, ...]:
+        """Names of the command pieces of the vocabulary."""
+        return _CONTROL_PIECES
+
+    @property
+    def suffix_ids(self) -> list[int]:
+        """The ids every input ends with: ``[gMASK] <sop>``."""
+        return [self.get_command("[gMASK]"), self.get_command("<sop>")]
+
+    @property
+    def end_id(self) -> int:
+        """The id that ends an answer: ``<eop>``."""
+        return self.get_command("<eop>")
+
+    # ---- text to ids and back ----
+
+    def _piece_ids(self, text: str) -> list[int]:
+        if self.remove_space:
+            text = " ".join(text.split())
+        if self.do_lower_case:
+            text = text.lower()
+        text = text.replace("\n", _LINE_BREAK).replace("\t", _TAB)
+        text = _BLANKS.sub(lambda run: f"<|blank_{len(run[0])}|>", text)
+        ids = self._ties.settle(self.sp_model.EncodeAsIds(without_surrogates(text)))
+        return [index + self.num_image_tokens for index in ids]
+
+    def _call_ids(self, text: str) -> list[int]:
+        names = [name for name in self.all_special_tokens if name not in self._added_tokens_encoder]
+        ids: list[int] = []
+        for part in re.split(rf"\s*({'|'.join(map(re.escape, names))})\s*", text):
+            ids += [self._convert_token_to_id(part)] if part in names else self.text_ids(part)
+        return ids
+
+    @property
+    def _ids_to_skip(self) -> set[int]:
+        return super()._ids_to_skip | set(self.all_special_ids)
+
+    def _ids_to_text(self, ids: list[int]) -> str:
+        """Decode ids; command tokens and image tokens are no text."""
+        end = self.vocab_size
+        real = [i for i in ids if self.num_image_tokens <= i < end or i in self._added_tokens_decoder]
+        return self.convert_tokens_to_string([self._name_of(index) for index in real])
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Join pieces; pieces that stand for white space become it."""
+        return _WHITESPACE_PIECE.sub(_whitespace, self.sp_model.DecodePieces(list(tokens)))
+
+    def _official_keys(self) -> dict[str, object]:
+        settings = {"do_lower_case": self.do_lower_case, "remove_space": self.remove_space}
+        fixed = {name: _FIXED_TOKENS[name] for name in ("gmask_token", "end_token")}
+        return {**super()._official_keys(), **fixed, **settings, "num_image_tokens": self.num_image_tokens}
+
+    # ---- padding ----
+
+    def _pad(
+        self,
+        encoded_inputs: Any,
+        max_length: int | None = None,
+        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+    ) -> dict[str, Any]:
+        """Pad as every tokenizer does, or with ``prefix_lm_mask`` as the release does.
+
+        Then a padded row has an ``attention_mask`` bool ``[1, S, S]`` (True = blocked) and ``position_ids``
+        int64 ``[2, S]``, and a row that is not padded has neither.
+        """
+        padded = super()._pad(
+            encoded_inputs,
+            max_length,
+            padding_strategy,
+            pad_to_multiple_of,
+            padding_side,
+            True if self.prefix_lm_mask else return_attention_mask,
+        )
+        if not self.prefix_lm_mask:
+            return padded
+        if (padding_side or self.padding_side) != "left":
+            raise ConfigError(
+                "`prefix_lm_mask` is set and `padding_side` is `right`, but the release pads on the left "
+                "alone. Pad on the left, or leave `prefix_lm_mask` off: the model derives both by itself."
+            )
+        real = padded.pop("attention_mask")
+        if padding_strategy != PaddingStrategy.DO_NOT_PAD:
+            ids = np.asarray(padded["input_ids"])
+            padded["attention_mask"], padded["position_ids"] = self._prefix_lm_inputs(
+                ids, len(real) - sum(real)
+            )
+        return padded
+
+    def _prefix_lm_inputs(self, ids_S: np.ndarray, num_padding: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return mask and positions of one row that is padded on the left, as the release makes them.
+
+        The tokens before ``<sop>`` see each other, the others see what is before them; ``[MASK]``, where
+        there is one, takes precedence over ``[gMASK]``.
+
+        Source:
+            THUDM/chatglm-6b, tokenization_chatglm.py, ``_pad``.
+        """
+        ids = ids_S[num_padding:]
+        starts = np.flatnonzero(ids == self.get_command("<sop>"))
+        context = int(starts[0]) if starts.size else ids.size
+        blocked = ~np.tri(ids.size, dtype=bool)
+        blocked[:, :context] = False
+        positions = np.zeros((2, ids.size), dtype=np.int64)
+        positions[0] = np.arange(ids.size)
+        masks = [np.flatnonzero(ids == self.get_command(name)) for name in ("[MASK]", "[gMASK]")]
+        first = next((int(places[0]) for places in masks if places.size), None)
+        if first is not None:
+            positions[0, context:] = first
+        positions[1, context:] = np.arange(1, ids.size - context + 1)
+        before = (num_padding, 0)
+        mask = np.pad(blocked, (before, before), constant_values=True)
+        return mask[None], np.pad(positions, ((0, 0), before))
+
+
+def image_token_settings(folder: Path) -> dict[str, int]:
+    """Return ``num_image_tokens`` where tokenizer_config.json does not say it, as before April 2023.
+
+    It is then read off config.json, whose ``bos_token_id`` is the id of ``<sop>``; without that file there
+    are no image tokens.
+
+    Raises:
+        CheckpointError: ``bos_token_id`` is below the place of ``<sop>`` in the vocabulary.
+    """
+    config = read_json(folder / "config.json")
+    if "num_image_tokens" in read_json(folder / "tokenizer_config.json") or "bos_token_id" not in config:
+        return {}
+    sop = ChatGLMTokenizer(str(folder / "ice_text.model")).get_command("<sop>")
+    num_image_tokens = int(config["bos_token_id"]) - sop
+    if num_image_tokens < 0:
+        raise CheckpointError(
+            f"{folder}/config.json says `bos_token_id` = {config['bos_token_id']}, but `<sop>` is number "
+            f"{sop} of ice_text.model. The files are of different releases: download both again."
+        )
+    return {"num_image_tokens": num_image_tokens}
+
+
+def _whitespace(piece: re.Match[str]) -> str:
+    if piece[1]:
+        return " " * int(piece[1])
+    return "\n" if piece[0] == _LINE_BREAK else "\t"
+
+
+def _command_pieces() -> bytes:
+    """Return what the files before April 2023 lack, as a serialized model to append to one.
+
+    Appending works because of how protocol buffers merge: repeated pieces (field 1) are appended, and
+    ``byte_fallback`` (field 35 of ``trainer_spec``, field 2) is added to what is there.
+    """
+    control, user_defined, byte = 3, 4, 6
+    blanks = [f"<|blank_{length}|>" for length in range(2, _LONGEST_BLANK + 1)]
+    pieces = [(name, control) for name in _CONTROL_PIECES]
+    pieces += [(name, user_defined) for name in (_TAB, *blanks)]
+    pieces += [(f"<0x{value:02X}>", byte) for value in range(256)]
+    return b"".join(_piece(name, kind) for name, kind in pieces) + b"\x12\x03\x98\x02\x01"
+
+
+def _piece(name: str, kind: int) -> bytes:
+    """Serialize a piece: its text (field 1), score 0 (field 2, float) and type (field 3)."""
+    message = b"\x0a" + bytes([len(name)]) + name.encode() + b"\x15" + bytes(4) + b"\x18" + bytes([kind])
+    return b"\x0a" + bytes([len(message)]) + message
