@@ -29,12 +29,12 @@ from torch import Tensor
 from glmtune.data.dataset import load_split
 from glmtune.data.settings import DataSettings
 from glmtune.loading import load_base, load_tokenizer
-from glmtune.quantization.apply import quantize_model
-from glmtune.quantization.calibrate import quantize_calibrated
-from glmtune.quantization.linear import QuantizedLinear
-from glmtune.quantization.methods import METHODS, OPTIONAL, method_named
-from glmtune.quantization.primitives import signal_and_noise, sqnr_db
-from glmtune.quantization.report import QuantizationReport
+from glmtune.quantization.arithmetic.methods import METHODS, OPTIONAL, method_named
+from glmtune.quantization.arithmetic.primitives import signal_and_noise, sqnr_db
+from glmtune.quantization.files.calibrate import quantize_calibrated
+from glmtune.quantization.layers.apply import quantize_model
+from glmtune.quantization.layers.linear import QuantizedLinear
+from glmtune.quantization.layers.report import QuantizationReport
 from glmtune.tiny.generated import resolve_generated
 
 

@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from glmtune.models.checkpoints.config import native_config
 from glmtune.models.glm import OfficialGlmForCausalLM
 from glmtune.models.releases.families import Family
-from glmtune.quantization.apply import replace_layers
-from glmtune.quantization.kernels import prepare_for_inference
-from glmtune.quantization.linear import Product, QuantizedLinear
-from glmtune.quantization.native import SWITCH
-from glmtune.quantization.plan import plan_layout
+from glmtune.quantization.kernels.dispatch import prepare_for_inference
+from glmtune.quantization.kernels.native import SWITCH
+from glmtune.quantization.layers.apply import replace_layers
+from glmtune.quantization.layers.linear import Product, QuantizedLinear
+from glmtune.quantization.layers.plan import plan_layout
 
 GLMTUNE = {
     "bf16": ("none", "plain"),

@@ -13,9 +13,9 @@ import time
 
 import torch
 
-from glmtune.quantization.linear import QuantizedLinear
-from glmtune.quantization.methods import METHODS
-from glmtune.quantization.tuning import prepare_for_training
+from glmtune.quantization.arithmetic.methods import METHODS
+from glmtune.quantization.kernels.for_training import prepare_for_training
+from glmtune.quantization.layers.linear import QuantizedLinear
 
 SHAPES = ((13696, 4096), (4096, 13696))
 """Outputs and inputs: the wider halves of an MLP of ChatGLM2-6B."""

@@ -27,7 +27,7 @@ from glmtune.messages import Message
 from glmtune.models.releases.families import Family
 from glmtune.models.settings import ModelSettings
 from glmtune.models.templates.renderer import TextTokenizer, template_for
-from glmtune.quantization.kernels import prepare_for_inference
+from glmtune.quantization.kernels.dispatch import prepare_for_inference
 
 ENCODED_PROMPTS = 16384
 """Prompts whose ids are remembered: a runner counts a prompt's tokens before it has it answered."""

@@ -17,11 +17,11 @@ from glmtune.models.tokenizers.load import load_tokenizer_folder
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.checkpoint import load_prefix
 from glmtune.prefix.encoder import PrefixEncoder
-from glmtune.quantization.external import load_external
-from glmtune.quantization.kernels import prepare_for_inference
-from glmtune.quantization.linear import QuantizedLinear
-from glmtune.quantization.methods import EXTERNAL
-from glmtune.quantization.reader import QuantizingReader
+from glmtune.quantization.arithmetic.methods import EXTERNAL
+from glmtune.quantization.files.external import load_external
+from glmtune.quantization.files.quantize_on_load import QuantizingReader
+from glmtune.quantization.kernels.dispatch import prepare_for_inference
+from glmtune.quantization.layers.linear import QuantizedLinear
 
 
 def load_model(
@@ -42,7 +42,7 @@ def load_model(
         dtype: torch type, its name, or None / "auto" for the checkpoint's own where it runs well.
         device: torch device, its name, or None / "auto" for CUDA if there is one.
         quantization: None loads the weights as they are stored, quantized checkpoints included; a name in
-            `glmtune.quantization.methods.METHODS` (``int8``, ``int4``, ``int4-g64``, ...) quantizes them as
+            `glmtune.quantization.arithmetic.methods.METHODS` (``int8``, ``int4``, ``int4-g64``, ...) quantizes them as
             they are read, tensor by tensor; one in ``EXTERNAL`` (``nf4``, ``torchao-int4``, ...) leaves it to
             another library, for GPUs.
         quantization_activations: ``int8`` also rounds the inputs of quantized layers; None leaves them.
@@ -53,7 +53,7 @@ def load_model(
 
     Returns:
         The model in evaluation mode. Quantized layers have the fastest product there is for them; a cast or
-        a move takes it away, and `glmtune.quantization.kernels.prepare_for_inference` gives it back.
+        a move takes it away, and `glmtune.quantization.kernels.dispatch.prepare_for_inference` gives it back.
 
     Raises:
         ConfigError: unknown source, dtype, device, family or quantization; no such CUDA device; the

@@ -211,7 +211,7 @@ def _evaluate(config: CompareConfig, console: Console) -> tuple[Side, dict[str, 
 
 def _check_early(config: CompareConfig, models: list[ModelSettings]) -> None:
     from evaluation.benchmarks.table import task_of
-    from glmtune.quantization.methods import EXTERNAL, METHODS, OPTIONAL
+    from glmtune.quantization.arithmetic.methods import EXTERNAL, METHODS, OPTIONAL
 
     if any(side == config.baseline for side in config.candidate_sides().values()):
         raise ConfigError(

@@ -113,7 +113,7 @@ def run(config: PredictConfig) -> PredictResult:
     from glmtune.inference.questions import build_questions
     from glmtune.inference.run import predict_split
     from glmtune.loading import load_base, load_tokenizer
-    from glmtune.quantization.kernels import prepare_for_inference
+    from glmtune.quantization.kernels.dispatch import prepare_for_inference
 
     console = Console()
     tuned_path = _find_tuned(config)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from glmtune.models.tokenizers.base import GlmTokenizer
-    from glmtune.quantization.write import Quantized
+    from glmtune.quantization.files.write import Quantized
 
 MEBIBYTE = 2**20
 
@@ -67,13 +67,13 @@ def run(config: QuantizeConfig) -> Quantized:
         What was written.
 
     Raises:
-        GlmtuneError: see ``glmtune.quantization.write.quantize_checkpoint``.
+        GlmtuneError: see ``glmtune.quantization.files.write.quantize_checkpoint``.
     """
     from rich.console import Console
     from rich.progress import Progress
 
-    from glmtune.quantization.table import report_table
-    from glmtune.quantization.write import QuantizeJob, quantize_checkpoint
+    from glmtune.quantization.files.write import QuantizeJob, quantize_checkpoint
+    from glmtune.quantization.layers.report_table import report_table
 
     source = str(config.model.source)
     default = Path("runs") / f"quantize-{Path(source).name}-{config.method}"
@@ -105,7 +105,7 @@ def _calibration_rows(config: QuantizeConfig) -> tuple[tuple[int, ...], ...]:
 
     from glmtune.data.dataset import load_split
     from glmtune.loading import load_tokenizer
-    from glmtune.quantization.methods import method_named
+    from glmtune.quantization.arithmetic.methods import method_named
     from glmtune.tiny.generated import resolve_generated
 
     if not method_named(config.method).calibrated:

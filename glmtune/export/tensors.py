@@ -18,8 +18,8 @@ from glmtune.models.checkpoints.names import Entry, FusedLayout, name_table, off
 from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO, QuantizedLayout
 from glmtune.models.checkpoints.reading import check_records
 from glmtune.models.checkpoints.shards import TensorRecord, read_records, read_tensor
-from glmtune.quantization.packing import unpack
-from glmtune.quantization.primitives import QuantizedTensor, dequantize
+from glmtune.quantization.arithmetic.packing import unpack
+from glmtune.quantization.arithmetic.primitives import QuantizedTensor, dequantize
 
 if TYPE_CHECKING:
     from peft import PeftModel

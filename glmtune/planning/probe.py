@@ -147,8 +147,8 @@ def _model(work: Workload) -> nn.Module:
     from glmtune.models.releases.families import Family
     from glmtune.prefix.attach import attach_prefix, freeze_base
     from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
-    from glmtune.quantization.apply import quantize_model
-    from glmtune.quantization.methods import method_named
+    from glmtune.quantization.arithmetic.methods import method_named
+    from glmtune.quantization.layers.apply import quantize_model
     from glmtune.training.adapt import tune_adapter
 
     geometry = work.geometry

@@ -9,7 +9,7 @@ from glmtune.errors import ConfigError
 from glmtune.planning.geometry import Geometry
 from glmtune.planning.hardware import Hardware
 from glmtune.prefix.settings import PrefixSettings
-from glmtune.quantization.methods import EXTERNAL, METHODS, OPTIONAL
+from glmtune.quantization.arithmetic.methods import EXTERNAL, METHODS, OPTIONAL
 from glmtune.training.config import RunConfig
 from glmtune.training.deepspeed import effective
 from glmtune.training.launch import LaunchSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glmtune.errors import ConfigError
-from glmtune.quantization.methods import method_named
+from glmtune.quantization.arithmetic.methods import method_named
 from glmtune.settings import setting
 
 DEFAULT_METHOD = "int4"

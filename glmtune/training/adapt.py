@@ -24,7 +24,7 @@ from glmtune.models.tokenizers.base import GlmTokenizer
 from glmtune.prefix.attach import attach_prefix, freeze_base, without_prefix
 from glmtune.prefix.checkpoint import PrefixMeta, load_prefix, save_prefix
 from glmtune.prefix.encoder import PrefixEncoder
-from glmtune.quantization.linear import QuantizedEmbedding, QuantizedLinear
+from glmtune.quantization.layers.linear import QuantizedEmbedding, QuantizedLinear
 from glmtune.settings import check_choice
 from glmtune.tiny.induction import fits, teach_copying
 from glmtune.training.settings import LoraSettings

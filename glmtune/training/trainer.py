@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerControl, Train
 
 from glmtune.labels import IGNORE_INDEX
 from glmtune.models.placeholders import waits_for
-from glmtune.quantization.tuning import prepare_for_training
+from glmtune.quantization.kernels.for_training import prepare_for_training
 from glmtune.training import checkpoint as checkpoints
 from glmtune.training import deepspeed, fsdp, together
 from glmtune.training.adapt import Tuned

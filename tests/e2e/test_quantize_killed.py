@@ -12,14 +12,14 @@ import pytest
 from safetensors.torch import load_file
 
 from glmtune.errors import CheckpointError
-from glmtune.quantization import reader
-from glmtune.quantization.parts import Part, PartStore
-from glmtune.quantization.write import REPORT_FILE, QuantizeJob, quantize_checkpoint
+from glmtune.quantization.files import quantize_on_load
+from glmtune.quantization.files.finished_layers import Part, PartStore
+from glmtune.quantization.files.write import REPORT_FILE, QuantizeJob, quantize_checkpoint
 
 KILLER = """
 import os, signal, sys
-from glmtune.quantization.parts import PartStore
-from glmtune.quantization.write import QuantizeJob, quantize_checkpoint
+from glmtune.quantization.files.finished_layers import PartStore
+from glmtune.quantization.files.write import QuantizeJob, quantize_checkpoint
 from pathlib import Path
 put, left = PartStore.put, [int(sys.argv[4])]
 def counted(self, *given):
@@ -55,9 +55,9 @@ def test_it_goes_on_after_a_kill(
     assert not (tmp_path / "out").exists()
     assert len(list((tmp_path / ".out.parts").glob("*.safetensors"))) == layers
     made = []
-    quantize_in_chunks = reader.quantize_in_chunks
+    quantize_in_chunks = quantize_on_load.quantize_in_chunks
     monkeypatch.setattr(
-        reader,
+        quantize_on_load,
         "quantize_in_chunks",
         lambda *given, **named: (made.append(named["name"]), quantize_in_chunks(*given, **named))[1],
     )
@@ -100,7 +100,7 @@ def test_after_an_error_nothing_is_left(
     def refuse(*_: object, **__: object) -> None:
         raise CheckpointError("damaged")
 
-    monkeypatch.setattr("glmtune.quantization.write._check_written", refuse)
+    monkeypatch.setattr("glmtune.quantization.files.write._check_written", refuse)
     with pytest.raises(CheckpointError, match="damaged"):
         quantize_checkpoint(QuantizeJob(str(tiny_base), "int8", tmp_path / "out"))
     assert not list(tmp_path.iterdir())

@@ -17,9 +17,9 @@ from glmtune.models.checkpoints.names import FusedLayout, name_table, official_t
 from glmtune.models.checkpoints.reading import save_official
 from glmtune.prefix.attach import attach_prefix, freeze_base
 from glmtune.prefix.checkpoint import load_prefix
-from glmtune.quantization.apply import dequantize_model, quantize_model
-from glmtune.quantization.linear import QuantizedEmbedding, QuantizedLinear
-from glmtune.quantization.packing import unpack
+from glmtune.quantization.arithmetic.packing import unpack
+from glmtune.quantization.layers.apply import dequantize_model, quantize_model
+from glmtune.quantization.layers.linear import QuantizedEmbedding, QuantizedLinear
 
 LOGITS, LOSS, GRADIENT = 1e-4, 2e-5, 1e-5
 FOLDERS = ["v1/int8", "v1/int4", "v1/int4_embeddings", "v2/int8", "v2/int4"]
@@ -144,7 +144,7 @@ def test_quantizing_makes_the_official_bytes(case: Case, route: str, oracles: Pa
         quantize_model(model, method, embeddings=embeddings)
     elif embeddings:
         from glmtune.models.load import load_base as load_with
-        from glmtune.quantization.reader import QuantizingReader
+        from glmtune.quantization.files.quantize_on_load import QuantizingReader
 
         model = load_with(source, device="cpu", quantizer=QuantizingReader(method, embeddings=True))
     else:

@@ -21,7 +21,7 @@ from glmtune.planning.workload import Batch, Division, Workload
 from glmtune.prefix.attach import attach_prefix, freeze_base
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
 from glmtune.prefix.settings import PrefixSettings
-from glmtune.quantization.apply import quantize_model
+from glmtune.quantization.layers.apply import quantize_model
 from glmtune.training.adapt import tune_adapter
 from glmtune.training.settings import LoraSettings
 

@@ -18,7 +18,7 @@ from glmtune.planning.hardware import GIB, Hardware, detect_hardware, host_memor
 from glmtune.planning.probe import official_values
 from glmtune.planning.states import OPTIMIZER_BYTES, base_bytes, num_trained, states_of
 from glmtune.planning.workload import workload_of
-from glmtune.quantization.methods import EXTERNAL, METHODS
+from glmtune.quantization.arithmetic.methods import EXTERNAL, METHODS
 from glmtune.training.settings import OPTIMIZERS
 from recipes.compose import load_settings
 from recipes.plan import COMMAND
@@ -167,7 +167,7 @@ def test_trained_numbers_are_those_of_the_modules() -> None:
 
 
 def test_a_quantized_base_is_as_large_as_its_tensors() -> None:
-    from glmtune.quantization.apply import quantize_model
+    from glmtune.quantization.layers.apply import quantize_model
 
     geometry = read_geometry("glm-tiny")
     for method in ("int8", "int4", "int4-g32-asym"):

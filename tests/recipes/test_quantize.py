@@ -12,8 +12,8 @@ from glmtune.cli import main
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.loading import load_model, load_tokenizer
 from glmtune.models.settings import CheckpointSettings, ModelSettings
+from glmtune.quantization.files.write import REPORT_FILE, QuantizeJob, quantize_checkpoint
 from glmtune.quantization.settings import QuantizationSettings
-from glmtune.quantization.write import REPORT_FILE, QuantizeJob, quantize_checkpoint
 from recipes.quantize import QuantizeConfig, run
 
 
@@ -166,7 +166,7 @@ def test_only_earlier_results_are_replaced(tiny_base: Path, oracles: Path) -> No
 def test_what_does_not_read_back_is_not_put_in_place(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from glmtune.quantization import write
+    from glmtune.quantization.files import write
 
     save = write.save_official
 

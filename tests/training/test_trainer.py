@@ -15,9 +15,9 @@ from torch import Tensor
 from glmtune.data.collate import DynamicPaddingCollator
 from glmtune.errors import TrainingError
 from glmtune.prefix.attach import prefix_of
-from glmtune.quantization.apply import quantize_model
-from glmtune.quantization.linear import QuantizedLinear
-from glmtune.quantization.native import native_library
+from glmtune.quantization.kernels.native import native_library
+from glmtune.quantization.layers.apply import quantize_model
+from glmtune.quantization.layers.linear import QuantizedLinear
 from glmtune.training.callbacks import StopOnSignal, TrainingLog, read_log
 from glmtune.training.checkpoint import checkpoints, latest_checkpoint, read_manifest
 from glmtune.training.session import train

@@ -37,7 +37,7 @@ class QuantizedLayout:
         has_zero: every group has a zero point beside its scale.
         embeddings: the embedding (and the head tied to it) is stored so, too; first generation only.
         skipped: official names of linear layers left as they were.
-        method: name in `glmtune.quantization.methods`.
+        method: name in `glmtune.quantization.arithmetic.methods`.
         source_fingerprint: of the weights before quantization; empty where nothing tells it.
     """
 

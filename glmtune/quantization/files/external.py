@@ -1,0 +1,109 @@
+"""Quantization by other libraries, through transformers' own quantizers: for GPUs, on loading only."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+from typing import Any, cast
+
+import torch
+
+from glmtune.errors import ConfigError
+from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
+from glmtune.models.glm import OfficialGlmForCausalLM
+from glmtune.models.load import GlmModel, choose_device, load_base
+from glmtune.quantization.arithmetic.methods import EXTERNAL
+
+
+def load_external(source: Any, method: str, *, device: Any = None, **options: Any) -> GlmModel:
+    """Load a base and let another library quantize its linear layers.
+
+    The unquantized weights lie in host memory meanwhile, so this needs as much of it as they take; what
+    `glmtune.quantization.files.quantize_on_load` does needs little more than the codes.
+
+    Args:
+        source: see `glmtune.models.load.load_base`; an unquantized checkpoint.
+        method: a name in ``EXTERNAL``.
+        device: where the model will be.
+        **options: see `glmtune.models.load.load_base`.
+
+    Returns:
+        The model in evaluation mode; embedding and head stay as they are. Prefixes and adapters of the
+        unquantized base fit it.
+
+    Raises:
+        ConfigError: the library is not installed, or there is no GPU; see `load_base` too.
+        CheckpointError: the checkpoint is quantized already, or damaged.
+    """
+    chosen, place = EXTERNAL[method], choose_device(device)
+    check_external(method, place)
+    plain: Any = load_base(source, device="cpu", **options)
+    parent = plain.fingerprint()
+    model: Any = type(plain).from_pretrained(
+        None,
+        config=plain.config,
+        state_dict=plain.state_dict(),
+        quantization_config=quantizer_config(method, plain.dtype),
+        dtype=plain.dtype,
+        device_map={"": place},
+    )
+    model.source, model.generation_config = plain.source, plain.generation_config
+    if isinstance(model, OfficialGlmForCausalLM):
+        model.rebuild_rotary()
+    model.stored_layout = QuantizedLayout(chosen.bits, method=method, source_fingerprint=parent)
+    model.fingerprint = functools.partial(_fingerprint, method, parent)
+    return cast(GlmModel, model.eval())
+
+
+def check_external(method: str, device: torch.device) -> None:
+    """Refuse a method whose library or device is missing.
+
+    Args:
+        method: a name in ``EXTERNAL``.
+        device: where the model will be.
+
+    Raises:
+        ConfigError: naming what is missing.
+    """
+    chosen = EXTERNAL[method]
+    if chosen.needs_gpu and device.type != "cuda":
+        raise ConfigError(
+            f"`quantization` is `{method}`, which {chosen.library} computes on CUDA GPUs only, but the model "
+            f"is to be on `{device.type}`. Use `quantization=int4-g64` (any device), or a machine with a GPU."
+        )
+    if importlib.util.find_spec(chosen.library) is None:
+        raise ConfigError(
+            f"`quantization` is `{method}`, which needs the package `{chosen.library}`, and it is not "
+            f"installed. Run `pip install {chosen.library}`, or use `quantization=int4-g64`, which needs "
+            "nothing."
+        )
+
+
+def quantizer_config(method: str, dtype: torch.dtype) -> Any:
+    """Return what transformers is told.
+
+    Args:
+        method: a name in ``EXTERNAL``, its library installed.
+        dtype: floating type of the products.
+    """
+    from transformers import BitsAndBytesConfig, TorchAoConfig
+
+    if method == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    from torchao.quantization import (  # pyright: ignore[reportMissingImports]
+        Int4WeightOnlyConfig,
+        Int8WeightOnlyConfig,
+    )
+
+    four = method == "torchao-int4"
+    return TorchAoConfig(quant_type=Int4WeightOnlyConfig(group_size=128) if four else Int8WeightOnlyConfig())
+
+
+def _fingerprint(method: str, parent: str) -> str:
+    return hashlib.sha256(f"{method} of {parent}".encode()).hexdigest()

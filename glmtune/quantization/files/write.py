@@ -1,0 +1,246 @@
+"""A quantized copy of a checkpoint: quantized as it is read, written aside, read back, then put in place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from glmtune import __version__
+from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
+from glmtune.models.checkpoints.config import read_config
+from glmtune.models.checkpoints.names import FusedLayout, name_table, official_tensor
+from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
+from glmtune.models.checkpoints.reading import DEFAULT_SHARD_BYTES, save_official
+from glmtune.models.checkpoints.shards import read_records, read_tensor, weight_files
+from glmtune.models.load import GlmModel, load_base, load_config
+from glmtune.models.releases.source import resolve_source
+from glmtune.models.tokenizers.load import load_tokenizer_folder
+from glmtune.quantization.arithmetic.methods import method_named
+from glmtune.quantization.files.calibrate import quantize_calibrated
+from glmtune.quantization.files.finished_layers import PartStore, weight_files_identity
+from glmtune.quantization.files.quantize_on_load import QuantizingReader
+from glmtune.quantization.layers.report import QuantizationReport
+
+REPORT_FILE = "quantization_report.json"
+"""Written last into every quantized folder; only folders that hold it are ever replaced."""
+VOCABULARIES = ("tokenizer.model", "ice_text.model")
+GENERATION_FILE = "generation_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeJob:
+    """What to quantize.
+
+    Attributes:
+        source: preset name, hub id or folder of an unquantized checkpoint.
+        method: a name in ``METHODS``.
+        output_dir: folder to appear.
+        family: release line, None to detect it.
+        skip: see `plan_layout`.
+        embeddings: see `plan_layout`.
+        max_shard_bytes: largest weight file.
+        overwrite: replace an earlier result in ``output_dir``.
+        calibration_rows: token ids for calibrated methods; others do not look at them.
+    """
+
+    source: str
+    method: str
+    output_dir: Path
+    family: str | None = None
+    skip: tuple[str, ...] = ()
+    embeddings: bool = False
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES
+    overwrite: bool = False
+    calibration_rows: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """What was written.
+
+    Attributes:
+        folder: where it lies.
+        report: what was done to every layer.
+        is_official: the released code reads it, too.
+        num_bytes: of the weight files.
+        source_bytes: of the source's weights.
+        num_reused: layers that an earlier run, which was stopped, had quantized already.
+    """
+
+    folder: Path
+    report: QuantizationReport
+    is_official: bool
+    num_bytes: int
+    source_bytes: int
+    num_reused: int = 0
+
+
+def quantize_checkpoint(job: QuantizeJob, watch: Callable[[int, int], None] | None = None) -> Quantized:
+    """Write a quantized copy of a checkpoint, with its tokenizer and a report of every layer.
+
+    Memory: the quantized model, and a shard while it is written; calibrated methods need the whole model
+    first. Every layer is kept aside as soon as it is done, so a run that was killed leaves nothing under
+    ``output_dir``, and the same command goes on with the next layer (calibrated methods: block).
+
+    Args:
+        job: what to do.
+        watch: told how many weights are done, and how many there are.
+
+    Raises:
+        ConfigError: the source is quantized already; ``output_dir`` is taken; see `plan_layout`.
+        CheckpointError: the source is damaged, or the files written do not hold what they should.
+    """
+    final = job.output_dir.expanduser()
+    check_output(final, overwrite=job.overwrite)
+    folder = resolve_source(job.source)
+    config = load_config(job.source, folder, job.family)
+    layout = QuantizedLayout.of(config)
+    if layout is not None:
+        raise ConfigError(
+            f"`model.source` is `{job.source}`, which is quantized already ({layout.method}). Name the "
+            "unquantized release: what was rounded once does not come back."
+        )
+    if final.exists() and folder.resolve().is_relative_to(final.resolve()):
+        raise ConfigError(
+            f"`output_dir` is `{final}`, which holds the source `{folder}`. Give another folder."
+        )
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        parts = PartStore(final.with_name(f".{final.name}.parts"), _identity(job, folder))
+        return _write(job, folder, partial, parts, lambda: _quantized_model(job, config.dtype, watch, parts))
+    except OSError as error:
+        raise CheckpointError(
+            f"`{final}` could not be written: {error}. What was there before is as it was. Free some space, "
+            "or give a folder you may write to."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(
+    job: QuantizeJob,
+    source: Path,
+    partial: Path,
+    parts: PartStore,
+    make: Callable[[], tuple[GlmModel, QuantizationReport]],
+) -> Quantized:
+    """Write the model aside, check it, put it in place; parts are of no more use then, or after an error."""
+    final = job.output_dir.expanduser()
+    try:
+        model, report = make()
+        save_official(model, partial, max_shard_bytes=job.max_shard_bytes)
+        _check_written(model, partial)
+        _copy_surroundings(source, partial, model)
+        written = QuantizedLayout.of(model.config)
+        assert written is not None
+        sizes = (_weight_bytes(partial), _weight_bytes(source))
+        result = Quantized(final, report, written.is_official, *sizes, parts.num_reused)
+        described = {"source": job.source, "is_official": result.is_official, **report.as_dict()}
+        described |= {"num_bytes": result.num_bytes, "source_bytes": result.source_bytes}
+        (partial / REPORT_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        _put_in_place(partial, final)
+    except GlmtuneError:
+        parts.discard()
+        raise
+    parts.discard()
+    return result
+
+
+def _quantized_model(
+    job: QuantizeJob,
+    dtype: str | torch.dtype | None,
+    watch: Callable[[int, int], None] | None,
+    parts: PartStore,
+) -> tuple[GlmModel, QuantizationReport]:
+    """Load in the stored floating type, as codes; a calibrated method needs the whole model first."""
+    if not method_named(job.method).calibrated:
+        options: dict[str, Any] = {"skip": job.skip, "embeddings": job.embeddings, "measure": True}
+        reader = QuantizingReader(job.method, watch=watch, parts=parts, **options)
+        model = load_base(job.source, dtype=dtype, device="cpu", family=job.family, quantizer=reader)
+        return model, reader.report
+    if job.embeddings:
+        raise ConfigError(
+            f"`embeddings` is true, but `{job.method}` calibrates linear layers of blocks only. Leave it out."
+        )
+    model = load_base(job.source, dtype=dtype, device="cpu", family=job.family)
+    return model, quantize_calibrated(
+        model, job.method, job.calibration_rows, skip=job.skip, watch=watch, parts=parts
+    )
+
+
+def _identity(job: QuantizeJob, source: Path) -> dict[str, Any]:
+    """Return everything that decides how layers are quantized."""
+    rows = hashlib.sha256(json.dumps(job.calibration_rows).encode()).hexdigest()
+    files = weight_files_identity([source / "config.json", *weight_files(source)])
+    return {"files": files, "method": job.method, "skip": list(job.skip), "embeddings": job.embeddings,
+            "family": job.family, "calibration_rows": rows, "glmtune_version": __version__}  # fmt: skip
+
+
+def check_output(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds anything, unless it is an earlier result that may be replaced.
+
+    Raises:
+        ConfigError: the folder is taken.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / REPORT_FILE).is_file():
+        raise ConfigError(
+            f"`output_dir` is `{folder}`, but it holds files that `glmtune quantize` did not write (no "
+            f"{REPORT_FILE}), which are never replaced. Give a new folder."
+        )
+    if not overwrite:
+        raise ConfigError(
+            f"`output_dir` is `{folder}`, which holds an earlier quantized model. Give a new folder, or add "
+            "`overwrite=true` to replace it."
+        )
+
+
+def _check_written(model: PreTrainedModel, folder: Path) -> None:
+    """Compare every tensor in the files with the one in memory, bit by bit."""
+    config: Any = model.config
+    records, state, layout = read_records(folder), model.state_dict(), FusedLayout.of(config)
+    for entry in name_table(config):
+        expected = official_tensor(entry, state, layout)
+        if not torch.equal(read_tensor(records[entry.official]), expected):
+            raise CheckpointError(
+                f"{folder}: {entry.official} reads back otherwise than it was written. Check the disk, and "
+                "quantize again."
+            )
+
+
+def _copy_surroundings(source: Path, folder: Path, model: Any) -> None:
+    """Write tokenizer and generation settings beside the weights."""
+    if any((source / name).is_file() for name in VOCABULARIES):
+        load_tokenizer_folder(source, model.family).save_pretrained(str(folder))
+    if (source / GENERATION_FILE).is_file():
+        shutil.copyfile(source / GENERATION_FILE, folder / GENERATION_FILE)
+    elif model.generation_config is not None:
+        model.generation_config.save_pretrained(str(folder))
+    name = read_config(source).get("_name_or_path")
+    if name:  # the released code and other tools tell a release by it
+        file = folder / "config.json"
+        content = json.loads(file.read_text(encoding="utf-8")) | {"_name_or_path": name}
+        file.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(record.num_bytes for record in read_records(folder).values())
+
+
+def _put_in_place(partial: Path, final: Path) -> None:
+    replaced = final.with_name(f".{final.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        final.rename(replaced)
+    partial.rename(final)
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,62 @@
+"""The MLP of a block over native products: gate and up projection leave one product, already multiplied.
+
+The outputs of both, twice the inner width, are never written to memory, and the result is rounded once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers.models.glm.modeling_glm import GlmMLP
+
+from glmtune.quantization.kernels.packed import PANEL, TYPES, PackedProduct
+from glmtune.quantization.layers.linear import QuantizedLinear
+
+
+class GatedMLP(GlmMLP):
+    """An MLP whose gate is applied inside the product; whatever that does not take, its parent computes."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return ``down(silu(gate(x)) * up(x))``: ``[..., I]`` to ``[..., I]``."""
+        product = _native_product(self.gate_up_proj)
+        x_RI = hidden_states.reshape(-1, hidden_states.shape[-1])
+        if product is None or not _takes(x_RI) or product.prefers_matrices(x_RI):
+            return super().forward(hidden_states)
+        gated_RF = product.gated(x_RI)
+        return self.down_proj(gated_RF.unflatten(0, hidden_states.shape[:-1]))
+
+
+def fuse_gates(model: nn.Module) -> int:
+    """Let the MLPs of a model apply their gate inside the product, where that is native.
+
+    Args:
+        model: its layers have their products; mutated.
+
+    Returns:
+        How many MLPs were changed.
+    """
+    mlps = [module for module in model.modules() if type(module) is GlmMLP and _can_be_fused(module)]
+    for mlp in mlps:
+        mlp.__class__ = GatedMLP
+    return len(mlps)
+
+
+def _can_be_fused(mlp: GlmMLP) -> bool:
+    halves = mlp.config.intermediate_size
+    is_silu = mlp.config.hidden_act in ("silu", "swish")
+    return is_silu and not halves % PANEL and _native_product(mlp.gate_up_proj) is not None
+
+
+def _native_product(layer: nn.Module) -> PackedProduct | None:
+    """Return the product of a layer of codes without bias, if it is native."""
+    if type(layer) is not QuantizedLinear or layer.product is None or layer.bias is not None:
+        return None
+    multiply = layer.product.multiply
+    return multiply if isinstance(multiply, PackedProduct) else None
+
+
+def _takes(x: Tensor) -> bool:
+    needs_more = (
+        torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling()
+    )
+    return x.dtype in TYPES and x.device.type == "cpu" and x.numel() > 0 and not needs_more

@@ -1,0 +1,217 @@
+"""Codes and scales in the layout of the native kernels, the only copy: multiplied, or unpacked on demand.
+
+Shapes: R rows, O output features, I input features, P panels of 64 outputs, G groups.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO
+from glmtune.quantization.arithmetic.primitives import round_activations
+from glmtune.quantization.kernels.native import Weight, native_library
+
+PANEL = 64
+"""Outputs that are computed together."""
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+ACTIVATION_BLOCK = 256
+"""Columns of activations that share a scale where the weight has no groups."""
+PART_WEIGHTS = 2**22
+"""Weights that are in floating point at once where whole matrices are multiplied."""
+MATRIX_ROWS = 64
+"""Rows from which that can be faster than the kernels."""
+
+
+class PackedCodes:
+    """A weight packed for the native kernels.
+
+    Attributes:
+        shape: O, I, columns of a group (0: the row) and bits.
+    """
+
+    def __init__(
+        self, words: Tensor, scale_PG64: Tensor, zero_PG64: Tensor | None, shape: tuple[int, int, int, int]
+    ) -> None:
+        """Take tensors that are packed already.
+
+        Args:
+            words: int32, see ``csrc/packed_product.cpp``.
+            scale_PG64: float16.
+            zero_PG64: float16, or None.
+            shape: see the class.
+        """
+        self._words, self._scale, self._zero, self.shape = words, scale_PG64, zero_PG64, shape
+        zero = None if zero_PG64 is None else zero_PG64.data_ptr()
+        self._weight = Weight(words.data_ptr(), scale_PG64.data_ptr(), zero, *shape)
+        self._address = ctypes.addressof(self._weight)
+        self._functions = native_library().functions
+
+    @property
+    def outputs(self) -> int:
+        """O."""
+        return self.shape[0]
+
+    @classmethod
+    def of(
+        cls, packed: Tensor, scale: Tensor, zero: Tensor | None, *, bits: int, group_size: int | None
+    ) -> PackedCodes:
+        """Pack codes.
+
+        Args:
+            packed: int8, as `glmtune.quantization.arithmetic.packing.pack` makes it.
+            scale: float16 ``[O]`` or ``[O, G]``.
+            zero: float16 ``[O, G]``, or None.
+            bits: 4 or 8.
+            group_size: columns that share a scale; None: the row.
+        """
+        shape = (len(packed), packed.shape[1] * 8 // bits, group_size or 0, bits)
+        probe = Weight(None, None, None, *shape)
+        words = _allocated(native_library().functions.glmtune_words(ctypes.addressof(probe)))
+        made = cls(words, _panels(scale), None if zero is None else _panels(zero), shape)
+        source = packed.detach().contiguous()
+        made._functions.glmtune_pack(made._address, source.data_ptr(), torch.get_num_threads())
+        return made
+
+    @classmethod
+    def joined(cls, parts: Sequence[PackedCodes]) -> tuple[PackedCodes, list[PackedCodes]]:
+        """Put weights with the same input behind each other.
+
+        Args:
+            parts: alike but for their outputs, each a multiple of 64.
+
+        Returns:
+            The whole, and the parts as views of it.
+        """
+        words = _allocated(sum(len(part._words) for part in parts))
+        torch.cat([part._words for part in parts], out=words)
+        scale = torch.cat([part._scale for part in parts])
+        zeros = [part._zero for part in parts if part._zero is not None]
+        zero = torch.cat(zeros) if zeros else None
+        shape = (sum(part.outputs for part in parts), *parts[0].shape[1:])
+        views, place, panel = [], 0, 0
+        for part in parts:
+            size, panels = len(part._words), len(part._scale)
+            its_zero = None if zero is None else zero[panel : panel + panels]
+            its_scale = scale[panel : panel + panels]
+            views.append(cls(words[place : place + size], its_scale, its_zero, part.shape))
+            place, panel = place + size, panel + panels
+        return cls(words, scale, zero, shape), views
+
+    def multiply(self, x_RI: Tensor, *, rounded: bool, gated: bool = False) -> Tensor:
+        """Return ``x @ weight.T``, ``[R, O]`` in the type of x; sums are formed in float32.
+
+        Args:
+            x_RI: float32, bfloat16 or float16.
+            rounded: activations in INT8, see `glmtune.quantization.arithmetic.primitives.round_activations`.
+            gated: return ``silu(first half) * second half`` of that instead, ``[R, O / 2]``, rounded once;
+                the halves are multiples of 64.
+        """
+        x_RI = x_RI.contiguous()
+        out = torch.empty((len(x_RI), self.outputs // 2 if gated else self.outputs), dtype=x_RI.dtype)
+        given = (self._address, x_RI.data_ptr(), len(x_RI), TYPES[x_RI.dtype], out.data_ptr())
+        self._functions.glmtune_product(*given, rounded, gated, torch.get_num_threads())
+        return out
+
+    def weight(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return the weight of some outputs, see `glmtune.quantization.layers.linear.Product`: a transposed view."""
+        first, count = start // PANEL, -(-(stop - start) // PANEL)
+        weight_IO = torch.empty((self.shape[1], count * PANEL), dtype=dtype)
+        target, threads = weight_IO.data_ptr(), torch.get_num_threads()
+        self._functions.glmtune_dequantize(self._address, first, count, TYPES[dtype], target, threads)
+        return weight_IO[:, : stop - start].T
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See `glmtune.quantization.layers.linear.Stored`."""
+        return ("weight", SCALE) if self._zero is None else ("weight", SCALE, ZERO)
+
+    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Return what was packed, see `glmtune.quantization.layers.linear.Stored`; ``start`` begins a panel."""
+        stop = self.outputs if stop is None else min(stop, self.outputs)
+        panels = slice(start // PANEL, -(-stop // PANEL))
+        if name == "weight":
+            return self._codes(panels, stop - start)
+        values_PG64 = self._scale if name == SCALE or self._zero is None else self._zero
+        values_OG = values_PG64[panels].transpose(1, 2).flatten(0, 1)[: stop - start]
+        return values_OG.contiguous() if self.shape[2] else values_OG[:, 0].contiguous()
+
+    def _codes(self, panels: slice, outputs: int) -> Tensor:
+        _, inputs, group, bits = self.shape
+        words = self._words.unflatten(0, (len(self._scale), -1))[panels]
+        weight = Weight(words.data_ptr(), None, None, outputs, inputs, group, bits)
+        packed = torch.empty((outputs, inputs * bits // 8), dtype=torch.int8)
+        address = ctypes.addressof(weight)
+        self._functions.glmtune_unpack(address, packed.data_ptr(), torch.get_num_threads())
+        return packed
+
+
+@dataclass(frozen=True, slots=True)
+class PackedProduct:
+    """The product with a packed weight.
+
+    Attributes:
+        packed: the weight.
+        rounded: see `PackedCodes.multiply`.
+    """
+
+    packed: PackedCodes
+    rounded: bool
+
+    def __call__(self, x_RI: Tensor) -> Tensor:
+        """Return ``x @ weight.T``, ``[R, O]``."""
+        if self.prefers_matrices(x_RI):
+            return self.by_matrices(x_RI)
+        return self.packed.multiply(x_RI, rounded=self.rounded)
+
+    def prefers_matrices(self, x_RI: Tensor) -> bool:
+        """Say whether to form the weight and multiply by that: faster for these inputs than the kernels."""
+        if len(x_RI) < MATRIX_ROWS:
+            return False
+        if x_RI.dtype == torch.bfloat16:
+            return native_library().matrix_unit
+        return x_RI.dtype == torch.float32 and not self.rounded  # which the kernels split into three rows
+
+    def by_matrices(self, x_RI: Tensor) -> Tensor:
+        """Return ``x @ weight.T`` by PyTorch's products, the weight formed a part at a time."""
+        if self.rounded:
+            x_RI = round_activations(x_RI, block=self.packed.shape[2] or ACTIVATION_BLOCK)
+        outputs, inputs = self.packed.shape[:2]
+        step = max(1, PART_WEIGHTS // (inputs * PANEL)) * PANEL
+        out_RO = x_RI.new_empty(len(x_RI), outputs)
+        for start in range(0, outputs, step):
+            stop = min(start + step, outputs)
+            out_RO[:, start:stop] = x_RI @ self.packed.weight(start, stop, x_RI.dtype).T
+        return out_RO
+
+    def gated(self, x_RI: Tensor) -> Tensor:
+        """Return ``silu(gate) * up`` of the two halves of the outputs, ``[R, O / 2]``."""
+        return self.packed.multiply(x_RI, rounded=self.rounded, gated=True)
+
+    def goes_with(self, other: PackedProduct) -> bool:
+        """Say whether both can be computed as one, with outputs behind each other."""
+        alike = self.packed.shape[1:] == other.packed.shape[1:] and self.rounded == other.rounded
+        return alike and not self.packed.outputs % PANEL and not other.packed.outputs % PANEL
+
+
+def _allocated(count: int) -> Tensor:
+    """Return room for int32 numbers: pages of their own, huge ones where the system has them.
+
+    In the allocator's heap, packing layer after layer would leave holes of the codes that are let go.
+    """
+    pages = mmap.mmap(-1, 4 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    room = torch.frombuffer(pages, dtype=torch.int32)
+    native_library().functions.glmtune_use_huge_pages(room.data_ptr(), room.nbytes)
+    return room
+
+
+def _panels(values: Tensor) -> Tensor:
+    """Lay scales or zero points ``[O]`` or ``[O, G]`` out as ``[P, G, 64]``, blank outputs behind."""
+    values_OG = values.detach().reshape(len(values), -1)
+    padded = torch.nn.functional.pad(values_OG, (0, 0, 0, -len(values_OG) % PANEL))
+    return padded.reshape(-1, PANEL, padded.shape[1]).transpose(1, 2).contiguous()

@@ -1,0 +1,142 @@
+"""Walk over a model: put layers of codes in the place of floating point ones, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from glmtune.errors import ConfigError
+from glmtune.models.checkpoints.quantized_layout import QuantizedLayout, without_layout
+from glmtune.quantization.arithmetic.chunking import quantize_in_chunks
+from glmtune.quantization.arithmetic.methods import Method, method_named
+from glmtune.quantization.layers.linear import QuantizedEmbedding, QuantizedLinear
+from glmtune.quantization.layers.plan import PlannedLayer, plan_layout, planned_layers
+from glmtune.quantization.layers.report import LayerReport, QuantizationReport, layer_report
+
+
+def quantize_model(
+    model: PreTrainedModel, method: str, *, skip: tuple[str, ...] = (), embeddings: bool = False
+) -> QuantizationReport:
+    """Quantize a loaded model in place, one layer after the other.
+
+    Loading quantized (`glmtune.load_model(source, quantization=...)`) needs less memory.
+
+    Args:
+        model: a base model in floating point, mutated.
+        method: a name in `glmtune.quantization.arithmetic.methods.METHODS`.
+        skip: see `plan_layout`.
+        embeddings: quantize the embedding, and the head tied to it.
+
+    Returns:
+        What was done to every layer, with the SQNR of its weight.
+
+    Raises:
+        ConfigError: see `plan_layout`; the model is quantized already.
+        CheckpointError: a weight is not finite.
+    """
+    config: Any = model.config
+    if QuantizedLayout.of(config) is not None:
+        raise ConfigError("The model is quantized already. Load its unquantized checkpoint to quantize anew.")
+    layout = plan_layout(config, method, skip=skip, embeddings=embeddings)
+    layout = dataclasses.replace(layout, source_fingerprint=cast(Any, model).fingerprint())
+    layers = [layer for layer in planned_layers(config, layout) if not layer.entry.is_copy]
+    reports = tuple(_quantize_layer(model, layer, layout, method_named(method)) for layer in layers)
+    _tie_head(model, layout)
+    layout.put_into(config)
+    return QuantizationReport(method, reports)
+
+
+def replace_layers(model: PreTrainedModel, layout: QuantizedLayout) -> None:
+    """Put empty layers of codes in place of a model's, to be filled from a checkpoint.
+
+    Args:
+        model: mutated; best on the meta device, where the layers replaced take no memory.
+        layout: says which layers.
+    """
+    for layer in planned_layers(model.config, layout):
+        if not layer.reason:
+            for weight in layer.entry.native:
+                replace_layer(model, weight.removesuffix(".weight"), layout)
+    _tie_head(model, layout)
+
+
+def dequantize_model(model: PreTrainedModel) -> None:
+    """Put floating point layers with the same weights in the place of a model's codes.
+
+    Args:
+        model: mutated; its layers of codes become ordinary ones in the model's own floating type.
+    """
+    dtype = model.dtype
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantizedLinear):
+            with torch.device("meta"):
+                linear = nn.Linear(module.in_features, module.out_features, bias=False, dtype=dtype)
+            linear.weight = nn.Parameter(module.dequantized(dtype))
+            linear.bias = module.bias
+            model.set_submodule(name, linear)
+        elif isinstance(module, QuantizedEmbedding):
+            rows = nn.Embedding.from_pretrained(module.dequantized(dtype), freeze=False)
+            model.set_submodule(name, rows)
+    if "_tied_weights_keys" in vars(model):
+        del model._tied_weights_keys  # the class's own again
+        model.tie_weights()
+    without_layout(model.config)
+
+
+def _quantize_layer(
+    model: PreTrainedModel, layer: PlannedLayer, layout: QuantizedLayout, method: Method
+) -> LayerReport:
+    """Replace one official layer, which may be three of the model's."""
+    signal = noise = 0.0
+    dtype = model.get_parameter(layer.entry.native[0]).dtype
+    for name in layer.entry.native if not layer.reason else ():
+        weight = model.get_parameter(name).detach()
+
+        def read(start: int, stop: int, weight: Tensor = weight) -> Tensor:
+            return weight[start:stop].cpu()
+
+        found = quantize_in_chunks(method, tuple(weight.shape), read, name=layer.name, measure=True)
+        codes = replace_layer(model, name.removesuffix(".weight"), layout)
+        with torch.no_grad():
+            for part, made in found.tensors.items():
+                getattr(codes, part).copy_(made)
+        signal, noise = signal + found.signal, noise + found.noise
+    return layer_report(layer, layout.method, method, dtype, signal, noise)
+
+
+def replace_layer(
+    model: PreTrainedModel, name: str, layout: QuantizedLayout
+) -> QuantizedLinear | QuantizedEmbedding:
+    """Put one empty layer of codes in place.
+
+    Args:
+        model: mutated.
+        name: the layer's name in the model.
+        layout: bits, groups and zero points.
+    """
+    old: Any = model.get_submodule(name)
+    with torch.device(old.weight.device):
+        if isinstance(old, nn.Embedding):
+            new = QuantizedEmbedding(*old.weight.shape, layout=layout, dtype=old.weight.dtype)
+        else:
+            new = QuantizedLinear(old.in_features, old.out_features, layout=layout, bias=old.bias)
+    new.train(old.training)
+    model.set_submodule(name, new)
+    return new
+
+
+def _tie_head(model: PreTrainedModel, layout: QuantizedLayout) -> None:
+    """Let the head hold the embedding's codes, as the two are one matrix in the first generation."""
+    if not layout.embeddings:
+        return
+    name = next(name for name, module in model.named_modules() if isinstance(module, QuantizedEmbedding))
+    head = "lm_head"
+    if not isinstance(model.get_submodule(head), QuantizedLinear):
+        replace_layer(model, head, layout)
+    tied = {f"{head}.{part}": f"{name}.{part}" for part in layout.shapes((2, 2))}
+    model._tied_weights_keys = tied
+    model.tie_weights()

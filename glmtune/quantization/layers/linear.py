@@ -1,0 +1,374 @@
+"""Layers that hold codes instead of weights: forward, and backward to their input.
+
+Shapes: O output features, I input features, G groups of a row; any number of leading axes before I.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO, QuantizedLayout
+from glmtune.quantization.arithmetic.chunking import dequantize_packed
+from glmtune.quantization.arithmetic.packing import pack, unpack
+from glmtune.quantization.arithmetic.primitives import QuantizedTensor, dequantize
+
+PARTS: tuple[str, ...] = ("weight", SCALE, ZERO)
+"""Parameters that make a weight."""
+WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What weights are formed in faster than by the plain path."""
+OUTPUTS_AT_ONCE = 512
+"""Outputs whose weights are in floating point at the same time on a CPU, in forward and backward."""
+
+
+class Stored(Protocol):
+    """What a layer stores, held by its product in an order of its own."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Which of the layer's parameters; it holds the only copy of them."""
+        ...
+
+    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Return a parameter as the layer stored it.
+
+        Args:
+            name: one of `names`.
+            start: the first output, a multiple of `OUTPUTS_AT_ONCE`.
+            stop: behind the last output; None: all. It is such a multiple, too, or beyond the last output.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A faster forward of one layer than the plain one, from `glmtune.quantization.kernels.dispatch`.
+
+    Attributes:
+        multiply: rows ``[R, I]`` to ``[R, O]``; None for those it leaves to the plain path.
+        dtypes: of the inputs it takes.
+        stored: what the product holds the only copy of; None: nothing.
+        weight: forms the weights ``[stop - start, I]`` of some outputs (see `Stored`) in one of
+            `WEIGHT_TYPES`, the same numbers as the plain path; None: the plain path.
+        input_gradient: gradients of outputs ``[R, O]`` to those of inputs ``[R, I]``; None: the plain path.
+    """
+
+    multiply: Callable[[Tensor], Tensor | None]
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
+    stored: Stored | None = None
+    weight: Callable[[int, int, torch.dtype], Tensor] | None = None
+    input_gradient: Callable[[Tensor], Tensor] | None = None
+
+
+class _Codes(nn.Module):
+    """Codes with their scales; they move with the module but are never cast.
+
+    Attributes:
+        weight: int8 ``[O, I]``, or ``[O, I / 2]`` packed (4 bits).
+        weight_scale: float16 ``[O]`` or ``[O, G]``.
+        weight_zero: float16 ``[O, G]``, or None.
+        bits: 4 or 8.
+        group_size: columns that share a scale, None: the row.
+    """
+
+    weight: nn.Parameter
+    weight_scale: nn.Parameter
+    weight_zero: nn.Parameter | None
+    bits: int
+    group_size: int | None
+
+    def _make_codes(self, rows: int, columns: int, layout: QuantizedLayout) -> None:
+        shapes = layout.shapes((rows, columns))
+        self.bits, self.group_size = layout.bits, layout.group_size
+        self.weight = _frozen(torch.zeros(shapes["weight"], dtype=torch.int8))
+        self.weight_scale = _frozen(torch.ones(shapes[SCALE], dtype=torch.float16))
+        if ZERO in shapes:
+            self.weight_zero = _frozen(torch.zeros(shapes[ZERO], dtype=torch.float16))
+        else:
+            self.register_parameter(ZERO, None)
+
+    def stored(self) -> dict[str, Tensor]:
+        """Return codes, scales and zero points by name, even while a product holds them instead."""
+        return {name: self.stored_tensor(name) for name in PARTS if getattr(self, name) is not None}
+
+    def stored_tensor(self, name: str) -> Tensor:
+        """Return one of them."""
+        return getattr(self, name)
+
+    def stored_codes(self) -> Tensor:
+        """Return the codes alone."""
+        return self.stored_tensor("weight")
+
+    def quantized(self) -> QuantizedTensor:
+        """Return the codes unpacked, with scales."""
+        held = self.stored()
+        return _unpacked(held["weight"], held[SCALE], held.get(ZERO), self.bits, self.group_size)
+
+    def put(self, quantized: QuantizedTensor) -> None:
+        """Copy codes, scales and zero points in."""
+        with torch.no_grad():
+            self.weight.copy_(pack(quantized.codes_OI, bits=self.bits))
+            self.weight_scale.copy_(quantized.scale)
+            if self.weight_zero is not None and quantized.zero is not None:
+                self.weight_zero.copy_(quantized.zero)
+
+    def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the weight ``[O, I]``."""
+        held = self.stored()
+        codes = (held["weight"], held[SCALE], held.get(ZERO))
+        return dequantize_packed(*codes, bits=self.bits, group_size=self.group_size, dtype=dtype)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        names = [name for name in (SCALE, ZERO) if getattr(self, name) is not None]
+        before = {name: getattr(self, name).data for name in names}
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new: nn.Parameter = getattr(self, name)
+            if new.dtype != old.dtype:  # a cast of the model: scales keep every bit
+                fresh = torch.empty_like(old, device=new.device) if old.is_meta else old.to(new.device)
+                new.data = fresh
+        return self
+
+
+class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """A linear layer whose weight is codes, frozen; its bias stays floating point and may train.
+
+    The result has the type of the input (under autocast: autocast's), as that of a linear layer in that type;
+    the gradient of the input is that of the dequantized weight. The floating point weight exists only inside
+    forward and backward.
+
+    Attributes:
+        product: a faster forward than the plain one. What it holds in an order of its own is on the meta
+            device here meanwhile: its shape is known, and nobody reads it by mistake. Saving, copies, casts
+            and moves see everything as ever.
+    """
+
+    product: Product | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        layout: QuantizedLayout,
+        bias: nn.Parameter | None = None,
+    ) -> None:
+        """Make a layer of zeros.
+
+        Args:
+            in_features: I.
+            out_features: O.
+            layout: bits, groups and zero points.
+            bias: ``[O]``, used as it is.
+        """
+        nn.Module.__init__(self)  # a float weight is never made
+        self.in_features, self.out_features = in_features, out_features
+        self.product = None
+        self._make_codes(out_features, in_features, layout)
+        self.register_parameter("bias", bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return ``input @ weight.T + bias``: ``[..., I]`` to ``[..., O]``."""
+        kind = input.device.type
+        if torch.is_autocast_enabled(kind):
+            input = input.to(torch.get_autocast_dtype(kind))
+        codes = (self.weight, self.weight_scale, self.weight_zero)
+        product = self.product
+        if product is not None and not torch.is_grad_enabled():
+            found = _multiplied(input, product)  # decoding: without the cost of autograd's bookkeeping
+            if found is not None:
+                return found if self.bias is None else found + self.bias.to(found.dtype)
+        output: Tensor = _Product.apply(input, *codes, self.bits, self.group_size, product)  # type: ignore[assignment]
+        return output if self.bias is None else output + self.bias.to(output.dtype)
+
+    def use(self, product: Product | None) -> None:
+        """Take a product, which may hold codes and scales from now on; None: hold them here again."""
+        taken = () if product is None or product.stored is None else product.stored.names
+        for name, held in self.stored().items():
+            tensor = torch.empty_like(held, device="meta") if name in taken else held
+            if tensor is not getattr(self, name):
+                setattr(self, name, _frozen(tensor))
+        self.product = product
+
+    def stored_tensor(self, name: str) -> Tensor:
+        """Return codes, scales or zero points, even while a product holds them instead."""
+        stored = None if self.product is None else self.product.stored
+        return getattr(self, name) if stored is None or name not in stored.names else stored.tensor(name)
+
+    def put(self, quantized: QuantizedTensor) -> None:
+        """Copy codes, scales and zero points in."""
+        self.use(None)
+        super().put(quantized)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        self.use(None)  # it was made for the old place and type
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.product is None:
+            return self.__dict__
+        held = {name: _frozen(tensor) for name, tensor in self.stored().items()}
+        parameters = {**self._parameters, **held}
+        return {**self.__dict__, "product": None, "_parameters": parameters}  # a copy makes its own
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        stored = None if self.product is None else self.product.stored
+        for name in () if stored is None else stored.names:
+            destination[prefix + name] = self.stored_tensor(name)
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        self.use(None)
+        super()._load_from_state_dict(*arguments, **options)
+
+    def reset_parameters(self) -> None:
+        """Do nothing: codes come from a weight."""
+
+    def extra_repr(self) -> str:
+        """Name sizes and format."""
+        group = "per row" if self.group_size is None else f"group size {self.group_size}"
+        sizes = f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+        return f"{sizes}, {self.bits} bits, {group}"
+
+
+class QuantizedEmbedding(_Codes, nn.Embedding):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """An embedding whose rows are codes; only the rows looked up become floating point."""
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, *, layout: QuantizedLayout, dtype: torch.dtype | None
+    ) -> None:
+        """Make an embedding of zeros.
+
+        Args:
+            num_embeddings: rows.
+            embedding_dim: columns.
+            layout: bits, groups and zero points.
+            dtype: of the result; it follows casts of the module. None: torch's default.
+        """
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.padding_idx = self.max_norm = None
+        self._make_codes(num_embeddings, embedding_dim, layout)
+        self.like = nn.Buffer(torch.empty(0, dtype=dtype), persistent=False)
+        """Holds nothing; its type is that of the result."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return rows ``[..., columns]`` for ids ``[...]``."""
+        flat = input.reshape(-1)
+        zero = None if self.weight_zero is None else self.weight_zero[flat]
+        rows = _unpacked(self.weight[flat], self.weight_scale[flat], zero, self.bits, self.group_size)
+        return dequantize(rows, self.like.dtype).reshape(*input.shape, self.embedding_dim)
+
+    def reset_parameters(self) -> None:
+        """Do nothing: codes come from a weight."""
+
+    def extra_repr(self) -> str:
+        """Name sizes and format."""
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self.bits} bits"
+
+
+class _Product(torch.autograd.Function):
+    """Input times dequantized weight; the weight is formed again for the backward pass, not kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        packed: Tensor,
+        scale: Tensor,
+        zero: Tensor | None,
+        bits: int,
+        group_size: int | None,
+        product: Product | None,
+    ) -> Tensor:
+        ctx.save_for_backward(packed, scale, zero)
+        ctx.bits, ctx.group_size, ctx.product = bits, group_size, product
+        output = None if product is None else _multiplied(input, product)
+        if output is not None:
+            return output
+        pieces = _Pieces(ctx, (packed, scale, zero), input.dtype)
+        if len(pieces.places) == 1:
+            return nn.functional.linear(input, pieces.weight(*pieces.places[0]))
+        output = input.new_empty(*input.shape[:-1], len(packed))
+        for place in pieces.places:
+            output[..., slice(*place)] = input @ pieces.weight(*place).T
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        product, gradient = ctx.product, grads[0]
+        if product is not None and product.input_gradient is not None and gradient.dtype in product.dtypes:
+            found_RI = product.input_gradient(gradient.reshape(-1, gradient.shape[-1]))
+            found = found_RI.reshape(*gradient.shape[:-1], found_RI.shape[-1])
+        else:
+            found = _input_gradient(gradient, _Pieces(ctx, ctx.saved_tensors, gradient.dtype))
+        return found, None, None, None, None, None, None
+
+
+class _Pieces:
+    """The floating point weight of a layer, some outputs at a time: they stay in the processor's cache.
+
+    Attributes:
+        places: first output of a piece, and the one behind its last.
+    """
+
+    def __init__(self, ctx: Any, tensors: Sequence[Tensor | None], dtype: torch.dtype) -> None:
+        """Take codes, scales and zero points as the layer has them, and the type of the weight."""
+        product = ctx.product
+        self._stored, self._fast = (None, None) if product is None else (product.stored, product.weight)
+        self._tensors: dict[str, Tensor | None] = dict(zip(PARTS, tensors, strict=True))
+        self._dtype, self._format = dtype, {"bits": ctx.bits, "group_size": ctx.group_size}
+        packed = tensors[0]
+        assert packed is not None
+        on_cpu = packed.device.type in ("cpu", "meta")  # a GPU is fastest with everything at once
+        step = OUTPUTS_AT_ONCE if on_cpu else len(packed)
+        self.places = [(start, min(start + step, len(packed))) for start in range(0, len(packed), step)]
+
+    def weight(self, start: int, stop: int) -> Tensor:
+        """Return the weight of some outputs, ``[stop - start, I]``."""
+        if self._fast is not None and self._dtype in WEIGHT_TYPES:
+            return self._fast(start, stop, self._dtype)
+        parts = [self._part(name, start, stop) for name in PARTS]
+        return dequantize_packed(*parts, **self._format, dtype=self._dtype)  # type: ignore[arg-type]
+
+    def _part(self, name: str, start: int, stop: int) -> Tensor | None:
+        if self._stored is not None and name in self._stored.names:
+            return self._stored.tensor(name, start, stop)
+        tensor = self._tensors[name]
+        return None if tensor is None else tensor[start:stop]
+
+
+def _input_gradient(gradient: Tensor, pieces: _Pieces) -> Tensor:
+    """Return ``gradient @ weight``: ``[..., O]`` to ``[..., I]``; sums over pieces are formed in float32."""
+    if len(pieces.places) == 1:
+        return gradient @ pieces.weight(*pieces.places[0])
+    found: Tensor | None = None
+    for place in pieces.places:
+        part = gradient[..., slice(*place)] @ pieces.weight(*place)
+        part = part.to(torch.promote_types(part.dtype, torch.float32))
+        found = part if found is None else found.add_(part)
+    assert found is not None
+    return found.to(gradient.dtype)
+
+
+def _multiplied(input: Tensor, product: Product) -> Tensor | None:
+    """Return the product's output ``[..., O]``; None for inputs it does not take."""
+    if input.dtype not in product.dtypes or not input.numel():
+        return None
+    output_RO = product.multiply(input.reshape(-1, input.shape[-1]))
+    return None if output_RO is None else output_RO.unflatten(0, input.shape[:-1])
+
+
+def _unpacked(
+    packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group_size: int | None
+) -> QuantizedTensor:
+    return QuantizedTensor(unpack(packed, bits=bits), scale, zero, group_size)
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)

@@ -1,0 +1,313 @@
+"""The compiled kernels against the plain path in float32, which they equal up to the rounding of the result."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from glmtune.errors import ConfigError
+from glmtune.loading import load_base
+from glmtune.quantization.arithmetic.methods import METHODS
+from glmtune.quantization.arithmetic.primitives import round_activations
+from glmtune.quantization.kernels import native, packed
+from glmtune.quantization.kernels.dispatch import KERNELS, choose_kernel, prepare_for_inference
+from glmtune.quantization.kernels.fused_projections import JoinedProducts, join_attention_inputs
+from glmtune.quantization.kernels.native import SWITCH, native_library
+from glmtune.quantization.kernels.packed import ACTIVATION_BLOCK, PackedProduct
+from glmtune.quantization.layers.linear import QuantizedLinear
+
+DATA_FREE = [name for name, method in METHODS.items() if not method.calibrated]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+EPSILON = {torch.float32: 2e-6, torch.bfloat16: 4.1e-3, torch.float16: 6e-4}
+"""Of the largest output: half a unit in the last place, and float32 sums in another order."""
+SHAPES = [(16, 32), (33, 64), (48, 96), (7, 10), (1, 2), (64, 320), (24, 160), (130, 264)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    reason = native_library().refusal
+    if reason:
+        pytest.skip(f"no native kernels: {reason}")
+
+
+def layer(method: str, out_features: int = 72, in_features: int = 256, seed: int = 2) -> QuantizedLinear:
+    chosen = METHODS[method]
+    made = QuantizedLinear(in_features, out_features, layout=chosen.layout(method))
+    weight = torch.randn(out_features, in_features, generator=torch.Generator().manual_seed(seed)) * 0.05
+    made.put(chosen.quantize(weight))
+    return made
+
+
+def assert_equal_but_for_rounding(found: Tensor, exact: Tensor) -> None:
+    assert found.shape == exact.shape
+    difference = (found.double() - exact).abs().max()
+    assert difference <= EPSILON[found.dtype] * exact.abs().max()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", DATA_FREE)
+def test_rows_from_one_to_many_in_every_type(method: str, dtype: torch.dtype) -> None:
+    made = layer(method)
+    weight = made.dequantized(torch.float64)
+    prepare_for_inference(made, dtype)
+    for rows in (1, 2, 3, 5, 6, 7, 8, 64, 257, 512):
+        x = torch.randn(rows, 256).to(dtype)
+        found = made(x)
+        assert found.dtype == dtype
+        assert_equal_but_for_rounding(found, x.double() @ weight.T)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", DATA_FREE)
+def test_odd_shapes(method: str, dtype: torch.dtype) -> None:
+    for shape in SHAPES:
+        made = layer(method, *shape)
+        weight, codes = made.dequantized(torch.float64), made.weight.clone()
+        assert prepare_for_inference(made, dtype) == {"native": 1}
+        x = torch.randn(3, 5, shape[1]).to(dtype)
+        assert_equal_but_for_rounding(made(x), x.double() @ weight.T)
+        assert torch.equal(made.stored_codes(), codes)
+        assert torch.equal(made.dequantized(torch.float64), weight)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", DATA_FREE)
+def test_rounded_activations(method: str, dtype: torch.dtype) -> None:
+    if not native_library().rounds_activations:
+        pytest.skip("the processor has no AVX-512 VNNI")
+    for shape in [*SHAPES, (72, 1000)]:
+        made = layer(method, *shape)
+        weight = made.dequantized(torch.float64)
+        assert prepare_for_inference(made, dtype, activations="int8") == {"native-a8": 1}
+        for rows in (1, 4, 7, 64):
+            x = torch.randn(rows, shape[1]).to(dtype)
+            rounded = round_activations(x.float(), block=made.group_size or ACTIVATION_BLOCK)
+            assert_equal_but_for_rounding(made(x), rounded.double() @ weight.T)
+
+
+@pytest.mark.parametrize("activations", list(KERNELS))
+@pytest.mark.parametrize("method", ["int8", "int4", "int4-g64-asym"])
+def test_a_matrix_unit_computes_the_same(
+    method: str, activations: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = layer(method, 200)
+    x = torch.randn(70, 256)
+    block = made.group_size or ACTIVATION_BLOCK
+    seen = x.bfloat16() if activations is None else round_activations(x.bfloat16(), block=block)
+    exact = seen.double() @ made.dequantized(torch.bfloat16).double().T
+    monkeypatch.setattr(packed, "native_library", lambda: replace(native_library(), matrix_unit=True))
+    monkeypatch.setattr(packed, "PART_WEIGHTS", 128 * 256)  # two parts
+    prepare_for_inference(made, torch.bfloat16, activations=activations)
+    assert made.product is not None
+    assert isinstance(made.product.multiply, PackedProduct)
+    assert made.product.multiply.prefers_matrices(x.bfloat16())
+    assert not made.product.multiply.prefers_matrices(x[:9].bfloat16())
+    assert_equal_but_for_rounding(made(x.bfloat16()), exact)
+
+
+@pytest.mark.parametrize("activations", list(KERNELS))
+@pytest.mark.parametrize("method", ["int8", "int4", "int4-g64-asym"])
+def test_inputs_need_not_be_contiguous(method: str, activations: str | None) -> None:
+    made = layer(method)
+    wide = torch.randn(6, 512).bfloat16()
+    inputs = (wide[:, ::2], torch.randn(256, 6).bfloat16().T, wide[::2, :256], torch.empty(0, 256).bfloat16())
+    prepare_for_inference(made, torch.bfloat16, activations=activations)
+    for x in inputs:
+        assert torch.equal(made(x), made(x.clone(memory_format=torch.contiguous_format)))
+        assert made(x).shape == (len(x), 72)
+
+
+@pytest.mark.parametrize("activations", list(KERNELS))
+def test_zeros_and_the_number_of_threads_change_nothing(activations: str | None) -> None:
+    made, before = layer("int4", 640), torch.get_num_threads()
+    prepare_for_inference(made, torch.float32, activations=activations)
+    assert not made(torch.zeros(2, 256)).any()
+    x = torch.randn(9, 256)
+    try:
+        torch.set_num_threads(2)
+        found = made(x)
+        torch.set_num_threads(1)
+        assert torch.equal(made(x), found)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("method", ["int8", "int4-g32-asym"])
+def test_gradients_are_those_of_the_plain_path(method: str) -> None:
+    made = layer(method)
+    grads = []
+    for _ in range(2):
+        x = torch.linspace(-1, 1, 512).reshape(2, 256).bfloat16().requires_grad_()
+        made(x).sum().backward()
+        grads.append(x.grad)
+        prepare_for_inference(made, torch.bfloat16)
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("method", ["int4", "int4-g32-asym"])
+def test_codes_and_scales_are_held_once_and_come_back(method: str, tmp_path: Path) -> None:
+    model = load_base("glm-tiny", dtype="bfloat16", device="cpu", quantization=method)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fingerprint = model.fingerprint()
+    prepare_for_inference(model)
+    codes = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    for module in codes:
+        assert all(getattr(module, name).is_meta for name in module.stored())
+    assert model.fingerprint() == fingerprint
+    held = model.state_dict()
+    assert all(torch.equal(held[name], tensor) for name, tensor in before.items())
+    model.save_pretrained(tmp_path)
+    assert load_base(tmp_path, device="cpu").fingerprint() == fingerprint
+    twin = copy.deepcopy(model)
+    model.load_state_dict(before)
+    for changed in (model, twin, model.float()):
+        assert not any(parameter.is_meta for parameter in changed.parameters())
+    after = model.state_dict()
+    assert all(torch.equal(after[name].to(tensor.dtype), tensor) for name, tensor in before.items())
+
+
+def test_an_embedding_that_shares_its_codes_keeps_them() -> None:
+    folder = Path(__file__).resolve().parents[2] / "golden" / "models" / "chatglm"
+    model = load_base(folder, dtype="float32", device="cpu")
+    from glmtune.quantization.layers.apply import quantize_model
+
+    quantize_model(model, "int4", embeddings=True)
+    ids = torch.tensor([[3, 5, 8, 4]])
+    inputs = {"input_ids": ids}
+    expected = model.get_input_embeddings()(ids)
+    prepare_for_inference(model)
+    assert torch.equal(model.get_input_embeddings()(**{"input": inputs["input_ids"]}), expected)
+    head = model.get_output_embeddings()
+    assert isinstance(head, QuantizedLinear)
+    assert head.product is not None
+    assert not head.weight.is_meta
+
+
+class _Attention(nn.Module):
+    def __init__(self, methods: tuple[str, str, str]) -> None:
+        super().__init__()
+        sizes = (256, 64, 64)
+        made = [
+            layer(method, size, 128, seed)
+            for seed, (method, size) in enumerate(zip(methods, sizes, strict=True))
+        ]
+        self.q_proj, self.k_proj, self.v_proj = made
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [projection(x) for projection in (self.q_proj, self.k_proj, self.v_proj)]
+
+
+@pytest.mark.parametrize("activations", list(KERNELS))
+@pytest.mark.parametrize("method", ["int8", "int4", "int4-g32-asym"])
+def test_query_key_and_value_are_one_product(method: str, activations: str | None) -> None:
+    module = _Attention((method, method, method))
+    parts = [layer.quantized().codes_OI.clone() for layer in module.children()]  # type: ignore[union-attr]
+    alone = copy.deepcopy(module)
+    prepare_for_inference(module, torch.bfloat16, activations=activations)
+    for each in alone.children():
+        prepare_for_inference(each, torch.bfloat16, activations=activations)
+    x, other = torch.randn(2, 3, 128).bfloat16(), torch.randn(1, 128).bfloat16()
+    with torch.no_grad():
+        for inputs in (x, x[:, :1], other, x):
+            for found, right in zip(module(inputs), alone(inputs), strict=True):
+                assert torch.equal(found, right)
+        module.q_proj(x)
+        assert torch.equal(module.v_proj(other), alone.v_proj(other))  # not with the input of the first
+        assert torch.equal(module.k_proj(x), alone.k_proj(x))
+    for made, codes in zip(module.children(), parts, strict=True):
+        assert isinstance(made, QuantizedLinear)
+        assert torch.equal(made.quantized().codes_OI, codes)
+
+
+def test_what_does_not_fit_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _Attention(("int4", "int8", "int4"))
+    prepare_for_inference(module, torch.bfloat16)
+    assert join_attention_inputs(module) == 0
+    calls: list[int] = []
+    monkeypatch.setattr(JoinedProducts, "multiply", lambda self, index, x: calls.append(index))
+    module(torch.randn(1, 128).bfloat16())
+    assert calls == []
+
+
+def test_a_whole_model_with_rounded_activations() -> None:
+    model = load_base("glm-tiny", dtype="bfloat16", device="cpu", quantization="int8")
+    ids = torch.arange(5, 37)[None]
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits.float()
+        prepare_for_inference(model, activations="int8")
+        found = model(input_ids=ids).logits.float()
+    assert not torch.equal(found, expected)
+    assert (found - expected).abs().max() < 0.2 * expected.abs().max()
+
+
+def test_activations_that_cannot_be_rounded_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"`quantization_activations` is `int7`.*Valid: int8"):
+        prepare_for_inference(layer("int4"), activations="int7")
+    with pytest.raises(ConfigError, match="`int8`, but the model is not quantized"):
+        prepare_for_inference(nn.Linear(4, 4), activations="int8")
+
+
+class TestWhereNothingCanBeCompiled:
+    @pytest.fixture(autouse=True)
+    def _fresh(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path))
+        native_library.cache_clear()
+        yield
+        native_library.cache_clear()
+
+    def test_no_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        assert "no C++ compiler found" in native_library().refusal
+        kernel = choose_kernel(layer("int4", 16), torch.bfloat16)
+        assert kernel is not None
+        assert kernel.name == "int4pack"
+
+    def test_a_compiler_that_fails(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        compiler = tmp_path / "broken"
+        compiler.write_text("#!/bin/sh\necho 'fatal: no space' >&2\nexit 1\n")
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CXX", str(compiler))
+        with caplog.at_level(logging.WARNING):
+            for _ in range(3):
+                assert native_library().refusal == "compiling them failed: fatal: no space"
+        assert len(caplog.records) == 1
+        assert not list(tmp_path.glob("*.so"))
+
+    def test_the_switch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(SWITCH, "0")
+        assert native_library().refusal == f"{SWITCH} is 0"
+
+    def test_another_processor(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "cpuinfo").write_text("flags : fpu avx2\n")
+        monkeypatch.setattr(native, "CPU_INFO", tmp_path / "cpuinfo")
+        assert native_library().refusal == "the processor has no AVX-512"
+
+    def test_rounded_activations_take_the_plain_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(SWITCH, "0")
+        made = layer("int4-g64")
+        x = torch.randn(3, 256)
+        weight = made.dequantized(torch.float64)
+        assert prepare_for_inference(made, torch.float32, activations="int8") == {"plain-a8": 1}
+        assert_equal_but_for_rounding(made(x), round_activations(x, block=64).double() @ weight.T)
+
+
+def test_it_is_compiled_once_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path))
+    try:
+        for _ in range(2):
+            native_library.cache_clear()
+            assert native_library().refusal == ""
+        [file] = tmp_path.iterdir()
+        assert file.name.startswith("products-")
+        assert file.suffix == ".so"
+    finally:
+        native_library.cache_clear()
