@@ -55,7 +55,7 @@ def batches(options: argparse.Namespace, arm: str, rows: Any, pad: int) -> list[
 
     from glmtune.data.collate import DynamicPaddingCollator, PackedDataset, PackingCollator
     from glmtune.labels import IGNORE_INDEX
-    from glmtune.training.sampling import EpochSampler
+    from glmtune.training.row_order import EpochSampler
 
     lengths = [len(row["input_ids"]) for row in rows]
     num_steps = options.rows // options.rows_per_step

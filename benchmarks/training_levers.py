@@ -32,7 +32,7 @@ from glmtune.models.checkpoints.config import native_config
 from glmtune.models.glm import OfficialGlmForCausalLM
 from glmtune.models.releases.families import Family
 from glmtune.training.compiling import compile_layers
-from glmtune.training.sampling import EpochSampler
+from glmtune.training.row_order import EpochSampler
 
 LONG = 8192
 

@@ -174,7 +174,7 @@ def _report(error: Exception) -> int:
         )
     code = error.exit_code if isinstance(error, GlmtuneError) else 1
     if _is_launched():  # one of several processes: the launcher shows one error of one of them
-        from glmtune.training.launch import record_failure
+        from glmtune.training.distributed.launch import record_failure
 
         if record_failure(text, "".join(traceback.format_exception(error))):
             return code

@@ -65,7 +65,8 @@ def run(config: TrainConfig) -> TrainResult:
     from transformers import set_seed
 
     from glmtune.models.load import choose_device
-    from glmtune.training import deepspeed, divided, session, together
+    from glmtune.training import session
+    from glmtune.training.distributed import collectives, deepspeed, sharded_loading
 
     device = choose_device(config.model.device)
     if config.deepspeed is not None:
@@ -76,10 +77,10 @@ def run(config: TrainConfig) -> TrainResult:
         return TrainResult(start.folder, start.finished["steps"], start.finished)
     set_seed(config.seed)
 
-    with together.all_or_none():
+    with collectives.all_or_none():
         model, tokenizer = _load(config)
         train, validation = _data(config, tokenizer)
-    facts = {"base_fingerprint": divided.fingerprint(model), "data_fingerprint": train.fingerprint}
+    facts = {"base_fingerprint": sharded_loading.fingerprint(model), "data_fingerprint": train.fingerprint}
     tuned = _adapt(config, model, tokenizer, facts)
     trainer = _trainer(config, tuned, tokenizer, train, validation, facts, device.type)
     tensorboard = "tensorboard" in config.trainer.report_to
@@ -169,7 +170,7 @@ def _trainer(
     from glmtune.data.collate import DynamicPaddingCollator, PackingCollator
     from glmtune.training.arguments import compute_precision, training_arguments
     from glmtune.training.compiling import compile_layers
-    from glmtune.training.deepspeed import deepspeed_config
+    from glmtune.training.distributed.deepspeed import deepspeed_config
     from glmtune.training.trainer import GlmTrainer
 
     zero = config.deepspeed
@@ -247,8 +248,8 @@ def _check_memory(config: TrainConfig) -> None:
 
 def _main(config: TrainConfig) -> int:
     """Run, or start the processes that do; exit as shells expect after a signal: 128 + its number."""
-    from glmtune.training.launch import is_started
-    from glmtune.training.processes import start
+    from glmtune.training.distributed.launch import is_started
+    from glmtune.training.distributed.start import start
 
     if not is_started():
         _check_memory(config)

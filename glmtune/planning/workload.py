@@ -11,8 +11,8 @@ from glmtune.planning.hardware import Hardware
 from glmtune.prefix.settings import PrefixSettings
 from glmtune.quantization.arithmetic.methods import EXTERNAL, METHODS, OPTIONAL
 from glmtune.training.config import RunConfig
-from glmtune.training.deepspeed import effective
-from glmtune.training.launch import LaunchSettings
+from glmtune.training.distributed.deepspeed import effective
+from glmtune.training.distributed.launch import LaunchSettings
 from glmtune.training.settings import LoraSettings
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -240,7 +240,7 @@ def _autocasts(config: RunConfig, hardware: Hardware, weight_bytes: int) -> bool
 
 
 def _division(config: RunConfig, geometry: Geometry, hardware: Hardware) -> Division:
-    """Follow `glmtune.training.launch`: as many processes as set, else one per GPU."""
+    """Follow `glmtune.training.distributed.launch`: as many processes as set, else one per GPU."""
     launch, settings = config.launch, config.deepspeed
     per_node = launch.num_processes or (hardware.per_node if hardware.device == "cuda" else 1)
     if hardware.device == "cuda" and per_node > hardware.per_node:

@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from glmtune import __version__
-from glmtune.training.checkpoint import write_text
+from glmtune.training.checkpoints.folder import write_text
 from glmtune.training.settings import METRICS
 
 # Shown in the model card and at the end of a run, in this order.

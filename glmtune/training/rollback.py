@@ -18,9 +18,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.integrations import TensorBoardCallback
 
 from glmtune.errors import StartAnewError, TrainingError
-from glmtune.training.checkpoint import latest_checkpoint, step_of, write_text
-from glmtune.training.not_finite import NotFiniteError
-from glmtune.training.watch import Alert
+from glmtune.training.checkpoints.folder import latest_checkpoint, step_of, write_text
+from glmtune.training.watching.evidence import NotFiniteError
+from glmtune.training.watching.rules import Alert
 
 if TYPE_CHECKING:
     from glmtune.training.trainer import GlmTrainer

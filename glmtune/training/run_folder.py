@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from glmtune.errors import ConfigError, TrainingError
-from glmtune.training.checkpoint import (
+from glmtune.training.checkpoints.folder import (
     checkpoint_at,
     drop_after,
     latest_checkpoint,

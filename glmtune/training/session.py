@@ -17,7 +17,6 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 
 from glmtune import __version__
 from glmtune.errors import TrainingError
-from glmtune.training import together
 from glmtune.training.adapt import count_parameters
 from glmtune.training.callbacks import (
     LOG_FILE,
@@ -27,8 +26,9 @@ from glmtune.training.callbacks import (
     append_entry,
     read_log,
 )
-from glmtune.training.checkpoint import latest_checkpoint, step_of, write_problem, write_text
-from glmtune.training.launch import PARTNER_LOST
+from glmtune.training.checkpoints.folder import latest_checkpoint, step_of, write_problem, write_text
+from glmtune.training.distributed import collectives
+from glmtune.training.distributed.launch import PARTNER_LOST
 from glmtune.training.report import SCORES, environment, model_card, plot_loss, summarize, write_json
 from glmtune.training.rollback import train_with_rollbacks
 from glmtune.training.run_folder import RESULTS_FILE, RunStart, check_facts, start_run
@@ -58,9 +58,9 @@ def begin(output_dir: str, resume: str, settings: Mapping[str, Any], device: tor
     """
     if (num_threads := settings["trainer"]["num_threads"]) is not None:
         torch.set_num_threads(num_threads)
-    processes = together.join(device, settings["launch"]["timeout_seconds"])
-    together.check_same({name: value for name, value in settings.items() if name != "launch"})
-    start = together.of_first(lambda: start_run(output_dir, resume=resume, settings=settings))
+    processes = collectives.join(device, settings["launch"]["timeout_seconds"])
+    collectives.check_same({name: value for name, value in settings.items() if name != "launch"})
+    start = collectives.of_first(lambda: start_run(output_dir, resume=resume, settings=settings))
     if processes.is_main_process:
         _announce(start)
     return start
@@ -115,7 +115,7 @@ def train(trainer: GlmTrainer, checkpoint: Path | None, *, tensorboard: bool = T
     except (RuntimeError, MemoryError) as error:
         if _is_memory(error):
             raise TrainingError(_memory_problem(trainer)) from error
-        if together.is_lost(error):
+        if collectives.is_lost(error):
             raise TrainingError(_lost_problem(trainer)) from error
         raise
     finally:

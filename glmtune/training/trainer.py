@@ -21,18 +21,18 @@ from transformers.trainer_callback import PrinterCallback, TrainerControl, Train
 from glmtune.labels import IGNORE_INDEX
 from glmtune.models.placeholders import waits_for
 from glmtune.quantization.kernels.for_training import prepare_for_training
-from glmtune.training import checkpoint as checkpoints
-from glmtune.training import deepspeed, fsdp, together
 from glmtune.training.adapt import Tuned
-from glmtune.training.divided import fill_for_zero
-from glmtune.training.not_finite import not_finite
+from glmtune.training.checkpoints import folder as checkpoints
+from glmtune.training.checkpoints.saving import Job, Saves, parts_of
+from glmtune.training.distributed import collectives, deepspeed, fsdp
+from glmtune.training.distributed.sharded_loading import fill_for_zero
+from glmtune.training.distributed.zero_state import load_state, refuse_other_kind
+from glmtune.training.rank_batches import FilledRows, RankBatches
 from glmtune.training.rollback import rate_factor, scale_rate
-from glmtune.training.sampling import EpochSampler, LengthOrder
-from glmtune.training.saving import Job, Saves, parts_of
+from glmtune.training.row_order import EpochSampler, LengthOrder
 from glmtune.training.settings import WatchSettings
-from glmtune.training.shared_rows import FilledRows, RankBatches
-from glmtune.training.watch_callback import TrainingWatch
-from glmtune.training.zero_state import load_state, refuse_other_kind
+from glmtune.training.watching.callback import TrainingWatch
+from glmtune.training.watching.evidence import not_finite
 
 LOSS_STATE = "loss_state.json"
 
@@ -301,9 +301,9 @@ class GlmTrainer(Trainer):
         )
         with ExitStack() as stack:
             folder = stack.enter_context(opened)
-            together.wait()
-            with together.agreed("write its part of the checkpoint", checkpoints.WRITE_ERRORS):
-                together.check_shared(folder)
+            collectives.wait()
+            with collectives.agreed("write its part of the checkpoint", checkpoints.WRITE_ERRORS):
+                collectives.check_shared(folder)
                 self._save_small_parts(folder, loss.item())
             parts = parts_of(self, folder)
             rest = stack.pop_all()

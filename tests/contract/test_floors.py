@@ -37,7 +37,7 @@ FLOORS = {
 ONLY = {
     "hydra": ("recipes/compose.py",),
     "omegaconf": ("recipes/compose.py",),
-    "deepspeed": ("glmtune/training/deepspeed.py",),
+    "deepspeed": ("glmtune/training/distributed/deepspeed.py",),
     "fastapi": ("glmtune/serving/",),
     "gradio": ("glmtune/serving/",),
 }

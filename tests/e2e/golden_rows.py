@@ -53,9 +53,10 @@ def train(folder: Path, source: Path, stage: int, output_dir: Path) -> int:
     """
     from glmtune.data.collate import DynamicPaddingCollator
     from glmtune.models.load import load_base
-    from glmtune.training import deepspeed, session, together
+    from glmtune.training import session
     from glmtune.training.adapt import tune_all
     from glmtune.training.arguments import training_arguments
+    from glmtune.training.distributed import collectives, deepspeed
     from glmtune.training.settings import TrainerSettings
     from glmtune.training.trainer import GlmTrainer
 
@@ -76,7 +77,7 @@ def train(folder: Path, source: Path, stage: int, output_dir: Path) -> int:
     )
     zero = deepspeed.DeepSpeedSettings(stage=stage)
     deepspeed.prepare(zero, "cpu")
-    together.join(torch.device("cpu"), 60)
+    collectives.join(torch.device("cpu"), 60)
     output_dir.mkdir(exist_ok=True)
     rows = rows_of(folder)
     trainer = GlmTrainer(

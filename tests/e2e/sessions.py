@@ -41,7 +41,7 @@ def killed_in_step(step: int) -> None:
 
 def killed_while_saving(step: int) -> None:
     """Die when this process has written its part of a step's checkpoint, in whatever thread."""
-    from glmtune.training.zero_state import State
+    from glmtune.training.distributed.zero_state import State
 
     write = State.write
 
@@ -237,8 +237,8 @@ def main() -> None:
     import peft  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
 
-    from glmtune.training import deepspeed as ours  # noqa: F401
     from glmtune.training import session, trainer  # noqa: F401
+    from glmtune.training.distributed import deepspeed as ours  # noqa: F401
 
     for line in sys.argv[1:] or sys.stdin:
         folder = Path(line.strip()).parent

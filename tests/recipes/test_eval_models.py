@@ -39,7 +39,7 @@ def tuned(tmp_path_factory) -> dict[str, Path]:
     from glmtune.prefix.checkpoint import PrefixMeta, save_prefix
     from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
     from glmtune.training.adapt import tune_adapter
-    from glmtune.training.checkpoint import writing
+    from glmtune.training.checkpoints.folder import writing
     from glmtune.training.settings import LoraSettings
 
     torch.manual_seed(1)

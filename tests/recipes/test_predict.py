@@ -212,7 +212,7 @@ def adapter(base, tmp_path):
     """A run folder whose `last` holds a random LoRA adapter of that base, as training leaves it."""
     from glmtune.models.load import load_base
     from glmtune.training.adapt import tune_adapter
-    from glmtune.training.checkpoint import writing
+    from glmtune.training.checkpoints.folder import writing
     from glmtune.training.settings import LoraSettings
 
     torch.manual_seed(2)

@@ -16,7 +16,7 @@ from transformers import get_scheduler
 from glmtune.errors import TrainingError
 from glmtune.prefix.attach import prefix_of
 from glmtune.training.callbacks import read_log
-from glmtune.training.checkpoint import latest_checkpoint
+from glmtune.training.checkpoints.folder import latest_checkpoint
 from glmtune.training.rollback import (
     EVIDENCE_FILE,
     Rollback,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from glmtune.errors import CheckpointError, ConfigError, TrainingError
-from glmtune.training.checkpoint import writing
+from glmtune.training.checkpoints.folder import writing
 from glmtune.training.run_folder import changed_settings, check_facts, start_run
 
 SETTINGS: dict[str, Any] = {

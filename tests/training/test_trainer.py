@@ -19,7 +19,7 @@ from glmtune.quantization.kernels.native import native_library
 from glmtune.quantization.layers.apply import quantize_model
 from glmtune.quantization.layers.linear import QuantizedLinear
 from glmtune.training.callbacks import StopOnSignal, TrainingLog, read_log
-from glmtune.training.checkpoint import checkpoints, latest_checkpoint, read_manifest
+from glmtune.training.checkpoints.folder import checkpoints, latest_checkpoint, read_manifest
 from glmtune.training.session import train
 from glmtune.training.trainer import GlmTrainer
 

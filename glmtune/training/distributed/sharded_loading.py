@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from glmtune.models.load import GlmModel
 from glmtune.models.placeholders import give_back_memory, wait_for, waits_for
-from glmtune.training import deepspeed, together
+from glmtune.training.distributed import collectives, deepspeed
 
 
 def fingerprint(model: GlmModel) -> str:
@@ -30,7 +30,7 @@ def fingerprint(model: GlmModel) -> str:
     stored = waits_for(model)
     if stored is None:
         return model.fingerprint()
-    found: str = together.of_first(stored.fingerprint)
+    found: str = collectives.of_first(stored.fingerprint)
     model.fingerprint = lambda: found
     return found
 
@@ -57,7 +57,7 @@ def fill(
     assert stored is not None
     named = model.named_parameters(remove_duplicate=False)
     parameters = {_base_name(name): parameter for name, parameter in named}
-    reads = together.is_first()
+    reads = collectives.is_first()
 
     @contextmanager
     def passing(names: Sequence[str]) -> Iterator[Sequence[Tensor] | None]:

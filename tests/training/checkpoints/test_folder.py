@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from glmtune.errors import CheckpointError, TrainingError
-from glmtune.training import checkpoint as checkpoints
+from glmtune.training.checkpoints import folder as checkpoints
 
 
 def write(run: Path, step: int, **files: str) -> Path:

@@ -14,8 +14,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from glmtune.cli import main
 from glmtune.errors import ConfigError, TrainingError
-from glmtune.training import hosts, launch, processes
-from glmtune.training.launch import LaunchSettings, Node
+from glmtune.training.distributed import hosts, launch, start
+from glmtune.training.distributed.launch import LaunchSettings, Node
 
 ALONE = {"num_nodes": 1, "master_addr": "127.0.0.1", "timeout_seconds": 30}
 
@@ -225,7 +225,7 @@ def test_settings_that_contradict(values: dict[str, Any], words: str) -> None:
 
 
 def test_one_process_needs_no_launcher() -> None:
-    assert processes.start("train", {}, LaunchSettings(), device="cpu", always=False) is None
+    assert start.start("train", {}, LaunchSettings(), device="cpu", always=False) is None
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

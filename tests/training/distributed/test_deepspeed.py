@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from glmtune.errors import ConfigError, MissingExtraError
-from glmtune.training import deepspeed
-from glmtune.training.deepspeed import DeepSpeedSettings, deepspeed_config
+from glmtune.training.distributed import deepspeed
+from glmtune.training.distributed.deepspeed import DeepSpeedSettings, deepspeed_config
 from glmtune.training.settings import TrainerSettings
 from recipes.compose import load_settings
 from recipes.train import COMMAND

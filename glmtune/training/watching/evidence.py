@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from glmtune.errors import TrainingError
-from glmtune.training import together
-from glmtune.training.checkpoint import latest_checkpoint
-from glmtune.training.watch import Alert
+from glmtune.training.checkpoints.folder import latest_checkpoint
+from glmtune.training.distributed import collectives
+from glmtune.training.watching.rules import Alert
 
 if TYPE_CHECKING:
     from glmtune.training.trainer import GlmTrainer
@@ -93,7 +93,7 @@ def not_finite(trainer: GlmTrainer, what: str, norm: Any) -> NotFiniteError:
         what: ``loss`` or ``gradient norm``.
         norm: of the gradients, before clipping.
     """
-    losses = together.gathered([float(loss) for loss in trainer.watch.batch_losses])
+    losses = collectives.gathered([float(loss) for loss in trainer.watch.batch_losses])
     evidence = Evidence(
         step=trainer.state.global_step + 1,
         what=what,

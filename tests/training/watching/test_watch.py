@@ -18,7 +18,7 @@ from glmtune.prefix.attach import prefix_of
 from glmtune.training.callbacks import read_log
 from glmtune.training.settings import TrainerSettings, WatchSettings
 from glmtune.training.trainer import GlmTrainer
-from glmtune.training.watch import Alert, Step, StepWatch
+from glmtune.training.watching.rules import Alert, Step, StepWatch
 
 MakeTrainer = Callable[..., GlmTrainer]
 CALM = [2.0, 2.1, 1.9, 2.05, 1.95] * 5

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.stories import Story, run_sessions
-from tests.training.test_saving import contents
+from tests.training.checkpoints.test_saving import contents
 
 pytest.importorskip("deepspeed", reason="the extra glmtune[deepspeed] is not installed")
 IS_SLOW = "GLMTUNE_SLOW" in os.environ

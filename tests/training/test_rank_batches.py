@@ -6,7 +6,7 @@ import pytest
 from torch.utils.data import SequentialSampler
 
 from glmtune.labels import IGNORE_INDEX
-from glmtune.training.shared_rows import FilledRows, RankBatches, filler
+from glmtune.training.rank_batches import FilledRows, RankBatches, filler
 
 
 def shares(rows: int, batch_size: int, processes: int) -> list[list[list[int]]]:

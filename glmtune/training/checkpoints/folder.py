@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from glmtune.errors import CheckpointError, TrainingError
-from glmtune.training.together import is_lost
+from glmtune.training.distributed.collectives import is_lost
 
 MANIFEST = "checkpoint.json"
 PARTIAL = ".partial"

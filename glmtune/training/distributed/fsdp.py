@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glmtune.models.placeholders import is_nothing, waits_for
-from glmtune.training.divided import fill
+from glmtune.training.distributed.sharded_loading import fill
 
 OPTIMIZER_FILE = "optimizer.pt"
 

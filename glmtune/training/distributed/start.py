@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glmtune.training.hosts import launch_on_hosts
-from glmtune.training.launch import LaunchSettings, launch, node_of, num_processes
+from glmtune.training.distributed.hosts import launch_on_hosts
+from glmtune.training.distributed.launch import LaunchSettings, launch, node_of, num_processes
 
 
 def start(

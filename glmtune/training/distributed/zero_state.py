@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError
-from glmtune.training import deepspeed
+from glmtune.training.distributed import deepspeed
 
 FILE_PATTERN = "zero-{number:05d}-of-{count:05d}.safetensors"
 INDEX_FILE = "zero.json"

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from glmtune.training import checkpoint as checkpoints
-from glmtune.training import fsdp, together, zero_state
 from glmtune.training.adapt import Tuned
+from glmtune.training.checkpoints import folder as checkpoints
+from glmtune.training.distributed import collectives, fsdp, zero_state
 
 if TYPE_CHECKING:
     from glmtune.training.trainer import GlmTrainer
@@ -78,13 +78,13 @@ def complete(job: Job, group: Any) -> None:
         TrainingError: something could not be written, in the first process; OSError in others.
     """
     with job.opened:
-        with together.agreed("write its part of the checkpoint", checkpoints.WRITE_ERRORS, group):
+        with collectives.agreed("write its part of the checkpoint", checkpoints.WRITE_ERRORS, group):
             job.parts.write_state()
-        with together.agreed("write the checkpoint", checkpoints.WRITE_ERRORS, group):
+        with collectives.agreed("write the checkpoint", checkpoints.WRITE_ERRORS, group):
             if job.writes:
                 job.tuned.save(job.folder, job.parts.weights())
         sealing = job.opened.pop_all()
-    with together.all_or_none(group):
+    with collectives.all_or_none(group):
         sealing.close()
         if job.writes:
             run = job.final.parent
@@ -105,7 +105,7 @@ class Saves:
             timeout_seconds: how long they wait for each other.
         """
         self.beside = beside
-        self._group = together.second_group(timeout_seconds) if beside else None
+        self._group = collectives.second_group(timeout_seconds) if beside else None
         self._thread: threading.Thread | None = None
         self._problem: BaseException | None = None
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ConfigError, TrainingError
-from glmtune.training.launch import SAVING_SECONDS, SEVERAL_MACHINES_PORT, LaunchSettings
+from glmtune.training.distributed.launch import SAVING_SECONDS, SEVERAL_MACHINES_PORT, LaunchSettings
 
 CONNECT_SECONDS = 10
 STOP_SECONDS = 30

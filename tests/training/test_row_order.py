@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from glmtune.training.sampling import BATCHES_SORTED_TOGETHER, EpochSampler, LengthOrder
+from glmtune.training.row_order import BATCHES_SORTED_TOGETHER, EpochSampler, LengthOrder
 
 GENERATOR = random.Random(1)
 LENGTHS = [GENERATOR.randint(5, 200) for _ in range(203)]

@@ -19,7 +19,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 
 from glmtune.training.callbacks import append_entry
 from glmtune.training.settings import WatchSettings
-from glmtune.training.watch import Alert, Step, StepWatch
+from glmtune.training.watching.rules import Alert, Step, StepWatch
 
 KEPT = 50
 """Steps and alerts remembered as evidence."""

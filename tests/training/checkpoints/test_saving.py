@@ -12,9 +12,10 @@ import torch
 from safetensors import safe_open
 
 from glmtune.errors import TrainingError
-from glmtune.training import checkpoint as checkpoints
-from glmtune.training import saving, session
-from glmtune.training.saving import in_host_memory
+from glmtune.training import session
+from glmtune.training.checkpoints import folder as checkpoints
+from glmtune.training.checkpoints import saving
+from glmtune.training.checkpoints.saving import in_host_memory
 from tests.training.conftest import MakeTrainer
 
 CLOCK = ("trainer_state.json", checkpoints.MANIFEST)
