@@ -19,7 +19,7 @@ from evaluation.compare_text import WindowLoss
 from evaluation.sample import ChoiceScores, Completion, Prompt
 from glmtune.adapter import find_adapter, load_adapter
 from glmtune.errors import DataError
-from glmtune.inference.engine import Engine
+from glmtune.inference.engine.engine import Engine
 from glmtune.inference.perplexity import token_losses
 from glmtune.inference.settings import EngineSettings
 from glmtune.loading import load_tokenizer, load_tuned

@@ -11,7 +11,7 @@ from evaluation.backend import Limits, ModelIdentity
 from evaluation.glm_backend import PromptEncoder, is_chat_model
 from evaluation.sample import ChoiceScores, Completion, Prompt
 from glmtune.errors import MissingExtraError
-from glmtune.inference.stop_text import StopText
+from glmtune.inference.engine.stop_text import StopText
 
 ROUND_TOKENS = 128
 """With stop strings: tokens generated between two looks at the text; the cache makes going on cheap."""

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from glmtune.data.dataset import ConversationSet
-    from glmtune.inference.journal import RunIdentity
-    from glmtune.inference.run import PredictedSplit
+    from glmtune.inference.predict.journal import RunIdentity
+    from glmtune.inference.predict.predict import PredictedSplit
     from glmtune.metrics.significance import Difference
     from glmtune.models.load import GlmModel
 
@@ -110,8 +110,8 @@ def run(config: PredictConfig) -> PredictResult:
     from rich.console import Console
 
     from glmtune.data.dataset import load_conversations
-    from glmtune.inference.questions import build_questions
-    from glmtune.inference.run import predict_split
+    from glmtune.inference.predict.predict import predict_split
+    from glmtune.inference.predict.questions import build_questions
     from glmtune.loading import load_base, load_tokenizer
     from glmtune.quantization.kernels.dispatch import prepare_for_inference
 
@@ -212,7 +212,7 @@ def _identity(
     tuning: _Tuning,
 ) -> RunIdentity:
     from glmtune import __version__
-    from glmtune.inference.journal import RunIdentity, deciding_settings
+    from glmtune.inference.predict.journal import RunIdentity, deciding_settings
     from glmtune.models.templates.renderer import template_for
 
     activations = config.model.quantization_activations
@@ -253,7 +253,7 @@ def _announce(
 
 def _report(console: Console, tuned: PredictedSplit, base: PredictedSplit | None) -> tuple[Difference, ...]:
     """Print tables and samples; return the paired comparison if there is one."""
-    from glmtune.inference.report import samples_table, write_comparison
+    from glmtune.inference.predict.report import samples_table, write_comparison
     from glmtune.metrics.significance import paired_bootstrap
     from glmtune.metrics.tables import comparison_table, report_table
 

@@ -90,8 +90,8 @@ def _score_file(given: str, seed: int) -> ScoreResult:
     from rich.console import Console
 
     from glmtune.files import write_text_atomically
-    from glmtune.inference.compare import score_predictions
-    from glmtune.inference.predictions import (
+    from glmtune.inference.predict.match import score_predictions
+    from glmtune.inference.predict.predictions import (
         find_predictions,
         read_identity,
         read_predictions,
@@ -120,9 +120,9 @@ def _score_file(given: str, seed: int) -> ScoreResult:
 def _compare(given_a: str, given_b: str, config: ScoreConfig) -> ScoreResult:
     from rich.console import Console
 
-    from glmtune.inference.compare import match_rows, score_predictions
-    from glmtune.inference.predictions import find_predictions, read_predictions
-    from glmtune.inference.report import write_comparison
+    from glmtune.inference.predict.match import match_rows, score_predictions
+    from glmtune.inference.predict.predictions import find_predictions, read_predictions
+    from glmtune.inference.predict.report import write_comparison
     from glmtune.metrics.significance import paired_bootstrap
     from glmtune.metrics.tables import comparison_table
 

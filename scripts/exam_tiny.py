@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from glmtune.inference.generate import generate_ids
+from glmtune.inference.predict.generate import generate_ids
 from glmtune.inference.settings import GenerationSettings
 from glmtune.models.load import load_base
 from glmtune.models.releases.source import resolve_source

@@ -17,7 +17,7 @@ from evaluation.glm_backend import (
 from evaluation.sample import Prompt, Turn
 from glmtune.adapter import load_adapter
 from glmtune.errors import ConfigError, DataError
-from glmtune.inference.batches import generate_ids
+from glmtune.inference.predict.batches import generate_ids
 from glmtune.inference.settings import EngineSettings, GenerationSettings
 from glmtune.loading import load_model, load_tokenizer
 from glmtune.models.releases.families import Family

@@ -12,7 +12,7 @@ import torch
 from glmtune.cli import main
 from glmtune.data.settings import DataSettings
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.inference import run as inference_run
+from glmtune.inference.predict import predict as inference_run
 from glmtune.inference.settings import GenerationSettings
 from glmtune.models.settings import ModelSettings
 from recipes.predict import PredictConfig, run

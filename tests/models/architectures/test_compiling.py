@@ -11,8 +11,8 @@ import torch
 from transformers import DynamicCache
 
 from glmtune.errors import ConfigError
-from glmtune.inference.batches import generate_ids
-from glmtune.inference.engine import Engine
+from glmtune.inference.engine.engine import Engine
+from glmtune.inference.predict.batches import generate_ids
 from glmtune.inference.settings import EngineSettings, GenerationSettings
 from glmtune.loading import load_base, load_model, load_tokenizer
 from glmtune.models.architectures import compiling

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from glmtune.inference.batches import generate_ids
+from glmtune.inference.predict.batches import generate_ids
 from glmtune.inference.settings import GenerationSettings
 from glmtune.models.chat.stream import PREFILL_CHUNK_TOKENS, ConversationCache, stream_tokens
 from glmtune.models.checkpoints.config import native_config
@@ -156,6 +156,6 @@ def test_padded_prompts_read_in_chunks_give_the_same_answers(monkeypatch: pytest
     prompts = [random_ids(length)[0].tolist() for length in (70, 33, 5)]
     settings = GenerationSettings(max_new_tokens=8)
     expected = [next(generate_ids(model, [prompt], settings, stop_ids=[2], pad_id=0)) for prompt in prompts]
-    monkeypatch.setattr("glmtune.inference.batches.PREFILL_CHUNK_TOKENS", 16)
+    monkeypatch.setattr("glmtune.inference.predict.batches.PREFILL_CHUNK_TOKENS", 16)
     batch = sorted(generate_ids(model, prompts, settings, stop_ids=[2], pad_id=0), key=lambda row: row.index)
     assert [row.token_ids for row in batch] == [row.token_ids for row in expected]

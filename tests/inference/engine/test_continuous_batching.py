@@ -7,10 +7,10 @@ import torch
 from transformers import GlmConfig, GlmForCausalLM
 
 from glmtune.errors import ConfigError, GlmtuneError
-from glmtune.inference import continuous, slots
-from glmtune.inference.engine import Engine, EngineSettings
-from glmtune.inference.engine_model import EngineModel
-from glmtune.inference.stop_text import StopText
+from glmtune.inference.engine import continuous_batching, slots
+from glmtune.inference.engine.engine import Engine, EngineSettings
+from glmtune.inference.engine.model import EngineModel
+from glmtune.inference.engine.stop_text import StopText
 from glmtune.models.architectures import kv_cache
 
 STOP_ID = 7
@@ -158,7 +158,7 @@ def test_rows_sent_back_keep_what_they_have(model, prompts, alone, monkeypatch, 
         return real(self, tokens, positions, states)
 
     monkeypatch.setattr(EngineModel, "step", step)
-    monkeypatch.setattr(continuous, "SPARSE_FRAC", 1.0)
+    monkeypatch.setattr(continuous_batching, "SPARSE_FRAC", 1.0)
     same(generate(model, prompts, batch_size=16), alone)
     useful = sum(text.num_new_tokens for text in alone.values())
     assert sum(generated) < 1.3 * useful  # no token is generated twice

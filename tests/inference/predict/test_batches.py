@@ -9,8 +9,8 @@ import torch
 from transformers import GlmConfig, GlmForCausalLM
 
 from glmtune.errors import ConfigError, GlmtuneError
-from glmtune.inference import batches
-from glmtune.inference.batches import generate_ids
+from glmtune.inference.predict import batches
+from glmtune.inference.predict.batches import generate_ids
 from glmtune.inference.settings import GenerationSettings
 
 STOP, PAD = (7, 9), 0

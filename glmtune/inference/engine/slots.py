@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from glmtune.inference.reading import KeysValues
-from glmtune.inference.shared_prefix import SharedPrefix
+from glmtune.inference.engine.attention import KeysValues
+from glmtune.inference.engine.prompt_groups import SharedPrefix
 from glmtune.models.architectures.kv_cache import COLUMN_CHUNK, STATES, Int8States, PlainStates
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from glmtune.errors import ConfigError, DataError, GlmtuneError
 from glmtune.files import write_text_atomically
-from glmtune.inference.predictions import (
+from glmtune.inference.predict.predictions import (
     Prediction,
     append_prediction,
     find_predictions,

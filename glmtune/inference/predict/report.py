@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmtune.files import write_text_atomically
-from glmtune.inference.predictions import Prediction
+from glmtune.inference.predict.predictions import Prediction
 from glmtune.metrics.significance import Difference
 
 if TYPE_CHECKING:

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glmtune.files import write_text_atomically
-from glmtune.inference.generate import generate_completions
-from glmtune.inference.journal import RESULTS_NAME, RunIdentity, open_journal
-from glmtune.inference.predictions import (
+from glmtune.inference.predict.generate import generate_completions
+from glmtune.inference.predict.journal import RESULTS_NAME, RunIdentity, open_journal
+from glmtune.inference.predict.predictions import (
     PREDICTIONS_NAME,
     Prediction,
     append_prediction,
     rewrite_sorted,
 )
-from glmtune.inference.questions import Question
+from glmtune.inference.predict.questions import Question
 from glmtune.inference.settings import GenerationSettings
 from glmtune.metrics.summary import TextReport, summarize
 from glmtune.metrics.text import RowScores, score_row

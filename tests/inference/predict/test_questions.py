@@ -10,7 +10,7 @@ import pytest
 from glmtune.data.dataset import load_conversations
 from glmtune.data.settings import DataSettings
 from glmtune.errors import DataError
-from glmtune.inference.questions import build_questions, cut_reference
+from glmtune.inference.predict.questions import build_questions, cut_reference
 
 ANSWER = "这条裙子颜色很白，面料柔软，穿着舒服。"
 
@@ -62,7 +62,7 @@ def test_references_of_chatglm_are_cleaned_like_its_answers():
     from glmtune.models.templates.renderer import template_for
     from glmtune.models.tokenizers.load import load_tokenizer_folder
 
-    folder = Path(__file__).parents[1] / "golden" / "tokenizers" / "chatglm"
+    folder = Path(__file__).parents[2] / "golden" / "tokenizers" / "chatglm"
     tokenizer = load_tokenizer_folder(folder, Family.CHATGLM)
     ids = tokenizer.text_ids("颜色很白,面料柔软!")
     cut = cut_reference(tokenizer, "颜色很白,面料柔软!", len(ids) + 2)

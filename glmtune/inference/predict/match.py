@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glmtune.errors import DataError
-from glmtune.inference.predictions import Prediction, read_identity
+from glmtune.inference.predict.predictions import Prediction, read_identity
 from glmtune.metrics.text import RowScores, score_row
 
 SHOWN_ROWS = 5

@@ -8,7 +8,7 @@ from typing import cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from glmtune.inference.batches import generate_ids
+from glmtune.inference.predict.batches import generate_ids
 from glmtune.inference.settings import GenerationSettings
 from glmtune.models.templates.renderer import TextTokenizer, template_for
 

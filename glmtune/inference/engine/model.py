@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from glmtune.inference.reading import (
+from glmtune.inference.engine.attention import (
     ENGINE_ATTENTION,
     AttentionStates,
     KeysValues,
     ReadStates,
     register_engine_attention,
 )
-from glmtune.inference.shared_prefix import SharedPrefix, TokenIds
-from glmtune.inference.slots import SlotStates
+from glmtune.inference.engine.prompt_groups import SharedPrefix, TokenIds
+from glmtune.inference.engine.slots import SlotStates
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.architectures.chatglm_inputs import continue_positions, token_positions
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from glmtune.inference.shared_prefix import PromptGroup, common_length, group_prompts
+from glmtune.inference.engine.prompt_groups import PromptGroup, common_length, group_prompts
 
 
 def test_common_length():

@@ -13,15 +13,15 @@ import torch
 from transformers import PreTrainedModel
 
 from glmtune.errors import ConfigError
-from glmtune.inference.budget import Budget
-from glmtune.inference.choices import score_group
-from glmtune.inference.continuous import ContinuousBatch, Row
-from glmtune.inference.engine_model import EngineModel
-from glmtune.inference.memory import tokens_that_fit
-from glmtune.inference.prefix_store import PrefixStore
+from glmtune.inference.engine.budget import Budget
+from glmtune.inference.engine.continuous_batching import ContinuousBatch, Row
+from glmtune.inference.engine.model import EngineModel
+from glmtune.inference.engine.next_token_scores import score_group
+from glmtune.inference.engine.prompt_cache import PrefixStore
+from glmtune.inference.engine.prompt_groups import PromptGroup, group_prompts
+from glmtune.inference.engine.stop_text import Decode, StopText
 from glmtune.inference.settings import EngineSettings
-from glmtune.inference.shared_prefix import PromptGroup, group_prompts
-from glmtune.inference.stop_text import Decode, StopText
+from glmtune.memory import tokens_that_fit
 from glmtune.models.architectures.compiling import compile_parts
 
 READ_TOKENS = {"cpu": 1024}

@@ -10,7 +10,7 @@ from typing import Any
 
 from glmtune.errors import ConfigError, DataError
 from glmtune.files import write_text_atomically
-from glmtune.inference.predictions import (
+from glmtune.inference.predict.predictions import (
     IDENTITY_NAME,
     PREDICTIONS_NAME,
     Prediction,

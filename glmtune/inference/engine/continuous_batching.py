@@ -10,13 +10,13 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from glmtune.inference.budget import Budget, no_memory
-from glmtune.inference.engine_model import EngineModel
-from glmtune.inference.memory import is_out_of_memory, release_memory
-from glmtune.inference.prefix_store import PrefixStore
-from glmtune.inference.shared_prefix import SharedPrefix
-from glmtune.inference.slots import Segment, SlotStates
-from glmtune.inference.stop_text import StopText
+from glmtune.inference.engine.budget import Budget, no_memory
+from glmtune.inference.engine.model import EngineModel
+from glmtune.inference.engine.prompt_cache import PrefixStore
+from glmtune.inference.engine.prompt_groups import SharedPrefix
+from glmtune.inference.engine.slots import Segment, SlotStates
+from glmtune.inference.engine.stop_text import StopText
+from glmtune.memory import is_out_of_memory, release_memory
 
 REFILL_FRAC = 0.125
 """Share of the slots that must be empty before new rows are read: reading a few at once is faster."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from glmtune.inference.shared_prefix import SharedPrefix
+from glmtune.inference.engine.prompt_groups import SharedPrefix
 
 ENGINE_ATTENTION = "glmtune_engine"
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from glmtune.inference.budget import Budget, no_memory
-from glmtune.inference.engine_model import EngineModel
-from glmtune.inference.memory import is_out_of_memory, release_memory
-from glmtune.inference.prefix_store import PrefixStore
-from glmtune.inference.shared_prefix import PromptGroup, SharedPrefix, TokenIds
+from glmtune.inference.engine.budget import Budget, no_memory
+from glmtune.inference.engine.model import EngineModel
+from glmtune.inference.engine.prompt_cache import PrefixStore
+from glmtune.inference.engine.prompt_groups import PromptGroup, SharedPrefix, TokenIds
+from glmtune.memory import is_out_of_memory, release_memory
 
 Scores = tuple[float, ...]
 

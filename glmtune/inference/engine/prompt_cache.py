@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from glmtune.inference.engine_model import EngineModel
-from glmtune.inference.shared_prefix import SharedPrefix, common_length
+from glmtune.inference.engine.model import EngineModel
+from glmtune.inference.engine.prompt_groups import SharedPrefix, common_length
 
 
 class PrefixStore:

@@ -11,9 +11,9 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from glmtune.errors import ConfigError, GlmtuneError
-from glmtune.inference.memory import is_out_of_memory, release_memory
-from glmtune.inference.processors import logits_processors
+from glmtune.inference.predict.logits_processors import logits_processors
 from glmtune.inference.settings import GenerationSettings
+from glmtune.memory import is_out_of_memory, release_memory
 from glmtune.models.architectures.compiling import compiled_generation
 from glmtune.models.architectures.kv_cache import Int8Cache
 from glmtune.models.chat.stream import PREFILL_CHUNK_TOKENS

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "models"
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "models"
 FAMILIES = {
     "chatglm": "chatglm",
     "chatglm-1d": "chatglm",
