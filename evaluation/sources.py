@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from glmtune.data.shipped import shipped_folder
+from glmtune.data.reading.shipped import shipped_folder
 from glmtune.errors import ConfigError, DataError, unknown_name
 
 DATA_VARIABLE = "GLMTUNE_DATA"

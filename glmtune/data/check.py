@@ -16,9 +16,9 @@ from glmtune.data.dataset import (
     load_conversations,
 )
 from glmtune.data.encode import encode_training_row
+from glmtune.data.reading.sources import resolve_source
 from glmtune.data.records import BadRow, Conversation, RowProblem
 from glmtune.data.settings import SPLITS, DataSettings
-from glmtune.data.sources import resolve_source
 from glmtune.errors import ConfigError
 from glmtune.labels import IGNORE_INDEX
 from glmtune.models.templates.renderer import TextTokenizer, template_for

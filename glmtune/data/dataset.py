@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from glmtune.data.encode import EncodedRow, encode_training_row
-from glmtune.data.layouts import Layout, convert, detect_layout
-from glmtune.data.readers import read_rows
+from glmtune.data.reading.layouts import Layout, convert, detect_layout
+from glmtune.data.reading.readers import read_rows
+from glmtune.data.reading.sources import resolve_source
 from glmtune.data.records import BadRow, Conversation, RowProblem, bad_rows_error, fingerprint
 from glmtune.data.settings import DataSettings
-from glmtune.data.sources import resolve_source
 from glmtune.labels import IGNORE_INDEX
 from glmtune.models.templates.renderer import TextTokenizer
 

@@ -10,7 +10,7 @@ import pytest
 
 from evaluation.benchmarks import BENCHMARKS, make_task
 from evaluation.sources import data_root, download_of, downloads
-from glmtune.data.shipped import shipped_folder
+from glmtune.data.reading.shipped import shipped_folder
 from glmtune.errors import ConfigError, DataError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from glmtune.cli import main
-from glmtune.data.shipped import resolve_shipped
+from glmtune.data.reading.shipped import resolve_shipped
 from recipes.compose import load_settings
 from recipes.data import COMMAND
 

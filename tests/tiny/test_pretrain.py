@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from glmtune.data.encode import encode_training_row
-from glmtune.data.layouts import Layout, convert
+from glmtune.data.reading.layouts import Layout, convert
 from glmtune.data.records import Conversation, RowProblem
 from glmtune.data.settings import DataSettings
 from glmtune.messages import Message

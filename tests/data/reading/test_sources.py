@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from glmtune.data import shipped
+from glmtune.data.reading import shipped
+from glmtune.data.reading.sources import has_split, resolve_source
 from glmtune.data.settings import DataSettings
-from glmtune.data.sources import has_split, resolve_source
 from glmtune.errors import ConfigError, DataError
 
 ADGEN = {"name": "adgen", "train_file": "train.json", "validation_file": "dev.json"}

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from glmtune.data.readers import is_hub_id, nearest_files
+from glmtune.data.reading.readers import is_hub_id, nearest_files
+from glmtune.data.reading.shipped import PREFIX, resolve_shipped
 from glmtune.data.settings import SPLITS, DataSettings
-from glmtune.data.shipped import PREFIX, resolve_shipped
 from glmtune.errors import ConfigError, DataError, unknown_name
 
 ENVIRONMENT_VARIABLE = "GLMTUNE_DATA"

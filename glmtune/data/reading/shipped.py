@@ -7,7 +7,7 @@ from pathlib import Path
 from glmtune.errors import DataError
 
 PREFIX = "shipped:"
-_PACKAGE = Path(__file__).resolve().parent.parent
+_PACKAGE = Path(__file__).resolve().parents[2]
 
 
 def shipped_folder() -> Path:

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from glmtune.data.decoding import decode_text
-from glmtune.data.json_rows import parse_json_rows
+from glmtune.data.reading.decoding import decode_text
+from glmtune.data.reading.json_rows import parse_json_rows
 from glmtune.data.records import BadRow, RawRow, RowTable
 from glmtune.errors import DataError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from glmtune.data.json_rows import kind_of
+from glmtune.data.reading.json_rows import kind_of
 from glmtune.data.records import RowProblem
 from glmtune.messages import Message
 

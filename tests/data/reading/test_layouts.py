@@ -7,7 +7,7 @@ import json
 import pytest
 
 from glmtune.data.dataset import load_conversations
-from glmtune.data.layouts import convert, detect_layout
+from glmtune.data.reading.layouts import convert, detect_layout
 from glmtune.data.records import RawRow, RowProblem
 from glmtune.data.settings import DataSettings
 from glmtune.errors import ConfigError, DataError

@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from glmtune.data.json_rows import kind_of
-from glmtune.data.message_items import read_message
+from glmtune.data.reading.json_rows import kind_of
+from glmtune.data.reading.message_items import read_message
 from glmtune.data.records import RawRow, RowProblem
 from glmtune.data.settings import DataSettings
 from glmtune.errors import DataError

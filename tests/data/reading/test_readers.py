@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from glmtune.data.readers import is_hub_id, read_rows
+from glmtune.data.reading.readers import is_hub_id, read_rows
 from glmtune.errors import DataError
 
 ROWS = [
