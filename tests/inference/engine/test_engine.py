@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from glmtune.inference.engine import model
+from glmtune.inference.engine import model as engine_model
 from glmtune.inference.engine.engine import Engine, EngineSettings
 from glmtune.loading import load_model
 from glmtune.models.load import load_base
@@ -155,13 +155,13 @@ def test_quantized_layers_are_called_not_read(name):
 def tokens_read(monkeypatch):
     """How many tokens pass through the stack, padding included, per forward pass."""
     sizes: list[tuple[int, ...]] = []
-    real = model.EngineModel._forward
+    real = engine_model.EngineModel._forward
 
     def spy(self, states, **inputs):
         sizes.append(tuple(inputs["input_ids"].shape))
         return real(self, states, **inputs)
 
-    monkeypatch.setattr(model.EngineModel, "_forward", spy)
+    monkeypatch.setattr(engine_model.EngineModel, "_forward", spy)
     return sizes
 
 
