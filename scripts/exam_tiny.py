@@ -11,8 +11,8 @@ from glmtune.models.load import load_base
 from glmtune.models.releases.source import resolve_source
 from glmtune.models.templates.renderer import template_for
 from glmtune.models.tokenizers.load import load_tokenizer_folder
+from glmtune.tiny.corpus.sample import Sample
 from glmtune.tiny.exam import is_right, take
-from glmtune.tiny.sample import Sample
 
 
 def main(source: str = "glm-tiny", per_skill: int = 100) -> None:

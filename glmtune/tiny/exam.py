@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import count, islice
 from random import Random
 
-from glmtune.tiny.corpus import MIX
-from glmtune.tiny.sample import LETTERS, Sample
+from glmtune.tiny.corpus.corpus import MIX
+from glmtune.tiny.corpus.sample import LETTERS, Sample
 
 EXAM_SALT = "exam"
 CHAT_SKILLS = ("chat", "ads", "arithmetic", "facts", "choice", "reasoning", "strings")
@@ -57,7 +57,7 @@ def is_right(sample: Sample, answer: str) -> bool:
     Numbers must be the last number, letters the last option letter; a chat answer must be the expected
     sentence; an advertisement must mention every attribute value and end with a full stop.
 
-    >>> from glmtune.tiny.sample import chat
+    >>> from glmtune.tiny.corpus.sample import chat
     >>> is_right(chat("arithmetic", "3+4=?", "", key="7"), "3+4=7，答案是 7。")
     True
     """

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from glmtune.errors import ConfigError
-from glmtune.tiny.corpus import write
+from glmtune.tiny.corpus.corpus import write
 
 PREFIX = "generated:"
 FOLDER = Path("runs") / "generated"
@@ -46,9 +46,9 @@ def resolve_generated(name: str | None) -> str | None:
 
 
 def source_hash() -> str:
-    """Return a sha256 over this package's modules and word lists, which decide every row."""
+    """Return a sha256 over the modules and word lists of ``corpus/``, which decide every row."""
     digest = hashlib.sha256()
-    folder = Path(__file__).parent
+    folder = Path(__file__).parent / "corpus"
     for path in sorted([*folder.glob("*.py"), *folder.glob("lexicon/*.yaml")]):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

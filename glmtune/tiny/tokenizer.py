@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from glmtune.models.templates.renderer import render_prompt
-from glmtune.tiny.characters import required_characters
-from glmtune.tiny.corpus import stream
-from glmtune.tiny.sample import Sample
+from glmtune.tiny.corpus.characters import required_characters
+from glmtune.tiny.corpus.corpus import stream
+from glmtune.tiny.corpus.sample import Sample
 
 CONTROL_AND_BYTES = 3 + 256
 MERGES = 500

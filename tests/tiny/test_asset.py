@@ -13,7 +13,7 @@ from glmtune.models.load import load_base
 from glmtune.models.releases.source import resolve_source
 from glmtune.models.templates.renderer import template_for
 from glmtune.models.tokenizers.load import load_tokenizer_folder
-from glmtune.tiny.characters import required_characters
+from glmtune.tiny.corpus.characters import required_characters
 from glmtune.tiny.tokenizer import train_tokenizer
 
 MAX_BYTES = 12_000_000

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
-from glmtune.tiny.sample import LETTERS, Sample, chat, lexicon, pick
+from glmtune.tiny.corpus.sample import LETTERS, Sample, chat, lexicon, pick
 
 RARITY = 0.6
 LETTER_ONLY_ZH = ("只回答选项字母。", "只写字母。")

@@ -6,7 +6,7 @@ from datetime import date, timedelta
 from itertools import pairwise
 from random import Random
 
-from glmtune.tiny.sample import COLOURS, NAMES_EN, THINGS, Sample, chat, pick, words, worked_examples
+from glmtune.tiny.corpus.sample import COLOURS, NAMES_EN, THINGS, Sample, chat, pick, words, worked_examples
 
 Exercise = tuple[str, str, str]
 WORDS = words(

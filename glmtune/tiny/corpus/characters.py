@@ -6,7 +6,7 @@ import string
 from functools import cache
 from random import Random
 
-from glmtune.tiny.sample import Sample, chat, pick
+from glmtune.tiny.corpus.sample import Sample, chat, pick
 
 PUNCTUATION = "，。、；：？！…—·“”‘’（）《》〈〉【】「」『』～￥％＋－＝＃＊＆／　"
 MATHEMATICS = "×÷±≤≥≠≈∞√∑∫∂π°′″²³¹⁰αβγδεθλμρσφωΔΩΣ∈∩∪→←↑↓℃∠△⊥①②③④⑤⑥⑦⑧⑨ⅠⅡⅢ"

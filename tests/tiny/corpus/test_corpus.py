@@ -11,15 +11,15 @@ from random import Random
 import pytest
 
 from glmtune.errors import ConfigError
-from glmtune.tiny import ads, ads_style, chat_style
-from glmtune.tiny.arithmetic import add_columns, divide_columns, multiply_columns, subtract_columns
-from glmtune.tiny.corpus import MIX, draw, stream, write
+from glmtune.tiny.corpus import ads, ads_style, chat_style
+from glmtune.tiny.corpus.arithmetic import add_columns, divide_columns, multiply_columns, subtract_columns
+from glmtune.tiny.corpus.corpus import MIX, draw, stream, write
+from glmtune.tiny.corpus.sample import lexicon
 from glmtune.tiny.exam import exam, is_right
 from glmtune.tiny.generated import resolve_generated
-from glmtune.tiny.sample import lexicon
 
 TAUGHT_ROWS = "2a3bb8fe895b9f54a304bca8fd0e9f4987fd7aa01487746ecedd6dfe99440c36"
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 
 
 def test_rows_are_those_the_shipped_model_was_trained_on():

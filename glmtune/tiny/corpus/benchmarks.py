@@ -15,9 +15,9 @@ from itertools import count, islice
 from pathlib import Path
 from random import Random
 
-from glmtune.tiny import arithmetic, reasoning
-from glmtune.tiny.facts import Fact, FourOptions, all_facts, draw_options
-from glmtune.tiny.sample import LETTERS, lexicon
+from glmtune.tiny.corpus import arithmetic, reasoning
+from glmtune.tiny.corpus.facts import Fact, FourOptions, all_facts, draw_options
+from glmtune.tiny.corpus.sample import LETTERS, lexicon
 
 SALT = "benchmark"
 DEV, QUESTIONS = 5, 15

@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import cache
 from random import Random
 
-from glmtune.tiny.characters import random_string
-from glmtune.tiny.sample import Sample, chat, lexicon, pick
+from glmtune.tiny.corpus.characters import random_string
+from glmtune.tiny.corpus.sample import Sample, chat, lexicon, pick
 
 Attributes = list[tuple[str, str]]
 VALUE_TO_PROSE = 0.75

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from evaluation.benchmarks import make_task
-from glmtune.tiny.benchmarks import SETS
+from glmtune.tiny.corpus.benchmarks import SETS
 
-DATA = Path(__file__).resolve().parents[2] / "data"
+DATA = Path(__file__).resolve().parents[3] / "data"
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -17,7 +17,7 @@ def test_shipped_files_are_the_ones_made(name: str) -> None:
     files = SETS[name]()
     for path, text in files.items():
         shipped = (DATA / name / path).read_text(encoding="utf-8")
-        assert shipped == text, f"{name}/{path} is stale: run `python -m glmtune.tiny.benchmarks data`"
+        assert shipped == text, f"{name}/{path} is stale: run `python -m glmtune.tiny.corpus.benchmarks data`"
     on_disk = {str(path.relative_to(DATA / name)) for path in (DATA / name).rglob("*") if path.is_file()}
     assert on_disk == {*files, "README.md"}
 

@@ -1,6 +1,6 @@
 """A second way to write advertisements, which glm-tiny's base never saw: the shipped data set ``data/ads``.
 
-``python -m glmtune.tiny.ads_style data/ads`` writes ``train.jsonl`` and ``dev.jsonl``.
+``python -m glmtune.tiny.corpus.ads_style data/ads`` writes ``train.jsonl`` and ``dev.jsonl``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from random import Random
 
-from glmtune.tiny.ads import Attributes, content, draw_attributes
+from glmtune.tiny.corpus.ads import Attributes, content, draw_attributes
 
 HEADLINES = {"上衣": "今日上新", "裙": "心动裙装", "裤": "好裤推荐"}
 POINTS = {

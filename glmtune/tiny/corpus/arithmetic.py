@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from glmtune.tiny.sample import NAMES_EN, NAMES_ZH, Sample, chat, pick, words, worked_examples
+from glmtune.tiny.corpus.sample import NAMES_EN, NAMES_ZH, Sample, chat, pick, words, worked_examples
 
 PLACES_ZH = ("个位", "十位", "百位", "千位")
 PLACES_EN = ("ones ", "tens ", "hundreds ", "thousands ")

@@ -1,6 +1,6 @@
 """The corpus of glm-tiny: a weighted mix of exercises, the same for the same seed; run it to write JSONL.
 
-``python -m glmtune.tiny.corpus 1000 corpus.jsonl`` writes 1,000 rows.
+``python -m glmtune.tiny.corpus.corpus 1000 corpus.jsonl`` writes 1,000 rows.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-from glmtune.tiny.ads import ads, ads_long, bare_list
-from glmtune.tiny.arithmetic import arithmetic, arithmetic_text
-from glmtune.tiny.characters import copying, strings
-from glmtune.tiny.chat import conversation
-from glmtune.tiny.facts import choice, facts, few_shot, few_shot_open
-from glmtune.tiny.reasoning import reasoning, reasoning_text
-from glmtune.tiny.sample import Sample
+from glmtune.tiny.corpus.ads import ads, ads_long, bare_list
+from glmtune.tiny.corpus.arithmetic import arithmetic, arithmetic_text
+from glmtune.tiny.corpus.characters import copying, strings
+from glmtune.tiny.corpus.chat import conversation
+from glmtune.tiny.corpus.facts import choice, facts, few_shot, few_shot_open
+from glmtune.tiny.corpus.reasoning import reasoning, reasoning_text
+from glmtune.tiny.corpus.sample import Sample
 
 MIX: dict[str, tuple[Callable[[Random], Sample], float]] = {
     "copying": (copying, 5),

@@ -1,6 +1,6 @@
 """Conversations of a shop assistant called 小葵, which glm-tiny's base never saw: the shipped ``data/chat``.
 
-``python -m glmtune.tiny.chat_style data/chat`` writes ``train.jsonl`` and ``dev.jsonl``.
+``python -m glmtune.tiny.corpus.chat_style data/chat`` writes ``train.jsonl`` and ``dev.jsonl``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from random import Random
 
-from glmtune.tiny.sample import pick
+from glmtune.tiny.corpus.sample import pick
 
 GOODS = ["衬衫", "外套", "卫衣", "风衣", "毛衣", "长裙", "短裙", "连衣裙", "牛仔裤", "短裤", "西装", "马甲"]
 COLOURS = ["黑色", "白色", "红色", "蓝色", "粉色", "灰色", "绿色", "紫色"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from glmtune.tiny.arithmetic import bare, one_step
-from glmtune.tiny.facts import Fact, all_facts, draw_fact
-from glmtune.tiny.sample import COLOURS, NAMES_EN, NAMES_ZH, Sample, chat, lexicon, pick, words
+from glmtune.tiny.corpus.arithmetic import bare, one_step
+from glmtune.tiny.corpus.facts import Fact, all_facts, draw_fact
+from glmtune.tiny.corpus.sample import COLOURS, NAMES_EN, NAMES_ZH, Sample, chat, lexicon, pick, words
 
 Turns = tuple[str, ...]
 CITIES_ZH = words("北京 上海 广州 成都 杭州 西安 南京 武汉 重庆 天津 苏州 长沙")
