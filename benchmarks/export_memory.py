@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from glmtune.export.run import Job, export
+from glmtune.export.export import Job, export
 from glmtune.models.checkpoints.config import read_config
 from glmtune.models.checkpoints.names import name_table
 from glmtune.models.checkpoints.shards import read_records

@@ -12,7 +12,7 @@ from glmtune.settings import check_choice, check_range, setting
 from recipes.compose import Command
 
 if TYPE_CHECKING:
-    from glmtune.export.run import Exported
+    from glmtune.export.export import Exported
 
 FORMATS = ("transformers", "official", "prefix")
 MEBIBYTE = 2**20
@@ -67,13 +67,13 @@ def run(config: ExportConfig) -> Exported:
         The export.
 
     Raises:
-        GlmtuneError: see ``glmtune.export.run.export``.
+        GlmtuneError: see ``glmtune.export.export.export``.
     """
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from glmtune.export.run import STAGES, Job, export
+    from glmtune.export.export import STAGES, Job, export
 
     source = str(config.model.source)
     default = Path("runs") / f"export-{Path(source).name}-{config.format}"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from glmtune.export.run import Job, export
+from glmtune.export.export import Job, export
 from glmtune.messages import Message
 from glmtune.models.checkpoints.config import native_config
 from glmtune.models.load import build_model

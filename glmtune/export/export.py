@@ -28,9 +28,9 @@ from glmtune.export.tensors import (
     stored_tensors,
 )
 from glmtune.export.tokenizer import fast_tokenizer, save_fast_tokenizer
-from glmtune.export.writer import write_json, write_shards
 from glmtune.models.checkpoints.config import official_config
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout, without_layout
+from glmtune.models.checkpoints.shard_writer import write_json, write_shards
 from glmtune.models.load import build_model, load_config
 from glmtune.models.official import weights_fingerprint
 from glmtune.models.releases.families import FAMILY_KEY, Family
