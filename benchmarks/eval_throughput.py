@@ -84,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def make_parts(options: argparse.Namespace) -> dict[str, Part]:
     """Read the questions and write the prompts by our own protocols for base models."""
-    from evaluation.benchmarks.table import make_task
+    from evaluation.benchmarks.tasks import make_task
 
     settings = {"data_dir": options.data_dir, "is_chat": False}
     mmlu = make_task(
@@ -168,7 +168,7 @@ def make_harness(model: Any, tokenizer: Any, batch_size: int, max_length: int) -
 
 def make_arms(options: argparse.Namespace) -> tuple[dict[str, Callable[[Part], list[Any]]], int]:
     """Load the model once and put each arm around it; also return its number of parameters."""
-    from evaluation.glm_backend import GlmBackend
+    from evaluation.backends.glm import GlmBackend
     from glmtune.inference.settings import EngineSettings
     from glmtune.loading import load_model, load_tokenizer
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.backend import Backend
-from evaluation.fingerprint import deciding, fingerprint
-from evaluation.processes import Processes
-from evaluation.progress import progress_of
-from evaluation.report import show, write_report, write_timing
-from evaluation.results import Result, make_result
-from evaluation.runner import run_task
-from evaluation.saved import read_saved
+from evaluation.reporting.files import show, write_report, write_timing
+from evaluation.reporting.results import Result, make_result
+from evaluation.running.data_parallel import Processes
+from evaluation.running.fingerprint import deciding, fingerprint
+from evaluation.running.progress import progress_of
+from evaluation.running.runner import run_task
+from evaluation.running.saved_answers import read_saved
 from evaluation.task import Task
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def evaluate_model(
         What came out; None in processes other than the first.
 
     Raises:
-        GlmtuneError: see ``evaluation.runner.run_task``.
+        GlmtuneError: see ``evaluation.running.runner.run_task``.
     """
     processes = processes or Processes()
     values = fingerprint(task, backend.identity, backend.max_context_tokens)
@@ -116,7 +116,7 @@ def evaluate_saved(
         model: whose completions they are; None names the file.
 
     Raises:
-        GlmtuneError: see ``evaluation.saved.read_saved``.
+        GlmtuneError: see ``evaluation.running.saved_answers.read_saved``.
     """
     saved = read_saved(completions, task, allow_missing=allow_missing, model=model)
     values = fingerprint(saved.task, saved.identity, None)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.compare_gate import EXIT_CODES
-from evaluation.compare_settings import NOT_QUANTIZED, PRECISIONS, GateSettings, SideSettings
+from evaluation.compare.settings import NOT_QUANTIZED, PRECISIONS, GateSettings, SideSettings
+from evaluation.compare.statistics.gate import EXIT_CODES
 from evaluation.settings import ALL, BenchmarkSettings
 from glmtune.errors import ConfigError, unknown_name
 from glmtune.inference.settings import EngineSettings
@@ -20,8 +20,8 @@ from recipes.compose import Command
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from evaluation.compare_build import Side
-    from evaluation.compare_tables import ComparisonReport
+    from evaluation.compare.build import Side
+    from evaluation.compare.reporting.tables import ComparisonReport
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class CompareConfig:
             return list(dict.fromkeys(self.benchmarks))
         if self.benchmark.name != ALL:
             return [self.benchmark.name]
-        from evaluation.benchmarks.table import PUBLISHED
+        from evaluation.benchmarks.tasks import PUBLISHED
 
         return list(PUBLISHED)
 
@@ -138,8 +138,8 @@ def run(config: CompareConfig) -> int:
     """
     from rich.console import Console
 
-    from evaluation.compare_build import Side, build_report, default_folder, deliver
-    from evaluation.compare_runs import find_runs
+    from evaluation.compare.build import Side, build_report, default_folder, deliver
+    from evaluation.compare.pairing.runs import find_runs
 
     console = Console()
     data_dir = config.benchmark.data_dir
@@ -171,7 +171,13 @@ def _rank(
     folder: Path,
     console: Console,
 ) -> int:
-    from evaluation.compare_methods import MethodResult, cost_of, method_table, rank_methods, write_methods
+    from evaluation.compare.reporting.methods import (
+        MethodResult,
+        cost_of,
+        method_table,
+        rank_methods,
+        write_methods,
+    )
 
     costs = {name: cost_of(list(side.runs.values()), side.weight_bytes or 0) for name, side in sides.items()}
     methods = [MethodResult(name, costs[name], report) for name, report in reports.items()]
@@ -187,7 +193,7 @@ def _rank(
 
 def _evaluate(config: CompareConfig, console: Console) -> tuple[Side, dict[str, Side]]:
     """Answer all benchmarks with the baseline, then with each candidate."""
-    from evaluation.compare_text import read_text
+    from evaluation.compare.statistics.perplexity import read_text
 
     # Whatever can be wrong with a name is found before hours are spent on the baseline.
     text = None if config.text_file is None else read_text(config.text_file)
@@ -210,7 +216,7 @@ def _evaluate(config: CompareConfig, console: Console) -> tuple[Side, dict[str, 
 
 
 def _check_early(config: CompareConfig, models: list[ModelSettings]) -> None:
-    from evaluation.benchmarks.table import task_of
+    from evaluation.benchmarks.tasks import task_of
     from glmtune.quantization.arithmetic.methods import EXTERNAL, METHODS, OPTIONAL
 
     if any(side == config.baseline for side in config.candidate_sides().values()):
@@ -247,12 +253,12 @@ def _answer(
     """Load one model, let it answer everything, and let go of it."""
     import gc
 
-    from evaluation.benchmarks.table import task_of
-    from evaluation.compare_build import Side
-    from evaluation.compare_runs import read_run
+    from evaluation.backends.glm import load_backend
+    from evaluation.benchmarks.tasks import task_of
+    from evaluation.compare.build import Side
+    from evaluation.compare.pairing.runs import read_run
     from evaluation.evaluate import evaluate_model
-    from evaluation.glm_backend import load_backend
-    from evaluation.processes import Processes
+    from evaluation.running.data_parallel import Processes
 
     kind = "" if model.dtype == "auto" else f" ({model.dtype})"
     console.print(f"model  {model.described}{kind}", markup=False, highlight=False, soft_wrap=True)

@@ -92,9 +92,9 @@ def _fetch(config: DataConfig) -> None:
     """Download a benchmark and count its rows by loading every split."""
     from rich.console import Console
 
-    from evaluation.benchmarks.table import BENCHMARKS, make_task
-    from evaluation.fetch import fetch
-    from evaluation.sources import data_root, download_of
+    from evaluation.benchmarks.fetch import fetch
+    from evaluation.benchmarks.sources import data_root, download_of
+    from evaluation.benchmarks.tasks import BENCHMARKS, make_task
 
     assert config.name is not None
     download, console = download_of(config.name), Console()

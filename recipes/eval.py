@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.openai_backend import EndpointSettings
+from evaluation.backends.openai import EndpointSettings
 from evaluation.settings import ALL, BenchmarkSettings
 from glmtune.errors import ConfigError
 from glmtune.inference.settings import EngineSettings
@@ -130,9 +130,9 @@ def run(config: EvalConfig) -> tuple[Evaluated, ...]:
     """
     from rich.console import Console
 
-    from evaluation.benchmarks.table import PUBLISHED, task_of
+    from evaluation.benchmarks.tasks import PUBLISHED, task_of
     from evaluation.evaluate import evaluate_model, evaluate_saved
-    from evaluation.processes import Processes
+    from evaluation.running.data_parallel import Processes
 
     console = Console()
     names = PUBLISHED if config.benchmark.name == ALL else (config.benchmark.name,)
@@ -175,14 +175,14 @@ def run(config: EvalConfig) -> tuple[Evaluated, ...]:
 
 def _backend(config: EvalConfig) -> Backend:
     if config.backend == "openai":
-        from evaluation.openai_backend import OpenAIBackend
+        from evaluation.backends.openai import OpenAIBackend
 
         endpoint = config.endpoint
         if config.is_chat is not None:
             endpoint = dataclasses.replace(endpoint, is_chat=config.is_chat)
         return OpenAIBackend(endpoint)
     if config.backend == "vllm":
-        from evaluation.vllm_backend import VllmBackend
+        from evaluation.backends.vllm import VllmBackend
         from glmtune.loading import load_tokenizer
         from glmtune.models.releases.source import resolve_source
 
@@ -190,7 +190,7 @@ def _backend(config: EvalConfig) -> Backend:
         tokenizer = load_tokenizer(source, family=config.model.family)
         folder = str(resolve_source(source))
         return VllmBackend(folder, tokenizer, name=source, is_chat=config.is_chat, dtype=config.model.dtype)
-    from evaluation.glm_backend import load_backend
+    from evaluation.backends.glm import load_backend
 
     return load_backend(
         config.model,
@@ -206,7 +206,7 @@ def _summarize(config: EvalConfig, runs: list[Evaluated], output_dir: Path | Non
     from rich.console import Console
 
     from evaluation.evaluate import DEFAULT_FOLDER
-    from evaluation.summary import summary_table, write_summary
+    from evaluation.reporting.summary import summary_table, write_summary
 
     name = Path(config.model.source).name
     folder = output_dir or DEFAULT_FOLDER / f"all-{name}"

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation import extract_letters
 from evaluation.backend import Limits
 from evaluation.benchmarks.benchmark import (
     Ask,
@@ -21,7 +20,7 @@ from evaluation.benchmarks.benchmark import (
     sample_set_rows,
     subject_table,
 )
-from evaluation.benchmarks.choices import (
+from evaluation.benchmarks.multiple_choice import (
     COT_TOKENS,
     OFFICIAL,
     TEXT_RULES,
@@ -31,6 +30,7 @@ from evaluation.benchmarks.choices import (
     letter_method,
     two_stage_method,
 )
+from evaluation.extraction import letters
 from evaluation.fewshot import Exemplar, as_text, turns_prompt
 from evaluation.metrics import MACRO, MICRO, Groups
 from evaluation.sample import LETTERS, Prompt, Sample, Turn
@@ -197,7 +197,7 @@ def few_shot_cot(ask: Ask) -> Method:
         text = as_text(instruction(sample.subject), kept, ask_for_letter(sample) + STEPS)
         return Prompt(text=text, num_fewshot=len(kept))
 
-    rules = {OFFICIAL: Rule(TEXT_RULES["script"].about, extract_letters.script)}
+    rules = {OFFICIAL: Rule(TEXT_RULES["script"].about, letters.script)}
     rules |= {name: rule for name, rule in TEXT_RULES.items() if name != "script"}
     return Method(
         kind=GENERATE,

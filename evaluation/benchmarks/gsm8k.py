@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from evaluation import extract_numbers
 from evaluation.backend import Limits
 from evaluation.benchmarks.benchmark import (
     Ask,
@@ -25,6 +24,7 @@ from evaluation.benchmarks.benchmark import (
     sample_set_rows,
 )
 from evaluation.benchmarks.gsm8k_exemplars import ANSWER_ZH, QUESTION_ZH, mgsm_exemplars, wei_exemplars
+from evaluation.extraction import numbers
 from evaluation.fewshot import Exemplar, as_text, text_prompt
 from evaluation.metrics import MICRO, Groups
 from evaluation.sample import Prompt, Sample
@@ -45,18 +45,12 @@ _FOLDERS = {
 RULES = {
     "decimal": Rule(
         "number after the last marker, else the last number; as decimals",
-        extract_numbers.decimal,
-        extract_numbers.is_the_same_number,
+        numbers.decimal,
+        numbers.is_the_same_number,
     ),
-    "official": Rule(
-        "number after `####`, as text", extract_numbers.official, extract_numbers.is_the_same_text
-    ),
-    "strict": Rule(
-        "number of `The answer is N`, as decimals", extract_numbers.strict, extract_numbers.is_the_same_number
-    ),
-    "flexible": Rule(
-        "last number, as decimals", extract_numbers.flexible, extract_numbers.is_the_same_number
-    ),
+    "official": Rule("number after `####`, as text", numbers.official, numbers.is_the_same_text),
+    "strict": Rule("number of `The answer is N`, as decimals", numbers.strict, numbers.is_the_same_number),
+    "flexible": Rule("last number, as decimals", numbers.flexible, numbers.is_the_same_number),
 }
 
 
@@ -184,7 +178,7 @@ def _zero_shot_cot(layout: _Layout, steps: str) -> Callable[[Ask], Method]:
 
 
 def _method(write: Callable[[Sample, int], Prompt], *, num_fewshot: int) -> Method:
-    limits = Limits(COT_TOKENS, stop=extract_numbers.STOPS)
+    limits = Limits(COT_TOKENS, stop=numbers.STOPS)
     return Method(kind=GENERATE, rules=RULES, write=write, limits=limits, num_fewshot=num_fewshot)
 
 

@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.benchmarks.benchmark import Ask, Benchmark, check_rows, sample_set_rows, subject_table
-from evaluation.benchmarks.choices import block, check_letter, csv_rows, letter_method, two_stage_method
+from evaluation.benchmarks.multiple_choice import (
+    block,
+    check_letter,
+    csv_rows,
+    letter_method,
+    two_stage_method,
+)
 from evaluation.fewshot import Exemplar
 from evaluation.metrics import MICRO, Groups
 from evaluation.sample import LETTERS, Prompt, Sample, Turn

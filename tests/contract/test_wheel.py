@@ -62,7 +62,12 @@ def test_contents(wheel: Path) -> None:
         "py.typed",
     ):
         assert f"glmtune/{needed}" in names
-    for needed in ("benchmarks/ceval.yaml", "benchmarks/mmlu.yaml", "benchmarks/bbh.yaml", "downloads.yaml"):
+    for needed in (
+        "benchmarks/ceval.yaml",
+        "benchmarks/mmlu.yaml",
+        "benchmarks/bbh.yaml",
+        "benchmarks/downloads.yaml",
+    ):
         assert f"evaluation/{needed}" in names
     ours = {"ads", "chat", "ceval_sample", "mmlu_sample", "gsm8k_sample", "gsm8k_zh_sample", "bbh_sample"}
     shipped = {name.split("/")[2] for name in names if name.startswith("glmtune/_data/")}

@@ -19,7 +19,7 @@ import matplotlib.figure, torch
 
 torch.set_num_threads(1)
 plan = json.loads(sys.argv[1])
-import evaluation.glm_backend
+import evaluation.backends.glm
 from evaluation import journal, report
 from recipes.compose import load_settings
 from recipes.eval import COMMAND, run

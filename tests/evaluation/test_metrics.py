@@ -9,7 +9,7 @@ import pytest
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.benchmarks.benchmark import subject_table
 from evaluation.metrics import Groups, Outcome, binomial_stderr, summarize
-from evaluation.published import published_tables
+from evaluation.reporting.published import published_tables
 
 
 def outcomes(correct: dict[str, tuple[int, int]]) -> list[Outcome]:

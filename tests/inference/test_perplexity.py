@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evaluation.glm_backend import GlmBackend, PromptEncoder
+from evaluation.backends.glm import GlmBackend, PromptEncoder
 from glmtune.errors import ConfigError, DataError
 from glmtune.inference.perplexity import token_losses
 from glmtune.loading import load_model, load_tokenizer

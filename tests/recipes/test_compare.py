@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.benchmarks.table import make_task
+from evaluation.benchmarks.tasks import make_task
 from glmtune.cli import main
 from glmtune.errors import ConfigError
 from recipes.compare import COMMAND, CompareConfig
@@ -126,10 +126,10 @@ class TestTwoModels:
     def test_one_model_at_a_time_is_in_memory(self, monkeypatch):
         import weakref
 
-        from evaluation import glm_backend
+        from evaluation.backends import glm
 
         loaded: list[weakref.ref] = []
-        load = glm_backend.load_backend
+        load = glm.load_backend
 
         def load_alone(*arguments, **settings):
             assert all(each() is None for each in loaded)
@@ -137,7 +137,7 @@ class TestTwoModels:
             loaded.append(weakref.ref(backend._model))
             return backend
 
-        monkeypatch.setattr(glm_backend, "load_backend", load_alone)
+        monkeypatch.setattr(glm, "load_backend", load_alone)
         command("benchmark=mmlu", "candidates=[int8,int4]", *SMALL)
         assert len(loaded) == 3
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.benchmarks.table import make_task
+from evaluation.benchmarks.tasks import make_task
 from evaluation.settings import BenchmarkSettings
 from glmtune.cli import main
 from glmtune.errors import ConfigError

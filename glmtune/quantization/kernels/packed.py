@@ -132,7 +132,7 @@ class PackedCodes:
         return ("weight", SCALE) if self._zero is None else ("weight", SCALE, ZERO)
 
     def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Return what was packed, see `glmtune.quantization.layers.linear.Stored`; ``start`` begins a panel."""
+        """Return what was packed; ``start`` begins a panel (`glmtune.quantization.layers.linear.Stored`)."""
         stop = self.outputs if stop is None else min(stop, self.outputs)
         panels = slice(start // PANEL, -(-stop // PANEL))
         if name == "weight":

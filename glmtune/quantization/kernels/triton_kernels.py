@@ -2,7 +2,7 @@
 # pyright: reportMissingParameterType=false
 """Triton kernels for GPUs: products with INT4 and INT8 codes as they are stored, and their input gradients.
 
-This module needs Triton and is imported only where it is asked for (`glmtune.quantization.kernels.dispatch`). With
+This module needs Triton and is imported only where `glmtune.quantization.kernels.dispatch` asks for it. With
 ``TRITON_INTERPRET=1`` set before the import it runs on the CPU, slowly, which is how its tests run.
 
 ``WIDE`` in a kernel stands for the interpreter, which cannot multiply bfloat16.

@@ -89,7 +89,7 @@ def test_perfect_completions_score_everything_and_letters_alone_miss_three(bench
 def test_exemplars_answer_in_the_form_of_their_task(benchmarks_data: Path) -> None:
     """The rules read every worked exemplar of every task."""
     from evaluation.benchmarks.bbh import final_answer, read_exemplars
-    from evaluation.extract_bbh import normalized, official
+    from evaluation.extraction.bbh import normalized, official
     from evaluation.sample import Sample
 
     for name, facts in subject_table("bbh").items():

@@ -250,7 +250,7 @@ def test_names_and_identities() -> None:
         model.chat(load_tokenizer("glm-tiny"), "3+5", kv_cache="int7")
     assert deciding_settings(GenerationSettings(kv_cache="int8")) != deciding_settings(GenerationSettings())
     assert "kv_cache" not in deciding_settings(GenerationSettings())  # earlier runs can go on
-    from evaluation.glm_backend import GlmBackend
+    from evaluation.backends.glm import GlmBackend
 
     tokenizer = load_tokenizer("glm-tiny")
     backends = [

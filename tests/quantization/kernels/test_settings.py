@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from evaluation.compare_settings import SideSettings
-from evaluation.glm_backend import load_backend
+from evaluation.backends.glm import load_backend
+from evaluation.compare.settings import SideSettings
 from glmtune import load_model
 from glmtune.errors import ConfigError
 from glmtune.loading import load_base

@@ -103,6 +103,7 @@ def test_on_a_gpu(method: str, dtype: torch.dtype) -> None:
 
 def interpreted() -> None:
     """Run every case on the CPU, then a layer with its gradient through autograd."""
+    from glmtune.quantization.kernels import dispatch
 
     num_cases = 0
     for method in METHOD_NAMES:

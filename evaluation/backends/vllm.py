@@ -1,0 +1,182 @@
+"""vLLM behind an evaluation: its engine on a GPU, our tokenizer and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from evaluation.backend import Limits, ModelIdentity
+from evaluation.backends.glm import PromptEncoder, is_chat_model
+from evaluation.sample import ChoiceScores, Completion, Prompt
+from glmtune.errors import MissingExtraError
+from glmtune.inference.engine.stop_text import StopText
+
+ROUND_TOKENS = 128
+"""With stop strings: tokens generated between two looks at the text; the cache makes going on cheap."""
+TOP_LOGPROBS = 20
+"""Likeliest next tokens asked for; vLLM's own limit."""
+
+
+class VllmBackend:
+    """Answers prompts with vLLM; ids go in and come out, so prompts are exactly those of `GlmBackend`."""
+
+    def __init__(
+        self,
+        source: str,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str | None = None,
+        weights_hash: str = "",
+        is_chat: bool | None = None,
+        **options: Any,
+    ) -> None:
+        """Start the engine.
+
+        Args:
+            source: a folder or hub id that vLLM can serve, such as one written by ``glmtune export``.
+            tokenizer: from `glmtune.load_tokenizer`.
+            name: how the user named the model; None takes ``source``.
+            weights_hash: what tells the weights apart; vLLM does not.
+            is_chat: whether prompts are conversations; None decides by the name.
+            **options: passed to ``vllm.LLM``, such as ``dtype`` or ``tensor_parallel_size``.
+
+        Raises:
+            MissingExtraError: vLLM is not installed.
+        """
+        try:
+            import vllm  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise MissingExtraError("`backend=vllm`", extra="vllm") from None
+        self._make_parameters: Any = vllm.SamplingParams
+        self._encoder = PromptEncoder(tokenizer)
+        self._engine: Any = vllm.LLM(
+            model=source, skip_tokenizer_init=True, enable_prefix_caching=True, **options
+        )
+        config = self._engine.llm_engine.model_config
+        self._max_context_tokens = int(config.max_model_len)
+        chosen = name or source
+        family = self._encoder.family
+        self._identity = ModelIdentity(
+            name=chosen,
+            weights_hash=weights_hash,
+            family=family.value,
+            dtype=str(config.dtype).removeprefix("torch."),
+            quantization=str(getattr(config, "quantization", None) or "none"),
+            adapter="none",
+            is_chat=is_chat_model(chosen, family) if is_chat is None else is_chat,
+            engine="vllm",
+        )
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Which model this is."""
+        return self._identity
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Prompt and completion together may be so long."""
+        return self._max_context_tokens
+
+    def count_tokens(self, prompt: Prompt) -> int:
+        """Return the length of a prompt in tokens, ``[gMASK] sop`` and template included."""
+        return len(self._encoder.ids(prompt))
+
+    def generate(self, prompts: Sequence[Prompt], limits: Limits) -> Iterator[tuple[int, Completion]]:
+        """Complete prompts greedily; see `evaluation.backend.Backend`.
+
+        vLLM has no tokenizer here and knows no stop strings: it generates a few tokens at a time, and what
+        has reached a stop string does not go on.
+
+        Yields:
+            Place of the prompt and its completion, as they finish.
+        """
+        stop = StopText(self._encoder.decode, limits.stop)
+        asked = {place: list(self._encoder.ids(prompt)) for place, prompt in enumerate(prompts)}
+        made: dict[int, list[int]] = {place: [] for place in asked}
+        num_done = 0
+        while made:
+            room = (
+                min(ROUND_TOKENS, limits.max_new_tokens - num_done) if limits.stop else limits.max_new_tokens
+            )
+            parameters = self._make_parameters(
+                temperature=0.0,
+                max_tokens=room,
+                stop_token_ids=list(self._encoder.stop_ids),
+                detokenize=False,
+            )
+            places = list(made)
+            answers = self._run([asked[place] + made[place] for place in places], parameters)
+            num_done += room
+            for place, answer in zip(places, answers, strict=True):
+                new = [token for token in answer.token_ids if token not in self._encoder.stop_ids]
+                ids = made[place] + new
+                text = stop.text(ids)
+                reason = _reason(answer, is_cut=text != self._encoder.decode(ids))
+                if reason == "length" and num_done < limits.max_new_tokens:
+                    made[place] = ids
+                    continue
+                del made[place]
+                completion = Completion(text, reason, len(asked[place]), len(ids) + (reason == "eos"))
+                yield place, completion
+
+    def score_choices(
+        self, prompts: Sequence[Prompt], choices: Sequence[str]
+    ) -> Iterator[tuple[int, ChoiceScores]]:
+        """Return how probable each choice is as the next token; see `evaluation.backend.Backend`.
+
+        A choice that is not among the likeliest tokens is asked for once more, as the end of a prompt.
+
+        Yields:
+            Place of the prompt and its scores.
+
+        Raises:
+            DataError: a choice is no single token after a prompt.
+        """
+        asked = [self._encoder.choice_ids(prompt, choices) for prompt in prompts]
+        likeliest = self._make_parameters(
+            temperature=0.0, max_tokens=1, logprobs=TOP_LOGPROBS, detokenize=False
+        )
+        answers = self._run([list(context) for context, _ in asked], likeliest)
+        listed = [{token: entry.logprob for token, entry in answer.logprobs[0].items()} for answer in answers]
+        missing = [
+            (place, token)
+            for place, (_, ids) in enumerate(asked)
+            for token in ids
+            if token not in listed[place]
+        ]
+        self._look_up(asked, missing, listed)
+        for place, (_, ids) in enumerate(asked):
+            logprobs = tuple(float(listed[place][token]) for token in ids)
+            yield place, ChoiceScores(logprobs, self.count_tokens(prompts[place]))
+
+    def _look_up(
+        self,
+        asked: Sequence[tuple[tuple[int, ...], list[int]]],
+        missing: Sequence[tuple[int, int]],
+        listed: Sequence[dict[int, float]],
+    ) -> None:
+        """Add the log-probabilities of tokens that were not among the likeliest."""
+        if not missing:
+            return
+        parameters = self._make_parameters(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        rows = [[*asked[place][0], token] for place, token in missing]
+        answers = self._engine.generate(_token_prompts(rows), parameters, use_tqdm=False)
+        for (place, token), answer in zip(missing, answers, strict=True):
+            listed[place][token] = answer.prompt_logprobs[-1][token].logprob
+
+    def _run(self, rows: Sequence[list[int]], parameters: Any) -> list[Any]:
+        """Return the one completion of each row, in their order."""
+        answers = self._engine.generate(_token_prompts(rows), parameters, use_tqdm=False)
+        return [answer.outputs[0] for answer in answers]
+
+
+def _token_prompts(rows: Sequence[list[int]]) -> list[dict[str, list[int]]]:
+    return [{"prompt_token_ids": row} for row in rows]
+
+
+def _reason(answer: Any, *, is_cut: bool) -> str:
+    if is_cut:
+        return "stop"
+    return "length" if answer.finish_reason == "length" else "eos"

@@ -1,0 +1,132 @@
+"""What C-Eval and MMLU share: four options under a question, CSV rows, letters scored or extracted."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from evaluation.backend import Limits
+from evaluation.benchmarks.benchmark import WAY_OUT, read_text
+from evaluation.extraction import letters
+from evaluation.fewshot import Exemplar, as_text, turns_prompt
+from evaluation.sample import LETTERS, Prompt, Sample
+from evaluation.task import CHOICES, GENERATE_THEN_CHOICES, SCORES, Method, Rule
+from glmtune.errors import DataError
+
+OFFICIAL = "official"
+COT_TOKENS = 512
+LETTER_RULES = {
+    OFFICIAL: Rule("the most probable of the four letters", letters.given, reads=SCORES),
+}
+TEXT_RULES = {
+    "script": Rule("the C-Eval repository's regular expressions", letters.script),
+    "strict": Rule("the last sentence stating the answer in so many words", letters.strict),
+    "loose": Rule("what a careful reader finds", letters.loose),
+}
+
+
+def block(sample: Sample) -> str:
+    """Return question and options as all protocols write them: ``A. ...`` to ``D. ...``, one per line."""
+    options = zip(LETTERS, sample.choices, strict=True)
+    return sample.question + "".join(f"\n{letter}. {text}" for letter, text in options)
+
+
+def csv_rows(path: Path, *, name: str, columns: int | None = None) -> list[list[str]]:
+    """Read a CSV file, every cell as text (``None`` stays a word, newlines stay in their cells).
+
+    Args:
+        path: the file; line ends may be LF or CRLF.
+        name: of the benchmark.
+        columns: cells that every row must have; None takes the number of the first row.
+
+    Raises:
+        DataError: the file is missing or a row has another number of cells.
+    """
+    reader = csv.reader(io.StringIO(read_text(path, name=name), newline=""))
+    rows = []
+    for row in reader:
+        if not row:
+            continue
+        columns = columns or len(row)
+        if len(row) != columns:
+            raise DataError(
+                f"{len(row)} cells, but every row must have {columns}. {WAY_OUT.format(name=name)}",
+                path=path,
+                line=reader.line_num,
+            )
+        rows.append(row)
+    return rows
+
+
+def check_letter(answer: str, path: Path, row: int, *, name: str) -> str:
+    """Return an answer letter.
+
+    Raises:
+        DataError: it is none of A to D.
+    """
+    if len(answer) != 1 or answer not in LETTERS:
+        raise DataError(
+            f"the answer is {answer!r}, but it must be A, B, C or D. {WAY_OUT.format(name=name)}",
+            path=path,
+            line=row,
+        )
+    return answer
+
+
+def letter_method(
+    shots: Mapping[str, list[Exemplar]],
+    header: Callable[[str], str],
+    ask: Callable[[Sample], str],
+    *,
+    is_chat: bool,
+    choices: tuple[str, ...],
+) -> Method:
+    """Return the few-shot protocol that compares the probabilities of the letters after the cue.
+
+    Args:
+        shots: exemplars by subject, in file order; the last ones are lost first.
+        header: subject to the line before the exemplars.
+        ask: sample to its question with the cue.
+        is_chat: whether exemplars become turns.
+        choices: letters as they follow the cue.
+    """
+
+    def write(sample: Sample, num_fewshot: int) -> Prompt:
+        kept = shots[sample.subject][:num_fewshot]
+        if is_chat:
+            return turns_prompt(header(sample.subject), kept, ask(sample))
+        return Prompt(text=as_text(header(sample.subject), kept, ask(sample)), num_fewshot=len(kept))
+
+    return Method(
+        kind=CHOICES,
+        rules=LETTER_RULES,
+        write=write,
+        limits=Limits(1),
+        choices=choices,
+        num_fewshot=min(map(len, shots.values())),
+    )
+
+
+def two_stage_method(
+    first: Callable[[Sample], Prompt],
+    second: Callable[[Sample, str], Prompt],
+    *,
+    choices: tuple[str, ...],
+) -> Method:
+    """Return the protocol of two stages: reason freely, then compare the letters after a cue.
+
+    Args:
+        first: sample to the first prompt.
+        second: sample and completion to the second prompt.
+        choices: letters as they follow the second prompt.
+    """
+    return Method(
+        kind=GENERATE_THEN_CHOICES,
+        rules=LETTER_RULES | TEXT_RULES,
+        write=lambda sample, num_fewshot: first(sample),
+        limits=Limits(COT_TOKENS),
+        choices=choices,
+        write_extraction=second,
+    )

@@ -1,0 +1,186 @@
+"""Which runs may be compared: the same questions, asked in the same way, read by the same rule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.compare.pairing.runs import Row, Run
+from glmtune.errors import ConfigError, DataError
+
+KINDS = {
+    "data": ("benchmark", "split", "num_samples", "data_hash"),
+    "prompts": ("prompt_hash", "num_fewshot"),
+    "protocol": ("protocol_version", "max_new_tokens", "stop", "do_sample", "rule"),
+}
+WAYS_OUT = {
+    "data": "Evaluate both on the same files, subjects and `benchmark.limit`.",
+    "prompts": "Evaluate both with the same `is_chat` and `benchmark.num_fewshot`.",
+    "protocol": "Evaluate both with the same `protocol`, by the same version of glmtune.",
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs that answered the same questions.
+
+    Attributes:
+        baseline: the run a drop is counted from.
+        candidate: the run that is judged.
+        rows: both answers to each question, in the order of the data.
+    """
+
+    baseline: Run
+    candidate: Run
+    rows: tuple[tuple[Row, Row], ...]
+
+    @property
+    def benchmark(self) -> str:
+        """Name of the benchmark, such as ``ceval``."""
+        return str(self.baseline.results["benchmark"])
+
+    @property
+    def what(self) -> str:
+        """The benchmark and its protocol, such as ``C-Eval val, zero_shot_cot``."""
+        return self.title.removeprefix("SAMPLE ").removeprefix("PARTIAL ")
+
+    @property
+    def title(self) -> str:
+        """The benchmark and its protocol, marked SAMPLE or PARTIAL where that is so."""
+        return str(self.baseline.results["title"]).rpartition(": ")[0]
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether published figures may stand beside this pair."""
+        return not (self.baseline.results["is_sample_set"] or self.baseline.results["is_partial"])
+
+
+def match(baseline: Run, candidate: Run) -> Pair:
+    """Pair two runs question by question.
+
+    Args:
+        baseline: a finished run.
+        candidate: another one.
+
+    Raises:
+        ConfigError: both are the same run.
+        DataError: they differ in data, prompts or protocol; every difference is named.
+    """
+    if baseline.folder.resolve() == candidate.folder.resolve():
+        raise ConfigError(
+            f"Baseline and candidate are the same run, `{baseline.folder}`. Name two different ones."
+        )
+    before, after = _comparable_part(baseline), _comparable_part(candidate)
+    problems: list[str] = []
+    ways_out: list[str] = []
+    for kind, names in KINDS.items():
+        differing = [name for name in names if before.get(name) != after.get(name)]
+        if differing:
+            shown = "; ".join(f"{name}: {_show(before, name)} and {_show(after, name)}" for name in differing)
+            problems.append(f"{kind} ({shown})")
+            ways_out.append(WAYS_OUT[kind])
+    if problems:
+        raise DataError(
+            f"it cannot be compared with {candidate.folder}: they differ in {', in '.join(problems)}."
+            f" {' '.join(ways_out)}",
+            path=baseline.folder,
+        )
+    _refuse_other_questions(baseline, candidate)
+    theirs = {row.answer.key: row for row in candidate.rows}
+    return Pair(baseline, candidate, tuple((row, theirs[row.answer.key]) for row in baseline.rows))
+
+
+def _comparable_part(run: Run) -> Mapping[str, Any]:
+    return {**run.fingerprint, **run.fingerprint["decoding"], "rule": run.rule}
+
+
+def _show(values: Mapping[str, Any], name: str) -> str:
+    value = values.get(name)
+    return str(value)[:12] if name.endswith("_hash") else json.dumps(value, ensure_ascii=False)
+
+
+def _refuse_other_questions(baseline: Run, candidate: Run) -> None:
+    mine = {row.answer.key: row.answer for row in baseline.rows}
+    theirs = {row.answer.key: row.answer for row in candidate.rows}
+    alone = [*(mine.keys() - theirs.keys()), *(theirs.keys() - mine.keys())]
+    if alone:
+        subject, index = min(alone)
+        raise DataError(
+            f"it cannot be compared with {candidate.folder}: {len(alone)} questions have an answer in one of"
+            f" them alone (first: `{subject}` {index}). {WAYS_OUT['data']}",
+            path=baseline.folder,
+        )
+    asked_otherwise = [
+        key
+        for key, answer in mine.items()
+        if answer.prompt_hash and theirs[key].prompt_hash and answer.prompt_hash != theirs[key].prompt_hash
+    ]
+    if asked_otherwise:
+        (subject, index), count = asked_otherwise[0], len(asked_otherwise)
+        shots = [answers[asked_otherwise[0]].num_fewshot for answers in (mine, theirs)]
+        raise DataError(
+            f"it cannot be compared with {candidate.folder}: {count} questions were asked with another prompt"
+            f" (first: `{subject}` {index}, with {shots[0]} and {shots[1]} exemplars). A smaller context"
+            " shortens prompts: ask both with fewer exemplars (`benchmark.num_fewshot`).",
+            path=baseline.folder,
+        )
+
+
+def labels(baseline: Run, candidate: Run) -> tuple[str, str]:
+    """Return short names of both runs: by what they differ in.
+
+    Args:
+        baseline: a run.
+        candidate: another one.
+    """
+    before, after = baseline.model, candidate.model
+    for name in (_precision, _tuning, _base, _engine):
+        pair = (name(before), name(after))
+        if pair[0] != pair[1] and all(pair):
+            return pair
+    return "baseline", "candidate"
+
+
+def _precision(model: Mapping[str, Any]) -> str:
+    """Write the type of the weights as tables do.
+
+    >>> _precision({"quantization": "none", "dtype": "bfloat16"}), _precision({"quantization": "int4-g32"})
+    ('BF16', 'INT4-G32')
+    """
+    quantization = str(model["quantization"])
+    if quantization != "none":
+        return quantization.upper()
+    return str(model["dtype"]).replace("bfloat", "BF").replace("float", "FP").upper()
+
+
+def _tuning(model: Mapping[str, Any]) -> str:
+    return "base" if model["adapter"] == "none" else f"tuned {str(model['adapter'])[:8]}"
+
+
+def _base(model: Mapping[str, Any]) -> str:
+    return str(model["name"])
+
+
+def _engine(model: Mapping[str, Any]) -> str:
+    return str(model["engine"])
+
+
+def differences(baseline: Run, candidate: Run) -> list[tuple[str, str, str]]:
+    """Return what the models differ in: name of the fact, its value there, its value here.
+
+    Args:
+        baseline: a run.
+        candidate: another one.
+    """
+    before, after = baseline.model, candidate.model
+    facts = [
+        (name, str(before.get(name)), str(after.get(name)))
+        for name in before
+        if before.get(name) != after.get(name)
+    ]
+    contexts = [run.fingerprint["decoding"].get("max_context_tokens") for run in (baseline, candidate)]
+    if contexts[0] != contexts[1]:
+        facts.append(("max_context_tokens", str(contexts[0]), str(contexts[1])))
+    return facts

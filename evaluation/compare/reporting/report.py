@@ -1,0 +1,213 @@
+"""Everything a comparison leaves in its folder, and what a terminal shows of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluation.compare.pairing.match import Pair, differences
+from evaluation.compare.pairing.runs import Run
+from evaluation.compare.reporting.charts import draw_bars, draw_margins
+from evaluation.compare.reporting.flips import Questions, flips_page
+from evaluation.compare.reporting.published import published_drops, why_pairs
+from evaluation.compare.reporting.tables import (
+    Compared,
+    ComparisonReport,
+    difference_table,
+    flips_table,
+    group_table,
+    main_table,
+    margin_table,
+    sensitivity_tables,
+    text_loss_table,
+)
+from evaluation.compare.settings import GateSettings
+from evaluation.compare.statistics.drops import compare_outcomes
+from evaluation.compare.statistics.gate import EXIT_CODES
+from evaluation.compare.statistics.sensitivity import measure
+from evaluation.metrics import Groups
+from evaluation.reporting.tables import TextTable
+from glmtune.files import write_text_atomically
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+JSON_NAME = "compare.json"
+MARKDOWN_NAME = "compare.md"
+FLIPS_NAME = "flips.html"
+BARS_NAME = "drops.png"
+MARGINS_NAME = "flips_by_margin.png"
+
+
+def compare_pair(pair: Pair, groups: Groups, gate: GateSettings) -> Compared:
+    """Compare two runs of one benchmark in every way.
+
+    Args:
+        pair: both runs.
+        groups: how the benchmark averages.
+        gate: tolerance, confidence and draws.
+    """
+    outcomes = [[rows[side].outcome for rows in pair.rows] for side in (0, 1)]
+    return Compared(pair, compare_outcomes(outcomes[0], outcomes[1], groups, gate), measure(pair))
+
+
+def write_comparison(
+    report: ComparisonReport, gate: GateSettings, questions: Questions, folder: Path
+) -> list[Path]:
+    """Write figures, tables, page of flips and charts.
+
+    Args:
+        report: the comparison.
+        gate: tolerance and confidence.
+        questions: texts of the questions, as far as they are known.
+        folder: made if it is not there.
+
+    Returns:
+        The files, the most useful first.
+
+    Raises:
+        GlmtuneError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        MARKDOWN_NAME: markdown(report, gate),
+        JSON_NAME: json.dumps(comparison_json(report, gate), ensure_ascii=False, indent=2) + "\n",
+        FLIPS_NAME: flips_page(report, questions),
+    }
+    for name, text in texts.items():
+        write_text_atomically(folder / name, text)
+    written = [folder / name for name in texts]
+    draw_bars(report, gate.confidence, folder / BARS_NAME)
+    written.append(folder / BARS_NAME)
+    if any(each.sensitivity.choices is not None for each in report.benchmarks.values()):
+        draw_margins(report, folder / MARGINS_NAME)
+        written.append(folder / MARGINS_NAME)
+    return written
+
+
+def verdict_lines(report: ComparisonReport) -> list[str]:
+    """Return the verdict of every benchmark as a sentence.
+
+    Args:
+        report: the comparison.
+    """
+    return [
+        f"{each.pair.what} ({each.comparison.verdict.average}): {each.comparison.verdict.sentence()}"
+        for each in report.benchmarks.values()
+    ]
+
+
+def markdown(report: ComparisonReport, gate: GateSettings) -> str:
+    """Write the report.
+
+    Args:
+        report: the comparison.
+        gate: tolerance and confidence.
+    """
+    parts = [f"# {report.title}", "", *(f"- {line}" for line in verdict_lines(report)), ""]
+    parts.append(main_table(report, gate.confidence).to_markdown())
+    parts.append(flips_table(report).to_markdown())
+    for name, each in report.benchmarks.items():
+        if each.comparison.categories:
+            title = f"Categories: {name}"
+            parts.append(group_table(title, each.comparison.categories, "category").to_markdown())
+    parts += [table.to_markdown() for table in sensitivity_tables(report)]
+    margins = (margin_table(name, each) for name, each in report.benchmarks.items())
+    parts += [table.to_markdown() for table in margins if table is not None]
+    if report.text_loss is not None:
+        parts.append(text_loss_table(report.text_loss, report.labels).to_markdown())
+    parts.append(_difference(report).to_markdown())
+    parts += ["## Why pairs", "", why_pairs(), "", _pairing_here(report), ""]
+    for name, each in report.benchmarks.items():
+        if len(each.comparison.subjects) > 1:
+            parts.append(group_table(f"Subjects: {name}", each.comparison.subjects, "subject").to_markdown())
+    return "\n".join(parts)
+
+
+def _difference(report: ComparisonReport) -> TextTable:
+    first = next(iter(report.benchmarks.values())).pair
+    return difference_table(differences(first.baseline, first.candidate), report.labels)
+
+
+def _pairing_here(report: ComparisonReport) -> str:
+    parts: list[str] = []
+    for name, each in report.benchmarks.items():
+        found = each.comparison
+        flipped = found.micro.num_lost + found.micro.num_gained
+        share = 100 * flipped / found.micro.num_samples
+        zs = [NO_Z if z is None else f"{z:.2f}" for z in (found.unpaired_z, found.paired_z)]
+        parts.append(f"{name}: {share:.1f} % of the questions flipped, z = {zs[0]} unpaired, {zs[1]} paired")
+    return f"Here: {'; '.join(parts)}."
+
+
+NO_Z = "undefined"
+
+
+def comparison_json(report: ComparisonReport, gate: GateSettings) -> dict[str, Any]:
+    """Return the content of ``compare.json``: every figure, nothing that depends on the clock.
+
+    Args:
+        report: the comparison.
+        gate: tolerance and confidence.
+    """
+    return {
+        "title": report.title,
+        "outcome": report.outcome,
+        "exit_code": EXIT_CODES[report.outcome],
+        "labels": list(report.labels),
+        "gate": dataclasses.asdict(gate),
+        "benchmarks": {name: _benchmark_json(each) for name, each in report.benchmarks.items()},
+        "perplexity": None if report.text_loss is None else dataclasses.asdict(report.text_loss),
+        "published": [dataclasses.asdict(each) for each in published_drops()],
+    }
+
+
+def _benchmark_json(each: Compared) -> dict[str, Any]:
+    comparison = each.comparison
+    return {
+        "title": each.pair.title,
+        "rule": each.pair.baseline.rule,
+        "runs": {
+            "baseline": _run_json(each.pair.baseline),
+            "candidate": _run_json(each.pair.candidate),
+        },
+        "headline": comparison.headline,
+        "verdict": {**dataclasses.asdict(comparison.verdict), "sentence": comparison.verdict.sentence()},
+        **{name: dataclasses.asdict(getattr(comparison, name)) for name in ("micro", "macro")},
+        "unpaired_z": comparison.unpaired_z,
+        "paired_z": comparison.paired_z,
+        "min_detectable_pp": comparison.min_detectable_pp,
+        "categories": {name: dataclasses.asdict(drop) for name, drop in comparison.categories.items()},
+        "subjects": {name: dataclasses.asdict(drop) for name, drop in comparison.subjects.items()},
+        "sensitivity": dataclasses.asdict(each.sensitivity),
+    }
+
+
+def _run_json(run: Run) -> dict[str, Any]:
+    return {
+        "folder": str(run.folder),
+        "title": run.results["title"],
+        "num_unparsed": run.results["num_unparsed"],
+        "num_truncated": run.results["num_truncated"],
+        "fingerprint": dict(run.fingerprint),
+    }
+
+
+def show_comparison(report: ComparisonReport, gate: GateSettings, console: Console) -> None:
+    """Print the main tables and the verdicts.
+
+    Args:
+        report: the comparison.
+        gate: tolerance and confidence.
+        console: where to.
+    """
+    console.print(report.title, markup=False, highlight=False)
+    tables = [main_table(report, gate.confidence), flips_table(report), *sensitivity_tables(report)]
+    if report.text_loss is not None:
+        tables.append(text_loss_table(report.text_loss, report.labels))
+    for table in tables:
+        table.show(console)
+    for line in verdict_lines(report):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

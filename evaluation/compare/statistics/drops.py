@@ -1,0 +1,170 @@
+"""The paired comparison of two runs: what a candidate lost, how surely, and where."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from evaluation.compare.settings import HEADLINE, GateSettings
+from evaluation.compare.statistics.counts import PairCounts, Strata, count_pairs
+from evaluation.compare.statistics.gate import Verdict, judge_drop
+from evaluation.compare.statistics.intervals import (
+    bootstrap,
+    holm,
+    mcnemar,
+    min_detectable_drop,
+    paired_z,
+    unpaired_z,
+)
+from evaluation.metrics import MACRO, MICRO, Groups, Outcome, Score, summarize
+
+AVERAGES = {MICRO: "micro", MACRO: "macro"}
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """What a candidate lost over some questions, under one average.
+
+    Attributes:
+        baseline: accuracy of the baseline.
+        candidate: accuracy of the candidate.
+        drop_pp: baseline minus candidate, percentage points.
+        low_pp: lower end of its bootstrap interval.
+        high_pp: upper end.
+        retention: candidate / baseline; None where the baseline has nothing right.
+        retention_low: lower end of its bootstrap interval.
+        retention_high: upper end.
+        num_samples: questions.
+        num_lost: right in the baseline alone.
+        num_gained: right in the candidate alone.
+        p_value: of McNemar's exact test on these questions, two-sided.
+        p_holm: the same, corrected for all the tests beside it; None where there are none.
+    """
+
+    baseline: Score
+    candidate: Score
+    drop_pp: float
+    low_pp: float
+    high_pp: float
+    retention: float | None
+    retention_low: float | None
+    retention_high: float | None
+    num_samples: int
+    num_lost: int
+    num_gained: int
+    p_value: float
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two runs of one benchmark.
+
+    Attributes:
+        headline: the average that is published and judged first, ``micro`` or ``macro``.
+        micro: every question weighs the same.
+        macro: every subject weighs the same.
+        categories: per category.
+        subjects: per subject.
+        unpaired_z: z of the two micro averages as if they came from different questions.
+        paired_z: z of the same drop, from the flipped answers alone.
+        min_detectable_pp: smallest drop of the judged average that this many questions would show, at a
+            power of 80 %.
+        verdict: of the judged average.
+    """
+
+    headline: str
+    micro: Drop
+    macro: Drop
+    categories: Mapping[str, Drop]
+    subjects: Mapping[str, Drop]
+    unpaired_z: float | None
+    paired_z: float | None
+    min_detectable_pp: float
+    verdict: Verdict
+
+    @property
+    def judged(self) -> Drop:
+        """The drop that the verdict is about."""
+        return self.micro if self.verdict.average == "micro" else self.macro
+
+
+def compare_outcomes(
+    baseline: Sequence[Outcome], candidate: Sequence[Outcome], groups: Groups, gate: GateSettings
+) -> Comparison:
+    """Compare two runs on the same questions.
+
+    Args:
+        baseline: one outcome per question, at least one.
+        candidate: of the same questions in the same order.
+        groups: how the benchmark averages.
+        gate: tolerance, confidence and draws.
+    """
+    counts = count_pairs(baseline, candidate)
+    before, after = summarize(baseline, groups), summarize(candidate, groups)
+
+    def drop(names: Sequence[str], how: str, scores: tuple[Score, Score]) -> Drop:
+        return _drop([counts[name] for name in names], how, scores, gate)
+
+    members: dict[str, list[str]] = {}
+    for name in counts:
+        if name in groups.categories:
+            members.setdefault(groups.categories[name], []).append(name)
+    micro = drop(list(counts), MICRO, (before.micro, after.micro))
+    judged = AVERAGES[groups.headline] if gate.average == HEADLINE else gate.average
+    strata = (Strata.micro if judged == "micro" else Strata.macro)(counts.values())
+    pooled = Strata.micro(counts.values())
+    return Comparison(
+        headline=AVERAGES[groups.headline],
+        micro=micro,
+        macro=drop(list(counts), MACRO, (before.macro, after.macro)),
+        categories=_corrected(
+            {
+                title: drop(
+                    names, groups.category_average, (before.categories[title], after.categories[title])
+                )
+                for title, names in members.items()
+            }
+        ),
+        subjects=_corrected(
+            {name: drop([name], MICRO, (before.subjects[name], after.subjects[name])) for name in counts}
+        ),
+        unpaired_z=unpaired_z(micro.baseline, micro.candidate),
+        paired_z=paired_z(pooled.drop, pooled.discordant_frac, pooled.num_samples),
+        min_detectable_pp=100 * min_detectable_drop(strata, gate.confidence),
+        verdict=judge_drop(strata, judged, gate),
+    )
+
+
+def _drop(counts: Sequence[PairCounts], how: str, scores: tuple[Score, Score], gate: GateSettings) -> Drop:
+    strata = (Strata.micro if how == MICRO else Strata.macro)(counts)
+    resampled = bootstrap(
+        strata, confidence=gate.confidence, num_resamples=gate.num_resamples, seed=gate.seed
+    )
+    pooled = sum(counts, PairCounts())
+    before, after = scores
+    retention = resampled.retention
+    return Drop(
+        baseline=before,
+        candidate=after,
+        drop_pp=100 * (before.accuracy - after.accuracy),
+        low_pp=100 * resampled.drop.low,
+        high_pp=100 * resampled.drop.high,
+        retention=after.accuracy / before.accuracy if before.accuracy else None,
+        retention_low=None if retention is None else retention.low,
+        retention_high=None if retention is None else retention.high,
+        num_samples=pooled.num_samples,
+        num_lost=pooled.lost,
+        num_gained=pooled.gained,
+        p_value=mcnemar(pooled),
+    )
+
+
+def _corrected(drops: Mapping[str, Drop]) -> dict[str, Drop]:
+    """Correct the p-values of one family of tests."""
+    adjusted = holm([each.p_value for each in drops.values()])
+    return {
+        name: dataclasses.replace(each, p_holm=p_value)
+        for (name, each), p_value in zip(drops.items(), adjusted, strict=True)
+    }

@@ -1,0 +1,127 @@
+"""Rules that find the letter of a multiple-choice answer (C-Eval, MMLU) in free text."""
+
+from __future__ import annotations
+
+import re
+
+from evaluation.extraction.text import plain
+from evaluation.sample import LETTERS, Sample
+
+# The cascade of the C-Eval repository's ChatGLM evaluator (hkust-nlp/ceval, evaluators/chatglm.py), as facts:
+# first the last cue sentence, then these words before or after a letter, in this order.
+_CUE_SENTENCE = re.compile("所以答案是(.+?)。")
+_SCRIPT_WORDS = (
+    ("", "是正确的"),
+    ("选项", "正确"),
+    ("答案为", ""),
+    ("答案是", ""),
+    ("答案", ""),
+    ("选择", ""),
+    ("答案：", ""),
+    ("选择答案", ""),
+)
+
+_END = r"(?![A-Za-z0-9'])"
+_STRICT_ZH = re.compile(rf"答案(?:是|为|：|:)\s*([A-D]){_END}")
+_STRICT_EN = re.compile(rf"[Aa]nswer(?: is|:)\s*\(?([A-D])\)?{_END}")
+
+_OPENING = r"[\s\"'“”‘’「『<(\[{$:,]*"
+_NOUN = r"(?:选项|选择|项|[Oo]ption|[Cc]hoice|[Ll]etter)?"
+_LETTER = rf"{_OPENING}{_NOUN}{_OPENING}([A-D]){_END}"
+_MARKERS_ZH = (
+    r"(?:答案|正确选项|正确的选项|正确项|正确的是|符合题意的是|不正确的是|错误的是)"
+    r"(?:应该|应当|应|就|选项)?(?:是|为|选择|选|:|=|-)*"
+)
+_CHOOSE_ZH = r"(?<![不可能该备挑待])(?:(?<!不)该|(?<!不)应|(?<!不)能)?(?:选择|选项是|选|故选)(?:是|为|:)?"
+_MARKERS_EN = (
+    r"(?i:answer|correct option|correct choice|correct letter|best option|best choice|right option|choice)"
+    r"(?i:\s*(?:is|are|:|=|would be|must be|should be|has to be|will be|here|therefore|thus|most likely|"
+    r"probably|to the question|to this question|option|choice|the|clearly|indeed))*"
+)
+_CHOOSE_EN = r"(?<!not )(?i:\bchoose|\bselect|\bpick|\bgo with|\bgo for)"
+_EXPLICIT = re.compile(rf"(?:####|{_MARKERS_ZH}|{_CHOOSE_ZH}|{_MARKERS_EN}|{_CHOOSE_EN}){_LETTER}")
+_SEVERAL = re.compile(
+    r"\s*[)\]]?\s*(?:和|与|或者|或|及|、|,|/|&|and|or)\s*[(\[]?\s*(?:选项|option )?[A-D](?![A-Za-z0-9'])"
+)
+_SAID_RIGHT = re.compile(
+    r"(?<![A-Za-z0-9])(?<![,、和与及])(?<!, )(?<!and )(?<!or )[(\[]?([A-D])[)\]]?\s*(?:选项|项)?\s*"
+    r"(?:是|为|才是|:)?\s*(?:正确|对的|(?i:is (?:the )?(?:correct|right|best)|is true))"
+)
+_FIRST = re.compile(
+    r"\s*(?:选项|[Oo]ption )?[(\[]?([A-D])(?:[)\].、:,。]|\s*$|\s+(?=[\u4e00-\u9fff]))(?![A-Za-z0-9'])"
+)
+_ARTICLE = r"A(?= (?!is\b|because\b|since\b|as\b|for\b|and\b|or\b)[a-z])"
+_ALONE = re.compile(rf"(?<![A-Za-z0-9'])(?!{_ARTICLE})([A-D])(?![A-Za-z0-9'])")
+_LIST = r"\s*(?:选项)?\s*[(\[]?[A-D](?:\s*(?:、|,|和|与|及|and|or)+\s*[A-D])*(?![A-Za-z0-9'])"
+_REJECTED = re.compile(
+    rf"(?:不选|不能选|不应选|不该选|不应该选|排除|不是|(?i:\bnot|\bisn't|\bexclude|\brule out)\s){_LIST}"
+    r"|(?<![A-Za-z0-9])[A-D](?:选项|项)?\s*(?:是|为)?\s*"
+    r"(?:不正确|错误|不对|错的|(?i:is (?:wrong|incorrect|false|not)))"
+)
+
+
+def given(text: str, sample: Sample) -> str:
+    """Return the letter that the choice scores name; nothing has to be extracted."""
+    del sample
+    return text
+
+
+def script(text: str, sample: Sample) -> str | None:
+    """Extract as the C-Eval repository's script for ChatGLM does, its order and its faults included.
+
+    The last ``所以答案是X。`` first, then eight wordings, then a text with exactly one of the letters A to D,
+    then a text that quotes exactly one option.
+    """
+    text = text.strip()
+    cues = _CUE_SENTENCE.findall(text)
+    if cues and cues[-1] in LETTERS and len(cues[-1]) == 1:
+        return cues[-1]
+    for before, after in _SCRIPT_WORDS:
+        if found := re.search(f"{before}([ABCD]){after}", text):
+            return found.group(1)
+    letters = re.findall("[ABCD]", text)
+    if len(letters) == 1:
+        return letters[0]
+    return _quoted_option(text, sample)
+
+
+def strict(text: str, sample: Sample) -> str | None:
+    """Extract the letter of the last sentence that states the answer in so many words, nothing else."""
+    del sample
+    found = [match for pattern in (_STRICT_ZH, _STRICT_EN) for match in pattern.finditer(text)]
+    if not found:
+        return None
+    last = max(found, key=lambda match: match.start())
+    return None if _SEVERAL.match(text, last.end()) else last.group(1)
+
+
+def loose(text: str, sample: Sample) -> str | None:
+    r"""Extract what a careful reader would.
+
+    In this order: the last explicit statement (``答案是B``, ``故选（B）``, ``the answer is **B**``,
+    ``\boxed{B}``); the last letter called right; a letter that the text begins with, or that is its last
+    line; the only letter standing alone; the only option quoted. Letters that the text rejects (``不选A``,
+    ``A is wrong``) are passed over; a statement that names several letters counts as no answer.
+    """
+    text = _REJECTED.sub(" ", plain(text))
+    statements = list(_EXPLICIT.finditer(text))
+    if statements:
+        last = statements[-1]
+        return None if _SEVERAL.match(text, last.end()) else last.group(1)
+    if called_right := list(_SAID_RIGHT.finditer(text)):
+        return called_right[-1].group(1)
+    lines = text.strip().splitlines()
+    repeats_options = sum(_FIRST.match(line) is not None for line in lines) > 1
+    for line in () if repeats_options else lines[:1] + lines[-1:]:
+        first = _FIRST.match(line)
+        if first and not _SEVERAL.match(line, first.end(1)):
+            return first.group(1)
+    alone = set(_ALONE.findall(text))
+    if len(alone) == 1:
+        return alone.pop()
+    return None if alone else _quoted_option(text, sample)
+
+
+def _quoted_option(text: str, sample: Sample) -> str | None:
+    quoted = [letter for letter, option in zip(LETTERS, sample.choices, strict=False) if option in text]
+    return quoted[0] if len(quoted) == 1 else None

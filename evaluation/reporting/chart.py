@@ -1,0 +1,81 @@
+"""A chart of a result: accuracy per category (or subject) with its 95 % interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from evaluation.metrics import Score
+from evaluation.reporting.results import Result
+from glmtune.files import write_error
+
+Z_95 = 1.959964
+
+
+def interval(score: Score) -> tuple[float, float]:
+    """Return the 95 % interval of an accuracy: Wilson's, which stays honest near 0 and 1.
+
+    For averages of averages the number of questions is replaced by the number that would give their standard
+    error.
+
+    >>> from evaluation.metrics import Score
+    >>> [round(end, 3) for end in interval(Score(0.0, 60, 0.0))]
+    [0.0, 0.06]
+
+    Args:
+        score: an accuracy; one without a standard error says nothing: 0 to 1.
+
+    Source:
+        Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    if score.stderr is None:
+        return 0.0, 1.0
+    spread = score.accuracy * (1 - score.accuracy)
+    count = spread / score.stderr**2 + 1 if score.stderr > 0 else score.num_samples
+    center = (score.accuracy + Z_95**2 / (2 * count)) / (1 + Z_95**2 / count)
+    half = Z_95 / (1 + Z_95**2 / count) * math.sqrt(spread / count + (Z_95 / (2 * count)) ** 2)
+    low, high = max(0.0, center - half), min(1.0, center + half)
+    return min(low, score.accuracy), max(high, score.accuracy)  # rounding must not put it outside
+
+
+def draw_chart(result: Result, path: Path) -> None:
+    """Write a PNG with a bar per category, or per subject where there are no categories.
+
+    Args:
+        result: of a labelled split.
+        path: the file.
+
+    Raises:
+        GlmtuneError: it cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    bars = _bars(result)
+    names, scores = list(bars), list(bars.values())
+    figure = Figure(figsize=(8, 1.4 + 0.36 * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    values = [100 * score.accuracy for score in scores]
+    errors = [
+        [max(0.0, value - 100 * interval(score)[0]) for value, score in zip(values, scores, strict=True)],
+        [max(0.0, 100 * interval(score)[1] - value) for value, score in zip(values, scores, strict=True)],
+    ]
+    axes.barh(names, values, xerr=errors, color="#4477aa", error_kw={"ecolor": "#222222", "capsize": 3})
+    for place, (value, score) in enumerate(zip(values, scores, strict=True)):
+        axes.text(99, place, f"{value:.1f} % of {score.num_samples:,}", va="center", ha="right", fontsize=8)
+    axes.set_xlim(0, 100)
+    axes.invert_yaxis()
+    axes.set_xlabel("accuracy, % (95 % interval)")
+    axes.set_title(result.title, fontsize=10, wrap=True)
+    try:
+        part = path.with_name(path.name + ".part")
+        figure.savefig(part, format="png", dpi=120, metadata={"Software": "glmtune"})
+        part.replace(path)
+    except OSError as error:
+        raise write_error(path, error) from None
+
+
+def _bars(result: Result) -> Mapping[str, Score]:
+    summary = result.summary
+    parts = summary.categories or summary.subjects
+    return {**parts, "average": summary.micro if summary.headline == "accuracy_micro" else summary.macro}

@@ -1,0 +1,155 @@
+"""The result of a run: every average with its error, what was not understood, and its fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.answer import Answer
+from evaluation.metrics import Score, Summary, summarize
+from evaluation.reporting.judging import Verdict, judge, usable_rules
+from evaluation.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Everything that reports are made from.
+
+    Attributes:
+        task: what was asked.
+        fingerprint: of the run.
+        verdicts: one per question, in the order of the data.
+        summaries: averages under each usable rule, the deciding one first.
+    """
+
+    task: Task
+    fingerprint: Mapping[str, Any]
+    verdicts: tuple[Verdict, ...]
+    summaries: Mapping[str, Summary]
+
+    @property
+    def rule(self) -> str:
+        """The rule whose accuracy is the result: the official one, where it can be applied."""
+        return next(iter(self.summaries))
+
+    @property
+    def summary(self) -> Summary:
+        """The averages under that rule."""
+        return self.summaries[self.rule]
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether published figures may stand beside this result."""
+        return self.task.labelled and not self.task.is_sample_set and not self.task.is_partial
+
+    @property
+    def num_shortened(self) -> int:
+        """Prompts that lost exemplars to fit the model's context."""
+        return sum(
+            bool(verdict.answer.prompt_hash) and verdict.answer.num_fewshot < self.task.num_fewshot
+            for verdict in self.verdicts
+        )
+
+    @property
+    def num_too_long(self) -> int:
+        """Questions that no context of the model holds; they count as unparsed."""
+        return sum(verdict.is_too_long for verdict in self.verdicts)
+
+    @property
+    def title(self) -> str:
+        """What was measured, with SAMPLE and PARTIAL where no published figure may be compared."""
+        marks = [
+            mark
+            for mark, holds in (("SAMPLE", self.task.is_sample_set), ("PARTIAL", self.task.is_partial))
+            if holds
+        ]
+        shots = f", {self.task.num_fewshot}-shot" if self.task.num_fewshot else ""
+        what = f"{self.task.title} {self.task.split}, {self.task.protocol}{shots}"
+        return " ".join([*marks, f"{what}: {self.fingerprint['model']['name']}"])
+
+
+def make_result(task: Task, answers: Sequence[Answer], fingerprint: Mapping[str, Any]) -> Result:
+    """Judge and average the answers of a run.
+
+    Args:
+        task: what was asked.
+        answers: in the order of its samples; at least one.
+        fingerprint: of the run.
+
+    Raises:
+        DataError: no rule can be applied to all answers.
+    """
+    verdicts = judge(task, answers)
+    summaries = {
+        rule: summarize([verdict.outcome(rule) for verdict in verdicts], task.groups)
+        for rule in usable_rules(task, verdicts)
+    }
+    return Result(task, fingerprint, tuple(verdicts), summaries)
+
+
+def results_json(result: Result) -> dict[str, Any]:
+    """Return the content of ``results.json``; nothing in it depends on the clock.
+
+    Accuracies are fractions of 1; they are null where the split has no gold answers.
+
+    Args:
+        result: of the run.
+    """
+    task, summary = result.task, result.summary
+    micro, macro = summary.micro, summary.macro
+    known = task.labelled
+    values: dict[str, Any] = {
+        "title": result.title,
+        "benchmark": task.benchmark,
+        "protocol": task.protocol,
+        "split": task.split,
+        "num_fewshot": task.num_fewshot,
+        "num_samples": micro.num_samples,
+        "is_sample_set": task.is_sample_set,
+        "is_partial": task.is_partial,
+        "headline": summary.headline,
+        "accuracy_micro": micro.accuracy if known else None,
+        "accuracy_macro": macro.accuracy if known else None,
+    }
+    if known:
+        values |= {
+            name: score.accuracy for name, score in summary.further.items() if name.startswith("accuracy_")
+        }
+    values |= {
+        "stderr": summary.stderr if known else None,
+        "stderr_micro": micro.stderr if known else None,
+        "stderr_macro": macro.stderr if known else None,
+        "num_unparsed": micro.num_unparsed,
+        "num_truncated": micro.num_truncated,
+        "num_shortened": result.num_shortened,
+        "num_too_long": result.num_too_long,
+        "rule": result.rule,
+        "rules": {rule: _rule(result, rule) for rule in result.summaries},
+        "categories": {name: _score(score, known) for name, score in summary.categories.items()},
+        "further": {name: _score(score, known) for name, score in summary.further.items()},
+        "subjects": {name: _score(score, known) for name, score in summary.subjects.items()},
+        "fingerprint": dict(result.fingerprint),
+    }
+    return values
+
+
+def _rule(result: Result, rule: str) -> dict[str, Any]:
+    summary, known = result.summaries[rule], result.task.labelled
+    return {
+        "about": result.task.rules[rule].about,
+        "accuracy_micro": summary.micro.accuracy if known else None,
+        "accuracy_macro": summary.macro.accuracy if known else None,
+        "stderr": summary.stderr if known else None,
+        "num_unparsed": summary.micro.num_unparsed,
+    }
+
+
+def _score(score: Score, is_known: bool) -> dict[str, Any]:
+    return {
+        "accuracy": score.accuracy if is_known else None,
+        "num_samples": score.num_samples,
+        "stderr": score.stderr if is_known else None,
+        "num_unparsed": score.num_unparsed,
+        "num_truncated": score.num_truncated,
+    }

@@ -1,0 +1,244 @@
+"""Ask every unanswered question of a task, keep each answer at once, and go on where a killed run stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+from evaluation.answer import TOO_LONG, Answer
+from evaluation.backend import Backend, Limits
+from evaluation.running.data_parallel import Processes
+from evaluation.running.fingerprint import deciding, fingerprint
+from evaluation.running.fitting import Asked, fit_extraction, fit_prompt, limits_of
+from evaluation.running.journal import JournalWriter, open_run, read_journals
+from evaluation.sample import Prompt, Sample
+from evaluation.task import CHOICES, GENERATE, GENERATE_THEN_CHOICES, Task, hash_prompt
+
+CHUNK_SAMPLES = 256
+"""Questions without common exemplars that are passed to the backend together."""
+
+Key = tuple[str, int]
+Advance = Callable[[Sample, Answer], None]
+Watch = Callable[[Sequence[Answer], int, tuple[str, ...]], Advance]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """All answers of a task.
+
+    Attributes:
+        answers: in the order of the task's samples.
+        num_resumed: how many were there before this call.
+        seconds: what this call took.
+        notes: what a reader should be told, such as a dropped half line.
+    """
+
+    answers: tuple[Answer, ...]
+    num_resumed: int
+    seconds: float
+    notes: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Session:
+    """One process at work: what it asks, with which model, and where its answers go."""
+
+    task: Task
+    backend: Backend
+    writer: JournalWriter
+    advance: Advance
+    first_stages: dict[Key, Answer]
+    last_time: float = field(default_factory=time.perf_counter)
+
+    def keep(self, sample: Sample, answer: Answer) -> None:
+        """Journal an answer with what each rule reads in it, and show progress once it is complete."""
+        now = time.perf_counter()
+        extracted = self.task.answers(sample, text=answer.completion, scores=answer.scores)
+        answer = dataclasses.replace(answer, extracted=extracted, seconds=now - self.last_time)
+        self.last_time = now
+        self.writer.append(answer)
+        if is_complete(self.task, answer):
+            self.advance(sample, answer)
+
+
+def run_task(
+    task: Task,
+    backend: Backend,
+    folder: Path,
+    *,
+    resume: bool = True,
+    processes: Processes | None = None,
+    watch: Watch | None = None,
+) -> Finished | None:
+    """Answer the questions of a task that have no answer in a folder yet.
+
+    Args:
+        task: what to ask.
+        backend: whom to ask.
+        folder: of the run; gets one journal per process.
+        resume: see ``evaluation.running.journal.open_run``.
+        processes: this process among those that share the run; one alone by default.
+        watch: called once with the answers there, how many this process will add, and notes; returns what to
+            call after each answer.
+
+    Returns:
+        All answers; None in processes other than the first.
+
+    Raises:
+        GlmtuneError: the folder holds another run or cannot be written, or the backend fails; answers stay.
+    """
+    processes = processes or Processes()
+    identity = deciding(fingerprint(task, backend.identity, backend.max_context_tokens))
+    known: dict[Key, Answer] = {}
+    notes: tuple[str, ...] = ()
+
+    def unanswered() -> list[Key]:
+        nonlocal notes
+        opened = open_run(folder, identity, resume=resume)
+        known.update(opened.answers)
+        notes = opened.notes
+        return [
+            sample.key
+            for sample in task.samples
+            if sample.key not in known or not is_complete(task, known[sample.key])
+        ]
+
+    began = time.perf_counter()
+    share = set(processes.share(folder, unanswered))
+    if processes.rank:
+        known = read_journals(folder).answers
+    done = [known[sample.key] for sample in task.samples if _has(task, known, sample.key)]
+    advance = watch(done, len(share), notes) if watch is not None else lambda sample, answer: None
+    with JournalWriter(folder, processes.rank) as writer:
+        session = _Session(task, backend, writer, advance, known)
+        _ask_all(session, [sample for sample in task.samples if sample.key in share])
+    if processes.rank:
+        return None
+
+    def answered() -> set[Key]:
+        known.update(read_journals(folder).answers)
+        return {key for key in known if _has(task, known, key)}
+
+    answered()
+    processes.wait_for_answers([sample.key for sample in task.samples], answered)
+    answers = tuple(known[sample.key] for sample in task.samples)
+    return Finished(answers, len(done), time.perf_counter() - began, notes)
+
+
+def is_complete(task: Task, answer: Answer) -> bool:
+    """Say whether an answer has everything its protocol needs (a two-stage answer may lack its second stage).
+
+    Args:
+        task: the protocol.
+        answer: finished or not.
+    """
+    if answer.stop_reason == TOO_LONG:
+        return True
+    has_text, has_scores = answer.completion is not None, answer.choice_logprobs is not None
+    return {GENERATE: has_text, CHOICES: has_scores, GENERATE_THEN_CHOICES: has_text and has_scores}[
+        task.kind
+    ]
+
+
+def _has(task: Task, known: dict[Key, Answer], key: Key) -> bool:
+    return key in known and is_complete(task, known[key])
+
+
+def _ask_all(session: _Session, samples: Sequence[Sample]) -> None:
+    for batch in _batches(session.task, samples):
+        asked = [fit_prompt(session.task, sample, session.backend) for sample in batch]
+        for each in asked:
+            if each.prompt is None:
+                session.keep(each.sample, _too_long(each.sample))
+        asked = [each for each in asked if each.prompt is not None]
+        if session.task.kind == CHOICES:
+            for each, answer in _score(session, [(item, _prompt(item)) for item in asked]):
+                session.keep(each.sample, answer)
+            continue
+        finished = _first_stage(session, asked)
+        if session.task.kind == GENERATE_THEN_CHOICES:
+            _second_stage(session, asked, finished)
+
+
+def _batches(task: Task, samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+    """Yield questions to pass together: a subject where exemplars are shared, else pieces of the whole."""
+    if task.num_fewshot:
+        for _, group in groupby(samples, key=lambda sample: sample.subject):
+            yield list(group)
+        return
+    for start in range(0, len(samples), CHUNK_SAMPLES):
+        yield list(samples[start : start + CHUNK_SAMPLES])
+
+
+def _first_stage(session: _Session, asked: Sequence[Asked]) -> dict[Key, Answer]:
+    """Generate what is not there yet; journalled at once. Returns the completions of all."""
+    done = {each.sample.key: session.first_stages.get(each.sample.key) for each in asked}
+    finished = {key: answer for key, answer in done.items() if answer is not None}
+    waiting = [each for each in asked if each.sample.key not in finished]
+    by_limits: dict[Limits, list[Asked]] = {}
+    for each in waiting:
+        by_limits.setdefault(limits_of(session.task, each), []).append(each)
+    for limits, group in by_limits.items():
+        prompts = [_prompt(each) for each in group]
+        for place, completion in session.backend.generate(prompts, limits):
+            sample, prompt = group[place].sample, prompts[place]
+            answer = Answer(
+                sample.subject,
+                sample.index,
+                prompt_hash=hash_prompt(prompt),
+                completion=completion.text,
+                stop_reason=completion.stop_reason,
+                num_prompt_tokens=completion.num_prompt_tokens,
+                num_new_tokens=completion.num_new_tokens,
+                num_fewshot=prompt.num_fewshot,
+            )
+            finished[sample.key] = answer
+            session.keep(sample, answer)
+    return finished
+
+
+def _second_stage(session: _Session, asked: Sequence[Asked], finished: dict[Key, Answer]) -> None:
+    """Score the choices after each completion's extraction prompt."""
+    pairs: list[tuple[Asked, Prompt]] = []
+    for each in asked:
+        first = finished[each.sample.key]
+        prompt = fit_extraction(session.task, each.sample, first.completion or "", session.backend)
+        if prompt is None:
+            session.keep(each.sample, dataclasses.replace(first, stop_reason=TOO_LONG))
+        else:
+            pairs.append((each, prompt))
+    for each, scored in _score(session, pairs):
+        first = finished[each.sample.key]
+        session.keep(each.sample, dataclasses.replace(first, choice_logprobs=scored.choice_logprobs))
+
+
+def _score(session: _Session, pairs: Sequence[tuple[Asked, Prompt]]) -> Iterable[tuple[Asked, Answer]]:
+    prompts = [prompt for _, prompt in pairs]
+    if not prompts:
+        return
+    for place, scores in session.backend.score_choices(prompts, session.task.choices):
+        sample, prompt = pairs[place][0].sample, prompts[place]
+        yield (
+            pairs[place][0],
+            Answer(
+                sample.subject,
+                sample.index,
+                prompt_hash=hash_prompt(prompt),
+                choice_logprobs=scores.logprobs,
+                num_prompt_tokens=scores.num_prompt_tokens,
+                num_fewshot=prompt.num_fewshot,
+            ),
+        )
+
+
+def _prompt(asked: Asked) -> Prompt:
+    assert asked.prompt is not None
+    return asked.prompt
+
+
+def _too_long(sample: Sample) -> Answer:
+    return Answer(sample.subject, sample.index, stop_reason=TOO_LONG)
