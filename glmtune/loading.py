@@ -42,8 +42,8 @@ def load_model(
         dtype: torch type, its name, or None / "auto" for the checkpoint's own where it runs well.
         device: torch device, its name, or None / "auto" for CUDA if there is one.
         quantization: None loads the weights as they are stored, quantized checkpoints included; a name in
-            `glmtune.quantization.arithmetic.methods.METHODS` (``int8``, ``int4``, ``int4-g64``, ...) quantizes them as
-            they are read, tensor by tensor; one in ``EXTERNAL`` (``nf4``, ``torchao-int4``, ...) leaves it to
+            `glmtune.quantization.arithmetic.methods.METHODS` (``int8``, ``int4``, ``int4-g64``, ...) quantizes
+            them as they are read, tensor by tensor; one in ``EXTERNAL`` (``nf4``, ``torchao-int4``, ...) leaves it to
             another library, for GPUs.
         quantization_activations: ``int8`` also rounds the inputs of quantized layers; None leaves them.
         prefix: a prefix to attach: an encoder, a run folder, a checkpoint folder, or a file (ours, or an

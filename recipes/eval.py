@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.backends.openai import EndpointSettings
+from evaluation.backends.openai_api import EndpointSettings
 from evaluation.settings import ALL, BenchmarkSettings
 from glmtune.errors import ConfigError
 from glmtune.inference.settings import EngineSettings
@@ -175,14 +175,14 @@ def run(config: EvalConfig) -> tuple[Evaluated, ...]:
 
 def _backend(config: EvalConfig) -> Backend:
     if config.backend == "openai":
-        from evaluation.backends.openai import OpenAIBackend
+        from evaluation.backends.openai_api import OpenAIBackend
 
         endpoint = config.endpoint
         if config.is_chat is not None:
             endpoint = dataclasses.replace(endpoint, is_chat=config.is_chat)
         return OpenAIBackend(endpoint)
     if config.backend == "vllm":
-        from evaluation.backends.vllm import VllmBackend
+        from evaluation.backends.vllm_engine import VllmBackend
         from glmtune.loading import load_tokenizer
         from glmtune.models.releases.source import resolve_source
 

@@ -24,7 +24,7 @@ HEAD_ROWS = 256
 LOGITS_PER_CHUNK = 2**26
 """Logits formed at once (same place)."""
 DECODED_ROWS = 512
-"""On a CPU the weights of so many outputs are formed from codes at once (`glmtune.quantization.layers.linear`)."""
+"""Outputs whose weights are formed from codes at once on a CPU (`glmtune.quantization.layers.linear`)."""
 SHARED_INPUT = ("q_proj", "k_proj", "v_proj")
 """Layers of a block that read one tensor."""
 FROM_BELOW = (*SHARED_INPUT, "query_key_value")

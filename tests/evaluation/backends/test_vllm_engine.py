@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from evaluation.backend import Limits
-from evaluation.backends.vllm import VllmBackend
+from evaluation.backends.vllm_engine import VllmBackend
 from evaluation.sample import Prompt
 from glmtune.errors import MissingExtraError
 
@@ -88,7 +88,7 @@ def test_ids_go_in_and_text_comes_out(vllm, tiny_tokenizer):
 
 
 def test_stop_strings_end_a_completion_between_rounds(vllm, tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr("evaluation.backends.vllm.ROUND_TOKENS", 4)
+    monkeypatch.setattr("evaluation.backends.vllm_engine.ROUND_TOKENS", 4)
     backend, engine = make(tiny_tokenizer)
     engine.script = tiny_tokenizer.text_ids("There are 12 - 7 = 5 apples left. Write a short text") * 3
     answers = dict(backend.generate([Prompt(text="问：")], Limits(60, ("Write", "nothing"))))
@@ -98,7 +98,7 @@ def test_stop_strings_end_a_completion_between_rounds(vllm, tiny_tokenizer, monk
 
 
 def test_the_limit_ends_a_completion(vllm, tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr("evaluation.backends.vllm.ROUND_TOKENS", 4)
+    monkeypatch.setattr("evaluation.backends.vllm_engine.ROUND_TOKENS", 4)
     backend, engine = make(tiny_tokenizer)
     engine.script = tiny_tokenizer.text_ids("How many apples are left? There are many.") * 3
     answers = dict(backend.generate([Prompt(text="问：")], Limits(10, ("nothing",))))

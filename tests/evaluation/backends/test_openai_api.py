@@ -8,7 +8,7 @@ import time
 import pytest
 
 from evaluation.backend import Limits
-from evaluation.backends.openai import (
+from evaluation.backends.openai_api import (
     UNLISTED_LOGPROB,
     EndpointSettings,
     OpenAIBackend,
