@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from glmtune.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from glmtune.loading import load_model, load_tokenizer
     from glmtune.models.templates.renderer import render_prompt
     from glmtune.prefix.encoder import PrefixEncoder
 
-__version__ = "0.1.0"
 __all__ = ["PrefixEncoder", "load_model", "load_tokenizer", "render_prompt"]
 
 _HOMES = {

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune import __version__
 from glmtune.errors import ConfigError, GlmtuneError, unknown_name
+from glmtune.version import __version__
 
 if TYPE_CHECKING:
     from recipes.compose import Command

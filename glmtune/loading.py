@@ -41,10 +41,10 @@ def load_model(
         source: preset name (``glm-tiny``, ``chatglm2-6b``, ...), hub id (THUDM/, zai-org/), or a folder.
         dtype: torch type, its name, or None / "auto" for the checkpoint's own where it runs well.
         device: torch device, its name, or None / "auto" for CUDA if there is one.
-        quantization: None loads the weights as they are stored, quantized checkpoints included; a name in
-            `glmtune.quantization.arithmetic.methods.METHODS` (``int8``, ``int4``, ``int4-g64``, ...) quantizes
-            them as they are read, tensor by tensor; one in ``EXTERNAL`` (``nf4``, ``torchao-int4``, ...) leaves it to
-            another library, for GPUs.
+        quantization: None loads the weights as they are stored, quantized checkpoints included; a name of
+            METHODS in `glmtune.quantization.arithmetic.methods` (``int8``, ``int4``, ``int4-g64``, ...)
+            quantizes them as they are read, tensor by tensor; one of EXTERNAL there (``nf4``,
+            ``torchao-int4``, ...) leaves it to another library, for GPUs.
         quantization_activations: ``int8`` also rounds the inputs of quantized layers; None leaves them.
         prefix: a prefix to attach: an encoder, a run folder, a checkpoint folder, or a file (ours, or an
             official ``pytorch_model.bin``).

@@ -1,25 +1,21 @@
-"""What happens when memory runs out, and how many tokens fit before it does."""
+"""Running out of memory: how it is told from other errors, and how freed memory is given back."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 
-import psutil
 import torch
-from transformers import PretrainedConfig
 
-from glmtune.prefix.encoder import prefix_shape
-
-USABLE_FRAC = 0.4
-"""Share of the free memory that keys and values may take; the rest is for activations."""
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "DefaultCPUAllocator")
+"""Words of PyTorch, its allocators and BLAS libraries where no type of error says it."""
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory ran out, on whatever device."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        word in str(error) for word in words
-    )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 def release_memory() -> None:
@@ -29,18 +25,12 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def tokens_that_fit(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> int:
-    """Estimate how many tokens' keys and values fit into the memory that is free now.
+def trim_memory() -> None:
+    """Hand freed memory back to the system; glibc keeps it otherwise, block by block up to the whole model.
 
-    Args:
-        config: of the model, in native form.
-        dtype: of keys and values.
-        device: where they lie.
-
-    Returns:
-        Tokens, at least 1.
+    Does nothing where the C library has no such call.
     """
-    is_cuda = device.type == "cuda"
-    free_bytes = torch.cuda.mem_get_info(device)[0] if is_cuda else psutil.virtual_memory().available
-    bytes_per_token = prefix_shape(config).kv_width * dtype.itemsize
-    return max(1, int(USABLE_FRAC * free_bytes / bytes_per_token))
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return

@@ -111,12 +111,12 @@ def _fetch(config: DataConfig) -> None:
 
 def _write_report(report: DataReport, path: Path) -> None:
     import dataclasses
-    import json
 
-    text = json.dumps(dataclasses.asdict(report), ensure_ascii=False, indent=2)
+    from glmtune.files import write_json
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
+        write_json(path, dataclasses.asdict(report))
     except OSError as error:
         raise ConfigError(
             f"`report_file` is `{path}`, but it cannot be written: {error.strerror}. Name a writable place."

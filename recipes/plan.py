@@ -149,14 +149,15 @@ def _print_json(
     plan: Plan, command: list[str], probe: Probe | None, epoch: Epoch | None, problem: str
 ) -> None:
     import dataclasses
-    import json
     import sys
 
     from glmtune.planning.report import plain_values
 
     values = plain_values(plan, command, probe, problem=problem)
     values["epoch"] = None if epoch is None else dataclasses.asdict(epoch)
-    sys.stdout.write(json.dumps(values, ensure_ascii=False, indent=2) + "\n")
+    from glmtune.files import json_text
+
+    sys.stdout.write(json_text(values))
 
 
 def _print_tables(

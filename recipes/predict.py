@@ -211,9 +211,9 @@ def _identity(
     num_rows: int,
     tuning: _Tuning,
 ) -> RunIdentity:
-    from glmtune import __version__
     from glmtune.inference.predict.journal import RunIdentity, deciding_settings
     from glmtune.models.templates.renderer import template_for
+    from glmtune.version import __version__
 
     activations = config.model.quantization_activations
     rounding = {"quantization_activations": activations} if activations else {}

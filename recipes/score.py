@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +88,7 @@ def _check_what_is_asked(config: ScoreConfig) -> None:
 def _score_file(given: str, seed: int) -> ScoreResult:
     from rich.console import Console
 
-    from glmtune.files import write_text_atomically
+    from glmtune.files import json_text, write_text_atomically
     from glmtune.inference.predict.match import score_predictions
     from glmtune.inference.predict.predictions import (
         find_predictions,
@@ -112,7 +111,7 @@ def _score_file(given: str, seed: int) -> ScoreResult:
         )
     written = path.with_name(SCORE_NAME)
     values = {"file": str(path), **report.to_json()}
-    write_text_atomically(written, json.dumps(values, ensure_ascii=False, indent=2) + "\n")
+    write_text_atomically(written, json_text(values))
     console.print(f"Written: {written}", soft_wrap=True)
     return ScoreResult(report=report, differences=(), written=written)
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from evaluation.metrics import Score
 from evaluation.reporting.results import Result
-from glmtune.files import write_error
+from glmtune.files import write_atomically, write_error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Z_95 = 1.959964
 
@@ -67,10 +71,23 @@ def draw_chart(result: Result, path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("accuracy, % (95 % interval)")
     axes.set_title(result.title, fontsize=10, wrap=True)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG so that a reader never sees half of it.
+
+    Args:
+        figure: what to write.
+        path: the file.
+
+    Raises:
+        GlmtuneError: it cannot be written.
+    """
+    # No date and no version of matplotlib inside: the same result makes the same bytes.
+    options: dict[str, Any] = {"format": "png", "dpi": 120, "metadata": {"Software": "glmtune"}}
     try:
-        part = path.with_name(path.name + ".part")
-        figure.savefig(part, format="png", dpi=120, metadata={"Software": "glmtune"})
-        part.replace(path)
+        write_atomically(path, lambda partial: figure.savefig(partial, **options))
     except OSError as error:
         raise write_error(path, error) from None
 

@@ -15,7 +15,7 @@ from evaluation.reporting.submission import submission
 from evaluation.reporting.tables import TextTable, average_table, rules_table, subject_table
 from evaluation.running.runner import Finished
 from glmtune.errors import DataError
-from glmtune.files import write_text_atomically
+from glmtune.files import json_text, write_text_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -155,4 +155,4 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def _json(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, ensure_ascii=False, indent=2) + "\n"
+    return json_text(values)

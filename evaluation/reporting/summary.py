@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from evaluation.evaluate import Evaluated
 from evaluation.reporting.files import comparable_row
 from evaluation.reporting.tables import NOTHING, TextTable, percent
-from glmtune.files import write_text_atomically
+from glmtune.files import json_text, write_text_atomically
 
 SUMMARY_NAME = "summary"
 COLUMNS = (
@@ -75,7 +74,7 @@ def write_summary(runs: Sequence[Evaluated], model: str, folder: Path) -> list[P
     }
     texts = {
         f"{SUMMARY_NAME}.md": summary_table(runs, model).to_markdown(),
-        f"{SUMMARY_NAME}.json": json.dumps(values, ensure_ascii=False, indent=2) + "\n",
+        f"{SUMMARY_NAME}.json": json_text(values),
     }
     for name, text in texts.items():
         write_text_atomically(folder / name, text)

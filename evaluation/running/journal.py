@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from evaluation.answer import Answer, parse_answer
 from glmtune.errors import ConfigError, DataError
-from glmtune.files import write_error, write_text_atomically
+from glmtune.files import json_text, write_error, write_text_atomically
 
 IDENTITY_NAME = "run.json"
 JOURNAL_PATTERN = "journal-rank*.jsonl"
@@ -75,7 +75,7 @@ def open_run(folder: Path, identity: Mapping[str, Any], *, resume: bool = True) 
         _move_aside(folder)
     _refuse_other_run(folder, identity)
     opened = read_journals(folder, repair=True)
-    text = json.dumps(identity, ensure_ascii=False, indent=2) + "\n"
+    text = json_text(identity)
     write_text_atomically(folder / IDENTITY_NAME, text)
     return opened
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from glmtune import __version__
 from glmtune.adapter import find_adapter, load_adapter
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.export.streamed import hollow, probe_ids, probe_logits, stream_weights
@@ -28,9 +27,10 @@ from glmtune.export.tensors import (
     stored_tensors,
 )
 from glmtune.export.tokenizer import fast_tokenizer, save_fast_tokenizer
+from glmtune.files import prepared_folder, write_json
 from glmtune.models.checkpoints.config import official_config
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout, without_layout
-from glmtune.models.checkpoints.shard_writer import write_json, write_shards
+from glmtune.models.checkpoints.shard_writer import write_shards
 from glmtune.models.load import build_model, load_config
 from glmtune.models.official import weights_fingerprint
 from glmtune.models.releases.families import FAMILY_KEY, Family
@@ -39,6 +39,7 @@ from glmtune.models.templates.renderer import template_for
 from glmtune.models.tokenizers.load import load_tokenizer_folder
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.checkpoint import export_official_prefix, find_prefix, load_prefix
+from glmtune.version import __version__
 
 MARKER = "glmtune_export.json"
 """Written last into every export; only folders that hold it are ever replaced."""
@@ -159,22 +160,17 @@ def export(job: Job, watch: Watch = lambda stage, done, total: None) -> Exported
         raise ConfigError(
             f"`output_dir` is `{final}`, which holds the source `{source.folder}`. Give another folder."
         )
-    aside = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     try:
-        num_bytes = WRITERS[job.format](source, aside, job)
-        figures = _compare(source, aside, job)
-        exported = Exported(final, str(source.dtype).removeprefix("torch."), num_bytes, *figures)
-        write_json(aside / MARKER, _record(job, exported))
-        _replace(final, aside)
+        with prepared_folder(final) as aside:
+            num_bytes = WRITERS[job.format](source, aside, job)
+            figures = _compare(source, aside, job)
+            exported = Exported(final, str(source.dtype).removeprefix("torch."), num_bytes, *figures)
+            write_json(aside / MARKER, _record(job, exported))
     except OSError as error:
         raise CheckpointError(
             f"`{final}` could not be written: {error}. What was there before is as it was. Free some "
             "space, or give a folder you may write to."
         ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return exported
 
 
@@ -366,17 +362,3 @@ def _record(job: Job, exported: Exported) -> dict[str, Any]:
     given = {name: getattr(job, name) for name in ("source", "format", "prefix_path", "adapter_path")}
     figures = {name: value for name, value in asdict(exported).items() if name != "folder"}
     return given | figures | {"glmtune_version": __version__}
-
-
-def _replace(final: Path, aside: Path) -> None:
-    replaced = final.with_name(f".{final.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if final.exists():
-        final.rename(replaced)
-    try:
-        aside.rename(final)
-    except OSError:
-        if replaced.exists():
-            replaced.rename(final)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)

@@ -11,7 +11,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from glmtune.models.placeholders import give_back_memory
+from glmtune.memory import trim_memory
 
 NUM_PROBE_TOKENS = 24
 
@@ -106,6 +106,6 @@ def _emptying(names: dict[str, str]) -> Callable[..., None]:
     def empty(module: nn.Module, _: object, __: object) -> None:
         for name in names:
             getattr(module, name).data = _nothing(getattr(module, name).shape)
-        give_back_memory()
+        trim_memory()
 
     return empty

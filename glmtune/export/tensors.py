@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from transformers import GlmConfig
 
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
+from glmtune.models.checkpoints.lazy_tensors import LazyTensors
 from glmtune.models.checkpoints.names import Entry, FusedLayout, name_table, official_tensor, split_fused
 from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO, QuantizedLayout
 from glmtune.models.checkpoints.reading import check_records
@@ -23,36 +23,6 @@ from glmtune.quantization.arithmetic.primitives import QuantizedTensor, dequanti
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-
-class LazyTensors(Mapping[str, Tensor]):
-    """Names and what makes their tensors; nothing is kept.
-
-    Attributes:
-        shapes: name → shape, known without making the tensor.
-    """
-
-    def __init__(
-        self, makers: Mapping[str, Callable[[], Tensor]], shapes: Mapping[str, tuple[int, ...]]
-    ) -> None:
-        """Take the table.
-
-        Args:
-            makers: name → function that returns the tensor.
-            shapes: the same names → shape.
-        """
-        assert makers.keys() == shapes.keys()
-        self._makers = dict(makers)
-        self.shapes = dict(shapes)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._makers[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
 
 
 def stored_tensors(folder: Path) -> LazyTensors:
@@ -148,11 +118,6 @@ def official_tensors(weights: LazyTensors, config: GlmConfig | ChatGlmConfig) ->
     layout, table = FusedLayout.of(config), name_table(config)
     makers = {entry.official: partial(_official, entry, weights, layout) for entry in table}
     return LazyTensors(makers, {entry.official: entry.shape for entry in table})
-
-
-def num_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """Return how many bytes a tensor takes."""
-    return math.prod(shape) * dtype.itemsize
 
 
 def _fused_part(record: TensorRecord, layout: FusedLayout, part: int) -> Tensor:

@@ -6,7 +6,6 @@ every tensor that passes by.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,14 +136,3 @@ def wait_for(model: nn.Module, stored: Stored | None) -> None:
 def waits_for(model: nn.Module) -> Stored | None:
     """Return where a model's weights will come from; None if it has them."""
     return next((vars(module)[_STORED] for module in model.modules() if _STORED in vars(module)), None)
-
-
-def give_back_memory() -> None:
-    """Hand freed memory back to the system; glibc keeps it otherwise, block by block up to the whole model.
-
-    Does nothing where the C library has no such call.
-    """
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):  # not glibc
-        return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -19,9 +18,10 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from glmtune import __version__
 from glmtune.errors import CheckpointError
+from glmtune.files import write_atomically, write_json
 from glmtune.prefix.encoder import PrefixEncoder, PrefixShape, prefix_shape
+from glmtune.version import __version__
 
 LOGGER = logging.getLogger(__name__)
 PREFIX_FILE = "prefix_encoder.safetensors"
@@ -104,15 +104,7 @@ def save_prefix(
     content = save(tensors, {key: json.dumps(value, ensure_ascii=False) for key, value in facts.items()})
     target = Path(folder) / PREFIX_FILE
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{PREFIX_FILE}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(target, lambda partial: partial.write_bytes(content))
     return target
 
 
@@ -231,8 +223,7 @@ def export_official_prefix(
     target.parent.mkdir(parents=True, exist_ok=True)
     torch.save({OFFICIAL_NAME + key: weight.cpu() for key, weight in encoder.state_dict().items()}, target)
     keys = {"pre_seq_len": encoder.pre_seq_len, "prefix_projection": encoder.prefix_projection}
-    text = json.dumps({**(config or {}), **keys}, indent=2, ensure_ascii=False)
-    target.with_name("config.json").write_text(text + "\n", encoding="utf-8")
+    write_json(target.with_name("config.json"), {**(config or {}), **keys})
     return target
 
 

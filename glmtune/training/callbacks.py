@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from glmtune.training.checkpoints.folder import write_text
+from glmtune.files import write_text
 
 LOG_FILE = "trainer_log.jsonl"
 

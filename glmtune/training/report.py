@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -15,9 +14,8 @@ from typing import Any
 import psutil
 import torch
 
-from glmtune import __version__
-from glmtune.training.checkpoints.folder import write_text
 from glmtune.training.settings import METRICS
+from glmtune.version import __version__
 
 # Shown in the model card and at the end of a run, in this order.
 SCORES = (
@@ -49,11 +47,6 @@ def environment(*, seed: int) -> dict[str, Any]:
         "seed": seed,
         "command": " ".join(sys.argv),
     }
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write values as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def summarize(entries: Sequence[Mapping[str, Any]], *, metric: str = "loss") -> dict[str, Any]:

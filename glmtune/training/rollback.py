@@ -18,7 +18,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.integrations import TensorBoardCallback
 
 from glmtune.errors import StartAnewError, TrainingError
-from glmtune.training.checkpoints.folder import latest_checkpoint, step_of, write_text
+from glmtune.files import write_json
+from glmtune.training.checkpoints.folder import latest_checkpoint, step_of
 from glmtune.training.watching.evidence import NotFiniteError
 from glmtune.training.watching.rules import Alert
 
@@ -156,4 +157,4 @@ def _add(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _write(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
-    write_text(path, json.dumps(list(items), indent=2, ensure_ascii=False) + "\n")
+    write_json(path, list(items))

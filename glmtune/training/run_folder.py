@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from glmtune.errors import ConfigError, TrainingError
+from glmtune.files import write_text
 from glmtune.training.checkpoints.folder import (
     checkpoint_at,
     drop_after,
@@ -20,7 +21,6 @@ from glmtune.training.checkpoints.folder import (
     repair,
     set_aside,
     step_of,
-    write_text,
 )
 from glmtune.training.rollback import keep_rollbacks
 

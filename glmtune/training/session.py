@@ -15,8 +15,9 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from glmtune import __version__
 from glmtune.errors import TrainingError
+from glmtune.files import write_json, write_text
+from glmtune.memory import is_out_of_memory
 from glmtune.training.adapt import count_parameters
 from glmtune.training.callbacks import (
     LOG_FILE,
@@ -26,13 +27,14 @@ from glmtune.training.callbacks import (
     append_entry,
     read_log,
 )
-from glmtune.training.checkpoints.folder import latest_checkpoint, step_of, write_problem, write_text
+from glmtune.training.checkpoints.folder import latest_checkpoint, step_of, write_problem
 from glmtune.training.distributed import collectives
 from glmtune.training.distributed.launch import PARTNER_LOST
-from glmtune.training.report import SCORES, environment, model_card, plot_loss, summarize, write_json
+from glmtune.training.report import SCORES, environment, model_card, plot_loss, summarize
 from glmtune.training.rollback import train_with_rollbacks
 from glmtune.training.run_folder import RESULTS_FILE, RunStart, check_facts, start_run
 from glmtune.training.trainer import GlmTrainer
+from glmtune.version import __version__
 
 
 def resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def train(trainer: GlmTrainer, checkpoint: Path | None, *, tensorboard: bool = T
     except OSError as error:
         raise TrainingError(write_problem(run / LOG_FILE, error)) from error
     except (RuntimeError, MemoryError) as error:
-        if _is_memory(error):
+        if is_out_of_memory(error):
             raise TrainingError(_memory_problem(trainer)) from error
         if collectives.is_lost(error):
             raise TrainingError(_lost_problem(trainer)) from error
@@ -162,10 +164,6 @@ def report(trainer: GlmTrainer, settings: Mapping[str, Any], facts: Mapping[str,
             raise TrainingError(write_problem(run / RESULTS_FILE, error)) from error
         _show(run, results)
     return results
-
-
-def _is_memory(error: RuntimeError | MemoryError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
 
 
 def _lost_problem(trainer: GlmTrainer) -> str:

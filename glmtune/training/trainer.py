@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 
+from glmtune.files import partial_of
 from glmtune.labels import IGNORE_INDEX
 from glmtune.models.placeholders import waits_for
 from glmtune.quantization.kernels.for_training import prepare_for_training
@@ -296,9 +297,7 @@ class GlmTrainer(Trainer):
         loss = cast(Tensor, self.accelerator.reduce(cast(Tensor, self._tr_loss).clone(), "mean"))
         writes = self.args.should_save
         # Every process adds its own part to the folder that the first one opens and seals.
-        opened = (
-            checkpoints.writing(final, facts=facts) if writes else nullcontext(checkpoints.partial_of(final))
-        )
+        opened = checkpoints.writing(final, facts=facts) if writes else nullcontext(partial_of(final))
         with ExitStack() as stack:
             folder = stack.enter_context(opened)
             collectives.wait()

@@ -20,7 +20,9 @@ import matplotlib.figure, torch
 torch.set_num_threads(1)
 plan = json.loads(sys.argv[1])
 import evaluation.backends.glm
-from evaluation import journal, report
+from evaluation.running import journal
+from evaluation.reporting import files as report
+from glmtune.files import partial_of
 from recipes.compose import load_settings
 from recipes.eval import COMMAND, run
 
@@ -62,7 +64,7 @@ def die_while_reporting(at):
         nonlocal count
         count += 1
         if count == at:
-            path.with_name(path.name + ".part").write_text(text[: len(text) // 2])
+            partial_of(path).write_text(text[: len(text) // 2])
             die()
         write(path, text)
 
@@ -135,7 +137,7 @@ def drive(plan: list[dict], folder: Path) -> list[list[int]]:
 def compare(folder: Path) -> None:
     for name in ("results.json", "report.md"):
         assert (folder / "killed" / name).read_bytes() == (folder / "whole" / name).read_bytes()
-    assert not list((folder / "killed").glob("*.part"))
+    assert not list((folder / "killed").glob(".*.partial"))
 
 
 def sessions_of(task: str, deaths: list[dict | None], world_sizes: list[int]) -> list[dict]:

@@ -19,8 +19,7 @@ from glmtune.prefix.settings import PrefixSettings
 from recipes import predict
 from recipes.compose import load_settings
 from recipes.train import COMMAND, run
-
-from .conftest import MakeBase
+from tests.e2e.conftest import MakeBase
 
 GENERATIONS = tuple(Family)
 RECIPES = {"prefix": "ptuning", "lora": "lora", "full": "full"}

@@ -17,7 +17,9 @@ import json, os, signal, sys
 import matplotlib.figure, peft, torch.utils.tensorboard
 
 plan = json.loads(sys.argv[1])
-from glmtune.training import adapt, checkpoint, session, trainer
+from glmtune import files
+from glmtune.training import adapt, session, trainer
+from glmtune.training.checkpoints import folder
 from recipes.compose import load_settings
 from recipes.train import COMMAND, run
 
@@ -46,11 +48,11 @@ DEATHS = {
     "before the first checkpoint": lambda: die_at(trainer.GlmTrainer, "_get_grad_norm", step=3),
     "between two micro-batches": lambda: die_at(trainer.GlmTrainer, "training_step", step=9, after=True),
     "while a checkpoint is written": lambda: die_at(trainer.GlmTrainer, "_save_rng_state", step=14),
-    "before a checkpoint gets its name": lambda: setattr(checkpoint, "sync", die),
-    "between checkpoint and last": lambda: die_at(checkpoint, "publish"),
+    "before a checkpoint gets its name": lambda: setattr(files, "put_in_place", die),
+    "between checkpoint and last": lambda: die_at(folder, "publish"),
     "while best is written": lambda: die_at(trainer.GlmTrainer, "_publish_best", step=16),
     "while last is replaced": lambda: setattr(
-        checkpoint.Path, "rename", lambda self, target: die() if self.name == ".last.partial" else os.rename(self, target)
+        files.Path, "rename", lambda self, target: die() if self.name == ".last.partial" else os.rename(self, target)
     ),
     "after training, before the report": lambda: setattr(session, "report", die),
 }

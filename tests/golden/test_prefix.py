@@ -13,8 +13,7 @@ from glmtune.models.load import load_base
 from glmtune.prefix.attach import attach_prefix, freeze_base
 from glmtune.prefix.checkpoint import load_prefix
 from glmtune.prefix.encoder import PrefixEncoder
-
-from .conftest import Golden
+from tests.golden.conftest import Golden
 
 LOGITS, LOSS, GRADIENT, TRAINING, PREFIX = 1e-4, 2e-5, 1e-5, 5e-5, 1e-4
 

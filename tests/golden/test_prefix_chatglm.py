@@ -19,8 +19,7 @@ from glmtune.prefix.checkpoint import export_official_prefix, load_prefix, save_
 from glmtune.prefix.encoder import PrefixEncoder
 from glmtune.prefix.init import build_prefix_encoder, text_rows
 from glmtune.prefix.settings import PrefixSettings
-
-from .conftest import Golden
+from tests.golden.conftest import Golden
 
 LOGITS, LOSS, GRADIENT, TRAINING, PREFIX = 1e-4, 2e-5, 1e-5, 5e-5, 1e-4
 PAD = 3

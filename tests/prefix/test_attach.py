@@ -15,8 +15,7 @@ from transformers.modeling_utils import AttentionInterface
 from glmtune.errors import ConfigError, ShapeError
 from glmtune.prefix.attach import attach_prefix, detach_prefix, freeze_base, prefix_of, without_prefix
 from glmtune.prefix.encoder import PrefixEncoder, PrefixShape
-
-from .conftest import make_base, make_prefix, random_ids
+from tests.prefix.conftest import make_base, make_prefix, random_ids
 
 IDS = random_ids(3, 9)
 

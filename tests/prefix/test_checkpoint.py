@@ -13,7 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import GlmForCausalLM
 
-from glmtune import __version__
 from glmtune.errors import CheckpointError
 from glmtune.prefix import checkpoint
 from glmtune.prefix.checkpoint import (
@@ -27,8 +26,8 @@ from glmtune.prefix.checkpoint import (
     save_prefix,
 )
 from glmtune.prefix.encoder import PrefixEncoder
-
-from .conftest import make_base, make_prefix
+from glmtune.version import __version__
+from tests.prefix.conftest import make_base, make_prefix
 
 META = PrefixMeta("a" * 64, "glm-tiny", "chatglm2", "数据指纹")
 

@@ -9,9 +9,8 @@ from transformers import GlmForCausalLM, StaticCache
 
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.encoder import PrefixEncoder
-
-from .conftest import make_base, make_prefix, random_ids
-from .direct import direct_logits
+from tests.prefix.conftest import make_base, make_prefix, random_ids
+from tests.prefix.direct import direct_logits
 
 TOLERANCE = 2e-5
 

@@ -7,8 +7,7 @@ import torch
 
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.encoder import LayerStates, PrefixEncoder, PrefixShape, prefix_shape
-
-from .conftest import make_base, make_prefix, random_ids, tiny_config
+from tests.prefix.conftest import make_base, make_prefix, random_ids, tiny_config
 
 SHAPE = PrefixShape(num_layers=3, num_kv_heads=2, head_dim=4)
 

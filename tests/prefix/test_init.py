@@ -10,9 +10,8 @@ from glmtune.errors import ConfigError
 from glmtune.prefix.attach import attach_prefix, prefix_of
 from glmtune.prefix.init import build_prefix_encoder, text_rows
 from glmtune.prefix.settings import PrefixSettings
-
-from .conftest import make_base, make_prefix, random_ids
-from .direct import direct_logits
+from tests.prefix.conftest import make_base, make_prefix, random_ids
+from tests.prefix.direct import direct_logits
 
 TEXT = [7, 9, 20, 33]
 

@@ -8,34 +8,14 @@ from typing import TYPE_CHECKING
 from evaluation.compare.reporting.tables import ComparisonReport
 from evaluation.compare.statistics.drops import Drop
 from evaluation.metrics import Score
-from evaluation.reporting.chart import interval
-from glmtune.files import write_error
+from evaluation.reporting.chart import interval, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 COLORS = ("#4477aa", "#ee6677")
 NEUTRAL = "#bbbbbb"
 BAR_WIDTH = 0.38
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG so that a reader never sees half of it.
-
-    Args:
-        figure: what to write.
-        path: the file.
-
-    Raises:
-        GlmtuneError: it cannot be written.
-    """
-    try:
-        part = path.with_name(path.name + ".part")
-        figure.savefig(part, format="png", dpi=120, metadata={"Software": "glmtune"})
-        part.replace(path)
-    except OSError as error:
-        raise write_error(path, error) from None
 
 
 def draw_bars(report: ComparisonReport, confidence: float, path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from evaluation.compare.reporting.tables import ComparisonReport, points
 from evaluation.compare.statistics.gate import EXIT_CODES, IN_WORDS, worst
 from evaluation.compare.statistics.intervals import holm
 from evaluation.reporting.tables import NOTHING, TextTable
-from glmtune.files import write_text_atomically
+from glmtune.files import json_text, write_text_atomically
 
 METHODS_NAME = "methods"
 PARETO_NAME = "pareto.png"
@@ -238,7 +237,7 @@ def write_methods(table: MethodTable, title: str, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         f"{METHODS_NAME}.md": f"# {title}\n\n{method_table(table).to_markdown()}",
-        f"{METHODS_NAME}.json": json.dumps(methods_json(table), ensure_ascii=False, indent=2) + "\n",
+        f"{METHODS_NAME}.json": json_text(methods_json(table)),
     }
     for name, text in texts.items():
         write_text_atomically(folder / name, text)

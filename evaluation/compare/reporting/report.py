@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ from evaluation.compare.statistics.gate import EXIT_CODES
 from evaluation.compare.statistics.sensitivity import measure
 from evaluation.metrics import Groups
 from evaluation.reporting.tables import TextTable
-from glmtune.files import write_text_atomically
+from glmtune.files import json_text, write_text_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,7 +72,7 @@ def write_comparison(
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         MARKDOWN_NAME: markdown(report, gate),
-        JSON_NAME: json.dumps(comparison_json(report, gate), ensure_ascii=False, indent=2) + "\n",
+        JSON_NAME: json_text(comparison_json(report, gate)),
         FLIPS_NAME: flips_page(report, questions),
     }
     for name, text in texts.items():

@@ -6,9 +6,16 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import psutil
+import torch
+from transformers import PretrainedConfig
+
 from glmtune.errors import GlmtuneError
+from glmtune.prefix.encoder import prefix_shape
 
 LOGGER = logging.getLogger(__name__)
+USABLE_FRAC = 0.4
+"""Share of the free memory that keys and values may take; the rest is for activations."""
 
 
 @dataclass
@@ -61,3 +68,20 @@ def no_memory(num_tokens: int) -> GlmtuneError:
         f"Memory does not suffice for one prompt of {num_tokens} tokens. Load the model in a smaller dtype"
         " (`model.dtype=bfloat16`), use fewer exemplars, or free memory."
     )
+
+
+def tokens_that_fit(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """Estimate how many tokens' keys and values fit into the memory that is free now.
+
+    Args:
+        config: of the model, in native form.
+        dtype: of keys and values.
+        device: where they lie.
+
+    Returns:
+        Tokens, at least 1.
+    """
+    is_cuda = device.type == "cuda"
+    free_bytes = torch.cuda.mem_get_info(device)[0] if is_cuda else psutil.virtual_memory().available
+    bytes_per_token = prefix_shape(config).kv_width * dtype.itemsize
+    return max(1, int(USABLE_FRAC * free_bytes / bytes_per_token))

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from glmtune.errors import ConfigError
-from glmtune.inference.engine.budget import Budget
+from glmtune.inference.engine.budget import Budget, tokens_that_fit
 from glmtune.inference.engine.continuous_batching import ContinuousBatch, Row
 from glmtune.inference.engine.model import EngineModel
 from glmtune.inference.engine.next_token_scores import score_group
@@ -21,7 +21,6 @@ from glmtune.inference.engine.prompt_cache import PrefixStore
 from glmtune.inference.engine.prompt_groups import PromptGroup, group_prompts
 from glmtune.inference.engine.stop_text import Decode, StopText
 from glmtune.inference.settings import EngineSettings
-from glmtune.memory import tokens_that_fit
 from glmtune.models.architectures.compiling import compile_parts
 
 READ_TOKENS = {"cpu": 1024}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ConfigError, DataError
-from glmtune.files import write_text_atomically
+from glmtune.files import json_text, write_text_atomically
 from glmtune.inference.predict.predictions import (
     IDENTITY_NAME,
     PREDICTIONS_NAME,
@@ -119,7 +119,7 @@ def open_journal(folder: Path, identity: RunIdentity, *, resume: str = "auto") -
             " you may write to, with space left."
         ) from error
     _refuse_other_run(path, read_identity(path), identity, num_done=len(done))
-    content = json.dumps(asdict(identity), ensure_ascii=False, indent=2) + "\n"
+    content = json_text(asdict(identity))
     write_text_atomically(folder / IDENTITY_NAME, content)
     foreign = [prediction.row for prediction in done if not 0 <= prediction.row < identity.num_rows]
     if foreign:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from glmtune.files import write_text_atomically
+from glmtune.files import json_text, write_text_atomically
 from glmtune.inference.predict.generate import generate_completions
 from glmtune.inference.predict.journal import RESULTS_NAME, RunIdentity, open_journal
 from glmtune.inference.predict.predictions import (
@@ -120,9 +119,7 @@ def predict_split(
     split = PredictedSplit(
         folder, predictions, scores, summarize(scores) if scores else None, num_resumed, seconds
     )
-    write_text_atomically(
-        folder / RESULTS_NAME, json.dumps(results_json(split), ensure_ascii=False, indent=2)
-    )
+    write_text_atomically(folder / RESULTS_NAME, json_text(results_json(split)))
     return split
 
 

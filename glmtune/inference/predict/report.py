@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glmtune.files import write_text_atomically
+from glmtune.files import json_text, write_text_atomically
 from glmtune.inference.predict.predictions import Prediction
 from glmtune.metrics.significance import Difference
 
@@ -72,5 +71,5 @@ def write_comparison(
         "differences": [difference.to_json() for difference in differences],
     }
     path = folder / COMPARISON_NAME
-    write_text_atomically(path, json.dumps(values, ensure_ascii=False, indent=2) + "\n")
+    write_text_atomically(path, json_text(values))
     return path

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from transformers import GlmConfig, PreTrainedModel
 
 from glmtune.errors import CheckpointError
+from glmtune.files import write_atomically, write_json
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.checkpoints.config import official_config
 from glmtune.models.checkpoints.names import (
@@ -234,44 +233,16 @@ def save_official(
     written = [folder / name for name in names]
     if len(names) > 1:
         index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
-        written.append(_write_json(folder / f"{SAFETENSORS_FILE}{INDEX_SUFFIX}", index))
+        written.append(folder / f"{SAFETENSORS_FILE}{INDEX_SUFFIX}")
+        write_json(written[-1], index)
     stored = next(_kept(e, state[e.native[0]], dtype) for e in name_table(config) if not _is_quantized(e))
     official = official_config(config, family) | {"torch_dtype": str(stored).removeprefix("torch.")}
-    written.append(_write_json(folder / "config.json", official))
+    written.append(folder / "config.json")
+    write_json(written[-1], official)
     for stale in _earlier_weights(folder):
         if stale not in written:
             stale.unlink()
     return written
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary neighbour of ``path``, then put it in place, durably.
-
-    Args:
-        path: the file to appear.
-        write: receives the temporary path.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _write_json(path: Path, content: object) -> Path:
-    text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    return path
 
 
 def _plan_shards(

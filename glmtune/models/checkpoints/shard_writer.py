@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from glmtune.export.tensors import LazyTensors, num_bytes
+from glmtune.files import write_json
+from glmtune.memory import trim_memory
+from glmtune.models.checkpoints.lazy_tensors import LazyTensors, num_bytes
 from glmtune.models.checkpoints.shards import INDEX_SUFFIX, SAFETENSORS_FILE
-from glmtune.models.placeholders import give_back_memory
 
 
 def write_shards(
@@ -45,18 +45,13 @@ def write_shards(
         (folder / file).chmod((folder.stat().st_mode & 0o666) | 0o600)  # as readable as the folder
         weight_map |= dict.fromkeys(names, file)
         del shard
-        give_back_memory()
+        trim_memory()
         on_shard(number, len(shards))
     total = sum(sizes.values())
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_json(folder / f"{SAFETENSORS_FILE}{INDEX_SUFFIX}", index)
     return total
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write a JSON file as people read it."""
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _plan(sizes: dict[str, int], max_shard_bytes: int) -> list[list[str]]:

@@ -14,8 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from glmtune.files import write_text_atomically
-from glmtune.models.checkpoints.reading import write_atomically
+from glmtune.files import write_atomically, write_text_atomically
 
 IDENTITY_FILE = "identity.json"
 SIGNS = "signs/"

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from glmtune import __version__
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
+from glmtune.files import prepared_folder, write_json
 from glmtune.models.checkpoints.config import read_config
 from glmtune.models.checkpoints.names import FusedLayout, name_table, official_tensor
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
@@ -28,6 +28,7 @@ from glmtune.quantization.files.calibrate import quantize_calibrated
 from glmtune.quantization.files.finished_layers import PartStore, weight_files_identity
 from glmtune.quantization.files.quantize_on_load import QuantizingReader
 from glmtune.quantization.layers.report import QuantizationReport
+from glmtune.version import __version__
 
 REPORT_FILE = "quantization_report.json"
 """Written last into every quantized folder; only folders that hold it are ever replaced."""
@@ -112,24 +113,19 @@ def quantize_checkpoint(job: QuantizeJob, watch: Callable[[int, int], None] | No
         raise ConfigError(
             f"`output_dir` is `{final}`, which holds the source `{folder}`. Give another folder."
         )
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
         parts = PartStore(final.with_name(f".{final.name}.parts"), _identity(job, folder))
-        return _write(job, folder, partial, parts, lambda: _quantized_model(job, config.dtype, watch, parts))
+        return _write(job, folder, parts, lambda: _quantized_model(job, config.dtype, watch, parts))
     except OSError as error:
         raise CheckpointError(
             f"`{final}` could not be written: {error}. What was there before is as it was. Free some space, "
             "or give a folder you may write to."
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(
     job: QuantizeJob,
     source: Path,
-    partial: Path,
     parts: PartStore,
     make: Callable[[], tuple[GlmModel, QuantizationReport]],
 ) -> Quantized:
@@ -137,17 +133,17 @@ def _write(
     final = job.output_dir.expanduser()
     try:
         model, report = make()
-        save_official(model, partial, max_shard_bytes=job.max_shard_bytes)
-        _check_written(model, partial)
-        _copy_surroundings(source, partial, model)
-        written = QuantizedLayout.of(model.config)
-        assert written is not None
-        sizes = (_weight_bytes(partial), _weight_bytes(source))
-        result = Quantized(final, report, written.is_official, *sizes, parts.num_reused)
-        described = {"source": job.source, "is_official": result.is_official, **report.as_dict()}
-        described |= {"num_bytes": result.num_bytes, "source_bytes": result.source_bytes}
-        (partial / REPORT_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        _put_in_place(partial, final)
+        with prepared_folder(final) as folder:
+            save_official(model, folder, max_shard_bytes=job.max_shard_bytes)
+            _check_written(model, folder)
+            _copy_surroundings(source, folder, model)
+            written = QuantizedLayout.of(model.config)
+            assert written is not None
+            sizes = (_weight_bytes(folder), _weight_bytes(source))
+            result = Quantized(final, report, written.is_official, *sizes, parts.num_reused)
+            described = {"source": job.source, "is_official": result.is_official, **report.as_dict()}
+            described |= {"num_bytes": result.num_bytes, "source_bytes": result.source_bytes}
+            write_json(folder / REPORT_FILE, described)
     except GlmtuneError:
         parts.discard()
         raise
@@ -230,17 +226,8 @@ def _copy_surroundings(source: Path, folder: Path, model: Any) -> None:
     if name:  # the released code and other tools tell a release by it
         file = folder / "config.json"
         content = json.loads(file.read_text(encoding="utf-8")) | {"_name_or_path": name}
-        file.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_json(file, content)
 
 
 def _weight_bytes(folder: Path) -> int:
     return sum(record.num_bytes for record in read_records(folder).values())
-
-
-def _put_in_place(partial: Path, final: Path) -> None:
-    replaced = final.with_name(f".{final.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if final.exists():
-        final.rename(replaced)
-    partial.rename(final)
-    shutil.rmtree(replaced, ignore_errors=True)

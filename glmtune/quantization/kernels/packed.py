@@ -119,7 +119,7 @@ class PackedCodes:
         return out
 
     def weight(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Return the weight of some outputs, a transposed view (`glmtune.quantization.layers.linear.Product`)."""
+        """Return the weight of some outputs: a transposed view (see `layers.linear.Product`)."""
         first, count = start // PANEL, -(-(stop - start) // PANEL)
         weight_IO = torch.empty((self.shape[1], count * PANEL), dtype=dtype)
         target, threads = weight_IO.data_ptr(), torch.get_num_threads()

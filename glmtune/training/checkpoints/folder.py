@@ -13,11 +13,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from glmtune.errors import CheckpointError, TrainingError
+from glmtune.files import PARTIAL, REPLACED, prepared_folder, write_json
 from glmtune.training.distributed.collectives import is_lost
 
 MANIFEST = "checkpoint.json"
-PARTIAL = ".partial"
-REPLACED = ".replaced"
 # What only resuming needs; everything else in a checkpoint is the tuned model.
 STATE_FILES = frozenset(
     {
@@ -56,66 +55,24 @@ def writing(final: Path, *, facts: dict[str, Any] | None = None) -> Iterator[Pat
     Raises:
         TrainingError: a file could not be written (disk full, no permission, ...); ``final`` is as it was.
     """
-    partial = partial_of(final)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        seal(partial, final, facts=facts)
+        with prepared_folder(final) as partial:
+            yield partial
+            _write_manifest(partial, facts or {})
     except WRITE_ERRORS as error:
-        shutil.rmtree(partial, ignore_errors=True)
         if is_lost(error):
             raise
         raise TrainingError(write_problem(final, error)) from error
 
 
-def partial_of(final: Path) -> Path:
-    """Return the folder in which ``final`` is prepared."""
-    return final.with_name(f".{final.name}{PARTIAL}")
-
-
-def seal(partial: Path, final: Path, *, facts: dict[str, Any] | None = None) -> None:
-    """Write the manifest of a filled folder, sync it to disk and give it its final name.
-
-    Args:
-        partial: the folder with every file in it.
-        final: its name from now on; a folder of that name is replaced.
-        facts: plain values kept in the manifest.
-    """
+def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    """List every file with its size, so that a checkpoint that lost one is no checkpoint."""
     files = {
-        str(path.relative_to(partial)): path.stat().st_size
-        for path in sorted(partial.rglob("*"))
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    manifest = {"files": files, **(facts or {})}
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
-    for path in partial.rglob("*"):
-        sync(path)
-    sync(partial)
-    replaced = final.with_name(f".{final.name}{REPLACED}")
-    if final.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        final.rename(replaced)
-    partial.rename(final)
-    sync(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Force a file or folder onto the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file so that readers see the old or the new content, never half of it."""
-    partial = path.with_name(f".{path.name}{PARTIAL}")
-    partial.write_text(text, encoding="utf-8")
-    sync(partial)
-    partial.replace(path)
+    write_json(folder / MANIFEST, {"files": files, **facts})
 
 
 def write_problem(path: Path, error: BaseException) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glmtune.memory import trim_memory
 from glmtune.models.load import GlmModel
-from glmtune.models.placeholders import give_back_memory, wait_for, waits_for
+from glmtune.models.placeholders import wait_for, waits_for
 from glmtune.training.distributed import collectives, deepspeed
 
 
@@ -66,7 +67,7 @@ def fill(
         yield whole if reads else None
         for weight in wanted:
             keep(weight, whole.pop(0))
-        give_back_memory()
+        trim_memory()
 
     with torch.no_grad():
         stored.fill(model, passing)

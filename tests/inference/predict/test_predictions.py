@@ -39,7 +39,7 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     assert read_predictions(path) == [lone, ROW]
     rewrite_sorted(path, read_predictions(path))
     assert [json.loads(line)["row"] for line in path.read_text(encoding="utf-8").split("\n")[:-1]] == [0, 3]
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 def test_official_file_is_read(tmp_path):
@@ -120,7 +120,7 @@ def test_full_disk_is_reported(tmp_path):
     path.symlink_to("/dev/full")
     with pytest.raises(GlmtuneError, match=r"p.jsonl cannot be written \(No space left on device\).*goes on"):
         append_prediction(path, ROW)
-    (tmp_path / "q.jsonl.part").symlink_to("/dev/full")
+    (tmp_path / ".q.jsonl.partial").symlink_to("/dev/full")
     with pytest.raises(GlmtuneError, match=r"q.jsonl cannot be written \(No space left"):
         write_text_atomically(tmp_path / "q.jsonl", "x")
 

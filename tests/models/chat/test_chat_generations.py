@@ -18,8 +18,7 @@ from glmtune.models.releases.families import Family
 from glmtune.models.templates.renderer import template_for
 from glmtune.prefix.attach import attach_prefix, detach_prefix
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
-
-from .test_conversation import GREEDY, SYSTEM, check_carried_cache, last, scripted
+from tests.models.chat.test_chat import GREEDY, SYSTEM, check_carried_cache, last, scripted
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 

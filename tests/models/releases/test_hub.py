@@ -16,8 +16,7 @@ from glmtune.errors import CheckpointError, ConfigError, MissingExtraError
 from glmtune.models.load import load_base
 from glmtune.models.releases.families import Family
 from glmtune.models.releases.source import family_of_source, resolve_source
-
-from .hub_server import Hub, serving
+from tests.models.releases.hub_server import Hub, serving
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "models"
 POISON = b"raise SystemExit('code of a checkpoint was run')\n"

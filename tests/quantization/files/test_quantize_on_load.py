@@ -22,8 +22,7 @@ from glmtune.models.load import load_base as load_with
 from glmtune.quantization.arithmetic.methods import METHODS
 from glmtune.quantization.files.quantize_on_load import QuantizingReader
 from glmtune.quantization.layers.apply import dequantize_model, quantize_model
-
-from .conftest import GOLDEN, REPO
+from tests.quantization.conftest import GOLDEN, REPO
 
 Spoil = Callable[..., Path]
 LIMIT = 1.3

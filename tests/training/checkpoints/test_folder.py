@@ -110,10 +110,3 @@ def test_set_aside_takes_the_run_and_nothing_else(tmp_path: Path) -> None:
         assert checkpoints.set_aside(tmp_path) == tmp_path / "previous" / str(round_number)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "previous"]
     assert (tmp_path / "previous" / "2" / "checkpoint-3" / "weights").exists()
-
-
-def test_write_text_replaces_at_once(tmp_path: Path) -> None:
-    checkpoints.write_text(tmp_path / "log", "one")
-    checkpoints.write_text(tmp_path / "log", "two")
-    assert (tmp_path / "log").read_text() == "two"
-    assert len(list(tmp_path.iterdir())) == 1
