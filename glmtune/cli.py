@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] in ("-V", "--version"):
         sys.stdout.write(f"glmtune {__version__}\n")
         return 0
+    _own_packages_first()
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     _quiet_libraries(debug)
@@ -71,6 +72,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug and not _is_launched():
             raise
         return _report(error)
+
+
+def _own_packages_first() -> None:
+    """Let `recipes` and `evaluation` be ours, whoever else has a module of such a common name.
+
+    A wheel holds them under ``glmtune/_packages``, where no other distribution writes; a checkout beside us.
+    """
+    package = Path(__file__).resolve().parent
+    bundled = package / "_packages"
+    place = str(bundled if bundled.is_dir() else package.parent)
+    if sys.path[0] != place:
+        sys.path.insert(0, place)
 
 
 def _dispatch(name: str, rest: list[str]) -> int:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import glmtune
 from glmtune.errors import ConfigError, unknown_name
 from glmtune.settings import build_settings, nested_settings, type_hints
 
-PACKAGE = Path(__file__).resolve().parent.parent / "glmtune"
+PACKAGE = Path(glmtune.__file__).resolve().parent
 
 
 @dataclass(frozen=True)

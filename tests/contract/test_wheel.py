@@ -48,7 +48,9 @@ def run(installed: Path, *command: str, cwd: Path) -> str:
 def test_top_level_names(wheel: Path) -> None:
     names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     packages = {name for name in names if not name.endswith(".dist-info")}
-    assert packages == {"glmtune", "evaluation", "recipes"}
+    # `evaluation` and `recipes` are other people's names, too: pip would let one distribution overwrite another's.
+    assert packages == {"glmtune", "glmtune-packages.pth"}
+    assert (REPO / "scripts" / "glmtune-packages.pth").read_text() == "glmtune/_packages\n"
 
 
 def test_contents(wheel: Path) -> None:
@@ -68,7 +70,7 @@ def test_contents(wheel: Path) -> None:
         "benchmarks/bbh.yaml",
         "benchmarks/downloads.yaml",
     ):
-        assert f"evaluation/{needed}" in names
+        assert f"glmtune/_packages/evaluation/{needed}" in names
     ours = {"ads", "chat", "ceval_sample", "mmlu_sample", "gsm8k_sample", "gsm8k_zh_sample", "bbh_sample"}
     shipped = {name.split("/")[2] for name in names if name.startswith("glmtune/_data/")}
     assert shipped == ours, "data of others, fetched into ./data, must never be built into a wheel"
@@ -81,6 +83,7 @@ def test_wheel_is_small(wheel: Path) -> None:
 
 def test_packages_come_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     probe = (
+        f"import site, sys; sys.path.remove({str(REPO)!r}); site.addsitedir({str(installed)!r});"
         "import glmtune, recipes, evaluation; print(glmtune.__file__, recipes.__file__, evaluation.__file__)"
     )
     for place in run(installed, "-c", probe, cwd=tmp_path).split():

@@ -17,7 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ConfigError, TrainingError
-from glmtune.training.distributed.launch import SAVING_SECONDS, SEVERAL_MACHINES_PORT, LaunchSettings
+from glmtune.training.distributed.launch import (
+    OWN_PROGRAM,
+    SAVING_SECONDS,
+    SEVERAL_MACHINES_PORT,
+    LaunchSettings,
+)
 
 CONNECT_SECONDS = 10
 STOP_SECONDS = 30
@@ -133,10 +138,10 @@ def _remote(
     }
     own = {**values, "launch": {**values["launch"], **place}}
     code = base64.b64encode(json.dumps(own).encode()).decode()
-    python, folder = shlex.quote(sys.executable), shlex.quote(str(Path.cwd()))
+    program, folder = shlex.join([sys.executable, *OWN_PROGRAM]), shlex.quote(str(Path.cwd()))
     return (
         f"cd {folder} && f=$(mktemp) && printf %s {code} | base64 -d > $f && "
-        f"{python} -m glmtune {command} --settings $f; c=$?; rm -f $f; exit $c"
+        f"{program} {command} --settings $f; c=$?; rm -f $f; exit $c"
     )
 
 

@@ -18,12 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import glmtune
 from glmtune.errors import ConfigError, StartAnewError, TrainingError
 from glmtune.settings import check_range, setting
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+OWN_PROGRAM = ("-P", str(Path(glmtune.__file__).with_name("__main__.py")))
+"""What Python runs in our processes: by its path and without the working folder (-P), so that no `glmtune.py`
+or `datasets.py` of the user's is taken for the package or for a library."""
 LAUNCHED = "GLMTUNE_LAUNCHED"
 """Set in processes that we start: they write their error to a file, and the launcher shows one of them."""
 SEVERAL_MACHINES_PORT = 29500
@@ -208,7 +212,7 @@ def _launch_once(command: str, values: Mapping[str, Any], node: Node) -> int:
         shutdown_timeout=SAVING_SECONDS,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder), redirects=quiet or Std.NONE),
     )
-    words = ["-m", "glmtune", command, "--settings", str(folder / "settings.json")]
+    words = [*OWN_PROGRAM, command, "--settings", str(folder / "settings.json")]
     try:
         elastic_launch(config, sys.executable)(*words)
     except ChildFailedError as error:
