@@ -83,10 +83,11 @@ def test_wheel_is_small(wheel: Path) -> None:
 
 def test_packages_come_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     probe = (
-        f"import site, sys; sys.path.remove({str(REPO)!r}); site.addsitedir({str(installed)!r});"
+        "import site, sys; sys.path = [p for p in sys.path if p != sys.argv[1] and '_packages' not in p];"
+        "site.addsitedir(sys.argv[2]);"
         "import glmtune, recipes, evaluation; print(glmtune.__file__, recipes.__file__, evaluation.__file__)"
     )
-    for place in run(installed, "-c", probe, cwd=tmp_path).split():
+    for place in run(installed, "-c", probe, str(REPO), str(installed), cwd=tmp_path).split():
         assert Path(place).is_relative_to(installed)
 
 
