@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,21 @@ def shared_folder(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"development data is absent: {name} (set GLMTUNE_SHARED to its folder)")
     return folder
+
+
+def slow_except(some: Collection[Any], cells: Iterable[Any]) -> list[Any]:
+    """Return the cells of a matrix for `parametrize`; those not in ``some`` are marked slow."""
+    found = list(cells)
+    assert set(some) <= set(found)
+    values = [cell if isinstance(cell, tuple) else (cell,) for cell in found]
+    marks = [() if cell in some else (pytest.mark.slow,) for cell in found]
+    return [pytest.param(*value, marks=mark) for value, mark in zip(values, marks, strict=True)]
+
+
+@pytest.fixture(scope="session")
+def slow_too(request: pytest.FixtureRequest) -> bool:
+    """Whether slow tests were asked for: a fixture that prepares many tests at once then prepares theirs, too."""
+    return any(item.get_closest_marker("slow") for item in request.session.items)
 
 
 @pytest.fixture(autouse=True)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import slow_except
 from tests.e2e.stories import Story, run_sessions
 from tests.training.checkpoints.test_saving import contents
 
 pytest.importorskip("deepspeed", reason="the extra glmtune[deepspeed] is not installed")
-IS_SLOW = "GLMTUNE_SLOW" in os.environ
-SLOW = pytest.mark.skipif(not IS_SLOW, reason="seconds more: set GLMTUNE_SLOW=1")
-DIVISIONS = (
-    {"zero2": "deepspeed=zero2", "zero3": "deepspeed=zero3", "fsdp": "distributed=fsdp", "ddp": "seed=42"}
-    if IS_SLOW
-    else {"zero2": "deepspeed=zero2"}
-)
+ALL = {"zero2": "deepspeed=zero2", "zero3": "deepspeed=zero3", "fsdp": "distributed=fsdp", "ddp": "seed=42"}
+SOME = ("zero2",)
 COMMON = [
     *("+recipe=full", "data=files", "data.layout=adgen", "data.max_train_samples=37", "resume=force"),
     *("trainer.learning_rate=1e-3", "trainer.max_steps=6", "trainer.gradient_accumulation_steps=2"),
@@ -27,7 +22,7 @@ COMMON = [
 ]
 
 
-def sessions(base: list[str]) -> list[dict[str, Any]]:
+def sessions(base: list[str], slow_too: bool) -> list[dict[str, Any]]:
     """The plan: each session with its overrides, and what befalls process 1."""
     plan: list[dict[str, Any]] = []
 
@@ -35,25 +30,29 @@ def sessions(base: list[str]) -> list[dict[str, Any]]:
         words = [*base, f"trainer.async_save={str(beside).lower()}", f"output_dir={fate.pop('run', name)}"]
         plan.append({"name": name, "overrides": [*words, *overrides], "count": 2, **fate})
 
-    for name, division in DIVISIONS.items():
+    for name, division in ALL.items():
+        if name not in SOME and not slow_too:
+            continue
         session(f"{name}-waits", division, beside=False)
         session(f"{name}-beside", division)
-    session("killed", DIVISIONS["zero2"], fate="killed_while_saving", step=4)
-    if IS_SLOW:
-        session("killed-resumed", DIVISIONS["zero2"], run="killed")
-        session("full-disk", DIVISIONS["zero2"], fate="full_disk", step=4)
-        session("stopped", DIVISIONS["zero2"], fate="told_to_stop", step=3)
+    session("killed", ALL["zero2"], fate="killed_while_saving", step=4)
+    if slow_too:
+        session("killed-resumed", ALL["zero2"], run="killed")
+        session("full-disk", ALL["zero2"], fate="full_disk", step=4)
+        session("stopped", ALL["zero2"], fate="told_to_stop", step=3)
     return plan
 
 
 @pytest.fixture(scope="module")
-def story(tiny_base: Path, tiny_rows: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(
+    tiny_base: Path, tiny_rows: dict[str, Path], slow_too: bool, tmp_path_factory: pytest.TempPathFactory
+) -> Story:
     files = [f"data.{name}_file={tiny_rows[name]}" for name in ("train", "validation")]
-    plan = sessions([*COMMON, f"model.source={tiny_base}", *files])
+    plan = sessions([*COMMON, f"model.source={tiny_base}", *files], slow_too)
     return run_sessions(tmp_path_factory.mktemp("beside"), plan)
 
 
-@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize("division", slow_except(SOME, ALL))
 def test_the_files_are_those_of_a_run_that_waits(story: Story, division: str) -> None:
     for way in ("waits", "beside"):
         name = f"{division}-{way}"
@@ -73,7 +72,7 @@ def test_killed_while_writing_the_last_complete_checkpoint_survives(story: Story
     assert story.steps_saved("killed")[0] == "checkpoint-2"
 
 
-@SLOW
+@pytest.mark.slow
 def test_and_is_gone_on_from(story: Story) -> None:
     assert story.codes("killed-resumed") == [0, 0], story.said("killed-resumed", 0)
     assert "going on from killed/checkpoint-2" in story.said("killed-resumed", 0)
@@ -81,7 +80,7 @@ def test_and_is_gone_on_from(story: Story) -> None:
     assert contents(story.folder / "killed" / "last") == contents(story.folder / "zero2-waits" / "last")
 
 
-@SLOW
+@pytest.mark.slow
 def test_full_disk_on_one_rank_stops_both(story: Story) -> None:
     assert story.codes("full-disk") == [1, 1]
     for rank in (0, 1):
@@ -92,7 +91,7 @@ def test_full_disk_on_one_rank_stops_both(story: Story) -> None:
     assert not list((story.folder / "full-disk").glob(".checkpoint*"))
 
 
-@SLOW
+@pytest.mark.slow
 def test_sigterm_waits_for_the_checkpoint(story: Story) -> None:
     assert story.codes("stopped") == [143, 143], story.said("stopped", 0)
     assert story.steps_saved("stopped") == ["checkpoint-2", "checkpoint-3"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from glmtune.models.load import load_base
+from tests.conftest import slow_except
 from tests.e2e.stories import Story, run_sessions
 
 pytest.importorskip("deepspeed", reason="the extra glmtune[deepspeed] is not installed")
@@ -21,25 +21,24 @@ CHECKPOINTS = {
     "glm4": "checkpoint_safetensors",
 }
 ALL = [(name, stage) for name in CHECKPOINTS for stage in (2, 3)]
-# In every run of the tests: both architectures, both stages; all of them with GLMTUNE_SLOW=1.
-CELLS = ALL if "GLMTUNE_SLOW" in os.environ else [("v1", 3), ("v2", 2)]
+SOME = [("v1", 3), ("v2", 2)]  # both architectures, both stages
 STEP_LOSS, LOGITS = 5e-5, 1e-4  # the tolerances the oracles state
 
 
 @pytest.fixture(scope="module")
-def story(oracles: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(oracles: Path, slow_too: bool, tmp_path_factory: pytest.TempPathFactory) -> Story:
     plan = [
         {
             "name": f"{name}-zero{stage}",
             "golden": [str(oracles / name), str(oracles / name / CHECKPOINTS[name]), stage],
             "count": 2,
         }
-        for name, stage in CELLS
+        for name, stage in (ALL if slow_too else SOME)
     ]
     return run_sessions(tmp_path_factory.mktemp("golden"), plan)
 
 
-@pytest.mark.parametrize(("name", "stage"), CELLS)
+@pytest.mark.parametrize(("name", "stage"), slow_except(SOME, ALL))
 def test_full_fine_tuning(name: str, stage: int, story: Story, oracles: Path) -> None:
     run = f"{name}-zero{stage}"
     assert story.codes(run) == [0, 0], story.said(run, 0) + story.said(run, 1)

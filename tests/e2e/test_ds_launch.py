@@ -12,7 +12,6 @@ import pytest
 from tests.conftest import REPO
 
 pytest.importorskip("deepspeed", reason="the extra glmtune[deepspeed] is not installed")
-slow = pytest.mark.skipif("GLMTUNE_SLOW" not in os.environ, reason="minutes: set GLMTUNE_SLOW=1")
 SCRIPT = ["bash", str(REPO / "scripts" / "ds_train_finetune.sh")]
 STEPS = ["trainer.per_device_train_batch_size=4", "trainer.logging_steps=1", "trainer.save_steps=2"]
 
@@ -24,7 +23,7 @@ def ran(words: list[str], folder: Path, **variables: str) -> subprocess.Complete
     )
 
 
-@slow
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
 def test_script_trains_resumes_exports_predicts(
     stage: str, tiny_base: Path, tiny_rows: dict[str, Path], tmp_path: Path
@@ -74,7 +73,7 @@ def test_script_trains(tiny_base: Path, tiny_rows: dict[str, Path], tmp_path: Pa
     assert not any(name.startswith("zero") for name in os.listdir(tmp_path / "run" / "last"))
 
 
-@slow
+@pytest.mark.slow
 def test_one_message_from_processes_that_all_fail(tiny_base: Path, tmp_path: Path) -> None:
     words = [*SCRIPT, f"model.source={tiny_base}", "data=files", "data.train_file=/nowhere/rows.json"]
     failed = ran(words, tmp_path, OUTPUT_DIR="run")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from glmtune.adapter import load_adapter
 from glmtune.loading import load_base, load_model
 from glmtune.models.releases.families import Family
+from tests.conftest import slow_except
 from tests.e2e.conftest import MakeBase
 from tests.e2e.stories import Story, run_sessions
 
@@ -28,9 +28,8 @@ METHODS = {
     "lora": ["+recipe=lora", "lora.rank=2", "lora.dropout=0"],
 }
 ALL = [(family, method, stage) for family in FAMILIES for method in METHODS for stage in ("zero2", "zero3")]
-# In every run of the tests: both architectures, both stages; all of them with GLMTUNE_SLOW=1.
+# In every run of the tests: both architectures, both stages.
 SOME = [(Family.CHATGLM, "ptuning", "zero3"), (Family.GLM4, "lora", "zero2")]
-CELLS = ALL if "GLMTUNE_SLOW" in os.environ else SOME
 COMMON = [
     *("data=files", "trainer.max_steps=3", "trainer.gradient_accumulation_steps=1"),
     *("trainer.logging_steps=1", "trainer.report_to=[]"),
@@ -38,24 +37,27 @@ COMMON = [
 
 
 @pytest.fixture(scope="module")
-def matrix(make_base: MakeBase, question_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def matrix(
+    make_base: MakeBase, question_rows: Path, slow_too: bool, tmp_path_factory: pytest.TempPathFactory
+) -> Story:
+    cells = ALL if slow_too else SOME
     folder = tmp_path_factory.mktemp("matrix")
     plan: list[dict[str, Any]] = []
-    for family, method in dict.fromkeys((family, method) for family, method, _ in CELLS):
+    for family, method in dict.fromkeys((family, method) for family, method, _ in cells):
         base = [f"model.source={make_base(family, 'float32')}", f"model.family={family}"]
         words = [*METHODS[method], *COMMON, *base, f"data.train_file={question_rows}"]
         one, two = "trainer.per_device_train_batch_size=4", "trainer.per_device_train_batch_size=2"
         name = f"{family}-{method}"
         plan.append({"name": f"{name}-one", "overrides": [*words, one, f"output_dir={name}-one"], "count": 1})
         for stage in ("zero2", "zero3"):
-            if (family, method, stage) in CELLS:
+            if (family, method, stage) in cells:
                 cell = f"{name}-{stage}"
                 overrides = [*words, two, f"deepspeed={stage}", f"output_dir={cell}"]
                 plan.append({"name": cell, "overrides": overrides, "count": 2})
     return run_sessions(folder, plan)
 
 
-@pytest.mark.parametrize(("family", "method", "stage"), CELLS)
+@pytest.mark.parametrize(("family", "method", "stage"), slow_except(SOME, ALL))
 def test_cell(family: Family, method: str, stage: str, matrix: Story, make_base: MakeBase) -> None:
     name = f"{family}-{method}"
     cell = f"{name}-{stage}"

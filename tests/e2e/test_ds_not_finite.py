@@ -13,8 +13,6 @@ from tests.e2e.stories import Story, run_sessions
 from tests.e2e.test_ds_launch import SCRIPT, ran
 
 pytest.importorskip("deepspeed", reason="the extra glmtune[deepspeed] is not installed")
-IS_SLOW = "GLMTUNE_SLOW" in os.environ
-slow = pytest.mark.skipif(not IS_SLOW, reason="minutes: set GLMTUNE_SLOW=1")
 COMMON = [
     *("+recipe=full", "data=files", "data.layout=adgen", "data.max_train_samples=37"),
     *("trainer.learning_rate=1e-3", "trainer.max_steps=6", "trainer.gradient_accumulation_steps=2"),
@@ -25,7 +23,7 @@ ONCE = "trainer.max_rollbacks=1"
 AGAIN = 75
 
 
-def sessions(base: list[str]) -> list[dict[str, Any]]:
+def sessions(base: list[str], slow_too: bool) -> list[dict[str, Any]]:
     plan: list[dict[str, Any]] = []
 
     def session(name: str, run: str, *overrides: str, **fate: Any) -> None:
@@ -34,7 +32,7 @@ def sessions(base: list[str]) -> list[dict[str, Any]]:
 
     session("zero2-spoilt", "zero2", "deepspeed=zero2", fate="not_finite", step=5)
     session("zero2-goes-on", "zero2", "deepspeed=zero2")
-    if not IS_SLOW:
+    if not slow_too:
         return plan
     session("zero3-spoilt", "zero3", "deepspeed=zero3", ONCE, fate="not_finite", step=3)
     session("zero3-in-vain", "zero3", "deepspeed=zero3", ONCE, fate="not_finite", step=4)
@@ -43,9 +41,11 @@ def sessions(base: list[str]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def story(tiny_base: Path, tiny_rows: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(
+    tiny_base: Path, tiny_rows: dict[str, Path], slow_too: bool, tmp_path_factory: pytest.TempPathFactory
+) -> Story:
     files = [f"data.train_file={tiny_rows['train']}", "data.validation_file=null"]
-    plan = sessions([*COMMON, f"model.source={tiny_base}", *files])
+    plan = sessions([*COMMON, f"model.source={tiny_base}", *files], slow_too)
     return run_sessions(tmp_path_factory.mktemp("not_finite"), plan)
 
 
@@ -75,7 +75,7 @@ def test_the_next_session_goes_on_at_the_lower_rate(story: Story) -> None:
     assert "rollback" in alerts
 
 
-@slow
+@pytest.mark.slow
 def test_after_the_last_rollback_both_stop_with_the_evidence(story: Story) -> None:
     assert story.codes("zero3-spoilt") == [AGAIN, AGAIN], story.said("zero3-spoilt", 0)
     assert story.codes("zero3-in-vain") == [1, 1], story.said("zero3-in-vain", 0)
@@ -90,7 +90,7 @@ def test_after_the_last_rollback_both_stop_with_the_evidence(story: Story) -> No
     assert story.steps_saved("zero3") == ["checkpoint-2"]
 
 
-@slow
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite(story: Story) -> None:
     assert story.codes("gradient") == [AGAIN, AGAIN], story.said("gradient", 0)
     assert "The gradient norm of step 3 is not finite" in story.said("gradient", 0)
@@ -117,7 +117,7 @@ if os.environ.get("RANK") == "1":
 """
 
 
-@slow
+@pytest.mark.slow
 @pytest.mark.parametrize("division", ["deepspeed=zero2", "deepspeed=zero3", "distributed=fsdp"])
 def test_the_launcher_starts_it_anew(
     division: str, tiny_base: Path, tiny_rows: dict[str, Path], tmp_path: Path
@@ -146,7 +146,7 @@ def test_the_launcher_starts_it_anew(
     assert [line["learning_rate"] for line in lines if "loss" in line] == [1e-3] * 4 + [5e-4] * 2
 
 
-@slow
+@pytest.mark.slow
 def test_a_rate_far_too_high_ends_with_one_message(
     tiny_base: Path, tiny_rows: dict[str, Path], tmp_path: Path
 ) -> None:

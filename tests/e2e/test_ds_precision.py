@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.conftest import slow_except
 from tests.e2e.stories import Story, run_sessions
 
 pytest.importorskip("deepspeed", reason="the extra glmtune[deepspeed] is not installed")
-IS_SLOW = "GLMTUNE_SLOW" in os.environ
-slow = pytest.mark.skipif(not IS_SLOW, reason="a minute: set GLMTUNE_SLOW=1")
-STAGES = ("zero2", "zero3", "zero3_offload") if IS_SLOW else ("zero3",)
+ALL, SOME = ("zero2", "zero3", "zero3_offload"), ("zero3",)
 ONE = "trainer.per_device_train_batch_size=4"  # the rows that two processes take together
 TWO = "trainer.per_device_train_batch_size=2"
 COMMON = [
@@ -28,7 +26,7 @@ ROUNDING = 1e-3
 SCALES = {"high": 19, "smallest": 0}  # loss scales to begin with, as powers of 2
 
 
-def sessions(base: list[str]) -> list[dict[str, Any]]:
+def sessions(base: list[str], slow_too: bool) -> list[dict[str, Any]]:
     plan: list[dict[str, Any]] = []
 
     def session(name: str, *overrides: str, count: int = 2, **more: Any) -> None:
@@ -37,13 +35,13 @@ def sessions(base: list[str]) -> list[dict[str, Any]]:
         plan.append({"name": name, "overrides": words, "count": count, **more})
 
     session("float32", count=1)
-    for stage in STAGES:
+    for stage in ALL if slow_too else SOME:
         session(f"bf16-{stage}", BF16, f"deepspeed={stage}")
     session("overflow", FP16, "+deepspeed.config_file=high.json", half=True)
     session("refused", FP16, "deepspeed=zero2")
-    if not IS_SLOW:
+    if not slow_too:
         return plan
-    for stage in STAGES:
+    for stage in ALL:
         session(f"fp16-{stage}", FP16, f"deepspeed={stage}", half=True)
     session("bf16-one", BF16, "deepspeed=zero2", count=1)
     session("bf16-stopped", BF16, "deepspeed=zero2", fate="told_to_stop", step=3)
@@ -57,23 +55,25 @@ def sessions(base: list[str]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def story(tiny_base: Path, tiny_rows: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(
+    tiny_base: Path, tiny_rows: dict[str, Path], slow_too: bool, tmp_path_factory: pytest.TempPathFactory
+) -> Story:
     files = [f"data.{name}_file={tiny_rows[name]}" for name in ("train", "validation")]
     folder = tmp_path_factory.mktemp("precision")
     for name, power in SCALES.items():
         scale = {"enabled": "auto", "initial_scale_power": power, "hysteresis": 1}
         config = {"zero_optimization": {"stage": 2}, "fp16": scale}
         (folder / f"{name}.json").write_text(json.dumps(config))
-    plan = sessions([*COMMON, f"model.source={tiny_base}", *files])
+    plan = sessions([*COMMON, f"model.source={tiny_base}", *files], slow_too)
     return run_sessions(folder, plan)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_bf16(story: Story, stage: str) -> None:
+@pytest.mark.parametrize("stage", slow_except(SOME, ALL))
+def test_bf16(story: Story, slow_too: bool, stage: str) -> None:
     run = f"bf16-{stage}"
     assert story.codes(run) == [0, 0], story.said(run, 0) + story.said(run, 1)
     assert len(story.losses(run)) == 6
-    for other in ("float32", "bf16-one") if IS_SLOW else ("float32",):
+    for other in ("float32", "bf16-one") if slow_too else ("float32",):
         assert story.losses(run) == pytest.approx(story.losses(other), rel=ROUNDING)
     assert story.losses(run) != story.losses("float32")  # it was bf16 that computed
     weights = story.weights(run).values()
@@ -81,7 +81,7 @@ def test_bf16(story: Story, stage: str) -> None:
     assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights)
 
 
-@slow
+@pytest.mark.slow
 def test_bf16_stopped_and_resumed_equals_not_stopped(story: Story) -> None:
     assert story.codes("bf16-stopped") == [143, 143], story.said("bf16-stopped", 0)
     assert story.codes("bf16-resumed") == [0, 0], story.said("bf16-resumed", 0)
@@ -90,8 +90,8 @@ def test_bf16_stopped_and_resumed_equals_not_stopped(story: Story) -> None:
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
-@slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ALL)
 def test_fp16(story: Story, stage: str) -> None:
     run = f"fp16-{stage}"
     assert story.codes(run) == [0, 0], story.said(run, 0) + story.said(run, 1)
@@ -112,7 +112,7 @@ def test_fp16_skips_steps_until_the_loss_scale_fits(story: Story) -> None:
     assert rates == [plain[number] for number in taken]  # a skipped step takes nothing off the schedule
 
 
-@slow
+@pytest.mark.slow
 def test_fp16_goes_on_with_its_loss_scale(story: Story) -> None:
     assert story.codes("overflow-resumed") == [0, 0], story.said("overflow-resumed", 0)
     for key in ("loss", "grad_norm", "learning_rate"):
@@ -121,7 +121,7 @@ def test_fp16_goes_on_with_its_loss_scale(story: Story) -> None:
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
-@slow
+@pytest.mark.slow
 def test_fp16_that_no_loss_scale_helps_goes_back(story: Story) -> None:
     assert story.codes("exhausted") == [75, 75], story.said("exhausted", 0) + story.said("exhausted", 1)
     assert "The gradient norm of step 5 is not finite" in story.said("exhausted", 0)
@@ -136,7 +136,7 @@ def test_fp16_that_no_loss_scale_helps_goes_back(story: Story) -> None:
         pytest.param(
             "refused-base",
             "`model.dtype` is `float16`, in which DeepSpeed would compute, but that needs a GPU",
-            marks=slow,
+            marks=pytest.mark.slow,
         ),
     ],
 )

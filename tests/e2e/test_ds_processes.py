@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import slow_except
 from tests.e2e.stories import SECONDS_PER_SESSION, Story, run_sessions
 
 pytest.importorskip("deepspeed", reason="the extra glmtune[deepspeed] is not installed")
-IS_SLOW = "GLMTUNE_SLOW" in os.environ
-STAGES = (
-    ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload") if IS_SLOW else ("zero2", "zero3_offload")
-)
+ALL, SOME = ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"), ("zero2", "zero3_offload")
 ONE = "trainer.per_device_train_batch_size=4"  # the rows that two processes take together
 TWO = "trainer.per_device_train_batch_size=2"
 # 37 rows, 8 in a step: the last step of an epoch has 5, its last forward pass a single one for two processes.
@@ -41,11 +38,10 @@ PACKS = {
     "packed-zero2-at-once": ("zero2", AT_ONCE),
     "packed-zero3-accumulated": ("zero3", ACCUMULATED),
 }
-if not IS_SLOW:
-    PACKS = dict(list(PACKS.items())[:2])
+SOME_PACKS = tuple(PACKS)[:2]
 
 
-def sessions(base: list[str]) -> list[dict[str, Any]]:
+def sessions(base: list[str], slow_too: bool) -> list[dict[str, Any]]:
     """The plan: each session with its overrides, processes, and what befalls one of them."""
     plan: list[dict[str, Any]] = []
 
@@ -55,12 +51,14 @@ def sessions(base: list[str]) -> list[dict[str, Any]]:
         plan.append({"name": name, "overrides": words, "count": count, **fate})
 
     session("one", count=1)
-    for stage in STAGES:
+    for stage in ALL if slow_too else SOME:
         session(stage, f"deepspeed={stage}")
-    if IS_SLOW:
+    if slow_too:
         session("ddp")
     session("packed-one", *PACKED, count=1)
     for name, (stage, rows) in PACKS.items():
+        if name not in SOME_PACKS and not slow_too:
+            continue
         session(name, *PACKED, f"deepspeed={stage}", *rows.split())
     session("killed", "deepspeed=zero2", fate="killed_in_step", step=8)
     session("killed-again", "deepspeed=zero2", run="killed", fate="killed_while_saving", step=10)
@@ -76,14 +74,16 @@ def sessions(base: list[str]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def story(tiny_base: Path, tiny_rows: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(
+    tiny_base: Path, tiny_rows: dict[str, Path], slow_too: bool, tmp_path_factory: pytest.TempPathFactory
+) -> Story:
     folder = tmp_path_factory.mktemp("processes")
     files = [f"data.{name}_file={tiny_rows[name]}" for name in ("train", "validation")]
-    plan = sessions([*COMMON, f"model.source={tiny_base}", *files])
+    plan = sessions([*COMMON, f"model.source={tiny_base}", *files], slow_too)
     return run_sessions(folder, plan)
 
 
-@pytest.mark.parametrize("stage", [*STAGES, *(["ddp"] if IS_SLOW else [])])
+@pytest.mark.parametrize("stage", slow_except(SOME, (*ALL, "ddp")))
 def test_two_processes_equal_one(story: Story, stage: str) -> None:
     assert story.codes("one") == [0], story.said("one", 0)
     assert story.codes(stage) == [0, 0], story.said(stage, 0) + story.said(stage, 1)
@@ -94,7 +94,7 @@ def test_two_processes_equal_one(story: Story, stage: str) -> None:
     assert max(float((expected[key] - found[key]).abs().max()) for key in expected) < 2e-5
 
 
-@pytest.mark.parametrize("name", PACKS)
+@pytest.mark.parametrize("name", slow_except(SOME_PACKS, PACKS))
 def test_packed_rows_too(story: Story, name: str) -> None:
     assert story.codes("packed-one") == [0], story.said("packed-one", 0)
     assert story.codes(name) == [0, 0], story.said(name, 0) + story.said(name, 1)
@@ -110,7 +110,7 @@ def test_evaluation_counts_every_row_once(story: Story) -> None:
         return [(e["eval_loss"], e["eval_tokens"]) for e in map(json.loads, lines) if "eval_loss" in e]
 
     assert len(evaluations("one")) == 3
-    for run in STAGES:
+    for run in ALL if slow_too else SOME:
         assert evaluations(run) == [(pytest.approx(loss, rel=2e-5), n) for loss, n in evaluations("one")]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -170,7 +169,6 @@ def test_killed_at_the_worst_moments(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("GLMTUNE_SLOW" not in os.environ, reason="minutes: set GLMTUNE_SLOW=1")
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("task", TASKS)
 def test_killed_at_ten_random_moments(task: str, seed: int, tmp_path: Path) -> None:

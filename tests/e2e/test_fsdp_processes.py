@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ COMMON = [
     *("trainer.logging_steps=1", "trainer.save_steps=4", "trainer.report_to=[]"),
 ]
 CALM = ["lora.dropout=0", "prefix.dropout=0"]  # every process draws its own random numbers
-SLOW = pytest.mark.skipif(os.environ.get("GLMTUNE_SLOW") != "1", reason="slow: set GLMTUNE_SLOW=1")
 
 
 def assert_equal(story: Story, run: str, other: str) -> None:
@@ -136,7 +134,7 @@ def test_a_loss_not_finite_in_one_process_sends_all_back(story: Story) -> None:
     assert rates == pytest.approx([*plain[:4], *(rate / 2 for rate in plain[4:])])
 
 
-@SLOW
+@pytest.mark.slow
 def test_prefix_and_adapters(base: list[str], tmp_path: Path) -> None:
     plan = [
         ("prefix-one", 1, [PREFIX, CALM[1]], {}),
@@ -149,7 +147,7 @@ def test_prefix_and_adapters(base: list[str], tmp_path: Path) -> None:
     assert_equal(story, "lora-two", "lora-one")
 
 
-@SLOW
+@pytest.mark.slow
 def test_divided_and_not_finite_the_same_command_goes_back(base: list[str], tmp_path: Path) -> None:
     spoilt = {"fate": "not_finite", "step": 6}
     plan = [("first", 2, [FULL, FSDP], {"run": "run", **spoilt}), ("second", 2, [FULL, FSDP], {"run": "run"})]

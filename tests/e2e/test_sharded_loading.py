@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tests.e2e.test_ds_matrix import METHODS
 
 pytest.importorskip("deepspeed", reason="the extra glmtune[deepspeed] is not installed")
 # What every run of the tests sees of it: test_ds_processes (ZeRO-3) and test_fsdp_processes.
-pytestmark = pytest.mark.skipif("GLMTUNE_SLOW" not in os.environ, reason="minutes: set GLMTUNE_SLOW=1")
+pytestmark = pytest.mark.slow
 ZERO, FSDP = "deepspeed=zero3", "distributed=fsdp"
 CELLS = [
     (family, method, division)

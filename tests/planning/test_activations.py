@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import warnings
 from collections.abc import Iterator
 
@@ -218,7 +217,7 @@ def test_saved_bytes(name: str) -> None:
     assert measured_bytes(CASES[name]) == expected_bytes(CASES[name])
 
 
-@pytest.mark.skipif("GLMTUNE_SLOW" not in os.environ, reason="a minute: set GLMTUNE_SLOW=1")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "w",
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +42,8 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return graphs
 
 
-slow = pytest.mark.skipif(
-    "GLMTUNE_SLOW" not in os.environ, reason="half a minute of tracing (GLMTUNE_SLOW=1)"
-)
-
-
 @pytest.mark.parametrize(
-    ("with_prefix", "quantization"), [(True, None), pytest.param(False, "int4", marks=slow)]
+    ("with_prefix", "quantization"), [(True, None), pytest.param(False, "int4", marks=pytest.mark.slow)]
 )
 def test_predictions_are_the_same(
     tiny_base: Path, traced: list[Any], with_prefix: bool, quantization: str | None
@@ -64,7 +58,7 @@ def test_predictions_are_the_same(
     assert traced
 
 
-@slow
+@pytest.mark.slow
 def test_the_first_generation(traced: list[Any]) -> None:
     model: Any = load_base(GOLDEN / "chatglm", device="cpu", dtype="float32")
     marks = [model.config.gmask_token_id, model.config.bos_token_id]
@@ -78,7 +72,7 @@ def test_the_first_generation(traced: list[Any]) -> None:
     assert traced
 
 
-@slow
+@pytest.mark.slow
 def test_chat_decodes_compiled(traced: list[Any]) -> None:
     model: Any = load_model("glm-tiny", device="cpu", dtype="float32", quantization="int4")
     tokenizer = load_tokenizer("glm-tiny")
@@ -125,7 +119,7 @@ def test_the_engine_compiles_what_sees_no_keys(tiny_base: Path, traced: list[Any
     assert compiling.compile_parts(model) == 0  # done already
 
 
-@slow
+@pytest.mark.slow
 def test_with_the_real_compiler() -> None:
     model: Any = load_model("glm-tiny", device="cpu", dtype="float32")
     expected = answers(model)
