@@ -104,7 +104,7 @@ def test_packed_rows_too(story: Story, name: str) -> None:
     assert max(float((expected[key] - found[key]).abs().max()) for key in expected) < 2e-5
 
 
-def test_evaluation_counts_every_row_once(story: Story) -> None:
+def test_evaluation_counts_every_row_once(story: Story, slow_too: bool) -> None:
     def evaluations(run: str) -> list[tuple[float, int]]:
         lines = (story.folder / run / "trainer_log.jsonl").read_text().splitlines()
         return [(e["eval_loss"], e["eval_tokens"]) for e in map(json.loads, lines) if "eval_loss" in e]
