@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,45 @@ def test_public_names() -> None:
 def test_every_public_name_is_documented() -> None:
     for name in glmtune.__all__:
         assert (getattr(glmtune, name).__doc__ or "").strip(), name
+
+
+PAGES = sorted(
+    path
+    for path in [*REPO.glob("*.md"), *(REPO / "docs").rglob("*.md"), *(REPO / "data").rglob("README.md")]
+    if path.name != "log.md"  # a diary: it names what there was
+)
+TOPS = "glmtune|evaluation|recipes|configs|scripts|tests|benchmarks|docs|data"
+PATH = re.compile(rf"(?<![\w./-])(?:{TOPS})/[\w./*-]*[\w*]")
+MODULE = re.compile(r"(?<![\w./-])(?:glmtune|evaluation|recipes)(?:\.[a-z_]\w*)+")
+PLACEHOLDER = re.compile(r"\bNAME\b|/mine\b")
+MADE_BY_USERS = ("configs/local", "data/mmlu", "data/ceval", "data/gsm8k", "data/bbh", "docs/verdict/")
+
+
+def test_there_are_pages() -> None:
+    assert len(PAGES) > 10
+    assert any(PATH.search(page.read_text(encoding="utf-8")) for page in PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def test_pages_name_paths_that_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = {name for name in PATH.findall(text) if not PLACEHOLDER.search(name)}
+    absent = [
+        name for name in named if not name.startswith(MADE_BY_USERS) and not any(REPO.glob(name.rstrip("/")))
+    ]
+    assert absent == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def test_pages_name_modules_that_exist(page: Path) -> None:
+    for name in set(MODULE.findall(page.read_text(encoding="utf-8"))):
+        if (REPO / name).is_file():
+            continue
+        parts = name.split(".")
+        length = next(
+            n for n in range(len(parts), 0, -1)
+            if (place := REPO.joinpath(*parts[:n])).is_dir() or place.with_suffix(".py").is_file()
+        )  # fmt: skip
+        found: object = importlib.import_module(".".join(parts[:length]))
+        for part in parts[length:]:
+            found = getattr(found, part)
