@@ -9,8 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glmtune.models.checkpoints.config import read_config
-from glmtune.models.load import GlmModel
-from glmtune.models.load import load_base as load_with
+from glmtune.models.load import GlmModel, load_official
 from glmtune.models.releases.families import Family, detect_family, detect_tokenizer_family, parse_family
 from glmtune.models.releases.source import family_of_source, resolve_source
 from glmtune.models.tokenizers.load import load_tokenizer_folder
@@ -107,7 +106,7 @@ def load_base(
     attn_implementation: str | None = None,
     quantization: str | None = None,
 ) -> GlmModel:
-    """Load a base model, quantized or not; see `glmtune.models.load.load_base` and `load_model`.
+    """Load a base model, quantized or not: `load_official` with the means to quantize.
 
     Args:
         source: preset name, hub id or folder.
@@ -127,7 +126,7 @@ def load_base(
     options["attn_implementation"] = attn_implementation
     if quantization in EXTERNAL:
         return load_external(source, quantization, **options)
-    return load_with(source, quantizer=QuantizingReader(quantization), **options)
+    return load_official(source, quantizer=QuantizingReader(quantization), **options)
 
 
 def load_tokenizer(source: str | Path, *, family: Family | str | None = None) -> PreTrainedTokenizerBase:

@@ -14,7 +14,7 @@ from transformers import GlmConfig
 
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.checkpoints.lazy_tensors import LazyTensors
-from glmtune.models.checkpoints.names import Entry, FusedLayout, name_table, official_tensor, split_fused
+from glmtune.models.checkpoints.names import FusedLayout, name_table, split_fused
 from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO, QuantizedLayout
 from glmtune.models.checkpoints.reading import check_records
 from glmtune.models.checkpoints.shards import TensorRecord, read_records, read_tensor
@@ -108,18 +108,6 @@ def merge_adapter(weights: LazyTensors, adapted: PeftModel) -> LazyTensors:
     return LazyTensors(makers, weights.shapes)
 
 
-def official_tensors(weights: LazyTensors, config: GlmConfig | ChatGlmConfig) -> LazyTensors:
-    """Offer native tensors under official names, query, key and value joined.
-
-    Args:
-        weights: native name → tensor.
-        config: as made by `native_config`.
-    """
-    layout, table = FusedLayout.of(config), name_table(config)
-    makers = {entry.official: partial(_official, entry, weights, layout) for entry in table}
-    return LazyTensors(makers, {entry.official: entry.shape for entry in table})
-
-
 def _fused_part(record: TensorRecord, layout: FusedLayout, part: int) -> Tensor:
     return split_fused(read_tensor(record), layout)[part].clone()
 
@@ -140,7 +128,3 @@ def _merged(weights: LazyTensors, name: str, module: Any) -> Tensor:
     with torch.no_grad():
         delta = module.get_delta_weight(module.active_adapters[0])
         return delta.add_(weights[name])
-
-
-def _official(entry: Entry, weights: LazyTensors, layout: FusedLayout) -> Tensor:
-    return official_tensor(entry, weights, layout)

@@ -21,6 +21,8 @@ from glmtune.models.checkpoints.quantized_layout import (
 from glmtune.models.releases.families import FAMILY_KEY, FIRST_GENERATION_KEYS, SECOND_GENERATION, Family
 
 ROPE_BASE = 10000.0
+PER_HEAD_KEY = "fused_per_head"
+"""Attribute we give to native configurations; official files say it as ``multi_query_attention``."""
 POSITION_RULE_KEY = "glmtune_position_rule"
 """Key we write into config.json of ChatGLM-6B; it decides between the releases' position rules."""
 
@@ -138,9 +140,9 @@ def native_config(official: Mapping[str, Any], family: Family) -> GlmConfig | Ch
 
     Returns:
         For ChatGLM-6B a `ChatGlmConfig`. For the others the configuration of an equivalent
-        `GlmForCausalLM`, with two attributes of ours: `glmtune_family`, and `fused_per_head` (the
-        checkpoint's fused projection is laid out head by head). Either has a third, read by
-        `QuantizedLayout.of`, if the checkpoint is quantized.
+        `GlmForCausalLM`, with two attributes of ours: `glmtune_family` (read by `family_of_config`), and
+        `fused_per_head` (the checkpoint's fused projection is laid out head by head; read by the function of
+        that name). Either has a third, read by `QuantizedLayout.of`, if the checkpoint is quantized.
 
     Raises:
         CheckpointError: missing sizes, unknown keys, unsupported switches, a family of another generation;
@@ -183,23 +185,6 @@ def official_config(config: GlmConfig | ChatGlmConfig, family: Family) -> dict[s
     if config.dtype is not None:
         official["torch_dtype"] = str(config.dtype).removeprefix("torch.")
     return dict(sorted(official.items()))
-
-
-def identity_facts(config: GlmConfig | ChatGlmConfig) -> dict[str, Any]:
-    """List what of an architecture decides its results, under names that never change, for fingerprints."""
-    layout, facts = QuantizedLayout.of(config), _plain_facts(config)
-    return facts if layout is None else facts | {"quantization": layout.identity}
-
-
-def _plain_facts(config: GlmConfig | ChatGlmConfig) -> dict[str, Any]:
-    if isinstance(config, ChatGlmConfig):
-        facts = {name: getattr(config, native) for name, native in sorted(FIRST_SIZES.items())}
-        facts |= {"eps": config.layer_norm_eps, "position_encoding_2d": config.position_encoding_2d}
-        return facts | {"position_rule": config.position_rule}
-    facts = {name: getattr(config, native) for name, native in sorted(SIZES.items())}
-    facts |= {"kv_heads": config.num_key_value_heads, "qkv_bias": config.attention_bias}
-    facts |= {"eps": config.rms_norm_eps, "rope_ratio": rope_ratio(config)}
-    return facts | {"rope_type": (config.rope_parameters or {}).get("rope_type", "default")}
 
 
 def _first_native_config(official: Mapping[str, Any]) -> ChatGlmConfig:
@@ -274,12 +259,12 @@ def _later_native_config(official: Mapping[str, Any], family: Family) -> GlmConf
         pad_token_id=pad,
         bos_token_id=official.get("bos_token_id"),
         dtype=official.get("torch_dtype", official.get("dtype")),
-        **{FAMILY_KEY: family.value, "fused_per_head": not shared_heads},
+        **{FAMILY_KEY: family.value, PER_HEAD_KEY: not shared_heads},
     )
 
 
 def _later_official_config(config: GlmConfig, family: Family) -> dict[str, Any]:
-    grouped = not getattr(config, "fused_per_head", False)
+    grouped = not fused_per_head(config)
     official: dict[str, Any] = {
         **{name: getattr(config, native) for name, native in SIZES.items()},
         **{name: value for name, (value, _) in ONLY_VALUE.items() if name != "interleaved_qkv"},
@@ -301,6 +286,30 @@ def _later_official_config(config: GlmConfig, family: Family) -> dict[str, Any]:
     if ratio != 1:
         official["rope_ratio"] = int(ratio) if ratio == int(ratio) else ratio
     return official
+
+
+def fused_per_head(config: GlmConfig | ChatGlmConfig) -> bool:
+    """Say how a checkpoint of this configuration orders the rows of its fused query/key/value projection.
+
+    There is no default: rows taken in the other order have the right shapes and make a model that talks
+    nonsense, without any error.
+
+    Args:
+        config: as made by `native_config`.
+
+    Returns:
+        True for head by head, False for all queries, all keys, all values; see `FusedLayout`.
+
+    Raises:
+        CheckpointError: the configuration does not say it, so it was made in another way.
+    """
+    if not hasattr(config, PER_HEAD_KEY):
+        raise CheckpointError(
+            f"This {type(config).__name__} does not say how the rows of query_key_value are ordered: it has "
+            f"no `{PER_HEAD_KEY}`, and guessing would mix up the heads. Make it with `native_config` from an "
+            f"official config.json, or set `config.{PER_HEAD_KEY}` (False with multi_query_attention)."
+        )
+    return bool(getattr(config, PER_HEAD_KEY))
 
 
 def rope_ratio(config: GlmConfig) -> float:

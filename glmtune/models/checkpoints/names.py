@@ -16,6 +16,7 @@ from transformers import GlmConfig
 
 from glmtune.errors import CheckpointError
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
+from glmtune.models.checkpoints.config import fused_per_head
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 
 OUTER = {
@@ -79,12 +80,15 @@ class FusedLayout:
 
     @classmethod
     def of(cls, config: GlmConfig | ChatGlmConfig) -> FusedLayout:
-        """Read the layout from a configuration made by `native_config`."""
+        """Read the layout from a configuration made by `native_config`.
+
+        Raises:
+            CheckpointError: see `fused_per_head`.
+        """
         num_kv_heads, head_dim = config.num_key_value_heads, config.head_dim
         assert num_kv_heads is not None
         assert head_dim is not None
-        per_head = bool(getattr(config, "fused_per_head", False))
-        return cls(config.num_attention_heads, num_kv_heads, head_dim, per_head)
+        return cls(config.num_attention_heads, num_kv_heads, head_dim, fused_per_head(config))
 
 
 def name_table(config: GlmConfig | ChatGlmConfig) -> tuple[Entry, ...]:
@@ -268,19 +272,11 @@ def official_tensor(entry: Entry, native: Mapping[str, Tensor], layout: FusedLay
     return fuse(query, key, value, layout)
 
 
-def state_to_official(native: Mapping[str, Tensor], config: GlmConfig | ChatGlmConfig) -> dict[str, Tensor]:
-    """Rename and join a native state dictionary (weights or gradients); the inverse of `state_to_native`.
+def listed(names: list[str], limit: int = 12) -> str:
+    """Word names for an error message; a checkpoint of another model would miss hundreds.
 
-    Args:
-        native: native name → tensor; entries that are not all there are left out, foreign ones ignored.
-        config: as made by `native_config`.
-
-    Returns:
-        Official name → tensor.
+    >>> listed(["a", "b", "c"], limit=2)
+    'a, b and 1 more'
     """
-    layout = FusedLayout.of(config)
-    return {
-        entry.official: official_tensor(entry, native, layout)
-        for entry in name_table(config)
-        if all(name in native for name in entry.native)
-    }
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,7 +1,7 @@
 """How a checkpoint stores quantized weights: which of them are codes with scales, and in what shapes.
 
-Only names, shapes and keys of config.json are known here; the arithmetic is in `glmtune.quantization`, which
-a loader is handed as a `Quantizer`.
+Only names, shapes and keys of config.json are known here. The arithmetic is in `glmtune.quantization`, a
+floor above: a loader is handed it as a `Quantizer` (see quantizer.py).
 """
 
 from __future__ import annotations
@@ -9,15 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from glmtune.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from glmtune.models.checkpoints.names import Entry
-    from glmtune.models.checkpoints.shards import TensorRecord
 
 LAYOUT_KEY = "glmtune_quantization"
 """Key we write into config.json of every quantized folder, official formats included."""
@@ -96,35 +90,6 @@ class QuantizedLayout:
 def without_layout(config: Any) -> None:
     """Make a configuration one of floating point weights, in place."""
     vars(config).pop(LAYOUT_KEY, None)
-
-
-class Quantizer(Protocol):
-    """What a loader needs to know to fill a model with quantized layers."""
-
-    def layout(self, stored: QuantizedLayout | None, config: Any) -> QuantizedLayout | None:
-        """Decide how the model holds its weights.
-
-        Args:
-            stored: how the checkpoint holds them.
-            config: as made by `native_config`.
-        """
-        ...
-
-    def replace(self, model: nn.Module, layout: QuantizedLayout) -> None:
-        """Put layers of codes in the place of a model's linear ones; on the meta device."""
-        ...
-
-    def quantize(self, entry: Entry, record: TensorRecord) -> Mapping[str, Tensor]:
-        """Quantize one stored weight.
-
-        Returns:
-            ``weight``, ``weight_scale`` and, if the layout has it, ``weight_zero``, official rows.
-        """
-        ...
-
-    def check(self, model: nn.Module) -> None:
-        """Refuse what was read if scales or zero points cannot be right."""
-        ...
 
 
 def stored_layout(official: Mapping[str, Any], *, has_embeddings: bool) -> QuantizedLayout | None:

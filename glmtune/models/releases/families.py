@@ -59,6 +59,30 @@ def parse_family(value: str) -> Family:
         ) from None
 
 
+def family_of_config(config: object) -> Family:
+    """Return the release line that a native configuration carries.
+
+    There is no default: the wrong line loads and saves without an error, but with another prompt, other end
+    tokens and, in the long-context releases, another meaning of the positions.
+
+    Args:
+        config: as made by `native_config`.
+
+    Raises:
+        CheckpointError: it carries none, or one that does not exist.
+    """
+    value = getattr(config, FAMILY_KEY, None)
+    if value is None:
+        raise CheckpointError(
+            f"This {type(config).__name__} does not say which release line it is of: it has no "
+            f"`{FAMILY_KEY}`. Make it with `native_config` from an official config.json, or set "
+            f"`config.{FAMILY_KEY}` to one of {', '.join(Family)}."
+        )
+    if value not in list(Family):
+        raise CheckpointError(unknown_name(f"`{FAMILY_KEY}` of the configuration", str(value), list(Family)))
+    return Family(value)
+
+
 def detect_family(folder: Path, config: Mapping[str, Any]) -> Family:
     """Decide which release line a checkpoint belongs to.
 

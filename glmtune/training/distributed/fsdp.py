@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from glmtune.models.placeholders import is_nothing, waits_for
+from glmtune.models.placeholders import is_placeholder, pending_weights
 from glmtune.training.distributed.sharded_loading import fill
 
 OPTIMIZER_FILE = "optimizer.pt"
@@ -32,7 +32,7 @@ def divide(model: nn.Module, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    is_hollow = waits_for(model) is not None
+    is_hollow = pending_weights(model) is not None
     if is_hollow:
         _move_to_meta(model)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
@@ -50,7 +50,7 @@ def _move_to_meta(model: nn.Module) -> None:
     moved: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
-            if is_nothing(weight):
+            if is_placeholder(weight):
                 empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
                 moved.setdefault(id(weight), nn.Parameter(empty, requires_grad=weight.requires_grad))
                 setattr(module, name, moved[id(weight)])
