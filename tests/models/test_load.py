@@ -102,6 +102,22 @@ def test_an_explicit_family_wins_over_names() -> None:
         load_official(GOLDEN / "chatglm2", family="chatglm")
 
 
+def test_a_configuration_without_a_family_is_not_guessed_at(tmp_path: Path) -> None:
+    model = load_official(GOLDEN / "chatglm2", device="cpu")
+    del model.config.glmtune_family
+    words = r"GlmConfig does not say which release line.*no `glmtune_family`.*native_config.*chatglm2, .*glm4"
+    with pytest.raises(CheckpointError, match=words):
+        _ = model.family
+    with pytest.raises(CheckpointError, match=words):
+        model.save_pretrained(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    model.config.glmtune_family = "chatglm-2"
+    with pytest.raises(
+        CheckpointError, match=r"`glmtune_family` of the configuration is `chatglm-2`.*chatglm2"
+    ):
+        _ = model.family
+
+
 def test_fingerprint_ignores_the_dtype_and_sees_the_weights() -> None:
     prints = {
         load_official(GOLDEN / "chatglm2", dtype=dtype).fingerprint()
@@ -138,19 +154,19 @@ def test_loading_twice_shares_nothing() -> None:
 
 
 def test_description_reads_headers_only() -> None:
-    facts = describe(GOLDEN / "chatglm3")
-    assert (facts.family, facts.num_layers, facts.hidden_size) == (Family.CHATGLM3, 3, 24)
-    assert (facts.num_heads, facts.num_kv_heads, facts.head_dim) == (4, 1, 8)
-    assert (facts.vocab_size, facts.max_positions, facts.dtype, facts.quantization_bit) == (
+    described = describe(GOLDEN / "chatglm3")
+    assert (described.family, described.num_layers, described.hidden_size) == (Family.CHATGLM3, 3, 24)
+    assert (described.num_heads, described.num_kv_heads, described.head_dim) == (4, 1, 8)
+    assert (described.vocab_size, described.max_positions, described.dtype, described.quantization_bit) == (
         48,
         512,
         "float16",
         0,
     )
     model = load_official(GOLDEN / "chatglm3")
-    assert facts.num_parameters == model.num_parameters()
-    assert facts.num_bytes == 2 * facts.num_parameters
-    assert facts.files == ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    assert described.num_parameters == model.num_parameters()
+    assert described.num_bytes == 2 * described.num_parameters
+    assert described.files == ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
     assert describe(GOLDEN / "glm4").dtype == "bfloat16"
     assert describe(GOLDEN / "per-head").num_kv_heads == 4
 

@@ -36,8 +36,8 @@ SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
 }
 CHUNK_BYTES = 4 * 2**20
-"""Bytes read at once where the type changes on the way; the whole tensor aside would be 1.2 GB for the head of
-a 9B model."""
+"""Bytes read at once where the type changes on the way; the whole tensor aside would be 1.2 GB for the head
+of a 9B model."""
 
 
 @dataclass(frozen=True, slots=True)

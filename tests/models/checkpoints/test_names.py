@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GlmConfig
 
 from glmtune.errors import CheckpointError
-from glmtune.models.checkpoints.config import native_config, read_config
+from glmtune.models.checkpoints.config import native_config, official_config, read_config
 from glmtune.models.checkpoints.names import (
     FusedLayout,
     fuse,
@@ -73,3 +74,15 @@ def test_foreign_names() -> None:
     config = native_config(read_config(GOLDEN / "chatglm2"), Family.CHATGLM2)
     with pytest.raises(CheckpointError, match=r"not part of the model: classifier_head\.weight"):
         state_to_native({"classifier_head.weight": torch.zeros(1)}, config)
+
+
+def test_the_order_of_fused_rows_is_not_guessed_at() -> None:
+    config = GlmConfig()  # as transformers makes it, without our attributes
+    words = (
+        r"GlmConfig does not say how the rows of query_key_value are ordered.*`fused_per_head`.*native_config"
+    )
+    for read in (FusedLayout.of, name_table, lambda config: official_config(config, Family.GLM4)):
+        with pytest.raises(CheckpointError, match=words):
+            read(config)
+    config.fused_per_head = False
+    assert not FusedLayout.of(config).per_head
