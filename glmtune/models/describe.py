@@ -114,7 +114,10 @@ def describe(source: str | Path, *, family: str | Family | None = None) -> Model
 
 
 def _tokens(folder: Path, official: dict[str, Any], family: Family) -> dict[str, Any]:
-    """Special tokens by the tokenizer's own names where its files exist, else by the keys of config.json."""
+    """Read special tokens: by the tokenizer's own names where its files exist, else by keys of config.json.
+
+    The tokenizer's come first, for they are what prompts will hold.
+    """
     if any((folder / name).is_file() for name in ("tokenizer.model", "ice_text.model")):
         tokenizer = load_tokenizer_folder(folder, family)
         ids = {name: tokenizer.get_command(name) for name in tokenizer.command_names}

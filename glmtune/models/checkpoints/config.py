@@ -1,4 +1,13 @@
-"""Official config.json to a native configuration (ChatGlmConfig for ChatGLM-6B, else GlmConfig) and back."""
+"""Official config.json to a native configuration (ChatGlmConfig for ChatGLM-6B, else GlmConfig) and back.
+
+Every key of the file must be accounted for: it is translated, or it has the one value that all releases have,
+or it is known to change nothing. Any other key is refused, because it may switch on something we do not
+compute, and such a model would load, run and answer a little worse, which nobody would trace back to a key.
+
+Both directions are here, so that a checkpoint we write says what the released code and other tools need. What
+the official keys cannot say (family, position rule, quantization by groups) goes into keys of ours, whose
+names begin with ``glmtune_``; the released code ignores them.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +30,7 @@ from glmtune.models.checkpoints.quantized_layout import (
 from glmtune.models.releases.families import FAMILY_KEY, FIRST_GENERATION_KEYS, SECOND_GENERATION, Family
 
 ROPE_BASE = 10000.0
+"""Of every release; official files hold only a factor to it, or to the positions, in ``rope_ratio``."""
 PER_HEAD_KEY = "fused_per_head"
 """Attribute we give to native configurations; official files say it as ``multi_query_attention``."""
 POSITION_RULE_KEY = "glmtune_position_rule"
@@ -50,7 +60,10 @@ FIRST_SIZES = {
 FIRST_TOKENS = {"mask_token_id": 0, "gmask_token_id": 1, "bos_token_id": 4, "eos_token_id": 5}
 """Special tokens of the first generation, counted from the first one; early files leave some out."""
 NUM_TEXT_TOKENS, NUM_IMAGE_TOKENS, FIRST_PAD = 130_000, 20_000, 3
-"""Where the special tokens start, what the files of March 2023 have in front of all, and the pad piece."""
+"""Where the special tokens start, what the files of March 2023 have in front of all, and the pad piece.
+
+The first files had 20,000 image tokens in the vocabulary; the release of April cut them out, weights and all.
+Both are in use, so the size of the vocabulary tells where the ids begin."""
 
 ONLY_VALUE: dict[str, tuple[Any, str]] = {
     "rmsnorm": (True, "LayerNorm with bias instead of RMSNorm"),
@@ -74,7 +87,7 @@ FIRST_ONLY_VALUE: dict[str, tuple[Any, str]] = {
 NO_EFFECT = frozenset(
     {"original_rope", "bias_dropout_fusion", "apply_query_key_layer_scaling", "attention_softmax_in_fp32"}
 )
-"""Official keys that choose a way of computing, never another result."""
+"""Official keys that choose a way of computing, never another result; any value is taken."""
 
 # fmt: off
 HANDLED = frozenset({
@@ -148,6 +161,7 @@ def native_config(official: Mapping[str, Any], family: Family) -> GlmConfig | Ch
         CheckpointError: missing sizes, unknown keys, unsupported switches, a family of another generation;
             everything is named.
     """
+    # First: read as another generation, nearly every key would be reported as missing or unknown.
     _refuse_other_generation(official, family)
     is_first = family is Family.CHATGLM
     if is_first:
@@ -196,6 +210,7 @@ def _first_native_config(official: Mapping[str, Any]) -> ChatGlmConfig:
             f"config.json: hidden_size is {sizes['hidden_size']}, but it must be a multiple of {unit}: "
             f"{sizes['num_attention_heads']} heads of rotary pairs. Correct the file or download it again."
         )
+    # Early files leave out some ids, and there they follow from where the special tokens begin.
     images = NUM_IMAGE_TOKENS if sizes["vocab_size"] > NUM_TEXT_TOKENS + NUM_IMAGE_TOKENS else 0
     tokens: dict[str, Any] = {
         name: NUM_TEXT_TOKENS + images + offset for name, offset in FIRST_TOKENS.items()
@@ -208,6 +223,7 @@ def _first_native_config(official: Mapping[str, Any]) -> ChatGlmConfig:
             f"config.json: {', '.join(f'{name} {token}' for name, token in outside.items())} must be below "
             f"vocab_size, which is {sizes['vocab_size']}. Correct or add these keys in the file."
         )
+    # The rule of block positions changed together with the vocabulary; a file of ours says it.
     rule = official.get(POSITION_RULE_KEY, POSITION_RULES[1] if images else POSITION_RULES[0])
     if rule not in POSITION_RULES:
         raise CheckpointError("config.json: " + unknown_name(f"`{POSITION_RULE_KEY}`", rule, POSITION_RULES))
@@ -236,6 +252,7 @@ def _first_official_config(config: ChatGlmConfig) -> dict[str, Any]:
 def _later_native_config(official: Mapping[str, Any], family: Family) -> GlmConfig:
     sizes = {native: int(official[name]) for name, native in SIZES.items()}
     num_heads = sizes["num_attention_heads"]
+    # Without multi_query_attention the released code ignores multi_query_group_num, whatever it says.
     shared_heads = bool(official.get("multi_query_attention", False))
     num_kv_heads = int(official.get("multi_query_group_num", 1)) if shared_heads else num_heads
     if num_heads % num_kv_heads:
@@ -252,6 +269,7 @@ def _later_native_config(official: Mapping[str, Any], family: Family) -> GlmConf
         attention_dropout=float(official.get("attention_dropout", 0.0)),
         rms_norm_eps=float(official.get("layernorm_epsilon", 1e-5)),
         hidden_act="silu",
+        # Rotary on the first half of each head, in interleaved pairs, is what GlmModel computes by itself.
         rope_parameters=_rope_parameters(float(official.get("rope_ratio", 1)), multiply_base=later),
         tie_word_embeddings=False,
         use_cache=bool(official.get("use_cache", True)),
@@ -321,6 +339,11 @@ def rope_ratio(config: GlmConfig) -> float:
 
 
 def _rope_parameters(ratio: float, *, multiply_base: bool) -> dict[str, Any]:
+    """Word rope_ratio as transformers does.
+
+    One key, two meanings: modeling_chatglm.py of ChatGLM2-6B-32K divides the positions by it (position
+    interpolation, arXiv:2306.15595), those of ChatGLM3-6B-128K and GLM-4 multiply the base.
+    """
     rope = {"rope_type": "default", "rope_theta": ROPE_BASE, "partial_rotary_factor": 0.5}
     if ratio == 1:
         return rope

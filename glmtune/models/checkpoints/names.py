@@ -1,6 +1,14 @@
 """Two-way tables between official parameter names and those of the native models.
 
-`GlmForCausalLM` has other names and a cut fused projection; `ChatGlmForCausalLM` has the official names.
+`GlmForCausalLM` has other names and a cut fused projection; `ChatGlmForCausalLM` has the official names. One
+table, `name_table`, serves reading, writing, exporting, quantizing and fingerprints, so none of them can
+forget a tensor.
+
+Rows of the fused projection ``query_key_value`` are in one of two orders, which have the same shape::
+
+    later generations, grouped heads          first generation (and later ones without grouped heads)
+    q q q q q q q q | k k | v v               q k v | q k v | q k v | q k v
+    all queries, all keys, all values         head by head
 
 Shapes: H hidden, N query heads, K key/value heads, D head width.
 """
@@ -129,6 +137,7 @@ def _stored(entry: Entry, layout: QuantizedLayout) -> Iterator[Entry]:
 def _first_generation(config: ChatGlmConfig) -> tuple[Entry, ...]:
     """The same names on both sides; the tied head is stored beside the embedding."""
     hidden, vocab, inner = config.hidden_size, config.vocab_size, config.intermediate_size
+    # The fused projection stays whole here: `ChatGlmForCausalLM` has it, transformers' GLM has three.
     norm: dict[str, tuple[int, ...]] = {"weight": (hidden,), "bias": (hidden,)}
     layer = {
         "input_layernorm": norm,
@@ -155,7 +164,7 @@ def _later_generations(config: GlmConfig) -> tuple[Entry, ...]:
         "input_layernorm.weight": (hidden,),
         "self_attention.dense.weight": (hidden, layout.rows[0]),
         "post_attention_layernorm.weight": (hidden,),
-        "mlp.dense_h_to_4h.weight": (2 * inner, hidden),
+        "mlp.dense_h_to_4h.weight": (2 * inner, hidden),  # gate above up, in both
         "mlp.dense_4h_to_h.weight": (hidden, inner),
     }
     embedding, norm, head = OUTER
@@ -203,7 +212,7 @@ def split_fused(fused: Tensor, layout: FusedLayout) -> tuple[Tensor, Tensor, Ten
     if not layout.per_head:
         query, key, value = fused.split(layout.rows)
         return query, key, value
-    rest = fused.shape[1:]
+    rest = fused.shape[1:]  # [3 * N * D, ...] seen as [N, 3, D, ...]: no views, the heads have to be gathered
     parts = fused.reshape(layout.num_heads, 3, layout.head_dim, *rest).unbind(1)
     query, key, value = (part.reshape(layout.num_heads * layout.head_dim, *rest) for part in parts)
     return query, key, value

@@ -16,6 +16,7 @@ from glmtune.errors import CheckpointError
 LAYOUT_KEY = "glmtune_quantization"
 """Key we write into config.json of every quantized folder, official formats included."""
 OFFICIAL_BITS = (4, 8)
+"""The widths that the released code can read."""
 BLOCK_LINEARS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 """Official names of the linear layers of a block, the ones that are quantized."""
 SCALE, ZERO = "weight_scale", "weight_zero"
@@ -50,7 +51,10 @@ class QuantizedLayout:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the results beside the codes themselves."""
+        """What decides the results beside the codes themselves; enters the fingerprint.
+
+        The method is left out: how codes were found does not matter once they are there.
+        """
         origin = ("method", "source_fingerprint")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in origin}
 
@@ -121,6 +125,7 @@ def stored_layout(official: Mapping[str, Any], *, has_embeddings: bool) -> Quant
         fits = layout.bits in OFFICIAL_BITS and (layout.group_size is None or layout.group_size > 0)
     except TypeError as error:
         raise CheckpointError(f"config.json: {LAYOUT_KEY} cannot be read ({error}).") from None
+    # Edited by hand, or of another save: other tools read the official key, we ours.
     if not fits or (layout.is_official and (layout.bits, layout.embeddings) != (bits, embeddings)):
         raise CheckpointError(
             f"config.json: {LAYOUT_KEY} says {layout.bits} bits and embeddings {layout.embeddings}, but "
@@ -131,7 +136,11 @@ def stored_layout(official: Mapping[str, Any], *, has_embeddings: bool) -> Quant
 
 
 def official_keys(layout: QuantizedLayout | None, *, has_embeddings: bool) -> dict[str, Any]:
-    """Return the keys of config.json that tell a layout, those of the released code where it can read it."""
+    """Return the keys of config.json that tell a layout.
+
+    The official ``quantization_bit`` is written only for layouts that the released code can read: with groups
+    or zero points it would take our scales for its own and answer nonsense, without an error.
+    """
     if layout is None:
         return {}
     keys: dict[str, Any] = {LAYOUT_KEY: dataclasses.asdict(layout) | {"skipped": list(layout.skipped)}}
