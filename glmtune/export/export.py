@@ -182,6 +182,7 @@ def export(job: ExportJob, on_progress: OnProgress = lambda stage, done, total: 
     check_output(final, overwrite=job.overwrite, marker=MARKER, result="export")
     source = _Source(job, on_progress)
     if final.exists() and source.folder.resolve().is_relative_to(final.resolve()):
+        # `overwrite=true` on the export that is the source: it would be deleted at the end.
         raise ConfigError(
             f"`output_dir` is `{final}`, which holds the source `{source.folder}`. Give another folder."
         )
@@ -190,7 +191,7 @@ def export(job: ExportJob, on_progress: OnProgress = lambda stage, done, total: 
             num_bytes = WRITERS[job.format](source, aside, job)
             figures = _compare(source, aside, job)
             exported = Exported(final, str(source.dtype).removeprefix("torch."), num_bytes, *figures)
-            write_json(aside / MARKER, _record(job, exported))
+            write_json(aside / MARKER, _record(job, exported))  # only now is it an export
     except OSError as error:
         raise CheckpointError(
             f"`{final}` could not be written: {error}. What was there before is as it was. Free some "
@@ -289,9 +290,9 @@ def _write_generation(source: _Source, folder: Path) -> None:
         generation = GenerationConfig.from_pretrained(str(source.folder))
     else:
         generation = cast(GenerationConfig, source.model.generation_config)
-    if (
-        source.folder / "tokenizer.model"
-    ).is_file():  # ChatGLM-6B, whose file has another name, has one end id
+    # Other engines know nothing of our templates, whose stop ids (role tokens) have to be named here.
+    # ChatGLM-6B, whose tokenizer file has another name, has one end id.
+    if (source.folder / "tokenizer.model").is_file():
         tokenizer = load_tokenizer_folder(source.folder, source.family)
         own = generation.eos_token_id
         stops = [
@@ -308,11 +309,12 @@ def _compare(source: _Source, folder: Path, job: ExportJob) -> tuple[float, floa
     expected = probe_logits(source.runnable, ids, partial(source.on_progress, STAGES[1]))
     found = probe_logits(RELOADERS[job.format](source, folder), ids, partial(source.on_progress, STAGES[2]))
     largest = float(expected.abs().max())
+    # Exact is asked for only where the written type holds every stored number and nothing was computed.
     keeps_all = torch.promote_types(source.dtype, source.stored_dtype) == source.dtype
     is_exact = keeps_all and job.adapter_path is None and not source.is_quantized
     limit = largest * (EXACT if is_exact else max(EXACT, ROUNDED * torch.finfo(source.dtype).eps))
     difference = _max_difference(expected, found)
-    if not difference <= limit:
+    if not difference <= limit:  # so that NaN fails
         raise CheckpointError(
             f"The export does not answer as its source: logits differ by up to {difference:.3g}, but at most "
             f"{limit:.3g} is allowed for {source.dtype} (largest logit {largest:.3g}). Nothing was put into "
@@ -326,6 +328,8 @@ def _max_difference(expected: Tensor, found: Tensor) -> float:
 
 
 def _reload_transformers(source: _Source, folder: Path) -> PreTrainedModel:
+    # Through transformers' own names and classes, as every other tool will read it: our code has no part in
+    # it.
     config = AutoConfig.from_pretrained(str(folder))
     model = _placeholders(lambda: AutoModelForCausalLM.from_config(config))
     return _filled(model, stored_tensors(folder), folder)

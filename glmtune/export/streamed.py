@@ -1,4 +1,9 @@
-"""Run a model whose weights stay on disk: each module's are read for its forward and dropped after it."""
+"""Run a model whose weights stay on disk: each module's are read for its forward and dropped after it.
+
+With hooks, so that the model is the class its users run, whoever wrote it. Only modules that own parameters
+are hooked (linear layers, norms, embeddings); their forward passes do not overlap, so one's weights are held
+at a time.
+"""
 
 from __future__ import annotations
 

@@ -35,7 +35,10 @@ def stored_tensors(folder: Path) -> LazyTensors:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """Return the floating type that holds every weight of a checkpoint folder without loss."""
+    """Return the floating type that holds every weight of a checkpoint folder without loss.
+
+    That of the files, not of config.json, which may say another; float16 beside bfloat16 gives float32.
+    """
     types = {record.dtype for record in read_records(folder).values() if record.dtype.is_floating_point}
     return reduce(torch.promote_types, types)
 
@@ -61,6 +64,8 @@ def native_tensors(folder: Path, config: GlmConfig | ChatGlmConfig) -> LazyTenso
         if len(entry.native) == 1:
             makers[entry.native[0]], shapes[entry.native[0]] = partial(read_tensor, record), entry.shape
             continue
+        # Each of the three reads the fused tensor anew: to keep it until all have been asked for would hold
+        # memory for as long as nobody knows.
         for part, (name, rows) in enumerate(zip(entry.native, layout.rows, strict=True)):
             makers[name] = partial(_fused_part, record, layout, part)
             shapes[name] = (rows, *entry.shape[1:])
@@ -92,7 +97,9 @@ def dequantized_tensors(weights: LazyTensors, config: GlmConfig | ChatGlmConfig)
 
 
 def merge_adapter(weights: LazyTensors, adapted: PeftModel) -> LazyTensors:
-    """Add a LoRA adapter to the weights it was trained for: W + s·B·A, in float32.
+    """Add a LoRA adapter to the weights it was trained for: W + s·B·A (arXiv:2106.09685), in float32.
+
+    Not by PEFT's own ``merge_and_unload``, which needs the whole model in memory and rounds in its type.
 
     Args:
         weights: native name → tensor of the base.
@@ -109,7 +116,7 @@ def merge_adapter(weights: LazyTensors, adapted: PeftModel) -> LazyTensors:
 
 
 def _fused_part(record: TensorRecord, layout: FusedLayout, part: int) -> Tensor:
-    return split_fused(read_tensor(record), layout)[part].clone()
+    return split_fused(read_tensor(record), layout)[part].clone()  # a view would hold all three
 
 
 def _dequantized(weights: LazyTensors, name: str, layout: QuantizedLayout) -> Tensor:
