@@ -1,4 +1,12 @@
-"""The loaders of the public interface: a base (also quantized), with or without a prefix; its tokenizer."""
+"""The loaders of the public interface: a base (also quantized), with or without a prefix; its tokenizer.
+
+Each adds one thing to the one below it::
+
+    load_model     products made fast for inference
+    load_tuned     the prefix
+    load_base      quantization, ours or another library's
+    load_official  (glmtune.models.load) the checkpoint as it is
+"""
 
 from __future__ import annotations
 
@@ -62,6 +70,8 @@ def load_model(
     """
     options: dict[str, Any] = {"dtype": dtype, "device": device, "family": family}
     model = load_tuned(source, quantization=quantization, prefix=prefix, check_base=check_base, **options)
+    # Last: the fast products hold the codes in an order of their own and join neighbouring layers,
+    # which a prefix, an adapter or a cast coming later would not find as they expect them.
     has_codes = any(isinstance(module, QuantizedLinear) for module in model.modules())
     if has_codes or quantization_activations is not None:
         prepare_for_inference(model, activations=quantization_activations)
@@ -75,7 +85,7 @@ def load_tuned(
     check_base: bool = True,
     **options: Any,
 ) -> GlmModel:
-    """Load a base with its prefix, codes as they are stored: what still gets an adapter is prepared after it.
+    """Load a base with its prefix, not yet prepared for inference, for callers that add an adapter before.
 
     Args:
         source: see `load_model`.

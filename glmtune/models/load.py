@@ -1,4 +1,5 @@
-"""Load an official checkpoint as a native model."""
+"""Load an official checkpoint as a native model: `load_official` goes from a name to a model, step by
+step."""
 
 from __future__ import annotations
 
@@ -141,13 +142,14 @@ def load_config(
         CheckpointError: see `native_config` and `detect_family`.
     """
     official = read_config(folder)
+    # What the user says wins, then what a preset's or hub id's name tells, then the files.
     chosen = parse_family(family) if family is not None else family_of_source(source)
     try:
         config = native_config(official, chosen or detect_family(folder, official))
     except CheckpointError as error:
         where = "" if str(folder) in str(error) else f"{folder}{os.sep}"  # `config.json ...` in which folder
         raise CheckpointError(f"{where}{error}") from None
-    if config.dtype is None:
+    if config.dtype is None:  # early files do not say it; the headers of the weights do
         stored = (record.dtype for record in read_records(folder).values())
         config.dtype = next((dtype for dtype in stored if dtype.is_floating_point), torch.float32)
     return config
