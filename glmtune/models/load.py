@@ -1,5 +1,4 @@
-"""Load an official checkpoint as a native model: `load_official` goes from a name to a model, step by
-step."""
+"""Load an official checkpoint: `load_official` goes from a name to a model, step by step."""
 
 from __future__ import annotations
 
