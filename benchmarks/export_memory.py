@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from glmtune.export.export import Job, export
+from glmtune.export.export import ExportJob, export
 from glmtune.models.checkpoints.config import read_config
 from glmtune.models.checkpoints.names import name_table
 from glmtune.models.checkpoints.shards import read_records
@@ -36,14 +36,16 @@ def resident_bytes() -> int:
     return (int(fields[1]) - int(fields[2])) * resource.getpagesize()
 
 
-def measure(job: Job, warm_up: Path) -> dict[str, float]:
+def measure(job: ExportJob, warm_up: Path) -> dict[str, float]:
     """Export in a forked process, after a tiny export has pulled in lazy code, and return the figures."""
     reader, writer = os.pipe()
     if os.fork() == 0:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 export(
-                    Job(str(warm_up), job.format, Path(folder) / "out", None, None, None, None, 2**20, False)
+                    ExportJob(
+                        str(warm_up), job.format, Path(folder) / "out", None, None, None, None, 2**20, False
+                    )
                 )
             before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.perf_counter()
             exported = export(job)
@@ -73,7 +75,9 @@ def main() -> None:
     options = parser.parse_args()
     for form in options.format:
         out = options.out / form
-        job = Job(str(options.folder), form, out, None, None, None, None, options.shard_mib * 2**20, False)
+        job = ExportJob(
+            str(options.folder), form, out, None, None, None, None, options.shard_mib * 2**20, False
+        )
         figures = measure(job, options.warm_up)
         mebibytes = {name: value / 2**20 for name, value in figures.items() if name.endswith("_bytes")}
         mebibytes["layer_bytes"] = layer_bytes(options.folder) / 2**20

@@ -16,7 +16,7 @@ import time
 import torch
 
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
-from glmtune.models.load import GlmModel, load_base
+from glmtune.models.load import GlmModel, load_official
 
 
 def resident_bytes() -> int:
@@ -31,9 +31,9 @@ def measure(folder: str, dtype: str, warm_up: str | None, new_tokens: int) -> di
     if os.fork() == 0:
         try:
             if warm_up is not None:
-                load_base(warm_up, dtype=dtype, device="cpu")
+                load_official(warm_up, dtype=dtype, device="cpu")
             before, start = resident_bytes(), time.perf_counter()
-            model = load_base(folder, dtype=dtype, device="cpu")
+            model = load_official(folder, dtype=dtype, device="cpu")
             seconds = time.perf_counter() - start
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             weights = sum(parameter.nbytes for parameter in model.parameters())

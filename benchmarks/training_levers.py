@@ -29,7 +29,7 @@ from glmtune.data.collate import DynamicPaddingCollator, PackedDataset, PackingC
 from glmtune.labels import IGNORE_INDEX
 from glmtune.models.architectures import chunked_loss
 from glmtune.models.checkpoints.config import native_config
-from glmtune.models.glm import OfficialGlmForCausalLM
+from glmtune.models.official import OfficialGlmForCausalLM
 from glmtune.models.releases.families import Family
 from glmtune.training.compiling import compile_layers
 from glmtune.training.row_order import EpochSampler

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from glmtune.errors import GlmtuneError
+from glmtune.errors import ConfigError, GlmtuneError
 
 PARTIAL = ".partial"
 REPLACED = ".replaced"
@@ -115,6 +115,35 @@ def prepared_folder(final: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def check_output(folder: Path, *, overwrite: bool, marker: str, result: str) -> None:
+    """Refuse an output folder that holds anything, unless it is an earlier result that may be replaced.
+
+    What a user keeps in a folder named by mistake is never deleted: only a folder with the marker, which our
+    commands write last, is known to be ours as a whole.
+
+    Args:
+        folder: where a command is to write.
+        overwrite: an earlier result may be replaced.
+        marker: name of the file that marks such a result.
+        result: what the command writes, in words, such as "export".
+
+    Raises:
+        ConfigError: the folder is taken.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / marker).is_file():
+        raise ConfigError(
+            f"`output_dir` is `{folder}`, but it holds files that are no {result} of glmtune (no {marker}), "
+            "which are never replaced. Give a new folder."
+        )
+    if not overwrite:
+        raise ConfigError(
+            f"`output_dir` is `{folder}`, which holds an earlier {result}. Give a new folder, or add "
+            "`overwrite=true` to replace it."
+        )
 
 
 def put_in_place(partial: Path, final: Path) -> None:

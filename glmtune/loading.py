@@ -1,4 +1,12 @@
-"""The loaders of the public interface: a base (also quantized), with or without a prefix; its tokenizer."""
+"""The loaders of the public interface: a base (also quantized), with or without a prefix; its tokenizer.
+
+Each adds one thing to the one below it::
+
+    load_model     products made fast for inference
+    load_tuned     the prefix
+    load_base      quantization, ours or another library's
+    load_official  (glmtune.models.load) the checkpoint as it is
+"""
 
 from __future__ import annotations
 
@@ -9,8 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glmtune.models.checkpoints.config import read_config
-from glmtune.models.load import GlmModel
-from glmtune.models.load import load_base as load_with
+from glmtune.models.load import GlmModel, load_official
 from glmtune.models.releases.families import Family, detect_family, detect_tokenizer_family, parse_family
 from glmtune.models.releases.source import family_of_source, resolve_source
 from glmtune.models.tokenizers.load import load_tokenizer_folder
@@ -63,6 +70,8 @@ def load_model(
     """
     options: dict[str, Any] = {"dtype": dtype, "device": device, "family": family}
     model = load_tuned(source, quantization=quantization, prefix=prefix, check_base=check_base, **options)
+    # Last: the fast products hold the codes in an order of their own and join neighbouring layers,
+    # which a prefix, an adapter or a cast coming later would not find as they expect them.
     has_codes = any(isinstance(module, QuantizedLinear) for module in model.modules())
     if has_codes or quantization_activations is not None:
         prepare_for_inference(model, activations=quantization_activations)
@@ -76,7 +85,7 @@ def load_tuned(
     check_base: bool = True,
     **options: Any,
 ) -> GlmModel:
-    """Load a base with its prefix, codes as they are stored: what still gets an adapter is prepared after it.
+    """Load a base with its prefix, not yet prepared for inference, for callers that add an adapter before.
 
     Args:
         source: see `load_model`.
@@ -107,7 +116,7 @@ def load_base(
     attn_implementation: str | None = None,
     quantization: str | None = None,
 ) -> GlmModel:
-    """Load a base model, quantized or not; see `glmtune.models.load.load_base` and `load_model`.
+    """Load a base model, quantized or not: `load_official` with the means to quantize.
 
     Args:
         source: preset name, hub id or folder.
@@ -127,7 +136,7 @@ def load_base(
     options["attn_implementation"] = attn_implementation
     if quantization in EXTERNAL:
         return load_external(source, quantization, **options)
-    return load_with(source, quantizer=QuantizingReader(quantization), **options)
+    return load_official(source, quantizer=QuantizingReader(quantization), **options)
 
 
 def load_tokenizer(source: str | Path, *, family: Family | str | None = None) -> PreTrainedTokenizerBase:

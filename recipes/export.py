@@ -73,11 +73,11 @@ def run(config: ExportConfig) -> Exported:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from glmtune.export.export import STAGES, Job, export
+    from glmtune.export.export import STAGES, ExportJob, export
 
     source = str(config.model.source)
     default = Path("runs") / f"export-{Path(source).name}-{config.format}"
-    job = Job(
+    job = ExportJob(
         source=source,
         format=config.format,
         output_dir=Path(config.output_dir) if config.output_dir else default,

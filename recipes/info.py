@@ -12,7 +12,7 @@ from glmtune.settings import setting
 from recipes.compose import Command
 
 if TYPE_CHECKING:
-    from glmtune.models.describe import ModelFacts
+    from glmtune.models.describe import ModelDescription
 
 Row = tuple[str, str]
 GENERATIONS = {
@@ -35,7 +35,7 @@ class InfoConfig:
 
 
 def run(config: InfoConfig) -> None:
-    """Print the facts as tables."""
+    """Print it as tables."""
     source = config.model.source
     if source is not None:
         _print(f"checkpoint {source}", checkpoint_rows(source, config.model.family))
@@ -50,52 +50,52 @@ def checkpoint_rows(source: str, family: str | None) -> Iterator[Row]:
     """Yield what config.json and the headers of the weight files say of a checkpoint."""
     from glmtune.models.describe import describe
 
-    facts = describe(source, family=family)
-    yield "folder", str(facts.folder)
-    yield "generation", f"{GENERATIONS[facts.family]} (family {facts.family.value})"
-    yield "parameters", f"{facts.num_parameters:,} ({facts.num_bytes / 2**20:,.1f} MiB as {facts.dtype})"
-    yield "layers", str(facts.num_layers)
-    yield "hidden size", str(facts.hidden_size)
-    yield "MLP width", str(facts.mlp_size)
-    yield "heads", f"{facts.num_heads} x {facts.head_dim}, {facts.num_kv_heads} for keys and values"
-    yield "vocabulary", f"{facts.vocab_size:,} rows"
-    yield "positions", f"{facts.max_positions:,} tokens"
-    tokens = ", ".join(f"{name} {ids}" for name, ids in facts.special_tokens.items())
-    yield "special tokens", f"{tokens} ({facts.tokens_from})"
-    yield "quantization", _quantization(facts)
-    yield "prefix", _prefix(facts)
-    yield "weight files", ", ".join(facts.files)
+    found = describe(source, family=family)
+    yield "folder", str(found.folder)
+    yield "generation", f"{GENERATIONS[found.family]} (family {found.family.value})"
+    yield "parameters", f"{found.num_parameters:,} ({found.num_bytes / 2**20:,.1f} MiB as {found.dtype})"
+    yield "layers", str(found.num_layers)
+    yield "hidden size", str(found.hidden_size)
+    yield "MLP width", str(found.mlp_size)
+    yield "heads", f"{found.num_heads} x {found.head_dim}, {found.num_kv_heads} for keys and values"
+    yield "vocabulary", f"{found.vocab_size:,} rows"
+    yield "positions", f"{found.max_positions:,} tokens"
+    tokens = ", ".join(f"{name} {ids}" for name, ids in found.special_tokens.items())
+    yield "special tokens", f"{tokens} ({found.tokens_from})"
+    yield "quantization", _quantization(found)
+    yield "prefix", _prefix(found)
+    yield "weight files", ", ".join(found.files)
 
 
-def _quantization(facts: ModelFacts) -> str:
-    if not facts.quantization_bit:
+def _quantization(found: ModelDescription) -> str:
+    if not found.quantization_bit:
         return "none"
-    layers = ", ".join(f"{name} ({count})" for name, count in facts.quantized_layers.items())
-    embeddings = "yes" if facts.quantized_embeddings else "no"
-    method = f"{facts.quantization}, {facts.quantization_bit} bits"
+    layers = ", ".join(f"{name} ({count})" for name, count in found.quantized_layers.items())
+    embeddings = "yes" if found.quantized_embeddings else "no"
+    method = f"{found.quantization}, {found.quantization_bit} bits"
     return f"{method}: {layers or 'no layer'}; embeddings: {embeddings}"
 
 
-def _prefix(facts: ModelFacts) -> str:
-    if not facts.pre_seq_len:
+def _prefix(found: ModelDescription) -> str:
+    if not found.pre_seq_len:
         return "none"
-    place = "weights inside" if facts.holds_prefix else "named in config.json, weights not inside"
-    return f"{facts.pre_seq_len} tokens, projection {str(facts.prefix_projection).lower()} ({place})"
+    place = "weights inside" if found.holds_prefix else "named in config.json, weights not inside"
+    return f"{found.pre_seq_len} tokens, projection {str(found.prefix_projection).lower()} ({place})"
 
 
 def prefix_rows(path: str) -> Iterator[Row]:
     """Yield what the file of a saved prefix says of itself."""
     from glmtune.prefix.checkpoint import describe_prefix
 
-    facts = describe_prefix(path)
-    yield "file", f"{facts.file} ({facts.file.stat().st_size / 2**20:,.2f} MiB)"
-    yield "pre_seq_len", str(facts.pre_seq_len)
-    yield "prefix_projection", str(facts.prefix_projection).lower()
-    yield "base", facts.meta.base_source or "not recorded"
-    yield "base fingerprint", facts.meta.base_fingerprint or "not recorded (official checkpoints hold none)"
-    yield "template", facts.meta.template or "not recorded"
-    yield "data fingerprint", facts.meta.data_fingerprint or "not recorded"
-    yield "written by glmtune", facts.meta.glmtune_version or "no"
+    found = describe_prefix(path)
+    yield "file", f"{found.file} ({found.file.stat().st_size / 2**20:,.2f} MiB)"
+    yield "pre_seq_len", str(found.pre_seq_len)
+    yield "prefix_projection", str(found.prefix_projection).lower()
+    yield "base", found.meta.base_source or "not recorded"
+    yield "base fingerprint", found.meta.base_fingerprint or "not recorded (official checkpoints hold none)"
+    yield "template", found.meta.template or "not recorded"
+    yield "data fingerprint", found.meta.data_fingerprint or "not recorded"
+    yield "written by glmtune", found.meta.glmtune_version or "no"
 
 
 def machine_rows() -> Iterator[Row]:

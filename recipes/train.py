@@ -93,7 +93,8 @@ def run(config: TrainConfig) -> TrainResult:
 
 def _load(config: TrainConfig) -> tuple[GlmModel, GlmTokenizer]:
     from glmtune.loading import load_base
-    from glmtune.models.placeholders import is_quantized, load_hollow
+    from glmtune.models.load import is_quantized
+    from glmtune.models.placeholders import load_placeholders
     from glmtune.models.releases.families import Family
     from glmtune.models.releases.source import resolve_source
     from glmtune.models.tokenizers.load import load_tokenizer_folder
@@ -106,7 +107,7 @@ def _load(config: TrainConfig) -> tuple[GlmModel, GlmTokenizer]:
         model = fresh_model(source, device=device, family=config.model.family)
     elif config.loads_in_parts and not is_quantized(source, config.model.family):
         dtype = "float32" if config.tune == "full" else config.model.dtype
-        model = load_hollow(source, dtype=dtype, family=config.model.family)
+        model = load_placeholders(source, dtype=dtype, family=config.model.family)
     else:
         model = load_base(
             source,

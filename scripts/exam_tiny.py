@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from glmtune.inference.predict.generate import generate_ids
 from glmtune.inference.settings import GenerationSettings
-from glmtune.models.load import load_base
+from glmtune.models.load import load_official
 from glmtune.models.releases.source import resolve_source
 from glmtune.models.templates.renderer import template_for
 from glmtune.models.tokenizers.load import load_tokenizer_folder
@@ -22,7 +22,7 @@ def main(source: str = "glm-tiny", per_skill: int = 100) -> None:
         source: model to examine.
         per_skill: rows of each skill.
     """
-    model = load_base(source)
+    model = load_official(source)
     tokenizer = load_tokenizer_folder(resolve_source(source), model.family)
     template = template_for(tokenizer)
     settings = GenerationSettings(max_new_tokens=200, batch_size=64)

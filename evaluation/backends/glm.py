@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -24,6 +23,7 @@ from glmtune.inference.perplexity import token_losses
 from glmtune.inference.settings import EngineSettings
 from glmtune.loading import load_tokenizer, load_tuned
 from glmtune.messages import Message
+from glmtune.models.checkpoints.fingerprint import hash_tensors
 from glmtune.models.releases.families import Family
 from glmtune.models.settings import ModelSettings
 from glmtune.models.templates.renderer import TextTokenizer, template_for
@@ -31,7 +31,6 @@ from glmtune.quantization.kernels.dispatch import prepare_for_inference
 
 ENCODED_PROMPTS = 16384
 """Prompts whose ids are remembered: a runner counts a prompt's tokens before it has it answered."""
-SAMPLES_PER_TENSOR = 4096
 _ADAPTER_NAME = re.compile(r"(^|\.)(lora_\w+|prefix_encoder)\.")
 
 
@@ -337,18 +336,6 @@ def identify(
         is_chat=is_chat_model(chosen, family) if is_chat is None else is_chat,
         engine="glmtune",
     )
-
-
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Return 16 hexadecimal digits that change with any tensor's name, shape, type or (sampled) values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        flat = tensor.detach().reshape(-1)
-        step = max(1, flat.numel() // SAMPLES_PER_TENSOR) | 1  # odd: no column is met again and again
-        sample = flat[::step].contiguous().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _quantization(base: Any) -> str:

@@ -16,24 +16,25 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from glmtune.adapter import find_adapter, load_adapter
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.export.streamed import hollow, probe_ids, probe_logits, stream_weights
+from glmtune.export.streamed import probe_ids, probe_logits, stream_weights
 from glmtune.export.tensors import (
     LazyTensors,
     dequantized_tensors,
     merge_adapter,
     native_tensors,
-    official_tensors,
     stored_dtype,
     stored_tensors,
 )
 from glmtune.export.tokenizer import fast_tokenizer, save_fast_tokenizer
-from glmtune.files import prepared_folder, write_json
-from glmtune.models.checkpoints.config import official_config
+from glmtune.files import check_output, prepared_folder, write_json
+from glmtune.models.checkpoints.config import PER_HEAD_KEY, official_config
+from glmtune.models.checkpoints.fingerprint import weights_fingerprint
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout, without_layout
 from glmtune.models.checkpoints.shard_writer import write_shards
+from glmtune.models.checkpoints.writing import official_tensors
 from glmtune.models.load import build_model, load_config
-from glmtune.models.official import weights_fingerprint
-from glmtune.models.releases.families import FAMILY_KEY, Family
+from glmtune.models.placeholders import build_of_placeholders
+from glmtune.models.releases.families import FAMILY_KEY, Family, family_of_config
 from glmtune.models.releases.source import resolve_source
 from glmtune.models.templates.renderer import template_for
 from glmtune.models.tokenizers.load import load_tokenizer_folder
@@ -42,19 +43,24 @@ from glmtune.prefix.checkpoint import export_official_prefix, find_prefix, load_
 from glmtune.version import __version__
 
 MARKER = "glmtune_export.json"
-"""Written last into every export; only folders that hold it are ever replaced."""
+"""Written last into every export; only folders that hold it are ever replaced, see `check_output`."""
 PREFIX_FOLDER = "prefix_encoder"
 TOKENIZER_FILES = ("tokenizer.model", "ice_text.model", "tokenizer_config.json", "special_tokens_map.json")
-EXACT, ROUNDED = 1e-5, 16
-"""Largest difference of logits, as a fraction of the largest logit: where every number is kept, and in units
-of the written type's spacing where numbers are rounded."""
+EXACT = 1e-5
+"""Largest difference of logits, as a fraction of the largest logit, where the export keeps every number: what
+the order of summation changes in float32, as transformers' own classes need not compute in the order of
+ours."""
+ROUNDED = 16
+"""The same where numbers are rounded (to the written type, by merging an adapter, or because they were
+codes), in units of the written type's spacing (eps). Roundings of some thousand terms per logit mostly
+cancel; a wrong row order, a missing layer or another scale is off by the size of the logits themselves."""
 STAGES = ("writing", "running the source", "running the export")
-Watch = Callable[[str, int, int], object]
+OnProgress = Callable[[str, int, int], object]
 """Told which of the ``STAGES`` it is at, how many steps of it are done, and of how many."""
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ExportJob:
     """What to export.
 
     Attributes:
@@ -102,24 +108,34 @@ class Exported:
 
 
 class _Source:
-    """The base as the user has it: lazily read weights, and a hollow model with prefix or adapter."""
+    """The base as the user has it: weights read on demand, and a model of placeholders to run on them.
 
-    def __init__(self, job: Job, watch: Watch) -> None:
-        self.watch = watch
+    Attributes:
+        base: native name → weight of the base, codes turned into the weights they stand for.
+        weights: the same with the adapter merged; what is written.
+        model: the base alone, or with the prefix in it.
+        runnable: what the export has to agree with: ``model``, or PEFT's wrapper around it. The adapter is
+            not merged there, so that the comparison would notice a wrong merge.
+    """
+
+    def __init__(self, job: ExportJob, on_progress: OnProgress) -> None:
+        self.on_progress = on_progress
         self.folder = resolve_source(job.source)
         self.config: Any = load_config(job.source, self.folder, job.family)
-        self.family = Family(getattr(self.config, FAMILY_KEY))
+        self.family = family_of_config(self.config)
         _check_format(job, self.family)
         self.stored_dtype = stored_dtype(self.folder)
         self.dtype = job.dtype or self.stored_dtype
-        self.base, stored_config = native_tensors(self.folder, self.config), copy.copy(self.config)
-        self.fingerprint = partial(weights_fingerprint, stored_config, self.base)
-        layout = QuantizedLayout.of(self.config)
-        self.layout, self.is_quantized = layout, layout is not None
+        self.base = native_tensors(self.folder, self.config)
+        # Prefixes and adapters name the base they were trained on by this, so it is that of the files as they
+        # are: its configuration is copied before `without_layout` turns ours into that of the weights.
+        self.fingerprint = partial(weights_fingerprint, copy.copy(self.config), self.base)
+        self.layout = QuantizedLayout.of(self.config)
+        self.is_quantized = self.layout is not None
         if self.is_quantized:  # exported as the floating point weights that the codes stand for
             self.base = dequantized_tensors(self.base, self.config)
             without_layout(self.config)
-        self.model = self._hollow_base(job.source)
+        self.model = self._base_of_placeholders(job.source)
         self.weights, self.runnable, self.prefix = self.base, self.model, None
         if job.adapter_path is not None:
             self.runnable = load_adapter(find_adapter(job.adapter_path), self.model)
@@ -127,24 +143,33 @@ class _Source:
         if job.prefix_path is not None:
             self.prefix = load_prefix(find_prefix(job.prefix_path), self.model)
             attach_prefix(self.model, self.prefix)
+        # After both: what they brought is real, and only placeholders are streamed.
         stream_weights(self.runnable, self.base)
 
-    def _hollow_base(self, name: str) -> PreTrainedModel:
-        model: Any = hollow(lambda: build_model(copy.deepcopy(self.config)))
+    def _base_of_placeholders(self, name: str) -> PreTrainedModel:
+        # A copy, as transformers writes into the configuration of a model (attention, dtype).
+        model: Any = _placeholders(lambda: build_model(copy.deepcopy(self.config)))
         model.source = name
+        # Taken from the files: the model's own method would look at placeholders.
         model.fingerprint, model.stored_layout = self.fingerprint, self.layout
         return model
 
 
-def export(job: Job, watch: Watch = lambda stage, done, total: None) -> Exported:
+def _placeholders(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    return build_of_placeholders(build).requires_grad_(False)  # pyright: ignore[reportReturnType]
+
+
+def export(job: ExportJob, on_progress: OnProgress = lambda stage, done, total: None) -> Exported:
     """Write an export, prove it against its source, and put it in place.
 
-    Weights pass through memory one shard at a time; the logits are computed in float32 with the weights read
-    module by module, from the source and from the files written.
+    Weights pass through memory one shard at a time (2 GiB by default, where a 9B model takes 19). The logits
+    are computed from the source and from the files written, module by module: a module's weights are read for
+    its forward pass and dropped after it, so memory is that of the largest one. In float32, because in 16
+    bits two right computations already differ by more than many mistakes would.
 
     Args:
         job: what to export.
-        watch: told how far it is.
+        on_progress: told how far it is.
 
     Returns:
         What was written, with the figures of the comparison.
@@ -154,9 +179,10 @@ def export(job: Job, watch: Watch = lambda stage, done, total: None) -> Exported
         CheckpointError: the source is damaged, or the export does not answer as its source does.
     """
     final = job.output_dir.expanduser()
-    check_output(final, overwrite=job.overwrite)
-    source = _Source(job, watch)
+    check_output(final, overwrite=job.overwrite, marker=MARKER, result="export")
+    source = _Source(job, on_progress)
     if final.exists() and source.folder.resolve().is_relative_to(final.resolve()):
+        # `overwrite=true` on the export that is the source: it would be deleted at the end.
         raise ConfigError(
             f"`output_dir` is `{final}`, which holds the source `{source.folder}`. Give another folder."
         )
@@ -165,7 +191,7 @@ def export(job: Job, watch: Watch = lambda stage, done, total: None) -> Exported
             num_bytes = WRITERS[job.format](source, aside, job)
             figures = _compare(source, aside, job)
             exported = Exported(final, str(source.dtype).removeprefix("torch."), num_bytes, *figures)
-            write_json(aside / MARKER, _record(job, exported))
+            write_json(aside / MARKER, _record(job, exported))  # only now is it an export
     except OSError as error:
         raise CheckpointError(
             f"`{final}` could not be written: {error}. What was there before is as it was. Free some "
@@ -174,27 +200,7 @@ def export(job: Job, watch: Watch = lambda stage, done, total: None) -> Exported
     return exported
 
 
-def check_output(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds anything, unless it is an earlier export that may be replaced.
-
-    Raises:
-        ConfigError: the folder is taken.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not (folder / MARKER).is_file():
-        raise ConfigError(
-            f"`output_dir` is `{folder}`, but it holds files that are no export of glmtune (no {MARKER}), "
-            "which are never replaced. Give a new folder."
-        )
-    if not overwrite:
-        raise ConfigError(
-            f"`output_dir` is `{folder}`, which holds an earlier export. Give a new folder, or add "
-            "`overwrite=true` to replace it."
-        )
-
-
-def _check_format(job: Job, family: Family) -> None:
+def _check_format(job: ExportJob, family: Family) -> None:
     if job.prefix_path is not None and job.adapter_path is not None:
         raise ConfigError(
             "`prefix_path` and `adapter_path` are both set, but a model is tuned one way. Leave one out."
@@ -214,7 +220,7 @@ def _check_format(job: Job, family: Family) -> None:
         raise ConfigError("`format` is `prefix`, but no prefix is given. Add `prefix_path=RUN`.")
 
 
-def _write_transformers(source: _Source, folder: Path, job: Job) -> int:
+def _write_transformers(source: _Source, folder: Path, job: ExportJob) -> int:
     config = native_values(source.config, source.dtype)
     write_json(folder / "config.json", config)
     _write_generation(source, folder)
@@ -223,7 +229,7 @@ def _write_transformers(source: _Source, folder: Path, job: Job) -> int:
     return _write_weights(source, source.weights, folder, job)
 
 
-def _write_official(source: _Source, folder: Path, job: Job) -> int:
+def _write_official(source: _Source, folder: Path, job: ExportJob) -> int:
     num_bytes = _write_weights(source, official_tensors(source.weights, source.config), folder, job)
     values = official_config(source.config, source.family)
     write_json(folder / "config.json", values | {"torch_dtype": str(source.dtype).removeprefix("torch.")})
@@ -236,23 +242,24 @@ def _write_official(source: _Source, folder: Path, job: Job) -> int:
     return num_bytes
 
 
-def _write_weights(source: _Source, tensors: LazyTensors, folder: Path, job: Job) -> int:
-    return write_shards(
+def _write_weights(source: _Source, tensors: LazyTensors, folder: Path, job: ExportJob) -> int:
+    written = write_shards(
         folder,
         tensors,
-        dtype=source.dtype,
+        dtypes=dict.fromkeys(tensors, source.dtype),
         max_shard_bytes=job.max_shard_bytes,
-        on_shard=partial(source.watch, STAGES[0]),
+        on_shard=partial(source.on_progress, STAGES[0]),
     )
+    return written.num_bytes
 
 
-def _write_prefix(source: _Source, folder: Path, _: Job) -> int:
+def _write_prefix(source: _Source, folder: Path, _: ExportJob) -> int:
     assert source.prefix is not None
     values = official_config(source.config, source.family)
     return export_official_prefix(source.prefix, folder, config=values).stat().st_size
 
 
-WRITERS: dict[str, Callable[[_Source, Path, Job], int]] = {
+WRITERS: dict[str, Callable[[_Source, Path, ExportJob], int]] = {
     "transformers": _write_transformers,
     "official": _write_official,
     "prefix": _write_prefix,
@@ -266,9 +273,7 @@ def native_values(config: Any, dtype: torch.dtype) -> dict[str, Any]:
         config: `GlmConfig` as made by `native_config`.
         dtype: floating type of the weights.
     """
-    values = {
-        key: value for key, value in config.to_dict().items() if key not in ("fused_per_head", FAMILY_KEY)
-    }
+    values = {key: value for key, value in config.to_dict().items() if key not in (PER_HEAD_KEY, FAMILY_KEY)}
     rope = values["rope_parameters"]
     name = str(dtype).removeprefix("torch.")
     values |= {"architectures": ["GlmForCausalLM"], "dtype": name, "torch_dtype": name, "use_cache": True}
@@ -285,9 +290,9 @@ def _write_generation(source: _Source, folder: Path) -> None:
         generation = GenerationConfig.from_pretrained(str(source.folder))
     else:
         generation = cast(GenerationConfig, source.model.generation_config)
-    if (
-        source.folder / "tokenizer.model"
-    ).is_file():  # ChatGLM-6B, whose file has another name, has one end id
+    # Other engines know nothing of our templates, whose stop ids (role tokens) have to be named here.
+    # ChatGLM-6B, whose tokenizer file has another name, has one end id.
+    if (source.folder / "tokenizer.model").is_file():
         tokenizer = load_tokenizer_folder(source.folder, source.family)
         own = generation.eos_token_id
         stops = [
@@ -298,17 +303,18 @@ def _write_generation(source: _Source, folder: Path) -> None:
     generation.save_pretrained(str(folder))
 
 
-def _compare(source: _Source, folder: Path, job: Job) -> tuple[float, float, float]:
+def _compare(source: _Source, folder: Path, job: ExportJob) -> tuple[float, float, float]:
     """Run the same ids through source and export; return difference, largest logit and limit."""
     ids = probe_ids(source.config)
-    expected = probe_logits(source.runnable, ids, partial(source.watch, STAGES[1]))
-    found = probe_logits(RELOADERS[job.format](source, folder), ids, partial(source.watch, STAGES[2]))
+    expected = probe_logits(source.runnable, ids, partial(source.on_progress, STAGES[1]))
+    found = probe_logits(RELOADERS[job.format](source, folder), ids, partial(source.on_progress, STAGES[2]))
     largest = float(expected.abs().max())
+    # Exact is asked for only where the written type holds every stored number and nothing was computed.
     keeps_all = torch.promote_types(source.dtype, source.stored_dtype) == source.dtype
     is_exact = keeps_all and job.adapter_path is None and not source.is_quantized
     limit = largest * (EXACT if is_exact else max(EXACT, ROUNDED * torch.finfo(source.dtype).eps))
     difference = _max_difference(expected, found)
-    if not difference <= limit:
+    if not difference <= limit:  # so that NaN fails
         raise CheckpointError(
             f"The export does not answer as its source: logits differ by up to {difference:.3g}, but at most "
             f"{limit:.3g} is allowed for {source.dtype} (largest logit {largest:.3g}). Nothing was put into "
@@ -322,21 +328,23 @@ def _max_difference(expected: Tensor, found: Tensor) -> float:
 
 
 def _reload_transformers(source: _Source, folder: Path) -> PreTrainedModel:
+    # Through transformers' own names and classes, as every other tool will read it: our code has no part in
+    # it.
     config = AutoConfig.from_pretrained(str(folder))
-    model = hollow(lambda: AutoModelForCausalLM.from_config(config))
+    model = _placeholders(lambda: AutoModelForCausalLM.from_config(config))
     return _filled(model, stored_tensors(folder), folder)
 
 
 def _reload_official(source: _Source, folder: Path) -> PreTrainedModel:
     config = load_config(folder, folder)
-    model = hollow(lambda: build_model(config))
+    model = _placeholders(lambda: build_model(config))
     if source.prefix is not None:
         attach_prefix(model, load_prefix(folder / PREFIX_FOLDER, model))
     return _filled(model, native_tensors(folder, config), folder)
 
 
 def _reload_prefix(source: _Source, folder: Path) -> PreTrainedModel:
-    model = hollow(lambda: build_model(copy.deepcopy(source.config)))
+    model = _placeholders(lambda: build_model(copy.deepcopy(source.config)))
     attach_prefix(model, load_prefix(folder, model))
     return _filled(model, source.base, folder)
 
@@ -358,7 +366,7 @@ def _filled(model: PreTrainedModel, weights: LazyTensors, folder: Path) -> PreTr
     return model
 
 
-def _record(job: Job, exported: Exported) -> dict[str, Any]:
+def _record(job: ExportJob, exported: Exported) -> dict[str, Any]:
     given = {name: getattr(job, name) for name in ("source", "format", "prefix_path", "adapter_path")}
     figures = {name: value for name, value in asdict(exported).items() if name != "folder"}
     return given | figures | {"glmtune_version": __version__}

@@ -1,4 +1,9 @@
-"""Run a model whose weights stay on disk: each module's are read for its forward and dropped after it."""
+"""Run a model whose weights stay on disk: each module's are read for its forward and dropped after it.
+
+With hooks, so that the model is the class its users run, whoever wrote it. Only modules that own parameters
+are hooked (linear layers, norms, embeddings); their forward passes do not overlap, so one's weights are held
+at a time.
+"""
 
 from __future__ import annotations
 
@@ -7,42 +12,27 @@ from itertools import count
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from glmtune.memory import trim_memory
+from glmtune.models.placeholders import is_placeholder, placeholder
 
 NUM_PROBE_TOKENS = 24
-
-
-def hollow(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """Build a model whose parameters have shapes, but one number of memory each.
-
-    Args:
-        build: makes the model; its buffers (rotary tables) are made as usual.
-
-    Returns:
-        The model, float32, on the CPU, in evaluation mode, nothing trainable.
-    """
-    with init_empty_weights(include_buffers=False):
-        model = build()
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(_nothing(parameter.shape), requires_grad=False))
-    return model.eval()
+"""Enough for ChatGLM-6B to see a context (16 of them) and an answer."""
 
 
 def stream_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Let a hollow model read its weights, float32, as its modules run.
+    """Let a model of placeholders read its weights, float32, as its modules run.
 
     Args:
-        model: made by `hollow`, by now perhaps with a prefix or an adapter, whose own weights are real.
+        model: made by `build_of_placeholders`, by now perhaps with a prefix or an adapter, whose own weights
+            are real.
         weights: native name → tensor.
     """
     for path, module in model.named_modules():
-        own = [name for name, value in module.named_parameters(recurse=False) if _is_hollow(value)]
+        own = [name for name, value in module.named_parameters(recurse=False) if is_placeholder(value)]
         if own:
+            # Names inside PEFT's wrapper: the model is one level down, an adapted layer's own weight too.
             prefix = path.removeprefix("base_model.model.").replace(".base_layer", "")
             names = {name: f"{prefix}.{name}" for name in own}
             module.register_forward_pre_hook(_filling(names, weights))
@@ -56,7 +46,7 @@ def probe_ids(config: Any) -> Tensor:
         config: as made by `native_config`; the first generation's ends with gMASK, sop and some more ids.
     """
     spread = torch.linspace(5, config.vocab_size - 1, NUM_PROBE_TOKENS).long()
-    special = (getattr(config, "gmask_token_id", None), config.bos_token_id)
+    special = (getattr(config, "gmask_token_id", None), config.bos_token_id)  # None: not the first generation
     if special[0] is None:
         return spread[None]
     context, answer = spread.tolist()[:16], spread.tolist()[16:]
@@ -76,7 +66,7 @@ def probe_logits(model: nn.Module, input_ids: Tensor, on_module: Callable[[int, 
     Returns:
         float32 ``[S, vocab]``.
     """
-    streamed = [m for m in model.modules() if any(map(_is_hollow, m.parameters(recurse=False)))]
+    streamed = [m for m in model.modules() if any(map(is_placeholder, m.parameters(recurse=False)))]
     done = count(1)
     hooks = [m.register_forward_hook(lambda *_: on_module(next(done), len(streamed))) for m in streamed]
     try:
@@ -84,14 +74,6 @@ def probe_logits(model: nn.Module, input_ids: Tensor, on_module: Callable[[int, 
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _nothing(shape: torch.Size) -> Tensor:
-    return torch.zeros(()).expand(shape)
-
-
-def _is_hollow(value: Tensor) -> bool:
-    return value.numel() > 1 and not any(value.stride())
 
 
 def _filling(names: dict[str, str], weights: Mapping[str, Tensor]) -> Callable[..., None]:
@@ -105,7 +87,7 @@ def _filling(names: dict[str, str], weights: Mapping[str, Tensor]) -> Callable[.
 def _emptying(names: dict[str, str]) -> Callable[..., None]:
     def empty(module: nn.Module, _: object, __: object) -> None:
         for name in names:
-            getattr(module, name).data = _nothing(getattr(module, name).shape)
+            getattr(module, name).data = placeholder(getattr(module, name).shape)
         trim_memory()
 
     return empty

@@ -14,7 +14,7 @@ from transformers import GlmConfig
 
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.checkpoints.lazy_tensors import LazyTensors
-from glmtune.models.checkpoints.names import Entry, FusedLayout, name_table, official_tensor, split_fused
+from glmtune.models.checkpoints.names import FusedLayout, name_table, split_fused
 from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO, QuantizedLayout
 from glmtune.models.checkpoints.reading import check_records
 from glmtune.models.checkpoints.shards import TensorRecord, read_records, read_tensor
@@ -35,7 +35,10 @@ def stored_tensors(folder: Path) -> LazyTensors:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """Return the floating type that holds every weight of a checkpoint folder without loss."""
+    """Return the floating type that holds every weight of a checkpoint folder without loss.
+
+    That of the files, not of config.json, which may say another; float16 beside bfloat16 gives float32.
+    """
     types = {record.dtype for record in read_records(folder).values() if record.dtype.is_floating_point}
     return reduce(torch.promote_types, types)
 
@@ -61,6 +64,8 @@ def native_tensors(folder: Path, config: GlmConfig | ChatGlmConfig) -> LazyTenso
         if len(entry.native) == 1:
             makers[entry.native[0]], shapes[entry.native[0]] = partial(read_tensor, record), entry.shape
             continue
+        # Each of the three reads the fused tensor anew: to keep it until all have been asked for would hold
+        # memory for as long as nobody knows.
         for part, (name, rows) in enumerate(zip(entry.native, layout.rows, strict=True)):
             makers[name] = partial(_fused_part, record, layout, part)
             shapes[name] = (rows, *entry.shape[1:])
@@ -92,7 +97,9 @@ def dequantized_tensors(weights: LazyTensors, config: GlmConfig | ChatGlmConfig)
 
 
 def merge_adapter(weights: LazyTensors, adapted: PeftModel) -> LazyTensors:
-    """Add a LoRA adapter to the weights it was trained for: W + s·B·A, in float32.
+    """Add a LoRA adapter to the weights it was trained for: W + s·B·A (arXiv:2106.09685), in float32.
+
+    Not by PEFT's own ``merge_and_unload``, which needs the whole model in memory and rounds in its type.
 
     Args:
         weights: native name → tensor of the base.
@@ -108,20 +115,8 @@ def merge_adapter(weights: LazyTensors, adapted: PeftModel) -> LazyTensors:
     return LazyTensors(makers, weights.shapes)
 
 
-def official_tensors(weights: LazyTensors, config: GlmConfig | ChatGlmConfig) -> LazyTensors:
-    """Offer native tensors under official names, query, key and value joined.
-
-    Args:
-        weights: native name → tensor.
-        config: as made by `native_config`.
-    """
-    layout, table = FusedLayout.of(config), name_table(config)
-    makers = {entry.official: partial(_official, entry, weights, layout) for entry in table}
-    return LazyTensors(makers, {entry.official: entry.shape for entry in table})
-
-
 def _fused_part(record: TensorRecord, layout: FusedLayout, part: int) -> Tensor:
-    return split_fused(read_tensor(record), layout)[part].clone()
+    return split_fused(read_tensor(record), layout)[part].clone()  # a view would hold all three
 
 
 def _dequantized(weights: LazyTensors, name: str, layout: QuantizedLayout) -> Tensor:
@@ -140,7 +135,3 @@ def _merged(weights: LazyTensors, name: str, module: Any) -> Tensor:
     with torch.no_grad():
         delta = module.get_delta_weight(module.active_adapters[0])
         return delta.add_(weights[name])
-
-
-def _official(entry: Entry, weights: LazyTensors, layout: FusedLayout) -> Tensor:
-    return official_tensor(entry, weights, layout)

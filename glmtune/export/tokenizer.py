@@ -1,4 +1,7 @@
-"""GLM tokenizers as `tokenizer.json` with a chat template, which transformers and vLLM read by themselves."""
+"""GLM tokenizers as `tokenizer.json` with a chat template, which transformers and vLLM read by themselves.
+
+The official tokenizers are Python files beside the weights ("remote code"), which many servers do not run.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from glmtune.models.tokenizers.base import GlmTokenizer
 from glmtune.models.tokenizers.chatglm2 import SentencePieceGlmTokenizer
 from glmtune.models.tokenizers.glm4 import WORDS, ChatGLM4Tokenizer
 
+# Where translations go wrong: Chinese punctuation, leading and repeated blanks, line breaks, bytes of no
+# piece, digits.
 PROBE_TEXTS = (
     "你好，今天想去哪里？",
     "  Two blanks,\ttabs\n\nand line  breaks; naïve café №7 😀",
@@ -103,7 +108,11 @@ def save_fast_tokenizer(fast: PreTrainedTokenizerFast, folder: Path) -> None:
 
 
 def _from_sentencepiece(tokenizer: SentencePieceGlmTokenizer) -> Tokenizer:
-    """Byte-fallback BPE: a pair may merge if the joined piece exists, the best-scored piece first."""
+    """Byte-fallback BPE: a pair may merge if the joined piece exists, the best-scored piece first.
+
+    The file holds pieces with scores, not merges, while `tokenizer.json` holds merges: every way to cut a
+    piece into two pieces is one, in the order of the scores of what comes out.
+    """
     processor = tokenizer.sp_model
     pieces = [processor.IdToPiece(index) for index in range(processor.get_piece_size())]
     ids = {piece: index for index, piece in enumerate(pieces)}

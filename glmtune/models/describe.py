@@ -19,7 +19,7 @@ from glmtune.models.tokenizers.load import load_tokenizer_folder
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFacts:
+class ModelDescription:
     """What can be said about a checkpoint without reading its weights.
 
     Attributes:
@@ -75,15 +75,15 @@ class ModelFacts:
     files: tuple[str, ...]
 
 
-def describe(source: str | Path, *, family: str | Family | None = None) -> ModelFacts:
-    """Read a checkpoint's facts; works for quantized and first-generation ones too.
+def describe(source: str | Path, *, family: str | Family | None = None) -> ModelDescription:
+    """Describe a checkpoint, of any generation and quantized ones too.
 
     Args:
         source: preset name, hub id under THUDM/ or zai-org/, or a folder.
         family: release line, None to detect it.
 
     Returns:
-        The facts; nothing beyond config.json and file headers was read.
+        The description; nothing beyond config.json, file headers and tokenizer files was read.
 
     Raises:
         ConfigError: unknown source or family.
@@ -98,7 +98,7 @@ def describe(source: str | Path, *, family: str | Family | None = None) -> Model
     for record in records:
         name = str(record.dtype).removeprefix("torch.")
         bytes_of[name] = bytes_of.get(name, 0) + record.num_bytes
-    return ModelFacts(
+    return ModelDescription(
         source=str(source),
         folder=folder,
         family=chosen,
@@ -114,7 +114,10 @@ def describe(source: str | Path, *, family: str | Family | None = None) -> Model
 
 
 def _tokens(folder: Path, official: dict[str, Any], family: Family) -> dict[str, Any]:
-    """Special tokens by the tokenizer's own names where its files exist, else by the keys of config.json."""
+    """Read special tokens: by the tokenizer's own names where its files exist, else by keys of config.json.
+
+    The tokenizer's come first, for they are what prompts will hold.
+    """
     if any((folder / name).is_file() for name in ("tokenizer.model", "ice_text.model")):
         tokenizer = load_tokenizer_folder(folder, family)
         ids = {name: tokenizer.get_command(name) for name in tokenizer.command_names}

@@ -1,4 +1,4 @@
-"""Load an official checkpoint as a native model."""
+"""Load an official checkpoint: `load_official` goes from a name to a model, step by step."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from torch import Tensor
 from transformers import GlmConfig
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.models.architectures.chatglm import ChatGlmForCausalLM
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.checkpoints.config import native_config, read_config
-from glmtune.models.checkpoints.quantized_layout import QuantizedLayout, Quantizer
+from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
+from glmtune.models.checkpoints.quantizer import Quantizer
 from glmtune.models.checkpoints.reading import read_into
 from glmtune.models.checkpoints.shards import read_records
-from glmtune.models.glm import OfficialGlmForCausalLM
+from glmtune.models.official import OfficialChatGlmForCausalLM, OfficialGlmForCausalLM
 from glmtune.models.releases.families import Family, detect_family, parse_family
 from glmtune.models.releases.source import family_of_source, resolve_source
 from glmtune.models.settings import DTYPES
 from glmtune.settings import check_choice
 
-GlmModel = OfficialGlmForCausalLM | ChatGlmForCausalLM
+GlmModel = OfficialGlmForCausalLM | OfficialChatGlmForCausalLM
 """A base model of any generation."""
 
 SMALL_MODEL_PARAMETERS = 1_000_000_000
-"""Below this many, float16 checkpoints run in float32 on a CPU; above, in bfloat16."""
+"""Below this many, float16 checkpoints run in float32 on a CPU; above, in bfloat16: there float32 would take
+twice the file's size, 25 GB for 6B."""
 
 
-def load_base(
+def load_official(
     source: str | Path,
     *,
     dtype: str | torch.dtype | None = None,
@@ -41,6 +42,8 @@ def load_base(
 ) -> GlmModel:
     """Load a base model; weights pass through memory once and no code of the checkpoint runs.
 
+    Callers who may be given a quantized checkpoint use `glmtune.loading.load_base`, which brings a quantizer.
+
     Args:
         source: preset name, hub id under THUDM/ or zai-org/, or a folder.
         dtype: torch type, its name, or None / "auto": the checkpoint's own type, except that on a CPU float16
@@ -48,45 +51,60 @@ def load_base(
         device: torch device, its name, or None / "auto": CUDA if there is one, else the CPU.
         family: release line, where no name tells it; None detects it.
         attn_implementation: a name transformers knows ("sdpa", "eager", ...); None takes its default.
-        quantizer: makes layers of codes; `glmtune.loading.load_base` hands one down.
+        quantizer: makes layers of codes, where the checkpoint holds them or they are to be made on reading.
 
     Returns:
         The model in evaluation mode, all parameters trainable, with `family`, `source` and `fingerprint()`:
-        a `ChatGlmForCausalLM` for ChatGLM-6B, an `OfficialGlmForCausalLM` for all later releases.
+        an `OfficialChatGlmForCausalLM` for ChatGLM-6B, an `OfficialGlmForCausalLM` for all later releases.
 
     Raises:
         ConfigError: unknown source, dtype or device; CUDA asked for where there is none.
         CheckpointError: the checkpoint is incomplete, damaged, or of an architecture not supported; it is
             quantized and there is no ``quantizer``.
     """
-    place = choose_device(device)
+    # 1. What costs nothing to refuse comes first: device, source, config.json, codes without a quantizer.
+    target = choose_device(device)
     folder = resolve_source(source)
     config = load_config(source, folder, family)
     if attn_implementation is not None:
         config._attn_implementation = attn_implementation
-    stored = QuantizedLayout.of(config)
-    if stored is not None and quantizer is None:
+    stored_layout = QuantizedLayout.of(config)
+    if stored_layout is not None and quantizer is None:
         raise CheckpointError(
-            f"{folder} is quantized ({stored.bits} bits), but this function loads floating point weights "
-            "only. Use `glmtune.load_model` or `glmtune.loading.load_base`."
+            f"{folder} is quantized ({stored_layout.bits} bits), but this function loads floating point "
+            "weights only. Use `glmtune.load_model` or `glmtune.loading.load_base`."
         )
-    wanted = None if quantizer is None else quantizer.layout(stored, config)
+    model_layout = None if quantizer is None else quantizer.layout(stored_layout, config)
+
+    # 2. On the meta device layers have shapes but no memory, and no time goes into random first weights.
     with torch.device("meta"):
         model = build_model(config)
-    kind = choose_dtype(dtype, place, stored=config.dtype, num_parameters=model.num_parameters())
-    stored_config = copy.copy(config)
-    config = model.config
-    config.dtype = kind
-    if quantizer is not None and wanted is not None:
-        wanted.put_into(config)
+    resolved_dtype = choose_dtype(dtype, target, stored=config.dtype, num_parameters=model.num_parameters())
+
+    # 3. From here there are two configurations: what the files hold, and what the model will be. The model
+    #    keeps the object it was built from, so reading gets a copy of how that was before dtype and layout go
+    #    into it.
+    checkpoint_config = copy.copy(config)
+    model.config.dtype = resolved_dtype
+
+    # 4. Quantized layers take the place of linear ones while both are without memory; afterwards the peak
+    #    would be the unquantized model.
+    if quantizer is not None and model_layout is not None:
+        model_layout.put_into(model.config)
         with torch.device("meta"):
-            quantizer.replace(model, wanted)
-    model._apply(lambda tensor: _allocated(tensor, kind, place))
+            quantizer.replace(model, model_layout)
+
+    # 5. Memory, in the final type and on the final device, so that nothing is cast or moved after reading. It
+    #    comes tensor by tensor: a tied head got its own just now, and has to be made the embedding's again.
+    model._apply(lambda tensor: _allocated(tensor, resolved_dtype, target))
     model.tie_weights()
     if isinstance(model, OfficialGlmForCausalLM):
-        model.rebuild_rotary()
-    quantizes = quantizer is not None and wanted is not None and stored is None
-    read_into(model, folder, stored_config, quantizer.quantize if quantizer and quantizes else None)
+        model.rebuild_rotary()  # a buffer, which no file fills: allocated above, it holds garbage
+
+    # 6. The weights, each read once. The quantizer sees them only where it is to make codes; stored codes are
+    #    read like any tensor.
+    quantizes = model_layout is not None and stored_layout is None
+    read_into(model, folder, checkpoint_config, quantizer if quantizes else None)
     if quantizer is not None:
         quantizer.check(model)
     model.source = str(source)
@@ -95,8 +113,8 @@ def load_base(
 
 def _allocated(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return memory for a tensor of the meta device; codes keep their type."""
-    kind = dtype if tensor.is_floating_point() else tensor.dtype
-    return torch.empty_like(tensor, dtype=kind, device=device)
+    dtype = dtype if tensor.is_floating_point() else tensor.dtype
+    return torch.empty_like(tensor, dtype=dtype, device=device)
 
 
 def build_model(config: GlmConfig | ChatGlmConfig) -> GlmModel:
@@ -105,7 +123,8 @@ def build_model(config: GlmConfig | ChatGlmConfig) -> GlmModel:
     Args:
         config: as made by `native_config`.
     """
-    return ChatGlmForCausalLM(config) if isinstance(config, ChatGlmConfig) else OfficialGlmForCausalLM(config)
+    is_first = isinstance(config, ChatGlmConfig)
+    return OfficialChatGlmForCausalLM(config) if is_first else OfficialGlmForCausalLM(config)
 
 
 def load_config(
@@ -122,16 +141,26 @@ def load_config(
         CheckpointError: see `native_config` and `detect_family`.
     """
     official = read_config(folder)
+    # What the user says wins, then what a preset's or hub id's name tells, then the files.
     chosen = parse_family(family) if family is not None else family_of_source(source)
     try:
         config = native_config(official, chosen or detect_family(folder, official))
     except CheckpointError as error:
         where = "" if str(folder) in str(error) else f"{folder}{os.sep}"  # `config.json ...` in which folder
         raise CheckpointError(f"{where}{error}") from None
-    if config.dtype is None:
+    if config.dtype is None:  # early files do not say it; the headers of the weights do
         stored = (record.dtype for record in read_records(folder).values())
         config.dtype = next((dtype for dtype in stored if dtype.is_floating_point), torch.float32)
     return config
+
+
+def is_quantized(source: str | Path, family: str | None = None) -> bool:
+    """Tell whether a checkpoint holds codes, by its config.json.
+
+    Raises:
+        ConfigError: see `load_official`; so is CheckpointError.
+    """
+    return QuantizedLayout.of(load_config(source, resolve_source(source), family)) is not None
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -143,18 +172,18 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     if device is None or device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(device)
+        chosen = torch.device(device)
     except RuntimeError:
         raise ConfigError(
             f"`model.device` is `{device}`, but it must be auto, cpu, cuda or cuda:N."
         ) from None
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if place.type == "cuda" and (place.index or 0) >= count:
+    if chosen.type == "cuda" and (chosen.index or 0) >= count:
         raise ConfigError(
             f"`model.device` is `{device}`, but PyTorch sees {count} CUDA devices here. "
             "Use `model.device=cpu`, or `auto`, or install a PyTorch build for your GPU."
         )
-    return place
+    return chosen
 
 
 def choose_dtype(

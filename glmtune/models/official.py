@@ -1,28 +1,38 @@
-"""What the models of every generation share: official checkpoints out, and an identity."""
+"""The classes of loaded models: an architecture of either generation, with what glmtune adds to both.
+
+::
+
+    ChatGLM-6B     OfficialChatGlmForCausalLM = OfficialModel + our `ChatGlmForCausalLM`
+    later releases OfficialGlmForCausalLM     = OfficialModel + transformers' `GlmForCausalLM`
+
+The architectures know tensors alone. Checkpoints, fingerprints and `chat` are added here, above all of them.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import Cache, GenerationConfig, GlmConfig, GlmForCausalLM, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
+from transformers.utils.deprecation import deprecate_kwarg
 
+from glmtune.models.architectures.chatglm import ChatGlmForCausalLM
+from glmtune.models.architectures.chunked_loss import labelled_loss
+from glmtune.models.architectures.grouped_attention import register_grouped_attention
 from glmtune.models.architectures.kv_cache import let_grow
 from glmtune.models.chat.chat import ChatMixin
-from glmtune.models.checkpoints.config import identity_facts
-from glmtune.models.checkpoints.names import name_table
+from glmtune.models.checkpoints.fingerprint import fingerprinted_names, sampled_signs, signs_fingerprint
+from glmtune.models.checkpoints.names import state_to_native
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
-from glmtune.models.checkpoints.reading import DEFAULT_SHARD_BYTES, save_official
-from glmtune.models.releases.families import Family
-
-SAMPLES_PER_TENSOR = 4096
+from glmtune.models.checkpoints.writing import DEFAULT_SHARD_BYTES, save_official
+from glmtune.models.releases.families import Family, family_of_config
 
 
 class OfficialModel(ChatMixin):
@@ -43,8 +53,12 @@ class OfficialModel(ChatMixin):
 
     @property
     def family(self) -> Family:
-        """The release line, stored in the configuration."""
-        return Family(getattr(self.config, "glmtune_family", Family.GLM4))
+        """The release line, stored in the configuration.
+
+        Raises:
+            CheckpointError: see `family_of_config`.
+        """
+        return family_of_config(self.config)
 
     def save_pretrained(  # the parent's own arguments that mean something here
         self,
@@ -54,7 +68,10 @@ class OfficialModel(ChatMixin):
         max_shard_size: int = DEFAULT_SHARD_BYTES,
         **_: object,
     ) -> None:
-        """Write an official checkpoint and generation_config.json, which `load_base` reads back.
+        """Write an official checkpoint and generation_config.json, which `load_official` reads back.
+
+        Replaces `PreTrainedModel.save_pretrained`, which would write native names. transformers' Trainer
+        calls it for every checkpoint.
 
         Args:
             save_directory: created if absent.
@@ -77,7 +94,11 @@ class OfficialModel(ChatMixin):
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
-        """Let the cache that `generate` makes for itself grow in place."""
+        """Let the cache that `generate` makes for itself grow in place.
+
+        `GenerationMixin.generate` (transformers 5) calls this once, before the first token. A cache that the
+        caller gave is left as it is.
+        """
         was_given = model_kwargs.get("cache") is not None
         parent: Any = super()
         parent._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
@@ -111,66 +132,138 @@ class OfficialModel(ChatMixin):
         return layout is not None and not layout.source_fingerprint
 
     def fingerprint(self) -> str:
-        """Identify the base model: architecture and weights.
+        """Identify the base model: architecture and weights; see `weights_fingerprint`.
 
-        Only the signs of some 4,096 spread elements per tensor enter, because a sign survives every cast; so
-        the same weights in float32, bfloat16 and float16 have one fingerprint, and prefixes or adapters
-        attached to the model do not change it. Training the weights does, and so does quantizing them.
+        Prefixes or adapters attached to the model do not change it.
 
         Returns:
             64 hexadecimal digits.
         """
         named = self.named_parameters(remove_duplicate=False)  # a tied head has two names
-        parameters = {_below_adapters(name): tensor for name, tensor in named}
+        parameters = {_without_adapters(name): tensor for name, tensor in named}
         codes = {  # layers of codes may hold them and their scales in another order than their parameters
-            f"{_below_adapters(name)}.{part}": partial(module.stored_tensor, part)
+            f"{_without_adapters(name)}.{part}": partial(module.stored_tensor, part)
             for name, module in self.named_modules()
             if hasattr(module, "stored_tensor")
             for part in module._parameters
         }
-        wanted = _fingerprinted(self.config)
-        signs = {name: sampled_signs(codes[name]() if name in codes else parameters[name]) for name in wanted}
+        signs = {
+            name: sampled_signs(codes[name]() if name in codes else parameters[name])
+            for name in fingerprinted_names(self.config)
+        }
         return signs_fingerprint(self.config, signs)
 
 
-def _below_adapters(name: str) -> str:
-    return name.replace(".base_layer", "")  # of PEFT
+def _without_adapters(name: str) -> str:
+    return name.replace(".base_layer", "")  # the module into which PEFT moves a layer that it wraps
 
 
-def weights_fingerprint(config: Any, weights: Mapping[str, Tensor]) -> str:
-    """Return the fingerprint of `OfficialModel.fingerprint` for weights that need not be in a model.
+class OfficialChatGlmForCausalLM(OfficialModel, ChatGlmForCausalLM):  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+    """ChatGLM-6B that reads and writes official checkpoints, knows its release line and chats."""
 
-    Args:
-        config: as made by `native_config`.
-        weights: native name → tensor, each looked at once.
+
+class OfficialGlmForCausalLM(OfficialModel, GlmForCausalLM):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """`GlmForCausalLM` that reads and writes official checkpoints and knows its release line.
+
+    Four things differ from the parent, none of them in the arithmetic: the padding token's embedding is
+    trained like any other (as in the releases), the rotary frequencies stay float32 whatever the model is
+    cast to, saving writes official names, and logits without a label can be left out.
     """
-    names = _fingerprinted(config)
-    return signs_fingerprint(config, {name: sampled_signs(weights[name]) for name in names})
 
+    def __init__(self, config: GlmConfig) -> None:
+        """Build the model with fresh weights.
 
-def signs_fingerprint(config: Any, signs: Mapping[str, bytes]) -> str:
-    """Return the same from what `sampled_signs` returned for each weight.
+        Args:
+            config: as made by `glmtune.models.checkpoints.config.native_config`.
+        """
+        super().__init__(config)
+        register_grouped_attention()
+        # transformers gives the embedding a padding index, whose row then gets no gradient. The released code
+        # has none, and in ChatGLM2 the padding id is also <unk>.
+        self.model.embed_tokens.padding_idx = None
+        self.generation_config = GenerationConfig(
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+            bos_token_id=config.bos_token_id,
+            do_sample=False,
+        )
 
-    Args:
-        config: as made by `native_config`.
-        signs: native name → one byte per sample.
-    """
-    digest = hashlib.sha256(json.dumps(identity_facts(config), sort_keys=True).encode())
-    for name in _fingerprinted(config):
-        digest.update(name.encode() + signs[name])
-    return digest.hexdigest()
+    def rebuild_rotary(self) -> None:
+        """Form the rotary frequencies anew in float32 (checkpoints hold rounded ones, casts round them)."""
+        device = self.model.embed_tokens.weight.device
+        with torch.device("cpu"):
+            rotary = GlmRotaryEmbedding(config=self.config)
+        self.model.rotary_emb = rotary.to(device)
 
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> OfficialGlmForCausalLM:
+        """Cast or move as asked, but never the rotary frequencies out of float32.
 
-def sampled_signs(weight: Tensor) -> bytes:
-    """Return one byte per sample of a weight: 1 where it is negative."""
-    flat = weight.detach().reshape(-1)
-    return torch.signbit(flat[:: sample_step(flat.numel())]).cpu().numpy().tobytes()
+        PyTorch's private hook of ``half()``, ``to()``, ``cuda()`` and all their like. bfloat16 rounds a
+        frequency by up to 0.2 %: a thousand tokens on, its angle can be wrong by more than a radian.
+        """
+        super()._apply(fn, recurse)
+        if self.model.rotary_emb.inv_freq.dtype != torch.float32:
+            self.rebuild_rotary()
+        return self
 
+    @deprecate_kwarg("past_key_values", "6.0.0", new_name="cache")
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        *,
+        labelled_only: bool = False,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Run the model; the parent's arguments, and one more.
 
-def sample_step(count: int) -> int:
-    """Return the distance between samples: odd, so that no column is met again and again."""
-    return max(1, count // SAMPLES_PER_TENSOR) | 1
+        Args:
+            input_ids: int64 ``[B, S]``.
+            attention_mask: ``[B, S]``, 1 = real; see the parent for other forms.
+            position_ids: int64 ``[B, S]``; None counts from 0.
+            cache: cache to read and extend.
+            inputs_embeds: ``[B, S, hidden]`` instead of ``input_ids``.
+            labels: int64 ``[B, S]``, −100 = no loss; shifted by one inside.
+            use_cache: keep keys and values.
+            logits_to_keep: see the parent.
+            labelled_only: with labels: form logits only where a label asks for one, some at a time, and
+                return none. The head and its ``vocab_size`` numbers per token are then spared on prompts
+                and padding.
+            **kwargs: passed down; ``num_items_in_batch`` divides the summed loss instead of its own count.
 
+        Returns:
+            The parent's output; with ``labelled_only`` see `LabelledOutput`.
+        """
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "cache": cache,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache,
+        }
+        if labels is None or not labelled_only:
+            return super().forward(**inputs, **{"labels": labels, "logits_to_keep": logits_to_keep}, **kwargs)
+        num_items = kwargs.pop("num_items_in_batch", None)
+        hidden_BSD = self.model(**inputs, **kwargs).last_hidden_state
+        return labelled_loss(
+            hidden_BSD,
+            labels,
+            self.lm_head,
+            vocab_size=self.config.vocab_size,
+            num_items=num_items,
+        )
 
-def _fingerprinted(config: Any) -> list[str]:
-    return [name for entry in name_table(config) if not entry.is_copy for name in entry.native]
+    def load_state_dict(
+        self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load a state dictionary in native or official names (a trainer resumes from what it saved)."""
+        if any(name.startswith("transformer.") for name in state_dict):
+            state_dict = state_to_native(state_dict, self.config)
+        return super().load_state_dict(state_dict, strict, assign)

@@ -1,59 +1,62 @@
-"""Models whose weights have their shapes but no memory yet, and the files that will fill them.
+"""Models of placeholder tensors: every shape is there, the weights are still on disk.
 
-Processes that divide a model among them never hold it whole: each makes a hollow one, and keeps its part of
-every tensor that passes by.
+A placeholder is one NaN, expanded to the shape (stride 0), so a 6B model costs bytes. Unlike a meta tensor it
+is on a real device: prefixes, adapters and optimizers take it for a weight, and a forward pass that runs into
+a forgotten one gives NaN instead of plausible numbers.
+
+Two use them: sharded loading (`load_placeholders`: processes keep their shard of each tensor as it is read,
+none ever holds the whole model) and `glmtune.export` (weights are read module by module, as each runs).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from glmtune.errors import CheckpointError
+from glmtune.models.checkpoints.fingerprint import sampled_signs, signs_fingerprint
+from glmtune.models.checkpoints.names import name_table
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
-from glmtune.models.checkpoints.reading import Opened, check_records, read_into
+from glmtune.models.checkpoints.reading import Destination, check_records, read_weights
 from glmtune.models.checkpoints.shards import read_records
-from glmtune.models.glm import OfficialGlmForCausalLM
-from glmtune.models.load import build_model, choose_dtype, load_config
-from glmtune.models.official import sampled_signs, signs_fingerprint
+from glmtune.models.load import GlmModel, build_model, choose_dtype, load_config
 from glmtune.models.releases.source import resolve_source
 
-if TYPE_CHECKING:
-    from glmtune.models.load import GlmModel
-
-_STORED = "_glmtune_stored"
+Model = TypeVar("Model", bound=PreTrainedModel)
+_PENDING = "_glmtune_pending_weights"
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Weights on disk that a hollow model waits for.
+class PendingWeights:
+    """Weights on disk that a model of placeholders will be filled with.
 
     Attributes:
-        folder: an official checkpoint.
+        folder: an official checkpoint of floating point weights.
         config: as made by `native_config`; says how the checkpoint stores its weights.
     """
 
     folder: Path
     config: Any
 
-    def fill(self, model: nn.Module, opened: Opened) -> None:
+    def read(self, destination: Destination) -> None:
         """Read every tensor once.
 
         Args:
-            model: whose parameters they are, adapters around them or not.
-            opened: see `read_into`.
+            destination: where they are written to; see there.
 
         Raises:
             CheckpointError: see `read_into`; or a file cannot be read.
         """
         try:
-            read_into(model, self.folder, self.config, opened=opened)
+            read_weights(self.folder, self.config, destination)
         except OSError as error:
             raise CheckpointError(
                 f"{self.folder}: weights cannot be read ({error}). Check the disk and fetch the file again."
@@ -71,68 +74,79 @@ class Stored:
             yield whole
             signs.update({name: sampled_signs(weight) for name, weight in zip(names, whole, strict=True)})
 
-        self.fill(nn.Module(), sampled)
+        self.read(sampled)
         return signs_fingerprint(self.config, signs)
 
 
-def load_hollow(source: str | Path, *, dtype: str | None, family: str | None = None) -> GlmModel:
-    """Make a model that waits for its weights: they are NaN, and all numbers of a tensor are one in memory.
+def load_placeholders(source: str | Path, *, dtype: str | None, family: str | None = None) -> GlmModel:
+    """Make a model of placeholders on the CPU, and note which weights it is to be filled with.
 
     Args:
-        source: see `glmtune.models.load.load_base`.
-        dtype: see there; on a CPU.
+        source: see `glmtune.models.load.load_official`; an unquantized checkpoint.
+        dtype: see there.
         family: release line, None to detect it.
 
     Returns:
-        As `load_base`, with `waits_for`.
+        As `load_official`, with `pending_weights`.
 
     Raises:
-        ConfigError: see `load_base`; so is CheckpointError.
+        ConfigError: see `load_official`; so is CheckpointError.
     """
     folder = resolve_source(source)
     config = load_config(source, folder, family)
-    assert QuantizedLayout.of(config) is None, "codes are not divided"
+    assert QuantizedLayout.of(config) is None, "codes are not sharded"
+    # Now rather than when the weights are read: by then processes wait for each other, and rows are encoded.
     check_records(read_records(folder), config, folder)
-    with torch.device("meta"):
-        model = build_model(config)
-    count = model.num_parameters()
-    kind = choose_dtype(dtype, torch.device("cpu"), stored=config.dtype, num_parameters=count)
-    stored = Stored(folder, config)
-    model.config.dtype = kind
-    model._apply(lambda tensor: nothing(tensor.shape, kind if tensor.is_floating_point() else tensor.dtype))
-    model.tie_weights()
-    if isinstance(model, OfficialGlmForCausalLM):
-        model.rebuild_rotary()
+    count = sum(torch.Size(entry.shape).numel() for entry in name_table(config) if not entry.is_copy)
+    resolved_dtype = choose_dtype(dtype, torch.device("cpu"), stored=config.dtype, num_parameters=count)
+    model = build_of_placeholders(lambda: build_model(config), resolved_dtype)
+    model.config.dtype = resolved_dtype
     model.source = str(source)
-    wait_for(model, stored)
+    set_pending_weights(model, PendingWeights(folder, config))
+    return model
+
+
+def build_of_placeholders(build: Callable[[], Model], dtype: torch.dtype = torch.float32) -> Model:
+    """Build a model whose parameters are placeholders.
+
+    Args:
+        build: makes the model; its buffers (rotary tables) are made as usual, for no file holds them.
+        dtype: of the parameters.
+
+    Returns:
+        The model on the CPU, in evaluation mode.
+    """
+    with init_empty_weights(include_buffers=False):
+        model = build()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(placeholder(parameter.shape, dtype)))
+    model.tie_weights()  # a tied head has just been given a placeholder of its own
     return model.eval()
 
 
-def is_quantized(source: str | Path, family: str | None = None) -> bool:
-    """Tell whether a checkpoint holds codes, by its config.json.
+def placeholder(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return a tensor of NaN whose elements are all one element in memory.
 
-    Raises:
-        ConfigError: see `load_hollow`; so is CheckpointError.
+    Args:
+        shape: any.
+        dtype: a floating type.
     """
-    return QuantizedLayout.of(load_config(source, resolve_source(source), family)) is not None
+    return torch.full((), float("nan"), dtype=dtype).expand(tuple(shape))
 
 
-def nothing(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return a tensor of a shape whose numbers all are one number in memory: NaN, so that none is used."""
-    return torch.full((), float("nan") if dtype.is_floating_point else 0, dtype=dtype).expand(tuple(shape))
-
-
-def is_nothing(tensor: Tensor) -> bool:
-    """Tell whether a tensor is of `nothing`."""
+def is_placeholder(tensor: Tensor) -> bool:
+    """Tell whether a tensor is of `placeholder`."""
     return tensor.numel() > 1 and not any(tensor.stride())
 
 
-def wait_for(model: nn.Module, stored: Stored | None) -> None:
-    """Note where the weights of a hollow model will come from; None: they have come."""
-    owner = next((module for module in model.modules() if _STORED in vars(module)), model)
-    setattr(owner, _STORED, stored)
+def set_pending_weights(model: nn.Module, pending: PendingWeights | None) -> None:
+    """Note which weights a model of placeholders is to be filled with; None: it has been."""
+    # PEFT and trainers wrap the model: the note stays on the module that has it, whoever is asked.
+    owner = next((module for module in model.modules() if _PENDING in vars(module)), model)
+    setattr(owner, _PENDING, pending)
 
 
-def waits_for(model: nn.Module) -> Stored | None:
-    """Return where a model's weights will come from; None if it has them."""
-    return next((vars(module)[_STORED] for module in model.modules() if _STORED in vars(module)), None)
+def pending_weights(model: nn.Module) -> PendingWeights | None:
+    """Return the weights a model is still to be filled with; None if it has its weights."""
+    return next((vars(module)[_PENDING] for module in model.modules() if _PENDING in vars(module)), None)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from glmtune.models.checkpoints.reading import save_official
-from glmtune.models.load import load_base
+from glmtune.models.checkpoints.writing import save_official
+from glmtune.models.load import load_official
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json")
 
@@ -27,7 +27,7 @@ def package(trained: Path, folder: Path) -> int:
     Returns:
         Bytes of all files in ``folder``.
     """
-    model = load_base(trained, dtype="float32", device="cpu")
+    model = load_official(trained, dtype="float32", device="cpu")
     folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if not (folder / name).exists():

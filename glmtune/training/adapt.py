@@ -16,9 +16,10 @@ from transformers import GlmForCausalLM
 
 from glmtune.errors import ConfigError
 from glmtune.models.checkpoints.quantized_layout import without_layout
-from glmtune.models.checkpoints.reading import read_into, save_official
+from glmtune.models.checkpoints.reading import read_into
+from glmtune.models.checkpoints.writing import save_official
 from glmtune.models.load import GlmModel, build_model, choose_device, load_config
-from glmtune.models.placeholders import Stored, wait_for, waits_for
+from glmtune.models.placeholders import PendingWeights, pending_weights, set_pending_weights
 from glmtune.models.releases.source import resolve_source
 from glmtune.models.tokenizers.base import GlmTokenizer
 from glmtune.prefix.attach import attach_prefix, freeze_base, without_prefix
@@ -54,7 +55,7 @@ class Tuned(Protocol):
         ...
 
     def load(self, folder: Path) -> None:
-        """Read the tuned part back, in place and without loss; a hollow model notes where it will."""
+        """Read the tuned part back, in place and without loss; with pending weights: from there, later."""
         ...
 
     def base_alone(self) -> AbstractContextManager[None]:
@@ -112,10 +113,10 @@ class TunedModel:
 
     def load(self, folder: Path) -> None:
         """Read the weights back in place; see `Tuned.load`."""
-        if waits_for(self.model) is None:
+        if pending_weights(self.model) is None:
             read_into(self.model, folder, self.model.config)
         else:
-            wait_for(self.model, Stored(folder, self.model.config))
+            set_pending_weights(self.model, PendingWeights(folder, self.model.config))
 
     def base_alone(self) -> AbstractContextManager[None]:
         """Do nothing: before training the model is its own base."""

@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerControl, Train
 
 from glmtune.files import partial_of
 from glmtune.labels import IGNORE_INDEX
-from glmtune.models.placeholders import waits_for
+from glmtune.models.placeholders import pending_weights
 from glmtune.quantization.kernels.for_training import prepare_for_training
 from glmtune.training.adapt import Tuned
 from glmtune.training.checkpoints import folder as checkpoints
@@ -364,7 +364,7 @@ class GlmTrainer(Trainer):
     ) -> Any:
         if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
             self._load_from_checkpoint(resume_from_checkpoint)  # before the weights are divided
-        if self.is_deepspeed_enabled and waits_for(self.tuned.model) is not None:
+        if self.is_deepspeed_enabled and pending_weights(self.tuned.model) is not None:
             self._fill_for_zero()
         if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
             # The parent looks for DeepSpeed's own files then, so it is told of no checkpoint.
@@ -383,7 +383,7 @@ class GlmTrainer(Trainer):
         fill_for_zero(self.tuned.model, config, device=self.args.device, dtype=dtype)
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        if waits_for(model) is None:
+        if pending_weights(model) is None:
             super()._move_model_to_device(model, device)
 
     @contextmanager

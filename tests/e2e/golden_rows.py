@@ -52,7 +52,7 @@ def train(folder: Path, source: Path, stage: int, output_dir: Path) -> int:
         output_dir: the run folder.
     """
     from glmtune.data.collate import DynamicPaddingCollator
-    from glmtune.models.load import load_base
+    from glmtune.models.load import load_official
     from glmtune.training import session
     from glmtune.training.adapt import tune_all
     from glmtune.training.arguments import training_arguments
@@ -81,7 +81,7 @@ def train(folder: Path, source: Path, stage: int, output_dir: Path) -> int:
     output_dir.mkdir(exist_ok=True)
     rows = rows_of(folder)
     trainer = GlmTrainer(
-        tune_all(load_base(source, dtype="float32", device="cpu"), _NoTokenizer()),
+        tune_all(load_official(source, dtype="float32", device="cpu"), _NoTokenizer()),
         training_arguments(
             settings,
             output_dir=output_dir,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glmtune.models.load import load_base
+from glmtune.models.load import load_official
 from tests.conftest import slow_except
 from tests.e2e.stories import Story, run_sessions
 
@@ -47,7 +47,7 @@ def test_full_fine_tuning(name: str, stage: int, story: Story, oracles: Path) ->
     expected = {key: tensors[f"full.train20.{key}"].view(-1) for key in ("losses", "grad_norms")}
     torch.testing.assert_close(losses, expected["losses"], atol=STEP_LOSS, rtol=0)
     torch.testing.assert_close(norms, expected["grad_norms"], atol=1e-5, rtol=1e-4)
-    model = load_base(story.folder / run / "last", dtype="float32", device="cpu").eval()
+    model = load_official(story.folder / run / "last", dtype="float32", device="cpu").eval()
     with torch.no_grad():
         probe = load_file(oracles / name / "cases.safetensors")["plain_b.input_ids"]
         logits = model(probe).logits[:, -4:]

@@ -11,7 +11,7 @@ import torch
 
 from glmtune import load_model, load_tokenizer
 from glmtune.errors import ConfigError
-from glmtune.models.load import load_base
+from glmtune.models.load import load_official
 from glmtune.models.releases.families import Family
 from glmtune.prefix.checkpoint import save_prefix
 from glmtune.prefix.init import build_prefix_encoder
@@ -59,7 +59,7 @@ def test_two_steps(
     make_base: MakeBase, question_rows: Path, family: Family, method: str, dtype: str, tmp_path: Path
 ) -> None:
     base = make_base(family, dtype)
-    before = load_base(base, device="cpu")
+    before = load_official(base, device="cpu")
     assert before.family is family
     assert str(before.dtype) == f"torch.{dtype}"
     result = run(load_settings(COMMAND, settings(base, question_rows, method, tmp_path / "run")))
@@ -76,7 +76,7 @@ def test_two_steps(
         logits = tuned(**inputs).logits
         assert torch.isfinite(logits[inputs["attention_mask"].bool()]).all()
         assert not torch.equal(logits.float(), before(**inputs).logits.float())
-    assert load_base(base, device="cpu").fingerprint() == before.fingerprint()
+    assert load_official(base, device="cpu").fingerprint() == before.fingerprint()
     assert tuned.generate(**inputs, max_new_tokens=3).shape[1] <= inputs["input_ids"].shape[1] + 3
 
 
@@ -87,7 +87,7 @@ def tuned_model(base: Path, last: Path, method: str) -> torch.nn.Module:
         return load_model(last, device="cpu")
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(load_base(base, device="cpu"), str(last)).eval()
+    return PeftModel.from_pretrained(load_official(base, device="cpu"), str(last)).eval()
 
 
 def test_packing_is_refused_for_the_first_generation(
@@ -103,7 +103,7 @@ def test_packing_is_refused_for_the_first_generation(
 def test_answers_do_not_depend_on_the_batch(
     make_base: MakeBase, question_rows: Path, family: Family, tmp_path: Path
 ) -> None:
-    model = load_base(make_base(family, "float32"), device="cpu")
+    model = load_official(make_base(family, "float32"), device="cpu")
     torch.manual_seed(1)
     save_prefix(build_prefix_encoder(model, PrefixSettings(pre_seq_len=3)), tmp_path / "prefix")
     answers = []
@@ -135,7 +135,7 @@ def test_random_weights_become_a_checkpoint(
     base = make_base(family, "float32")
     command = settings(base, question_rows, "full", tmp_path / "run", "from_scratch=true")
     result = run(load_settings(COMMAND, command))
-    model = load_base(tmp_path / "run" / "last", device="cpu")
-    assert model.fingerprint() not in {result.results["base_fingerprint"], load_base(base).fingerprint()}
+    model = load_official(tmp_path / "run" / "last", device="cpu")
+    assert model.fingerprint() not in {result.results["base_fingerprint"], load_official(base).fingerprint()}
     assert torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == (family is Family.CHATGLM)

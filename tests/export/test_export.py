@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from glmtune.adapter import load_adapter
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.export import export as export_run
-from glmtune.export.export import MARKER, Job, export
+from glmtune.export.export import MARKER, ExportJob, export
 from glmtune.loading import load_model, load_tokenizer
 from glmtune.messages import Message
 from glmtune.models.checkpoints.shards import read_records, read_tensor
-from glmtune.models.load import load_base
+from glmtune.models.load import load_official
 from glmtune.models.templates.renderer import template_for
 from glmtune.prefix.checkpoint import find_prefix
 from glmtune.training.adapt import tune_adapter
@@ -27,10 +27,10 @@ GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "models"
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 
 
-def job(source: Path | str, form: str, folder: Path, **changes: object) -> Job:
+def job(source: Path | str, form: str, folder: Path, **changes: object) -> ExportJob:
     values = {"family": None, "prefix_path": None, "adapter_path": None, "dtype": None}
     values |= {"max_shard_bytes": 2**30, "overwrite": False} | changes
-    return Job(source=str(source), format=form, output_dir=folder, **values)  # pyright: ignore[reportArgumentType]
+    return ExportJob(source=str(source), format=form, output_dir=folder, **values)  # pyright: ignore[reportArgumentType]
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
@@ -44,7 +44,7 @@ def adapter(tiny_base: Path, tmp_path: Path) -> Path:
     """A LoRA adapter whose second matrix is not zero, in the projections and in the MLP."""
     torch.manual_seed(3)
     tuned = tune_adapter(
-        load_base(tiny_base), LoraSettings(rank=4, targets=("q_proj", "v_proj", "gate_up_proj"))
+        load_official(tiny_base), LoraSettings(rank=4, targets=("q_proj", "v_proj", "gate_up_proj"))
     )
     for name, weight in tuned.model.named_parameters():
         if "lora_B" in name:
@@ -70,7 +70,7 @@ def test_transformers_reads_every_generation_without_our_code(
     assert result.max_difference <= result.limit < 1e-4 * result.max_logit
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert type(model).__module__ == "transformers.models.glm.modeling_glm"
-    expected = load_base(GOLDEN / name, dtype="float32")(IDS).logits
+    expected = load_official(GOLDEN / name, dtype="float32")(IDS).logits
     torch.testing.assert_close(model(IDS).logits, expected, atol=1e-6, rtol=0)
     values = json.loads((tmp_path / "out" / "config.json").read_text())
     assert values["architectures"] == ["GlmForCausalLM"]
@@ -90,8 +90,8 @@ def test_official_exports_are_bit_equal(name: str, oracles: Path, tmp_path: Path
     assert all(
         torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before
     )
-    again = load_base(tmp_path / "out", dtype="float32")
-    assert again.fingerprint() == load_base(source, dtype="float32", family=family).fingerprint()
+    again = load_official(tmp_path / "out", dtype="float32")
+    assert again.fingerprint() == load_official(source, dtype="float32", family=family).fingerprint()
 
 
 @pytest.mark.parametrize("form", ["transformers", "official"])
@@ -100,10 +100,10 @@ def test_an_adapter_is_merged(
     form: str, dtype: torch.dtype | None, tiny_base: Path, adapter: Path, tmp_path: Path
 ) -> None:
     result = export(job(tiny_base, form, tmp_path / "out", adapter_path=str(adapter), dtype=dtype))
-    expected = load_adapter(adapter, load_base(tiny_base))(IDS).logits
-    reader = AutoModelForCausalLM.from_pretrained if form == "transformers" else load_base
+    expected = load_adapter(adapter, load_official(tiny_base))(IDS).logits
+    reader = AutoModelForCausalLM.from_pretrained if form == "transformers" else load_official
     found = reader(tmp_path / "out", dtype=torch.float32)(IDS).logits
-    assert not torch.allclose(found, load_base(tiny_base)(IDS).logits, atol=1e-2)
+    assert not torch.allclose(found, load_official(tiny_base)(IDS).logits, atol=1e-2)
     torch.testing.assert_close(found, expected, atol=max(result.limit, 1e-5), rtol=0)
     assert result.dtype == str(dtype or torch.float32).removeprefix("torch.")
     merged, base = stored(tmp_path / "out"), stored(tiny_base)
@@ -127,15 +127,15 @@ def test_an_adapter_is_merged(
 )
 def test_adapters_of_other_generations_are_merged(name: str, form: str, tmp_path: Path) -> None:
     source = GOLDEN / name
-    tuned = tune_adapter(load_base(source, dtype="float32"), LoraSettings(rank=2))
+    tuned = tune_adapter(load_official(source, dtype="float32"), LoraSettings(rank=2))
     for key, weight in tuned.model.named_parameters():
         if "lora_B" in key:
             torch.nn.init.normal_(weight, std=0.3)
     tuned.save(tmp_path / "adapter")
     settings = {"adapter_path": str(tmp_path / "adapter"), "dtype": torch.float32}
     export(job(source, form, tmp_path / "out", **settings))
-    reader = AutoModelForCausalLM.from_pretrained if form == "transformers" else load_base
-    plain = load_base(source, dtype="float32")
+    reader = AutoModelForCausalLM.from_pretrained if form == "transformers" else load_official
+    plain = load_official(source, dtype="float32")
     ids = export_run.probe_ids(plain.config)
     before, expected = plain(ids).logits, load_adapter(tmp_path / "adapter", plain)(ids).logits
     found = reader(tmp_path / "out", dtype=torch.float32)(ids).logits
@@ -181,7 +181,7 @@ def test_the_native_tokenizer_writes_the_same_prompts(tmp_path: Path) -> None:
     assert native.decode(native(text)["input_ids"], skip_special_tokens=True) == text
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     assert model.generation_config.eos_token_id == 2
-    again = load_base("glm-tiny", dtype="float32").generate(torch.tensor([expected]), max_new_tokens=8)
+    again = load_official("glm-tiny", dtype="float32").generate(torch.tensor([expected]), max_new_tokens=8)
     assert torch.equal(model.generate(torch.tensor([expected]), max_new_tokens=8), again)
 
 
@@ -255,15 +255,15 @@ def test_an_adapter_of_another_base_or_kind_is_refused(
     (adapter / "checkpoint.json").write_text(json.dumps({"base_fingerprint": "0" * 64}))
     with pytest.raises(CheckpointError, match=r"trained on another base.*0000000000000000"):
         export(job(tiny_base, "official", tmp_path / "out", adapter_path=str(adapter)))
-    own = load_base(tiny_base).fingerprint()
+    own = load_official(tiny_base).fingerprint()
     (adapter / "checkpoint.json").write_text(json.dumps({"base_fingerprint": own}))
     export(job(tiny_base, "official", tmp_path / "out", adapter_path=str(adapter)))
     with pytest.raises(CheckpointError, match=r"does not fit|cannot be used"):
-        load_adapter(adapter, load_base(GOLDEN / "glm4"), check_base=False)
+        load_adapter(adapter, load_official(GOLDEN / "glm4"), check_base=False)
     values = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(values | {"use_dora": True}))
     with pytest.raises(CheckpointError, match=r"use_dora = True, but only plain LoRA"):
-        load_adapter(adapter, load_base(tiny_base))
+        load_adapter(adapter, load_official(tiny_base))
 
 
 @pytest.mark.parametrize(

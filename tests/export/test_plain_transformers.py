@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from glmtune.export.export import Job, export
+from glmtune.export.export import ExportJob, export
 from glmtune.messages import Message
 from glmtune.models.checkpoints.config import native_config
 from glmtune.models.load import build_model
@@ -71,7 +71,7 @@ def test_model_tokenizer_and_prompt_without_our_code(
 ) -> None:
     source = make_source(family, tiny_tokenizer_folder, tmp_path / "source")
     out = tmp_path / "out"
-    export(Job(str(source), "transformers", out, family, None, None, None, 2**30, False))
+    export(ExportJob(str(source), "transformers", out, family, None, None, None, 2**30, False))
     arguments = json.dumps([str(out), TURNS, TEXT])
     done = subprocess.run(
         [sys.executable, "-c", READER, arguments], cwd=tmp_path, capture_output=True, text=True, check=False
@@ -82,9 +82,9 @@ def test_model_tokenizer_and_prompt_without_our_code(
     tokenizer: Any = load_tokenizer_folder(source, family)
     template = template_for(tokenizer)
     prompt = template.encode_prompt(tokenizer, [Message(role, text) for role, text in TURNS])  # pyright: ignore[reportArgumentType]
-    from glmtune.models.load import load_base
+    from glmtune.models.load import load_official
 
-    model = load_base(source, dtype="float32", device="cpu", family=family)
+    model = load_official(source, dtype="float32", device="cpu", family=family)
     ids = torch.tensor([prompt])
     assert found["class"] == "GlmForCausalLM"
     assert found["prompt"] == prompt

@@ -1,4 +1,4 @@
-"""Every oracle case of ChatGLM-6B on `ChatGlmForCausalLM`, float32, sdpa and eager."""
+"""Every oracle case of ChatGLM-6B on `OfficialChatGlmForCausalLM`, float32, sdpa and eager."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from glmtune.models.architectures.chatglm import ChatGlmForCausalLM
 from glmtune.models.architectures.chatglm_inputs import token_positions
-from glmtune.models.load import load_base
+from glmtune.models.load import load_official
+from glmtune.models.official import OfficialChatGlmForCausalLM
 
 LOGITS, LOSS, GRADIENT, STEP_LOSS = 1e-4, 2e-5, 1e-5, 5e-5  # the tolerances the oracles state
 CHECKPOINTS = {"v1": "checkpoint_bin", "v1_l28": "checkpoint_safetensors", "v1_1d": "checkpoint_safetensors"}
@@ -35,7 +35,7 @@ PAD = 3
 @dataclass
 class Oracle:
     name: str
-    model: ChatGlmForCausalLM
+    model: OfficialChatGlmForCausalLM
     tensors: dict[str, Tensor]
     cases: dict[str, Any]
 
@@ -68,8 +68,8 @@ def attention(request: pytest.FixtureRequest) -> str:
 def oracle(request: pytest.FixtureRequest, oracles: Path, attention: str) -> Oracle:
     folder = oracles / request.param
     source = folder / CHECKPOINTS[request.param]
-    model = load_base(source, dtype=torch.float32, device="cpu", attn_implementation=attention)
-    assert isinstance(model, ChatGlmForCausalLM)
+    model = load_official(source, dtype=torch.float32, device="cpu", attn_implementation=attention)
+    assert isinstance(model, OfficialChatGlmForCausalLM)
     cases = json.loads((folder / "cases.json").read_text())["cases"]
     return Oracle(request.param, model, load_file(folder / "cases.safetensors"), cases)
 
@@ -196,7 +196,7 @@ def test_rotary_table(oracle: Oracle) -> None:
 
 def test_full_fine_tuning(oracles: Path, attention: str) -> None:
     folder = oracles / "v1"
-    model = load_base(
+    model = load_official(
         folder / "checkpoint_bin", dtype=torch.float32, device="cpu", attn_implementation=attention
     ).train()
     cases = json.loads((folder / "finetune.json").read_text())["cases"]

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError
-from glmtune.models.checkpoints.names import state_to_official
-from glmtune.models.glm import OfficialGlmForCausalLM
-from glmtune.models.load import load_base
+from glmtune.models.checkpoints.writing import official_tensors
+from glmtune.models.load import load_official
+from glmtune.models.official import OfficialGlmForCausalLM
 
 LOGITS, LOSS, STEP_LOSS = 1e-4, 2e-5, 5e-5  # the tolerances the oracles state
 CHECKPOINTS = {
@@ -66,7 +66,7 @@ def attention(request: pytest.FixtureRequest) -> str:
 def oracle(request: pytest.FixtureRequest, oracles: Path, attention: str) -> Oracle:
     folder = oracles / request.param
     source = folder / CHECKPOINTS[request.param]
-    model = load_base(source, dtype=torch.float32, device="cpu", attn_implementation=attention)
+    model = load_official(source, dtype=torch.float32, device="cpu", attn_implementation=attention)
     cases = json.loads((folder / "cases.json").read_text())["cases"]
     return Oracle(request.param, model, load_file(folder / "cases.safetensors"), cases)
 
@@ -197,7 +197,7 @@ def test_sequence_classification(oracle: Oracle) -> None:
 def test_full_fine_tuning(name: str, oracles: Path, attention: str) -> None:
     folder = oracles / name
     source = folder / CHECKPOINTS[name]
-    model = load_base(source, dtype=torch.float32, device="cpu", attn_implementation=attention).train()
+    model = load_official(source, dtype=torch.float32, device="cpu", attn_implementation=attention).train()
     cases = json.loads((folder / "finetune.json").read_text())["cases"]
     tensors = load_file(folder / "finetune.safetensors")
     settings = cases["full.train20"]["values"]["optimizer"]
@@ -231,7 +231,7 @@ def test_full_fine_tuning(name: str, oracles: Path, attention: str) -> None:
 
 def check_gradients(model: OfficialGlmForCausalLM, tensors: dict[str, Tensor]) -> None:
     native = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    official = state_to_official(native, model.config)
+    official = official_tensors(native, model.config)
     expected = {key.split("grad0.")[1]: value for key, value in tensors.items() if "grad0." in key}
     assert len(expected) >= 8
     for name, gradient in expected.items():
@@ -242,7 +242,7 @@ def check_gradients(model: OfficialGlmForCausalLM, tensors: dict[str, Tensor]) -
 @torch.no_grad()
 def test_unusual_switches_that_are_handled(option: str, oracles: Path, attention: str) -> None:
     folder = oracles / "v2_options" / option
-    model = load_base(folder, dtype=torch.float32, device="cpu", attn_implementation=attention)
+    model = load_official(folder, dtype=torch.float32, device="cpu", attn_implementation=attention)
     tensors = load_file(folder / "cases.safetensors")
     output = model(tensors["batch.input_ids"], labels=tensors["batch.labels"])
     close(output.logits, tensors["batch.logits"])
@@ -264,4 +264,4 @@ def test_unusual_switches_that_are_handled(option: str, oracles: Path, attention
 )
 def test_unusual_switches_that_are_refused_by_name(option: str, switch: str, oracles: Path) -> None:
     with pytest.raises(CheckpointError, match=switch):
-        load_base(oracles / "v2_options" / option)
+        load_official(oracles / "v2_options" / option)

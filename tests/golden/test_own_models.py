@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glmtune.models.checkpoints.names import state_to_official
-from glmtune.models.load import load_base
+from glmtune.models.checkpoints.writing import official_tensors
+from glmtune.models.load import load_official
 
 GOLDEN = Path(__file__).resolve().parent / "models"
 FAMILIES = {
@@ -24,7 +24,7 @@ FAMILIES = {
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_logits_loss_and_gradients(name: str, attention: str) -> None:
-    model = load_base(GOLDEN / name, dtype=torch.float32, device="cpu", attn_implementation=attention)
+    model = load_official(GOLDEN / name, dtype=torch.float32, device="cpu", attn_implementation=attention)
     assert model.family == FAMILIES[name]
     expected = load_file(GOLDEN / name / "expected.safetensors")
     ids = expected["input_ids"][None]
@@ -39,7 +39,7 @@ def test_logits_loss_and_gradients(name: str, attention: str) -> None:
     gradients = {
         key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None
     }
-    official = state_to_official(gradients, model.config)
+    official = official_tensors(gradients, model.config)
     for key, gradient in expected.items():
         if key.startswith("gradient."):
             found = official[key.removeprefix("gradient.")].double()
@@ -48,7 +48,7 @@ def test_logits_loss_and_gradients(name: str, attention: str) -> None:
 
 @torch.no_grad()
 def test_left_padding_changes_nothing() -> None:
-    model = load_base(GOLDEN / "chatglm2", dtype=torch.float32, device="cpu")
+    model = load_official(GOLDEN / "chatglm2", dtype=torch.float32, device="cpu")
     expected = load_file(GOLDEN / "chatglm2" / "expected.safetensors")
     ids = torch.nn.functional.pad(expected["input_ids"][None], (3, 0), value=0)
     mask = (torch.arange(15)[None] >= 3).long()
@@ -59,7 +59,7 @@ def test_left_padding_changes_nothing() -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["chatglm", "chatglm-1d", "chatglm-march"])
 def test_the_first_generation(name: str, attention: str) -> None:
-    model = load_base(GOLDEN / name, dtype=torch.float32, device="cpu", attn_implementation=attention)
+    model = load_official(GOLDEN / name, dtype=torch.float32, device="cpu", attn_implementation=attention)
     assert model.family == "chatglm"
     expected = load_file(GOLDEN / name / "expected.safetensors")
     for row in ("gmask", "inside"):

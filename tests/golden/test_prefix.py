@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GlmForCausalLM
 
-from glmtune.models.load import load_base
+from glmtune.models.load import load_official
 from glmtune.prefix.attach import attach_prefix, freeze_base
 from glmtune.prefix.checkpoint import load_prefix
 from glmtune.prefix.encoder import PrefixEncoder
@@ -36,7 +36,7 @@ def tuned(request: pytest.FixtureRequest, cases: Golden, kind: str) -> GlmForCau
 def _tuned(cases: Golden, kind: str, attention: str) -> GlmForCausalLM:
     family = {"v2": "chatglm2", "v2_32k": "chatglm2-32k", "glm3": "chatglm3"}[cases.folder.name]
     source = cases.folder / "checkpoint_bin"
-    model = load_base(source, dtype=torch.float32, family=family, attn_implementation=attention).eval()
+    model = load_official(source, dtype=torch.float32, family=family, attn_implementation=attention).eval()
     attach_prefix(model, load_prefix(cases.folder / f"ptuning_{kind}", model, dropout=0.0))
     return model
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError
-from glmtune.models.architectures.chatglm import ChatGlmForCausalLM, rotate
+from glmtune.models.architectures.chatglm import rotate
 from glmtune.models.architectures.chatglm_inputs import token_positions
 from glmtune.models.checkpoints.config import read_config
-from glmtune.models.load import load_base
+from glmtune.models.load import load_official
+from glmtune.models.official import OfficialChatGlmForCausalLM
 from glmtune.prefix.attach import attach_prefix, freeze_base
 from glmtune.prefix.checkpoint import export_official_prefix, load_prefix, save_prefix
 from glmtune.prefix.encoder import PrefixEncoder
@@ -36,19 +37,21 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def base(cases: Golden) -> ChatGlmForCausalLM:
+def base(cases: Golden) -> OfficialChatGlmForCausalLM:
     return _base(cases, "sdpa")
 
 
 @pytest.fixture(params=["sdpa", "eager"])
-def tuned(request: pytest.FixtureRequest, cases: Golden, kind: str) -> ChatGlmForCausalLM:
+def tuned(request: pytest.FixtureRequest, cases: Golden, kind: str) -> OfficialChatGlmForCausalLM:
     model = _base(cases, request.param)
     attach_prefix(model, load_prefix(cases.folder / f"ptuning_{kind}", model, dropout=0.0))
     return model
 
 
 @pytest.fixture(params=["plain", "checkpointed"])
-def trainable(request: pytest.FixtureRequest, tuned: ChatGlmForCausalLM) -> ChatGlmForCausalLM:
+def trainable(
+    request: pytest.FixtureRequest, tuned: OfficialChatGlmForCausalLM
+) -> OfficialChatGlmForCausalLM:
     freeze_base(tuned)
     tuned.train()
     if request.param == "checkpointed":
@@ -56,14 +59,14 @@ def trainable(request: pytest.FixtureRequest, tuned: ChatGlmForCausalLM) -> Chat
     return tuned
 
 
-def _base(cases: Golden, attention: str) -> ChatGlmForCausalLM:
+def _base(cases: Golden, attention: str) -> OfficialChatGlmForCausalLM:
     source = cases.folder / "checkpoint_bin"
-    model = load_base(source, dtype=torch.float32, device="cpu", attn_implementation=attention)
-    assert isinstance(model, ChatGlmForCausalLM)
+    model = load_official(source, dtype=torch.float32, device="cpu", attn_implementation=attention)
+    assert isinstance(model, OfficialChatGlmForCausalLM)
     return model
 
 
-def _prefix(model: ChatGlmForCausalLM) -> PrefixEncoder:
+def _prefix(model: OfficialChatGlmForCausalLM) -> PrefixEncoder:
     return model.transformer.prefix_encoder
 
 
@@ -73,7 +76,7 @@ def _close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 
 @torch.no_grad()
 def test_keys_and_values_have_the_official_layout(
-    cases: Golden, kind: str, tuned: ChatGlmForCausalLM
+    cases: Golden, kind: str, tuned: OfficialChatGlmForCausalLM
 ) -> None:
     expected = cases.case(f"{kind}.prefix")["kv"]  # [layers, 2, prefix, batch, heads, size]
     _close(_prefix(tuned)(), expected[:, :, :, 0], 1e-6)
@@ -84,7 +87,7 @@ def test_keys_and_values_have_the_official_layout(
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", ["plain_b", "left_padded", "train_right_padded"])
-def test_forward(cases: Golden, kind: str, tuned: ChatGlmForCausalLM, case: str) -> None:
+def test_forward(cases: Golden, kind: str, tuned: OfficialChatGlmForCausalLM, case: str) -> None:
     expected, inputs = cases.case(f"{kind}.{case}"), cases.inputs(f"{kind}.{case}")
     output = tuned(**inputs)
     real = inputs["input_ids"] != PAD
@@ -100,7 +103,7 @@ def test_forward(cases: Golden, kind: str, tuned: ChatGlmForCausalLM, case: str)
 
 
 @torch.no_grad()
-def test_decoding_with_a_cache(cases: Golden, kind: str, tuned: ChatGlmForCausalLM) -> None:
+def test_decoding_with_a_cache(cases: Golden, kind: str, tuned: OfficialChatGlmForCausalLM) -> None:
     case = cases.case(f"{kind}.kv_left")
     prefill = int(cases.values[f"{kind}.kv_left"]["prefill_len"])  # pyright: ignore[reportArgumentType]
     ids = case["input_ids"]
@@ -131,7 +134,7 @@ def test_decoding_with_a_cache(cases: Golden, kind: str, tuned: ChatGlmForCausal
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", ["generate", "generate_left"])
-def test_greedy_generation(cases: Golden, kind: str, tuned: ChatGlmForCausalLM, case: str) -> None:
+def test_greedy_generation(cases: Golden, kind: str, tuned: OfficialChatGlmForCausalLM, case: str) -> None:
     expected, inputs = cases.case(f"{kind}.{case}")["sequences"], cases.inputs(f"{kind}.{case}")
     ids = inputs["input_ids"]
     for given in (inputs, {"input_ids": ids, "attention_mask": (ids != PAD).long()}):
@@ -139,7 +142,7 @@ def test_greedy_generation(cases: Golden, kind: str, tuned: ChatGlmForCausalLM, 
         assert torch.equal(sequences, expected)
 
 
-def test_gradient(cases: Golden, kind: str, trainable: ChatGlmForCausalLM) -> None:
+def test_gradient(cases: Golden, kind: str, trainable: OfficialChatGlmForCausalLM) -> None:
     case = cases.case(f"{kind}.gradient")
     loss = trainable(**cases.inputs(f"{kind}.train_right_padded")).loss
     _close(loss.detach(), case["loss"][0], LOSS)
@@ -154,13 +157,13 @@ def test_gradient(cases: Golden, kind: str, trainable: ChatGlmForCausalLM) -> No
 
 
 def test_only_what_trains_in_the_release_trains(
-    cases: Golden, kind: str, trainable: ChatGlmForCausalLM
+    cases: Golden, kind: str, trainable: OfficialChatGlmForCausalLM
 ) -> None:
     names = [name for name, weight in trainable.named_parameters() if weight.requires_grad]
     assert names == cases.values[f"{kind}.trainable"]["names"]
 
 
-def test_twenty_training_steps(cases: Golden, kind: str, trainable: ChatGlmForCausalLM) -> None:
+def test_twenty_training_steps(cases: Golden, kind: str, trainable: OfficialChatGlmForCausalLM) -> None:
     case = cases.case(f"{kind}.train20")
     settings = cases.values[f"{kind}.train20"]["optimizer"]
     assert isinstance(settings, dict)
@@ -184,7 +187,7 @@ def test_twenty_training_steps(cases: Golden, kind: str, trainable: ChatGlmForCa
 
 
 def test_a_new_prefix_has_the_shape_of_the_official_file(
-    cases: Golden, kind: str, base: ChatGlmForCausalLM
+    cases: Golden, kind: str, base: OfficialChatGlmForCausalLM
 ) -> None:
     settings = PrefixSettings(pre_seq_len=8, prefix_projection=kind == "projection")
     official = load_prefix(cases.folder / f"ptuning_{kind}", base)
@@ -196,7 +199,7 @@ def test_a_new_prefix_has_the_shape_of_the_official_file(
 
 
 def test_files_go_out_and_come_back(
-    cases: Golden, kind: str, base: ChatGlmForCausalLM, tmp_path: Path
+    cases: Golden, kind: str, base: OfficialChatGlmForCausalLM, tmp_path: Path
 ) -> None:
     encoder = load_prefix(cases.folder / f"ptuning_{kind}", base)
     config = read_config(cases.folder / "checkpoint_bin")
@@ -212,13 +215,13 @@ def test_files_go_out_and_come_back(
 
 
 def test_a_prefix_of_another_depth_is_refused_with_both_shapes(oracles: Path, kind: str) -> None:
-    other = load_base(oracles / "v1_l28" / "checkpoint_safetensors", device="cpu")
+    other = load_official(oracles / "v1_l28" / "checkpoint_safetensors", device="cpu")
     with pytest.raises(CheckpointError, match=r"made for 2 layers x 4 .* has 28 layers x 2 key/value heads"):
         load_prefix(oracles / "v1" / f"ptuning_{kind}", other)
 
 
 @torch.no_grad()
-def test_a_written_prefix_holds_the_unrotated_keys_of_its_text(base: ChatGlmForCausalLM) -> None:
+def test_a_written_prefix_holds_the_unrotated_keys_of_its_text(base: OfficialChatGlmForCausalLM) -> None:
     ids = torch.tensor([[7, 30, 31, 9, 161, 164]])
     rows = text_rows(base, ids)
     heads, width = base.config.num_attention_heads, base.config.head_dim
@@ -232,7 +235,7 @@ def test_a_written_prefix_holds_the_unrotated_keys_of_its_text(base: ChatGlmForC
 
 
 @torch.no_grad()
-def test_a_prefix_made_of_a_text(base: ChatGlmForCausalLM) -> None:
+def test_a_prefix_made_of_a_text(base: OfficialChatGlmForCausalLM) -> None:
     class Tokenizer:
         def __call__(self, text: str, **_: object) -> dict[str, Tensor]:
             assert text == "say it"

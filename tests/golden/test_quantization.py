@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from glmtune.loading import load_base
 from glmtune.models.checkpoints.names import FusedLayout, name_table, official_tensor
-from glmtune.models.checkpoints.reading import save_official
+from glmtune.models.checkpoints.writing import save_official
 from glmtune.prefix.attach import attach_prefix, freeze_base
 from glmtune.prefix.checkpoint import load_prefix
 from glmtune.quantization.arithmetic.packing import unpack
@@ -143,10 +143,10 @@ def test_quantizing_makes_the_official_bytes(case: Case, route: str, oracles: Pa
         model = load_base(source, dtype="float16", device="cpu")
         quantize_model(model, method, embeddings=embeddings)
     elif embeddings:
-        from glmtune.models.load import load_base as load_with
+        from glmtune.models.load import load_official
         from glmtune.quantization.files.quantize_on_load import QuantizingReader
 
-        model = load_with(source, device="cpu", quantizer=QuantizingReader(method, embeddings=True))
+        model = load_official(source, device="cpu", quantizer=QuantizingReader(method, embeddings=True))
     else:
         model = load_base(source, device="cpu", quantization=method)
     assert_bytes(official_state(model), case)

@@ -46,10 +46,10 @@ def test_every_token_is_predicted_once_whatever_the_window(loaded):
 
 def test_chatglm_6b_reads_it_left_to_right(oracles):
     """A prefix LM sees its context in both directions; the text must not be part of it."""
-    from glmtune.models.load import load_base
+    from glmtune.models.load import load_official
 
     folder = oracles / "v1" / "checkpoint_safetensors"
-    model = load_base(folder, dtype="float32")
+    model = load_official(folder, dtype="float32")
     ids = list(range(5, 25))
     marks = [model.config.gmask_token_id, model.config.bos_token_id]
     one = token_losses(model, lambda text: (marks, ids), "", window_tokens=30)[0]

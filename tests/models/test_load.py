@@ -9,7 +9,7 @@ from transformers import GlmForCausalLM
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.describe import describe
-from glmtune.models.load import choose_device, choose_dtype, load_base
+from glmtune.models.load import choose_device, choose_dtype, load_official
 from glmtune.models.releases.families import Family
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "models"
@@ -37,9 +37,9 @@ def test_choice_of_dtype(
 
 def test_unknown_dtype_and_device() -> None:
     with pytest.raises(ConfigError, match=r"`model.dtype` is `int8`"):
-        load_base(GOLDEN / "chatglm2", dtype=torch.int8)
+        load_official(GOLDEN / "chatglm2", dtype=torch.int8)
     with pytest.raises(ConfigError, match=r"`model.device` is `cuda:99`, but PyTorch sees \d+ CUDA devices"):
-        load_base(GOLDEN / "chatglm2", device="cuda:99")
+        load_official(GOLDEN / "chatglm2", device="cuda:99")
     with pytest.raises(ConfigError, match=r"`model.device` is `gpu`"):
         choose_device("gpu")
     assert choose_device("cpu") == CPU
@@ -47,7 +47,7 @@ def test_unknown_dtype_and_device() -> None:
 
 
 def test_what_comes_back() -> None:
-    model = load_base(str(GOLDEN / "chatglm2"), device="cpu")
+    model = load_official(str(GOLDEN / "chatglm2"), device="cpu")
     assert isinstance(model, GlmForCausalLM)
     assert model.family is Family.CHATGLM2
     assert model.source == str(GOLDEN / "chatglm2")
@@ -63,12 +63,12 @@ def test_without_a_stored_dtype_the_weights_tell(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "glm4", folder)
     file = folder / "config.json"
     file.write_text(file.read_text().replace('  "torch_dtype": "bfloat16",\n', ""))
-    assert load_base(folder, device="cpu").dtype == torch.bfloat16
+    assert load_official(folder, device="cpu").dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("cast", ["half", "bfloat16", "float"])
 def test_rotary_frequencies_survive_casts(cast: str) -> None:
-    model = load_base(GOLDEN / "chatglm2-32k", device="cpu")
+    model = load_official(GOLDEN / "chatglm2-32k", device="cpu")
     before = model.model.rotary_emb.inv_freq.clone()
     getattr(model, cast)()
     assert model.model.rotary_emb.inv_freq.dtype == torch.float32
@@ -76,7 +76,7 @@ def test_rotary_frequencies_survive_casts(cast: str) -> None:
 
 
 def test_the_padding_embedding_gets_its_gradient() -> None:
-    model = load_base(GOLDEN / "chatglm2", dtype="float32", device="cpu")
+    model = load_official(GOLDEN / "chatglm2", dtype="float32", device="cpu")
     ids = torch.tensor([[0, 5, 6]])
     model(ids, labels=ids).loss.backward()
     gradient = model.model.embed_tokens.weight.grad
@@ -85,7 +85,7 @@ def test_the_padding_embedding_gets_its_gradient() -> None:
 
 
 def test_generation_defaults(recwarn: pytest.WarningsRecorder) -> None:
-    model = load_base(GOLDEN / "glm4", dtype="float32", device="cpu")
+    model = load_official(GOLDEN / "glm4", dtype="float32", device="cpu")
     settings = model.generation_config
     assert (settings.eos_token_id, settings.pad_token_id, settings.do_sample) == ([40, 41, 42], 40, False)
     ids = torch.tensor([[5, 6, 7]])
@@ -95,24 +95,40 @@ def test_generation_defaults(recwarn: pytest.WarningsRecorder) -> None:
 
 
 def test_an_explicit_family_wins_over_names() -> None:
-    assert load_base(GOLDEN / "chatglm2", family="codegeex2").family is Family.CODEGEEX2
+    assert load_official(GOLDEN / "chatglm2", family="codegeex2").family is Family.CODEGEEX2
     with pytest.raises(ConfigError, match=r"`model.family` is `nothing`"):
-        load_base(GOLDEN / "chatglm2", family="nothing")
+        load_official(GOLDEN / "chatglm2", family="nothing")
     with pytest.raises(CheckpointError, match="family: chatglm"):
-        load_base(GOLDEN / "chatglm2", family="chatglm")
+        load_official(GOLDEN / "chatglm2", family="chatglm")
+
+
+def test_a_configuration_without_a_family_is_not_guessed_at(tmp_path: Path) -> None:
+    model = load_official(GOLDEN / "chatglm2", device="cpu")
+    del model.config.glmtune_family
+    words = r"GlmConfig does not say which release line.*no `glmtune_family`.*native_config.*chatglm2, .*glm4"
+    with pytest.raises(CheckpointError, match=words):
+        _ = model.family
+    with pytest.raises(CheckpointError, match=words):
+        model.save_pretrained(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    model.config.glmtune_family = "chatglm-2"
+    with pytest.raises(
+        CheckpointError, match=r"`glmtune_family` of the configuration is `chatglm-2`.*chatglm2"
+    ):
+        _ = model.family
 
 
 def test_fingerprint_ignores_the_dtype_and_sees_the_weights() -> None:
     prints = {
-        load_base(GOLDEN / "chatglm2", dtype=dtype).fingerprint()
+        load_official(GOLDEN / "chatglm2", dtype=dtype).fingerprint()
         for dtype in ("float32", "bfloat16", "float16")
     }
     assert len(prints) == 1
     assert len(next(iter(prints))) == 64
-    model = load_base(GOLDEN / "chatglm2", dtype="float32")
+    model = load_official(GOLDEN / "chatglm2", dtype="float32")
     model.add_module("prefix_encoder", torch.nn.Linear(2, 2))
     assert model.fingerprint() in prints
-    assert load_base(GOLDEN / "chatglm2-32k", dtype="float32").fingerprint() not in prints
+    assert load_official(GOLDEN / "chatglm2-32k", dtype="float32").fingerprint() not in prints
     with torch.no_grad():
         model.lm_head.weight.neg_()
     assert model.fingerprint() not in prints
@@ -121,7 +137,7 @@ def test_fingerprint_ignores_the_dtype_and_sees_the_weights() -> None:
 def test_an_adapter_changes_neither_fingerprint_nor_base() -> None:
     from peft import LoraConfig, get_peft_model
 
-    model = load_base(GOLDEN / "chatglm2", dtype="float32", device="cpu")
+    model = load_official(GOLDEN / "chatglm2", dtype="float32", device="cpu")
     before = model.fingerprint()
     tuned = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"]))
     ids = torch.tensor([[3, 4, 5]])
@@ -131,26 +147,26 @@ def test_an_adapter_changes_neither_fingerprint_nor_base() -> None:
 
 
 def test_loading_twice_shares_nothing() -> None:
-    first, second = (load_base(GOLDEN / "chatglm2", dtype="float32") for _ in range(2))
+    first, second = (load_official(GOLDEN / "chatglm2", dtype="float32") for _ in range(2))
     with torch.no_grad():
         first.lm_head.weight.zero_()
     assert second.lm_head.weight.abs().sum() > 0
 
 
 def test_description_reads_headers_only() -> None:
-    facts = describe(GOLDEN / "chatglm3")
-    assert (facts.family, facts.num_layers, facts.hidden_size) == (Family.CHATGLM3, 3, 24)
-    assert (facts.num_heads, facts.num_kv_heads, facts.head_dim) == (4, 1, 8)
-    assert (facts.vocab_size, facts.max_positions, facts.dtype, facts.quantization_bit) == (
+    described = describe(GOLDEN / "chatglm3")
+    assert (described.family, described.num_layers, described.hidden_size) == (Family.CHATGLM3, 3, 24)
+    assert (described.num_heads, described.num_kv_heads, described.head_dim) == (4, 1, 8)
+    assert (described.vocab_size, described.max_positions, described.dtype, described.quantization_bit) == (
         48,
         512,
         "float16",
         0,
     )
-    model = load_base(GOLDEN / "chatglm3")
-    assert facts.num_parameters == model.num_parameters()
-    assert facts.num_bytes == 2 * facts.num_parameters
-    assert facts.files == ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    model = load_official(GOLDEN / "chatglm3")
+    assert described.num_parameters == model.num_parameters()
+    assert described.num_bytes == 2 * described.num_parameters
+    assert described.files == ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
     assert describe(GOLDEN / "glm4").dtype == "bfloat16"
     assert describe(GOLDEN / "per-head").num_kv_heads == 4
 
@@ -165,14 +181,14 @@ def test_description_of_first_generation_and_quantized(oracles: Path) -> None:
     )
     assert describe(oracles / "v2" / "int4").quantization_bit == 4
     with pytest.raises(CheckpointError, match=r"is quantized \(4 bits\).* `glmtune.load_model`"):
-        load_base(oracles / "v2" / "int4")
+        load_official(oracles / "v2" / "int4")
 
 
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     ids = torch.tensor([[5, 6, 7, 8]])
     gradients = []
     for checkpointing in (False, True):
-        model = load_base(GOLDEN / "chatglm2", dtype="float32", device="cpu").train()
+        model = load_official(GOLDEN / "chatglm2", dtype="float32", device="cpu").train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         model(ids, labels=ids).loss.backward()
@@ -184,9 +200,9 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_agrees_with_the_cpu() -> None:
     ids = torch.tensor([[5, 6, 7, 8]])
-    model = load_base(GOLDEN / "chatglm2", dtype="float32", device="cuda")
-    expected = load_base(GOLDEN / "chatglm2", dtype="float32", device="cpu")
+    model = load_official(GOLDEN / "chatglm2", dtype="float32", device="cuda")
+    expected = load_official(GOLDEN / "chatglm2", dtype="float32", device="cpu")
     assert model.fingerprint() == expected.fingerprint()
     with torch.no_grad():
         torch.testing.assert_close(model(ids.cuda()).logits.cpu(), expected(ids).logits, atol=1e-4, rtol=0)
-    assert load_base(GOLDEN / "chatglm2").dtype == torch.float16
+    assert load_official(GOLDEN / "chatglm2").dtype == torch.float16

@@ -35,7 +35,7 @@ def _here(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory) -> dict[str, Path]:
     """Run folders of glm-tiny whose `last` holds a random prefix, and a random LoRA adapter."""
-    from glmtune.models.load import load_base
+    from glmtune.models.load import load_official
     from glmtune.prefix.checkpoint import PrefixMeta, save_prefix
     from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
     from glmtune.training.adapt import tune_adapter
@@ -43,7 +43,7 @@ def tuned(tmp_path_factory) -> dict[str, Path]:
     from glmtune.training.settings import LoraSettings
 
     torch.manual_seed(1)
-    folder, model = tmp_path_factory.mktemp("tuned"), load_base("glm-tiny")
+    folder, model = tmp_path_factory.mktemp("tuned"), load_official("glm-tiny")
     facts = {"base_fingerprint": model.fingerprint()}
     encoder = PrefixEncoder(prefix_shape(model.config), pre_seq_len=4)
     save_prefix(encoder, folder / "prefix" / "last", meta=PrefixMeta(**facts))

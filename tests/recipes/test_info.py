@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from glmtune.cli import main
-from glmtune.models.load import load_base
+from glmtune.models.load import load_official
 from glmtune.prefix.checkpoint import PrefixMeta, save_prefix
 from glmtune.prefix.init import build_prefix_encoder
 from glmtune.prefix.settings import PrefixSettings
@@ -33,7 +33,7 @@ def test_checkpoint(tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_prefix(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = load_base(tiny_base, dtype=torch.float32)
+    model = load_official(tiny_base, dtype=torch.float32)
     encoder = build_prefix_encoder(model, PrefixSettings(pre_seq_len=7))
     save_prefix(encoder, tmp_path, meta=PrefixMeta(base_source="the-base", template="chatglm2"))
     assert main(["info", f"prefix_path={tmp_path}"]) == 0

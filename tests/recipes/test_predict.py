@@ -30,8 +30,8 @@ OFFICIAL = {
 def base(tmp_path_factory, tiny_tokenizer_folder, tiny_tokenizer):
     """A random base in the official layout, with large weights so that answers vary."""
     from glmtune.models.checkpoints.config import native_config
-    from glmtune.models.checkpoints.reading import save_official
-    from glmtune.models.glm import OfficialGlmForCausalLM
+    from glmtune.models.checkpoints.writing import save_official
+    from glmtune.models.official import OfficialGlmForCausalLM
     from glmtune.models.releases.families import Family
 
     torch.manual_seed(0)
@@ -51,12 +51,12 @@ def base(tmp_path_factory, tiny_tokenizer_folder, tiny_tokenizer):
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory, base):
     """A run folder whose `last` holds a random prefix of five positions."""
-    from glmtune.models.load import load_base
+    from glmtune.models.load import load_official
     from glmtune.prefix.checkpoint import PrefixMeta, save_prefix
     from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
 
     torch.manual_seed(1)
-    model = load_base(base)
+    model = load_official(base)
     encoder = PrefixEncoder(prefix_shape(model.config), pre_seq_len=5)
     folder = tmp_path_factory.mktemp("run")
     save_prefix(encoder, folder / "last", meta=PrefixMeta(base_fingerprint=model.fingerprint()))
@@ -210,13 +210,13 @@ def test_wrong_settings_are_refused(values, message):
 @pytest.fixture
 def adapter(base, tmp_path):
     """A run folder whose `last` holds a random LoRA adapter of that base, as training leaves it."""
-    from glmtune.models.load import load_base
+    from glmtune.models.load import load_official
     from glmtune.training.adapt import tune_adapter
     from glmtune.training.checkpoints.folder import writing
     from glmtune.training.settings import LoraSettings
 
     torch.manual_seed(2)
-    model = load_base(base)
+    model = load_official(base)
     facts = {"base_fingerprint": model.fingerprint()}
     tuned = tune_adapter(model, LoraSettings(rank=4))
     for name, weight in tuned.model.named_parameters():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from glmtune.messages import Message
-from glmtune.models.load import load_base
+from glmtune.models.load import load_official
 from glmtune.models.releases.source import resolve_source
 from glmtune.models.templates.renderer import template_for
 from glmtune.models.tokenizers.load import load_tokenizer_folder
@@ -26,7 +26,7 @@ def folder() -> Path:
 
 @pytest.fixture(scope="module")
 def model():
-    return load_base("glm-tiny")
+    return load_official("glm-tiny")
 
 
 @pytest.fixture(scope="module")

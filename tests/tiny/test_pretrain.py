@@ -12,8 +12,8 @@ from glmtune.data.reading.layouts import Layout, convert
 from glmtune.data.records import Conversation, RowProblem
 from glmtune.data.settings import DataSettings
 from glmtune.messages import Message
-from glmtune.models.checkpoints.reading import save_official
-from glmtune.models.load import load_base
+from glmtune.models.checkpoints.writing import save_official
+from glmtune.models.load import load_official
 from glmtune.models.releases.families import Family
 from glmtune.models.releases.source import resolve_source
 from glmtune.models.tokenizers.load import load_tokenizer_folder
@@ -44,7 +44,7 @@ def test_a_fresh_model_reads_and_writes_tokens_with_one_matrix(tmp_path: Path):
     model = fresh_model("glm-tiny", device="cpu", family=None)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     save_official(model, tmp_path)
-    stored = load_base(tmp_path)
+    stored = load_official(tmp_path)
     assert stored.lm_head.weight.equal(model.lm_head.weight)
     assert stored.lm_head.weight is not stored.model.embed_tokens.weight
     assert stored.fingerprint() == model.fingerprint()

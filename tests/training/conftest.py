@@ -12,7 +12,7 @@ import torch
 
 from glmtune.data.collate import DynamicPaddingCollator
 from glmtune.loading import load_tokenizer
-from glmtune.models.load import load_base
+from glmtune.models.load import load_official
 from glmtune.models.tokenizers.base import GlmTokenizer
 from glmtune.prefix.checkpoint import PrefixMeta
 from glmtune.prefix.init import build_prefix_encoder
@@ -49,7 +49,7 @@ def make_trainer(tiny_base: Path, rows: datasets.Dataset, tmp_path: Path) -> Mak
         *, folder: str = "run", patience: int | None = None, full: bool = False, **values: Any
     ) -> GlmTrainer:
         torch.manual_seed(7)
-        model = load_base(tiny_base, device="cpu")
+        model = load_official(tiny_base, device="cpu")
         if full:
             tuned = tune_all(model, cast(GlmTokenizer, load_tokenizer(tiny_base)))
         else:

@@ -9,7 +9,7 @@ import torch
 
 from glmtune.errors import ConfigError
 from glmtune.loading import load_base as quantized_base
-from glmtune.models.load import load_base
+from glmtune.models.load import load_official
 from glmtune.models.tokenizers.load import load_tokenizer_folder
 from glmtune.prefix.checkpoint import PrefixMeta, describe_prefix
 from glmtune.prefix.init import build_prefix_encoder
@@ -22,7 +22,7 @@ INPUTS = torch.tensor([[64, 65, 66, 67, 68]])
 
 def adapted(kind: str, base: Path, seed: int) -> Tuned:
     torch.manual_seed(seed)
-    model = load_base(base, device="cpu", dtype="bfloat16" if kind == "full" else None)
+    model = load_official(base, device="cpu", dtype="bfloat16" if kind == "full" else None)
     if kind == "full":
         return tune_all(model, load_tokenizer_folder(base, model.family))
     if kind == "lora":
@@ -61,7 +61,7 @@ def test_base_alone(kind: str, tiny_base: Path) -> None:
     tuned = adapted(kind, tiny_base, seed=1)
     shake(tuned)
     with torch.no_grad():
-        bare = load_base(tiny_base, device="cpu")(input_ids=INPUTS).logits
+        bare = load_official(tiny_base, device="cpu")(input_ids=INPUTS).logits
     with tuned.base_alone():
         assert torch.equal(logits(tuned), bare)
     assert not torch.equal(logits(tuned), bare)
@@ -79,13 +79,13 @@ def test_what_the_files_are(tiny_base: Path, tmp_path: Path) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.model"} <= {
         path.name for path in (tmp_path / "full").iterdir()
     }
-    load_base(tmp_path / "full", device="cpu")
+    load_official(tmp_path / "full", device="cpu")
 
 
 def test_counts(tiny_base: Path) -> None:
     trained, total = count_parameters(adapted("prefix", tiny_base, seed=1).model)
     assert trained == 3 * 2 * 2 * 2 * 8  # positions, layers, keys and values, heads, channels
-    base = sum(weight.numel() for weight in load_base(tiny_base, device="cpu").parameters())
+    base = sum(weight.numel() for weight in load_official(tiny_base, device="cpu").parameters())
     assert total == base + trained
     assert count_parameters(adapted("full", tiny_base, seed=1).model) == (base, base)
 
@@ -98,7 +98,7 @@ def test_codes_count_as_the_weights_they_stand_for(method: str) -> None:
 
 
 def test_unknown_lora_target(tiny_base: Path) -> None:
-    model = load_base(tiny_base, device="cpu")
+    model = load_official(tiny_base, device="cpu")
     with pytest.raises(ConfigError, match=r"`lora.targets` is `query_key_value`.*q_proj"):
         tune_adapter(model, LoraSettings(targets=["query_key_value"]))
 

@@ -39,7 +39,6 @@ from glmtune.models.architectures.chatglm_inputs import (
     token_positions,
 )
 from glmtune.models.architectures.chunked_loss import labelled_loss
-from glmtune.models.official import OfficialModel
 
 RESIDUAL_SCALE = math.sqrt(2 * 28)
 """Weight of the residual branch: a constant of the release, whatever the depth of the model."""
@@ -315,19 +314,14 @@ class ChatGlmModel(ChatGlmPreTrainedModel):
         return mask, None  # pyright: ignore[reportReturnType]
 
 
-class ChatGlmForCausalLM(OfficialModel, ChatGlmPreTrainedModel, GenerationMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """ChatGLM-6B with its head, reading and writing official checkpoints.
-
-    Attributes:
-        source: what the user named; "" for a model made from a configuration.
-    """
+class ChatGlmForCausalLM(ChatGlmPreTrainedModel, GenerationMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """ChatGLM-6B with its head; `OfficialChatGlmForCausalLM` adds checkpoints, fingerprint and chat."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
 
     def __init__(self, config: ChatGlmConfig) -> None:
         """Build the model with fresh weights."""
         super().__init__(config)
-        self.source = ""
         self.transformer = ChatGlmModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()

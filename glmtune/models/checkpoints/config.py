@@ -1,4 +1,13 @@
-"""Official config.json to a native configuration (ChatGlmConfig for ChatGLM-6B, else GlmConfig) and back."""
+"""Official config.json to a native configuration (ChatGlmConfig for ChatGLM-6B, else GlmConfig) and back.
+
+Every key of the file must be accounted for: it is translated, or it has the one value that all releases have,
+or it is known to change nothing. Any other key is refused, because it may switch on something we do not
+compute, and such a model would load, run and answer a little worse, which nobody would trace back to a key.
+
+Both directions are here, so that a checkpoint we write says what the released code and other tools need. What
+the official keys cannot say (family, position rule, quantization by groups) goes into keys of ours, whose
+names begin with ``glmtune_``; the released code ignores them.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +30,9 @@ from glmtune.models.checkpoints.quantized_layout import (
 from glmtune.models.releases.families import FAMILY_KEY, FIRST_GENERATION_KEYS, SECOND_GENERATION, Family
 
 ROPE_BASE = 10000.0
+"""Of every release; official files hold only a factor to it, or to the positions, in ``rope_ratio``."""
+PER_HEAD_KEY = "fused_per_head"
+"""Attribute we give to native configurations; official files say it as ``multi_query_attention``."""
 POSITION_RULE_KEY = "glmtune_position_rule"
 """Key we write into config.json of ChatGLM-6B; it decides between the releases' position rules."""
 
@@ -48,7 +60,10 @@ FIRST_SIZES = {
 FIRST_TOKENS = {"mask_token_id": 0, "gmask_token_id": 1, "bos_token_id": 4, "eos_token_id": 5}
 """Special tokens of the first generation, counted from the first one; early files leave some out."""
 NUM_TEXT_TOKENS, NUM_IMAGE_TOKENS, FIRST_PAD = 130_000, 20_000, 3
-"""Where the special tokens start, what the files of March 2023 have in front of all, and the pad piece."""
+"""Where the special tokens start, what the files of March 2023 have in front of all, and the pad piece.
+
+The first files had 20,000 image tokens in the vocabulary; the release of April cut them out, weights and all.
+Both are in use, so the size of the vocabulary tells where the ids begin."""
 
 ONLY_VALUE: dict[str, tuple[Any, str]] = {
     "rmsnorm": (True, "LayerNorm with bias instead of RMSNorm"),
@@ -72,7 +87,7 @@ FIRST_ONLY_VALUE: dict[str, tuple[Any, str]] = {
 NO_EFFECT = frozenset(
     {"original_rope", "bias_dropout_fusion", "apply_query_key_layer_scaling", "attention_softmax_in_fp32"}
 )
-"""Official keys that choose a way of computing, never another result."""
+"""Official keys that choose a way of computing, never another result; any value is taken."""
 
 # fmt: off
 HANDLED = frozenset({
@@ -138,14 +153,15 @@ def native_config(official: Mapping[str, Any], family: Family) -> GlmConfig | Ch
 
     Returns:
         For ChatGLM-6B a `ChatGlmConfig`. For the others the configuration of an equivalent
-        `GlmForCausalLM`, with two attributes of ours: `glmtune_family`, and `fused_per_head` (the
-        checkpoint's fused projection is laid out head by head). Either has a third, read by
-        `QuantizedLayout.of`, if the checkpoint is quantized.
+        `GlmForCausalLM`, with two attributes of ours: `glmtune_family` (read by `family_of_config`), and
+        `fused_per_head` (the checkpoint's fused projection is laid out head by head; read by the function of
+        that name). Either has a third, read by `QuantizedLayout.of`, if the checkpoint is quantized.
 
     Raises:
         CheckpointError: missing sizes, unknown keys, unsupported switches, a family of another generation;
             everything is named.
     """
+    # First: read as another generation, nearly every key would be reported as missing or unknown.
     _refuse_other_generation(official, family)
     is_first = family is Family.CHATGLM
     if is_first:
@@ -185,23 +201,6 @@ def official_config(config: GlmConfig | ChatGlmConfig, family: Family) -> dict[s
     return dict(sorted(official.items()))
 
 
-def identity_facts(config: GlmConfig | ChatGlmConfig) -> dict[str, Any]:
-    """List what of an architecture decides its results, under names that never change, for fingerprints."""
-    layout, facts = QuantizedLayout.of(config), _plain_facts(config)
-    return facts if layout is None else facts | {"quantization": layout.identity}
-
-
-def _plain_facts(config: GlmConfig | ChatGlmConfig) -> dict[str, Any]:
-    if isinstance(config, ChatGlmConfig):
-        facts = {name: getattr(config, native) for name, native in sorted(FIRST_SIZES.items())}
-        facts |= {"eps": config.layer_norm_eps, "position_encoding_2d": config.position_encoding_2d}
-        return facts | {"position_rule": config.position_rule}
-    facts = {name: getattr(config, native) for name, native in sorted(SIZES.items())}
-    facts |= {"kv_heads": config.num_key_value_heads, "qkv_bias": config.attention_bias}
-    facts |= {"eps": config.rms_norm_eps, "rope_ratio": rope_ratio(config)}
-    return facts | {"rope_type": (config.rope_parameters or {}).get("rope_type", "default")}
-
-
 def _first_native_config(official: Mapping[str, Any]) -> ChatGlmConfig:
     sizes: dict[str, Any] = {native: int(official[name]) for name, native in FIRST_SIZES.items()}
     two_streams = bool(official.get("position_encoding_2d", True))
@@ -211,6 +210,7 @@ def _first_native_config(official: Mapping[str, Any]) -> ChatGlmConfig:
             f"config.json: hidden_size is {sizes['hidden_size']}, but it must be a multiple of {unit}: "
             f"{sizes['num_attention_heads']} heads of rotary pairs. Correct the file or download it again."
         )
+    # Early files leave out some ids, and there they follow from where the special tokens begin.
     images = NUM_IMAGE_TOKENS if sizes["vocab_size"] > NUM_TEXT_TOKENS + NUM_IMAGE_TOKENS else 0
     tokens: dict[str, Any] = {
         name: NUM_TEXT_TOKENS + images + offset for name, offset in FIRST_TOKENS.items()
@@ -223,6 +223,7 @@ def _first_native_config(official: Mapping[str, Any]) -> ChatGlmConfig:
             f"config.json: {', '.join(f'{name} {token}' for name, token in outside.items())} must be below "
             f"vocab_size, which is {sizes['vocab_size']}. Correct or add these keys in the file."
         )
+    # The rule of block positions changed together with the vocabulary; a file of ours says it.
     rule = official.get(POSITION_RULE_KEY, POSITION_RULES[1] if images else POSITION_RULES[0])
     if rule not in POSITION_RULES:
         raise CheckpointError("config.json: " + unknown_name(f"`{POSITION_RULE_KEY}`", rule, POSITION_RULES))
@@ -251,6 +252,7 @@ def _first_official_config(config: ChatGlmConfig) -> dict[str, Any]:
 def _later_native_config(official: Mapping[str, Any], family: Family) -> GlmConfig:
     sizes = {native: int(official[name]) for name, native in SIZES.items()}
     num_heads = sizes["num_attention_heads"]
+    # Without multi_query_attention the released code ignores multi_query_group_num, whatever it says.
     shared_heads = bool(official.get("multi_query_attention", False))
     num_kv_heads = int(official.get("multi_query_group_num", 1)) if shared_heads else num_heads
     if num_heads % num_kv_heads:
@@ -267,6 +269,7 @@ def _later_native_config(official: Mapping[str, Any], family: Family) -> GlmConf
         attention_dropout=float(official.get("attention_dropout", 0.0)),
         rms_norm_eps=float(official.get("layernorm_epsilon", 1e-5)),
         hidden_act="silu",
+        # Rotary on the first half of each head, in interleaved pairs, is what GlmModel computes by itself.
         rope_parameters=_rope_parameters(float(official.get("rope_ratio", 1)), multiply_base=later),
         tie_word_embeddings=False,
         use_cache=bool(official.get("use_cache", True)),
@@ -274,12 +277,12 @@ def _later_native_config(official: Mapping[str, Any], family: Family) -> GlmConf
         pad_token_id=pad,
         bos_token_id=official.get("bos_token_id"),
         dtype=official.get("torch_dtype", official.get("dtype")),
-        **{FAMILY_KEY: family.value, "fused_per_head": not shared_heads},
+        **{FAMILY_KEY: family.value, PER_HEAD_KEY: not shared_heads},
     )
 
 
 def _later_official_config(config: GlmConfig, family: Family) -> dict[str, Any]:
-    grouped = not getattr(config, "fused_per_head", False)
+    grouped = not fused_per_head(config)
     official: dict[str, Any] = {
         **{name: getattr(config, native) for name, native in SIZES.items()},
         **{name: value for name, (value, _) in ONLY_VALUE.items() if name != "interleaved_qkv"},
@@ -303,6 +306,30 @@ def _later_official_config(config: GlmConfig, family: Family) -> dict[str, Any]:
     return official
 
 
+def fused_per_head(config: GlmConfig | ChatGlmConfig) -> bool:
+    """Say how a checkpoint of this configuration orders the rows of its fused query/key/value projection.
+
+    There is no default: rows taken in the other order have the right shapes and make a model that talks
+    nonsense, without any error.
+
+    Args:
+        config: as made by `native_config`.
+
+    Returns:
+        True for head by head, False for all queries, all keys, all values; see `FusedLayout`.
+
+    Raises:
+        CheckpointError: the configuration does not say it, so it was made in another way.
+    """
+    if not hasattr(config, PER_HEAD_KEY):
+        raise CheckpointError(
+            f"This {type(config).__name__} does not say how the rows of query_key_value are ordered: it has "
+            f"no `{PER_HEAD_KEY}`, and guessing would mix up the heads. Make it with `native_config` from an "
+            f"official config.json, or set `config.{PER_HEAD_KEY}` (False with multi_query_attention)."
+        )
+    return bool(getattr(config, PER_HEAD_KEY))
+
+
 def rope_ratio(config: GlmConfig) -> float:
     """Return the official rope_ratio behind a native configuration (1 where there is none)."""
     rope: dict[str, Any] = {**(config.rope_parameters or {})}
@@ -312,6 +339,11 @@ def rope_ratio(config: GlmConfig) -> float:
 
 
 def _rope_parameters(ratio: float, *, multiply_base: bool) -> dict[str, Any]:
+    """Word rope_ratio as transformers does.
+
+    One key, two meanings: modeling_chatglm.py of ChatGLM2-6B-32K divides the positions by it (position
+    interpolation, arXiv:2306.15595), those of ChatGLM3-6B-128K and GLM-4 multiply the base.
+    """
     rope = {"rope_type": "default", "rope_theta": ROPE_BASE, "partial_rotary_factor": 0.5}
     if ratio == 1:
         return rope

@@ -1,4 +1,7 @@
-"""Which values an official config.json may hold; a wrong one is named before anything is built."""
+"""Which values an official config.json may hold; a wrong one is named before anything is built.
+
+Without this, a damaged value would surface as a TypeError deep inside a layer.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 
 
 def _is_whole(value: object, *, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low  # True is an int in Python
 
 
 def _is_number(value: object) -> bool:

@@ -1,6 +1,14 @@
 """Two-way tables between official parameter names and those of the native models.
 
-`GlmForCausalLM` has other names and a cut fused projection; `ChatGlmForCausalLM` has the official names.
+`GlmForCausalLM` has other names and a cut fused projection; `ChatGlmForCausalLM` has the official names. One
+table, `name_table`, serves reading, writing, exporting, quantizing and fingerprints, so none of them can
+forget a tensor.
+
+Rows of the fused projection ``query_key_value`` are in one of two orders, which have the same shape::
+
+    later generations, grouped heads          first generation (and later ones without grouped heads)
+    q q q q q q q q | k k | v v               q k v | q k v | q k v | q k v
+    all queries, all keys, all values         head by head
 
 Shapes: H hidden, N query heads, K key/value heads, D head width.
 """
@@ -16,6 +24,7 @@ from transformers import GlmConfig
 
 from glmtune.errors import CheckpointError
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
+from glmtune.models.checkpoints.config import fused_per_head
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 
 OUTER = {
@@ -79,12 +88,15 @@ class FusedLayout:
 
     @classmethod
     def of(cls, config: GlmConfig | ChatGlmConfig) -> FusedLayout:
-        """Read the layout from a configuration made by `native_config`."""
+        """Read the layout from a configuration made by `native_config`.
+
+        Raises:
+            CheckpointError: see `fused_per_head`.
+        """
         num_kv_heads, head_dim = config.num_key_value_heads, config.head_dim
         assert num_kv_heads is not None
         assert head_dim is not None
-        per_head = bool(getattr(config, "fused_per_head", False))
-        return cls(config.num_attention_heads, num_kv_heads, head_dim, per_head)
+        return cls(config.num_attention_heads, num_kv_heads, head_dim, fused_per_head(config))
 
 
 def name_table(config: GlmConfig | ChatGlmConfig) -> tuple[Entry, ...]:
@@ -125,6 +137,7 @@ def _stored(entry: Entry, layout: QuantizedLayout) -> Iterator[Entry]:
 def _first_generation(config: ChatGlmConfig) -> tuple[Entry, ...]:
     """The same names on both sides; the tied head is stored beside the embedding."""
     hidden, vocab, inner = config.hidden_size, config.vocab_size, config.intermediate_size
+    # The fused projection stays whole here: `ChatGlmForCausalLM` has it, transformers' GLM has three.
     norm: dict[str, tuple[int, ...]] = {"weight": (hidden,), "bias": (hidden,)}
     layer = {
         "input_layernorm": norm,
@@ -151,7 +164,7 @@ def _later_generations(config: GlmConfig) -> tuple[Entry, ...]:
         "input_layernorm.weight": (hidden,),
         "self_attention.dense.weight": (hidden, layout.rows[0]),
         "post_attention_layernorm.weight": (hidden,),
-        "mlp.dense_h_to_4h.weight": (2 * inner, hidden),
+        "mlp.dense_h_to_4h.weight": (2 * inner, hidden),  # gate above up, in both
         "mlp.dense_4h_to_h.weight": (hidden, inner),
     }
     embedding, norm, head = OUTER
@@ -199,7 +212,7 @@ def split_fused(fused: Tensor, layout: FusedLayout) -> tuple[Tensor, Tensor, Ten
     if not layout.per_head:
         query, key, value = fused.split(layout.rows)
         return query, key, value
-    rest = fused.shape[1:]
+    rest = fused.shape[1:]  # [3 * N * D, ...] seen as [N, 3, D, ...]: no views, the heads have to be gathered
     parts = fused.reshape(layout.num_heads, 3, layout.head_dim, *rest).unbind(1)
     query, key, value = (part.reshape(layout.num_heads * layout.head_dim, *rest) for part in parts)
     return query, key, value
@@ -268,19 +281,11 @@ def official_tensor(entry: Entry, native: Mapping[str, Tensor], layout: FusedLay
     return fuse(query, key, value, layout)
 
 
-def state_to_official(native: Mapping[str, Tensor], config: GlmConfig | ChatGlmConfig) -> dict[str, Tensor]:
-    """Rename and join a native state dictionary (weights or gradients); the inverse of `state_to_native`.
+def listed(names: list[str], limit: int = 12) -> str:
+    """Word names for an error message; a checkpoint of another model would miss hundreds.
 
-    Args:
-        native: native name → tensor; entries that are not all there are left out, foreign ones ignored.
-        config: as made by `native_config`.
-
-    Returns:
-        Official name → tensor.
+    >>> listed(["a", "b", "c"], limit=2)
+    'a, b and 1 more'
     """
-    layout = FusedLayout.of(config)
-    return {
-        entry.official: official_tensor(entry, native, layout)
-        for entry in name_table(config)
-        if all(name in native for name in entry.native)
-    }
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

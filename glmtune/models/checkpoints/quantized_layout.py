@@ -1,7 +1,7 @@
 """How a checkpoint stores quantized weights: which of them are codes with scales, and in what shapes.
 
-Only names, shapes and keys of config.json are known here; the arithmetic is in `glmtune.quantization`, which
-a loader is handed as a `Quantizer`.
+Only names, shapes and keys of config.json are known here. The arithmetic is in `glmtune.quantization`, a
+floor above: a loader is handed it as a `Quantizer` (see quantizer.py).
 """
 
 from __future__ import annotations
@@ -9,19 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from glmtune.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from glmtune.models.checkpoints.names import Entry
-    from glmtune.models.checkpoints.shards import TensorRecord
 
 LAYOUT_KEY = "glmtune_quantization"
 """Key we write into config.json of every quantized folder, official formats included."""
 OFFICIAL_BITS = (4, 8)
+"""The widths that the released code can read."""
 BLOCK_LINEARS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 """Official names of the linear layers of a block, the ones that are quantized."""
 SCALE, ZERO = "weight_scale", "weight_zero"
@@ -56,7 +51,10 @@ class QuantizedLayout:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the results beside the codes themselves."""
+        """What decides the results beside the codes themselves; enters the fingerprint.
+
+        The method is left out: how codes were found does not matter once they are there.
+        """
         origin = ("method", "source_fingerprint")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in origin}
 
@@ -98,35 +96,6 @@ def without_layout(config: Any) -> None:
     vars(config).pop(LAYOUT_KEY, None)
 
 
-class Quantizer(Protocol):
-    """What a loader needs to know to fill a model with quantized layers."""
-
-    def layout(self, stored: QuantizedLayout | None, config: Any) -> QuantizedLayout | None:
-        """Decide how the model holds its weights.
-
-        Args:
-            stored: how the checkpoint holds them.
-            config: as made by `native_config`.
-        """
-        ...
-
-    def replace(self, model: nn.Module, layout: QuantizedLayout) -> None:
-        """Put layers of codes in the place of a model's linear ones; on the meta device."""
-        ...
-
-    def quantize(self, entry: Entry, record: TensorRecord) -> Mapping[str, Tensor]:
-        """Quantize one stored weight.
-
-        Returns:
-            ``weight``, ``weight_scale`` and, if the layout has it, ``weight_zero``, official rows.
-        """
-        ...
-
-    def check(self, model: nn.Module) -> None:
-        """Refuse what was read if scales or zero points cannot be right."""
-        ...
-
-
 def stored_layout(official: Mapping[str, Any], *, has_embeddings: bool) -> QuantizedLayout | None:
     """Read the layout from an official config.json.
 
@@ -156,6 +125,7 @@ def stored_layout(official: Mapping[str, Any], *, has_embeddings: bool) -> Quant
         fits = layout.bits in OFFICIAL_BITS and (layout.group_size is None or layout.group_size > 0)
     except TypeError as error:
         raise CheckpointError(f"config.json: {LAYOUT_KEY} cannot be read ({error}).") from None
+    # Edited by hand, or of another save: other tools read the official key, we ours.
     if not fits or (layout.is_official and (layout.bits, layout.embeddings) != (bits, embeddings)):
         raise CheckpointError(
             f"config.json: {LAYOUT_KEY} says {layout.bits} bits and embeddings {layout.embeddings}, but "
@@ -166,7 +136,11 @@ def stored_layout(official: Mapping[str, Any], *, has_embeddings: bool) -> Quant
 
 
 def official_keys(layout: QuantizedLayout | None, *, has_embeddings: bool) -> dict[str, Any]:
-    """Return the keys of config.json that tell a layout, those of the released code where it can read it."""
+    """Return the keys of config.json that tell a layout.
+
+    The official ``quantization_bit`` is written only for layouts that the released code can read: with groups
+    or zero points it would take our scales for its own and answer nonsense, without an error.
+    """
     if layout is None:
         return {}
     keys: dict[str, Any] = {LAYOUT_KEY: dataclasses.asdict(layout) | {"skipped": list(layout.skipped)}}

@@ -1,53 +1,52 @@
-"""Official checkpoints into a model and back, tensor by tensor."""
+"""Fill a model from an official checkpoint, tensor by tensor.
+
+::
+
+    official name          record (file, offset)      parameters of the model
+    ...query_key_value  →  read, rows cut in three →  q_proj, k_proj, v_proj
+    ...dense            →  read straight into      →  o_proj
+    (to be quantized)   →  codes and scales made   →  weight, weight_scale
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import GlmConfig, PreTrainedModel
+from transformers import GlmConfig
 
 from glmtune.errors import CheckpointError
-from glmtune.files import write_atomically, write_json
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
-from glmtune.models.checkpoints.config import official_config
 from glmtune.models.checkpoints.names import (
     Entry,
     FusedLayout,
     is_derived,
+    listed,
     name_table,
-    official_tensor,
     split_fused,
 )
-from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO, QuantizedLayout
-from glmtune.models.checkpoints.shards import (
-    INDEX_SUFFIX,
-    SAFETENSORS_FILE,
-    TensorRecord,
-    copy_into,
-    read_records,
-    read_tensor,
-)
-from glmtune.models.releases.families import Family
+from glmtune.models.checkpoints.quantized_layout import SCALE, QuantizedLayout
+from glmtune.models.checkpoints.quantizer import Quantizer
+from glmtune.models.checkpoints.shards import OpenShards, TensorRecord, read_records
 
-DEFAULT_SHARD_BYTES = 2 * 2**30
-Opened = Callable[[Sequence[str]], AbstractContextManager[Sequence[Tensor] | None]]
-"""Given names of parameters, offers memory of their shapes to be written to, inside a ``with`` block; None
-where this process is not to read them."""
+Destination = Callable[[Sequence[str]], AbstractContextManager[Sequence[Tensor] | None]]
+"""Where tensors are written to: given native names, lends one tensor of its shape for each, inside a ``with``
+block at whose end they are complete; or None, in a process of a distributed run that is not to read them.
+
+    @contextmanager
+    def destination(names):
+        whole = [torch.empty(shapes[name]) for name in names]
+        yield whole                             # filled here, from the checkpoint
+        for name, tensor in zip(names, whole):  # every process keeps its shard, the whole is freed
+            keep_shard(name, tensor)
+"""
 
 
 def read_into(
-    model: nn.Module,
-    folder: Path,
-    config: GlmConfig | ChatGlmConfig,
-    quantize: Callable[[Entry, TensorRecord], Mapping[str, Tensor]] | None = None,
-    opened: Opened | None = None,
+    model: nn.Module, folder: Path, config: GlmConfig | ChatGlmConfig, quantizer: Quantizer | None = None
 ) -> None:
     """Fill a model's parameters from an official checkpoint, reading every byte once.
 
@@ -55,45 +54,65 @@ def read_into(
         model: parameters allocated in the wanted dtype and device (not meta); overwritten.
         folder: the checkpoint's folder.
         config: as made by `native_config`; says how the checkpoint stores its weights.
-        quantize: makes the tensors of a layer of codes from a stored weight, see `Quantizer.quantize`; None
-            where the model holds its weights as the checkpoint does.
-        opened: says where parameters are to be written, a few at a time, in the order of the files; None:
-            into the model's own.
+        quantizer: makes codes of the weights for which the model has a quantized layer; None where the model
+            holds its weights as the checkpoint does.
 
     Raises:
         CheckpointError: missing, leftover or misshapen tensors, all of them named; nothing is read then.
     """
-    records = read_records(folder)
-    check_records(records, config, folder)
-    layout, opened = FusedLayout.of(config), opened or _own(model)
-    wanted = QuantizedLayout.of(getattr(model, "config", config))
-    needed = (entry for entry in name_table(config) if not entry.is_copy)
-    entries = sorted(needed, key=lambda entry: _place(records[entry.official]))
-    with torch.no_grad():
-        for entry in entries:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+
+    def own_memory(names: Sequence[str]) -> AbstractContextManager[Sequence[Tensor]]:
+        return nullcontext([parameters[name].data for name in names])
+
+    codes = None if quantizer is None else QuantizedLayout.of(model.config)
+    read_weights(folder, config, own_memory, quantizer, codes)
+
+
+def read_weights(
+    folder: Path,
+    config: GlmConfig | ChatGlmConfig,
+    destination: Destination,
+    quantizer: Quantizer | None = None,
+    codes: QuantizedLayout | None = None,
+) -> None:
+    """Read every weight of an official checkpoint once, in the order of the files.
+
+    Args:
+        folder: the checkpoint's folder.
+        config: as made by `native_config`; says how the checkpoint stores its weights.
+        destination: where they are written to.
+        quantizer: see `read_into`.
+        codes: with a quantizer, which weights it makes codes of.
+
+    Raises:
+        CheckpointError: see `read_into`.
+    """
+    with OpenShards() as shards, torch.no_grad():
+        records = read_records(folder, shards)
+        check_records(records, config, folder)
+        fused = FusedLayout.of(config)
+        needed = (entry for entry in name_table(config) if not entry.is_copy)
+        # In the order of the files, so that disks read ahead and each shard is gone through once.
+        for entry in sorted(needed, key=lambda entry: _place(records[entry.official])):
             record = records[entry.official]
             module, _, kind = entry.official.rpartition(".")
-            if quantize is not None and wanted is not None and kind == "weight" and wanted.holds(module):
-                for name, made in quantize(entry, record).items():
-                    with opened([f"{weight.removesuffix(kind)}{name}" for weight in entry.native]) as targets:
+            if quantizer is not None and codes is not None and kind == "weight" and codes.holds(module):
+                for part, made in quantizer.quantize(entry, record, shards).items():
+                    names = [f"{weight.removesuffix(kind)}{part}" for weight in entry.native]
+                    with destination(names) as targets:
                         if targets is not None:
-                            _fill(targets, made, layout)
+                            _fill(targets, made, fused)
                 continue
-            with opened(entry.native) as targets:
+            with destination(entry.native) as targets:
                 if targets is not None and len(targets) == 1:
-                    copy_into(targets[0], record)
+                    shards.copy_into(targets[0], record)
                 elif targets is not None:
-                    _fill(targets, read_tensor(record), layout)
+                    _fill(targets, shards.read(record), fused)
 
 
-def _own(model: nn.Module) -> Opened:
-    """Offer the memory that the parameters of a model have."""
-    tensors = dict(model.named_parameters(remove_duplicate=False))
-    return lambda names: nullcontext([tensors[name].data for name in names])
-
-
-def _fill(targets: Sequence[Tensor], stored: Tensor, layout: FusedLayout) -> None:
-    parts = (stored,) if len(targets) == 1 else split_fused(stored, layout)
+def _fill(targets: Sequence[Tensor], stored: Tensor, fused: FusedLayout) -> None:
+    parts = (stored,) if len(targets) == 1 else split_fused(stored, fused)
     for target, part in zip(targets, parts, strict=True):
         target.copy_(part)
 
@@ -102,6 +121,8 @@ def check_records(
     records: Mapping[str, TensorRecord], config: GlmConfig | ChatGlmConfig, folder: Path
 ) -> None:
     """Compare what a checkpoint holds with what the configuration asks for.
+
+    Nothing is read before this: a wrong checkpoint shall not cost minutes, or leave a model half filled.
 
     Raises:
         CheckpointError: missing, leftover or misshapen tensors, all of them named.
@@ -112,11 +133,11 @@ def check_records(
     problems = []
     if missing:
         files = sorted({record.file.name for record in records.values()})
-        problems.append(f"{len(missing)} missing: {_listed(missing)} (looked in {_listed(files, 4)})")
+        problems.append(f"{len(missing)} missing: {listed(missing)} (looked in {listed(files, 4)})")
     if leftover:
         problems.append(
             f"{len(leftover)} leftover, which the model has no place for: "
-            + _listed([f"{name} in {records[name].file.name}" for name in leftover])
+            + listed([f"{name} in {records[name].file.name}" for name in leftover])
         )
     shaped = [(entry, records[name]) for name, entry in table.items() if name in records]
     wrong = [
@@ -126,7 +147,7 @@ def check_records(
         if record.shape != entry.shape
     ]
     if wrong:
-        problems.append(f"{len(wrong)} of another shape: {_listed(wrong, 4)}")
+        problems.append(f"{len(wrong)} of another shape: {listed(wrong, 4)}")
     problems += _type_problems(shaped)
     if problems:
         raise CheckpointError(
@@ -146,9 +167,9 @@ def _type_problems(shaped: list[tuple[Entry, TensorRecord]]) -> list[str]:
     floats = [name for name, is_codes, dtype in named if is_codes and dtype != torch.int8]
     problems = []
     if codes:
-        problems.append(f"{len(codes)} hold integer codes, but must be floating point: {_listed(codes, 4)}")
+        problems.append(f"{len(codes)} hold integer codes, but must be floating point: {listed(codes, 4)}")
     if floats:
-        problems.append(f"{len(floats)} must hold codes of type int8, but do not: {_listed(floats, 4)}")
+        problems.append(f"{len(floats)} must hold codes of type int8, but do not: {listed(floats, 4)}")
     return problems
 
 
@@ -180,115 +201,5 @@ def _way_out(
     return "config.json and the weights must come from the same, complete checkpoint."
 
 
-def save_official(
-    model: PreTrainedModel,
-    folder: str | Path,
-    *,
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    dtype: torch.dtype | None = None,
-    state_dict: Mapping[str, Tensor] | None = None,
-) -> list[Path]:
-    """Write a model as an official checkpoint: official names, official config.json, safetensors.
-
-    Each file appears whole or not at all; weights of an earlier save in the folder are removed at the end.
-
-    Args:
-        model: configured by `native_config`.
-        folder: created if absent.
-        max_shard_bytes: a new file begins where the next tensor would exceed it.
-        dtype: floating type to store; None keeps each tensor's own.
-        state_dict: native name → tensor, where they are not the model's own (gathered by a trainer).
-
-    Returns:
-        The files written, config.json last.
-
-    Raises:
-        CheckpointError: parameters of the model are missing from ``state_dict``.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config: Any = model.config
-    family = Family(getattr(config, "glmtune_family", Family.GLM4))
-    state = model.state_dict() if state_dict is None else state_dict
-    missing = [name for entry in name_table(config) for name in entry.native if name not in state]
-    if missing:
-        raise CheckpointError(
-            f"Cannot save {folder}: {len(missing)} tensors are missing: {_listed(missing)}."
-        )
-    shards = _plan_shards(state, config, max_shard_bytes, dtype)
-    names = _shard_names(len(shards))
-    weight_map: dict[str, str] = {}
-    total_bytes = 0
-    for name, shard in zip(names, shards, strict=True):
-        tensors = {}
-        for entry in shard:
-            tensor = official_tensor(entry, state, FusedLayout.of(config)).detach()
-            # A copy: head and embedding may be one matrix, and every file entry needs bytes of its own.
-            tensors[entry.official] = tensor.to("cpu", _kept(entry, tensor, dtype), copy=True).contiguous()
-            total_bytes += tensors[entry.official].nbytes
-        write_atomically(
-            folder / name, lambda path, data=tensors: save_file(data, path, metadata={"format": "pt"})
-        )
-        weight_map |= dict.fromkeys(tensors, name)
-    written = [folder / name for name in names]
-    if len(names) > 1:
-        index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
-        written.append(folder / f"{SAFETENSORS_FILE}{INDEX_SUFFIX}")
-        write_json(written[-1], index)
-    stored = next(_kept(e, state[e.native[0]], dtype) for e in name_table(config) if not _is_quantized(e))
-    official = official_config(config, family) | {"torch_dtype": str(stored).removeprefix("torch.")}
-    written.append(folder / "config.json")
-    write_json(written[-1], official)
-    for stale in _earlier_weights(folder):
-        if stale not in written:
-            stale.unlink()
-    return written
-
-
-def _plan_shards(
-    state: Mapping[str, Tensor],
-    config: GlmConfig | ChatGlmConfig,
-    max_shard_bytes: int,
-    dtype: torch.dtype | None,
-) -> list[list]:
-    shards: list[list] = [[]]
-    used = 0
-    for entry in name_table(config):
-        num_bytes = sum(
-            state[name].numel() * _kept(entry, state[name], dtype).itemsize for name in entry.native
-        )
-        if shards[-1] and used + num_bytes > max_shard_bytes:
-            shards.append([])
-            used = 0
-        shards[-1].append(entry)
-        used += num_bytes
-    return shards
-
-
-def _kept(entry: Entry, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    """Return the type to store: codes, scales and zero points are never cast."""
-    return tensor.dtype if _is_quantized(entry) or dtype is None else dtype
-
-
-def _is_quantized(entry: Entry) -> bool:
-    return entry.is_codes or entry.official.endswith((SCALE, ZERO))
-
-
-def _shard_names(count: int) -> list[str]:
-    if count == 1:
-        return [SAFETENSORS_FILE]
-    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
-
-
-def _earlier_weights(folder: Path) -> Iterator[Path]:
-    pattern = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
-    return (file for file in folder.iterdir() if pattern.fullmatch(file.name))
-
-
 def _place(record: TensorRecord) -> tuple[str, int]:
     return record.file.name, record.offset
-
-
-def _listed(names: list[str], limit: int = 12) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

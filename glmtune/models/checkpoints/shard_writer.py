@@ -2,56 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from glmtune.files import write_json
+from glmtune.files import write_atomically, write_json
 from glmtune.memory import trim_memory
 from glmtune.models.checkpoints.lazy_tensors import LazyTensors, num_bytes
 from glmtune.models.checkpoints.shards import INDEX_SUFFIX, SAFETENSORS_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenShards:
+    """What was written.
+
+    Attributes:
+        files: the shards, then their index if there are several.
+        num_bytes: of all tensors.
+    """
+
+    files: tuple[Path, ...]
+    num_bytes: int
 
 
 def write_shards(
     folder: Path,
     tensors: LazyTensors,
     *,
-    dtype: torch.dtype,
+    dtypes: Mapping[str, torch.dtype],
     max_shard_bytes: int,
     on_shard: Callable[[int, int], object] = lambda done, total: None,
-) -> int:
+) -> WrittenShards:
     """Write ``model.safetensors``, or ``model-0000x-of-0000y.safetensors`` and their index.
 
+    Each file appears whole or not at all, and the index after all it names.
+
     Args:
-        folder: exists; its files of these names are replaced.
+        folder: exists; its files of these names are replaced, others stay.
         tensors: written in this order, each made once.
-        dtype: floating type to store.
+        dtypes: name → type to store.
         max_shard_bytes: a new file begins where the next tensor would exceed it.
         on_shard: told after each file how many are written, and of how many.
 
-    Returns:
-        Bytes of all tensors.
+    Raises:
+        OSError: the disk is full or the folder not writable.
     """
-    sizes = {name: num_bytes(shape, dtype) for name, shape in tensors.shapes.items()}
+    # File names hold the number of shards, so all are planned, from shapes alone, before any tensor is made.
+    sizes = {name: num_bytes(shape, dtypes[name]) for name, shape in tensors.shapes.items()}
     shards = _plan(sizes, max_shard_bytes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         single = len(shards) == 1
         file = SAFETENSORS_FILE if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        shard = {name: tensors[name].detach().to(dtype).contiguous() for name in names}
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod((folder.stat().st_mode & 0o666) | 0o600)  # as readable as the folder
+        _write_shard(folder / file, tensors, {name: dtypes[name] for name in names})
         weight_map |= dict.fromkeys(names, file)
-        del shard
         trim_memory()
         on_shard(number, len(shards))
+    files = [folder / file for file in dict.fromkeys(weight_map.values())]
     total = sum(sizes.values())
     if len(shards) > 1:
+        files.append(folder / f"{SAFETENSORS_FILE}{INDEX_SUFFIX}")
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_json(folder / f"{SAFETENSORS_FILE}{INDEX_SUFFIX}", index)
-    return total
+        write_json(files[-1], index)
+    return WrittenShards(tuple(files), total)
+
+
+def _write_shard(file: Path, tensors: LazyTensors, dtypes: Mapping[str, torch.dtype]) -> None:
+    shard: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, dtype in dtypes.items():
+        tensor = tensors[name].detach().to("cpu", dtype).contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        # A tied head is the embedding's own memory, but safetensors gives every name bytes of its own.
+        shard[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    # transformers 4 refuses files that do not say which framework's tensors they hold.
+    write_atomically(file, lambda path: save_file(shard, path, metadata={"format": "pt"}))
 
 
 def _plan(sizes: dict[str, int], max_shard_bytes: int) -> list[list[str]]:

@@ -1,4 +1,8 @@
-"""What a checkpoint folder holds, from file headers alone: every tensor's file, place, type and shape."""
+"""What the weight files of a checkpoint hold, from their headers alone; and single tensors out of them.
+
+We read both formats by offset instead of through safetensors and `torch.load`: weights go straight into the
+memory of the parameter they are for, rows can be read alone, and both are checked before a byte is loaded.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 
 import torch
 from torch import Tensor
@@ -32,7 +36,8 @@ SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
 }
 CHUNK_BYTES = 4 * 2**20
-"""Bytes read at once, so that reading needs little more memory than the weights themselves."""
+"""Bytes read at once where the type changes on the way; the whole tensor aside would be 1.2 GB for the head
+of a 9B model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +71,87 @@ class TensorRecord:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def rows(self, start: int, stop: int) -> TensorRecord:
-        """Return the record of some neighbouring rows, which `read_tensor` reads alone."""
+        """Return the record of some neighbouring rows, which are read alone."""
         offset = self.offset + start * self.stride[0] * self.dtype.itemsize
         shape = (min(stop, self.shape[0]) - start, *self.shape[1:])
         return TensorRecord(self.name, self.file, offset, self.dtype, shape, self.stride)
+
+
+class OpenShards:
+    """Weight files that stay open from their header to their last tensor; a context that closes them.
+
+    A 6B release has some 200 tensors in 7 files. On network disks every open is a question to a server.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no file open."""
+        self._streams: dict[Path, BinaryIO] = {}
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close all files."""
+        for stream in self._streams.values():
+            stream.close()
+        self._streams.clear()
+
+    def stream(self, file: Path) -> BinaryIO:
+        """Return a file opened for reading, the same one every time, wherever it stands."""
+        if file not in self._streams:
+            self._streams[file] = file.open("rb")
+        return self._streams[file]
+
+    def read(self, record: TensorRecord) -> Tensor:
+        """Read one tensor.
+
+        Args:
+            record: from `read_records`.
+
+        Returns:
+            A tensor of the stored dtype and shape, in memory of its own.
+
+        Raises:
+            CheckpointError: the file ends too early.
+        """
+        if record.is_contiguous:
+            whole = torch.empty(record.shape, dtype=record.dtype)
+            self.copy_into(whole, record)
+            return whole
+        # A pickle may hold views: read everything from the first element to the last, then view it alike.
+        span = 1 + sum((size - 1) * step for size, step in zip(record.shape, record.stride, strict=True))
+        flat = TensorRecord(record.name, record.file, record.offset, record.dtype, (span,), (1,))
+        return self.read(flat).as_strided(record.shape, record.stride).contiguous()
+
+    def copy_into(self, target: Tensor, record: TensorRecord) -> None:
+        """Read one tensor into existing memory, converting the type on the way, a chunk at a time.
+
+        Args:
+            target: contiguous, of the record's shape; any float dtype, any device. Overwritten.
+            record: from `read_records`.
+
+        Raises:
+            CheckpointError: the file ends too early.
+        """
+        assert target.is_contiguous()
+        assert target.shape == record.shape
+        if not record.is_contiguous:
+            target.copy_(self.read(record))
+            return
+        flat = target.view(-1)
+        stream = self.stream(record.file)
+        stream.seek(record.offset)
+        if target.dtype == record.dtype and target.device.type == "cpu":
+            _read_exactly(stream, flat, record)
+            return
+        step = CHUNK_BYTES // record.dtype.itemsize
+        buffer = torch.empty(min(step, flat.numel()), dtype=record.dtype)
+        for start in range(0, flat.numel(), step):
+            part = flat[start : start + step]
+            chunk = buffer[: part.numel()]
+            _read_exactly(stream, chunk, record)
+            part.copy_(chunk)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -103,11 +185,12 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def read_records(folder: Path) -> dict[str, TensorRecord]:
+def read_records(folder: Path, shards: OpenShards | None = None) -> dict[str, TensorRecord]:
     """Read the headers of all weight files.
 
     Args:
         folder: the checkpoint's folder.
+        shards: leaves the files open, for the tensors; None closes them.
 
     Returns:
         Official name → record.
@@ -115,9 +198,12 @@ def read_records(folder: Path) -> dict[str, TensorRecord]:
     Raises:
         CheckpointError: files missing, damaged or of another format; a tensor stored in two files.
     """
+    if shards is None:
+        with OpenShards() as shards:
+            return read_records(folder, shards)
     records: dict[str, TensorRecord] = {}
     for file in weight_files(folder):
-        for record in _records_of(file):
+        for record in _records_of(file, shards.stream(file)):
             if record.name in records:
                 other = records[record.name].file.name
                 raise CheckpointError(
@@ -129,59 +215,18 @@ def read_records(folder: Path) -> dict[str, TensorRecord]:
 
 
 def read_tensor(record: TensorRecord) -> Tensor:
-    """Read one tensor.
-
-    Args:
-        record: from `read_records`.
-
-    Returns:
-        A tensor of the stored dtype and shape, in memory of its own.
-    """
-    if record.is_contiguous:
-        whole = torch.empty(record.shape, dtype=record.dtype)
-        copy_into(whole, record)
-        return whole
-    span = 1 + sum((size - 1) * step for size, step in zip(record.shape, record.stride, strict=True))
-    flat = TensorRecord(record.name, record.file, record.offset, record.dtype, (span,), (1,))
-    return read_tensor(flat).as_strided(record.shape, record.stride).contiguous()
+    """Open a file, read one tensor and close it; see `OpenShards.read`."""
+    with OpenShards() as shards:
+        return shards.read(record)
 
 
-def copy_into(target: Tensor, record: TensorRecord) -> None:
-    """Read one tensor into existing memory, converting the type on the way, a chunk at a time.
-
-    Args:
-        target: contiguous, of the record's shape; any float dtype, any device. Overwritten.
-        record: from `read_records`.
-
-    Raises:
-        CheckpointError: the file ends too early.
-    """
-    assert target.is_contiguous()
-    assert target.shape == record.shape
-    if not record.is_contiguous:
-        target.copy_(read_tensor(record))
-        return
-    flat = target.view(-1)
-    with record.file.open("rb", buffering=0) as stream:
-        stream.seek(record.offset)
-        if target.dtype == record.dtype and target.device.type == "cpu":
-            _read_exactly(stream, flat, record)
-            return
-        step = CHUNK_BYTES // record.dtype.itemsize
-        buffer = torch.empty(min(step, flat.numel()), dtype=record.dtype)
-        for start in range(0, flat.numel(), step):
-            part = flat[start : start + step]
-            chunk = buffer[: part.numel()]
-            _read_exactly(stream, chunk, record)
-            part.copy_(chunk)
-
-
-def _read_exactly(stream: Any, flat: Tensor, record: TensorRecord) -> None:
-    array: Any = flat.detach().view(torch.uint8).numpy()
+def _read_exactly(stream: BinaryIO, flat: Tensor, record: TensorRecord) -> None:
+    """Fill the memory of a tensor from where the file stands."""
+    array: Any = flat.detach().view(torch.uint8).numpy()  # as bytes: NumPy has no bfloat16
     view = memoryview(array)
     done = 0
     while done < len(view):
-        count = stream.readinto(view[done : done + CHUNK_BYTES])
+        count = stream.readinto(view[done : done + CHUNK_BYTES])  # pyright: ignore[reportAttributeAccessIssue]
         if not count:
             raise CheckpointError(
                 f"{record.file} ends inside tensor {record.name}: {len(view)} bytes expected, {done} there. "
@@ -204,25 +249,27 @@ def _read_index(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _records_of(file: Path) -> Iterator[TensorRecord]:
-    with file.open("rb") as stream:
-        head = stream.read(64)
+def _records_of(file: Path, stream: BinaryIO) -> Iterator[TensorRecord]:
+    head = stream.read(64)
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(
             f"{file} is only a git-lfs pointer ({file.stat().st_size} bytes), not the weights. "
             "Run `git lfs pull` in the folder, or download the file."
         )
-    return _safetensors_records(file) if file.suffix == ".safetensors" else _bin_records(file, head)
+    stream.seek(0)
+    if file.suffix == ".safetensors":
+        return _safetensors_records(file, stream)
+    return _bin_records(file, stream, head)
 
 
-def _safetensors_records(file: Path) -> Iterator[TensorRecord]:
+def _safetensors_records(file: Path, stream: BinaryIO) -> Iterator[TensorRecord]:
+    """Yield the tensors of the format's header: 8 bytes of its length, JSON, then the data, by offset."""
     size = file.stat().st_size
     try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > size:
-                raise ValueError(f"header of {length} bytes in a file of {size}")
-            header = dict(json.loads(stream.read(length)))
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > size:  # a damaged file may say anything: do not ask for terabytes
+            raise ValueError(f"header of {length} bytes in a file of {size}")
+        header = dict(json.loads(stream.read(length)))
         header.pop("__metadata__", None)
         for name, entry in header.items():
             shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
@@ -248,15 +295,21 @@ def _foreign_dtype(file: Path, name: str, dtype: object) -> CheckpointError:
     )
 
 
-def _bin_records(file: Path, head: bytes) -> Iterator[TensorRecord]:
+def _bin_records(file: Path, stream: BinaryIO, head: bytes) -> Iterator[TensorRecord]:
+    """Yield the tensors of a file of `torch.save`: a zip of a pickle and, uncompressed, every storage.
+
+    The pickle alone is unpickled, by PyTorch's own restricted unpickler (``weights_only``): of a stranger's
+    file nothing may run. In fake mode it makes tensors without memory, and PyTorch notes at which byte of the
+    zip each storage begins, so the numbers are then read like those of safetensors, without unpickling.
+    """
     if not head.startswith(b"PK"):
         raise CheckpointError(
             f"{file} is no zip-based PyTorch file (it starts with {head[:4]!r}), the only kind of pickle "
             "read here. Fetch it again if the download is damaged; save it again if it predates PyTorch 1.6."
         )
     try:
-        with FakeTensorMode():  # tensors without memory; weights_only: nothing of the file is executed
-            state = torch.load(file, weights_only=True)
+        with FakeTensorMode():
+            state = torch.load(stream, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(
@@ -270,6 +323,7 @@ def _bin_records(file: Path, head: bytes) -> Iterator[TensorRecord]:
             raise CheckpointError(
                 f"{file}: entry {name!r} is a {type(tensor).__name__}, but must be a tensor."
             )
+        # Set by torch.load in fake mode: where the storage begins. A view may start inside it.
         base: int = tensor.untyped_storage()._checkpoint_offset  # type: ignore[attr-defined]
         offset = base + int(tensor.storage_offset()) * tensor.dtype.itemsize
         yield TensorRecord(str(name), file, offset, tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))

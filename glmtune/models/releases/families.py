@@ -1,4 +1,9 @@
-"""The releases that share `model_type: chatglm`, and how to tell them apart."""
+"""The releases that share `model_type: chatglm`, and how to tell them apart.
+
+Seven release lines differ in prompt, tokenizer, end tokens and the meaning of ``rope_ratio``, but their
+config.json do not say which one they are. What the keys cannot tell is read off names, which people change;
+so everything glmtune writes carries ``glmtune_family``.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +64,30 @@ def parse_family(value: str) -> Family:
         ) from None
 
 
+def family_of_config(config: object) -> Family:
+    """Return the release line that a native configuration carries.
+
+    There is no default: the wrong line loads and saves without an error, but with another prompt, other end
+    tokens and, in the long-context releases, another meaning of the positions.
+
+    Args:
+        config: as made by `native_config`.
+
+    Raises:
+        CheckpointError: it carries none, or one that does not exist.
+    """
+    value = getattr(config, FAMILY_KEY, None)
+    if value is None:
+        raise CheckpointError(
+            f"This {type(config).__name__} does not say which release line it is of: it has no "
+            f"`{FAMILY_KEY}`. Make it with `native_config` from an official config.json, or set "
+            f"`config.{FAMILY_KEY}` to one of {', '.join(Family)}."
+        )
+    if value not in list(Family):
+        raise CheckpointError(unknown_name(f"`{FAMILY_KEY}` of the configuration", str(value), list(Family)))
+    return Family(value)
+
+
 def detect_family(folder: Path, config: Mapping[str, Any]) -> Family:
     """Decide which release line a checkpoint belongs to.
 
@@ -95,7 +124,7 @@ def detect_family(folder: Path, config: Mapping[str, Any]) -> Family:
             f"(ChatGLM-6B) nor {', '.join(sorted(LATER_GENERATION_KEYS))} (later ones). "
             "Point `model.source` at an official checkpoint."
         )
-    if isinstance(config.get("eos_token_id"), list):
+    if isinstance(config.get("eos_token_id"), list):  # only GLM-4's files name several end tokens
         return Family.GLM4
     return _by_name(folder, config, tokenizer_config)
 
@@ -132,9 +161,10 @@ def detect_tokenizer_family(folder: Path) -> Family:
 def _by_name(folder: Path, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> Family:
     """Separate ChatGLM2, CodeGeeX2, ChatGLM3 and GLM-4, whose keys are the same."""
     found = [family for name in _names(folder, config, tokenizer_config) if (family := family_of_name(name))]
-    if "<|assistant|>" in json.dumps(tokenizer_config):
+    if "<|assistant|>" in json.dumps(tokenizer_config):  # ChatGLM3's role tokens; after the names: weaker
         found.append(Family.CHATGLM3)
     ratio = config.get("rope_ratio", 1)
+    # With a ratio the wrong line would compute other positions, so here names must agree on the side.
     if ratio != 1 and len({family in SECOND_GENERATION for family in found}) != 1:
         raise CheckpointError(
             f"{folder}/config.json has rope_ratio {ratio}, which ChatGLM2-32K applies to the positions and "
@@ -150,6 +180,7 @@ def _by_name(folder: Path, config: Mapping[str, Any], tokenizer_config: Mapping[
             folder,
         )
         return Family.CHATGLM2
+    # CodeGeeX2 was trained from ChatGLM2, whose name its files may hold too.
     family = Family.CODEGEEX2 if Family.CODEGEEX2 in found else found[0]
     if ratio != 1:
         return {Family.CHATGLM2: Family.CHATGLM2_32K, Family.CHATGLM3: Family.CHATGLM3_32K}.get(

@@ -9,7 +9,7 @@ from glmtune.errors import CheckpointError, MissingExtraError
 from glmtune.models.releases.presets import PRESETS
 
 OWNERS = ("zai-org", "THUDM")
-"""Two names of one organisation on the hub; the present one first."""
+"""Two names of one organisation on the hub; the present one first. Caches hold releases under either."""
 MODELSCOPE = "modelscope:"
 """In front of a name: take it from ModelScope instead of the hub."""
 MODELSCOPE_OWNER = "ZhipuAI"
@@ -31,6 +31,7 @@ def download(name: str) -> Path:
     Raises:
         CheckpointError: it is on none of them, needs a login, or neither network nor cache has it.
     """
+    # Imported here: it takes time, and local folders need none of it.
     from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -40,6 +41,7 @@ def download(name: str) -> Path:
     )
 
     ids = [f"{owner}/{name}" for owner in OWNERS]
+    # What the cache has first: offline, the other id would fail before this one is tried.
     ids.sort(key=lambda hub_id: not isinstance(try_to_load_from_cache(hub_id, "config.json"), str))
     shown = " and ".join(f"`{hub_id}`" for hub_id in ids)
     reason = ""

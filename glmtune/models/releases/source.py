@@ -40,6 +40,8 @@ def resolve_source(source: str | Path) -> Path:
     name = str(source)
     if name.startswith(MODELSCOPE):
         return download_from_modelscope(_modelscope_name(name))
+    # Presets before folders (a run started beside a folder `glm-tiny` means the same model everywhere),
+    # folders before hub ids (`git clone` makes THUDM/chatglm2-6b, and whoever has it wants no download).
     folder = Path(source).expanduser()
     preset = PRESETS.get(name) if isinstance(source, str) else None
     if preset is not None:

@@ -11,8 +11,8 @@ import torch
 
 from glmtune.errors import ConfigError
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
-from glmtune.models.glm import OfficialGlmForCausalLM
-from glmtune.models.load import GlmModel, choose_device, load_base
+from glmtune.models.load import GlmModel, choose_device, load_official
+from glmtune.models.official import OfficialGlmForCausalLM
 from glmtune.quantization.arithmetic.methods import EXTERNAL
 
 
@@ -23,22 +23,22 @@ def load_external(source: Any, method: str, *, device: Any = None, **options: An
     `glmtune.quantization.files.quantize_on_load` does needs little more than the codes.
 
     Args:
-        source: see `glmtune.models.load.load_base`; an unquantized checkpoint.
+        source: see `glmtune.models.load.load_official`; an unquantized checkpoint.
         method: a name in ``EXTERNAL``.
         device: where the model will be.
-        **options: see `glmtune.models.load.load_base`.
+        **options: see `glmtune.models.load.load_official`.
 
     Returns:
         The model in evaluation mode; embedding and head stay as they are. Prefixes and adapters of the
         unquantized base fit it.
 
     Raises:
-        ConfigError: the library is not installed, or there is no GPU; see `load_base` too.
+        ConfigError: the library is not installed, or there is no GPU; see `load_official` too.
         CheckpointError: the checkpoint is quantized already, or damaged.
     """
     chosen, place = EXTERNAL[method], choose_device(device)
     check_external(method, place)
-    plain: Any = load_base(source, device="cpu", **options)
+    plain: Any = load_official(source, device="cpu", **options)
     parent = plain.fingerprint()
     model: Any = type(plain).from_pretrained(
         None,

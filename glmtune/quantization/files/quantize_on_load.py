@@ -12,10 +12,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.models.checkpoints.fingerprint import (
+    fingerprinted_names,
+    sample_step,
+    sampled_signs,
+    signs_fingerprint,
+)
 from glmtune.models.checkpoints.names import Entry, FusedLayout, name_table, split_fused
 from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO, QuantizedLayout
-from glmtune.models.checkpoints.shards import TensorRecord, read_tensor
-from glmtune.models.official import sample_step, sampled_signs, signs_fingerprint
+from glmtune.models.checkpoints.shards import OpenShards, TensorRecord
 from glmtune.quantization.arithmetic.chunking import quantize_in_chunks
 from glmtune.quantization.arithmetic.methods import method_named
 from glmtune.quantization.files.finished_layers import Part, PartStore
@@ -27,7 +32,7 @@ from glmtune.quantization.layers.report import LayerReport, QuantizationReport, 
 class QuantizingReader:
     """Fills a model with layers of codes: from a quantized checkpoint, or by quantizing one as it is read.
 
-    Implements `glmtune.models.checkpoints.quantized_layout.Quantizer`; use one for one model.
+    Implements `glmtune.models.checkpoints.quantizer.Quantizer`; use one for one model.
     """
 
     def __init__(
@@ -109,7 +114,7 @@ class QuantizingReader:
         """See `Quantizer.replace`."""
         replace_layers(cast(PreTrainedModel, model), layout)
 
-    def quantize(self, entry: Entry, record: TensorRecord) -> Mapping[str, Tensor]:
+    def quantize(self, entry: Entry, record: TensorRecord, shards: OpenShards) -> Mapping[str, Tensor]:
         """See `Quantizer.quantize`; besides, signs are sampled for the fingerprint of the weights read.
 
         Raises:
@@ -126,7 +131,7 @@ class QuantizingReader:
         samples = _Samples(entry, FusedLayout.of(self._config))
 
         def read(start: int, stop: int) -> Tensor:
-            rows = read_tensor(record.rows(start, stop))
+            rows = shards.read(record.rows(start, stop))
             samples.look(start, rows)
             self._tell(rows.numel())
             return rows
@@ -157,7 +162,7 @@ class QuantizingReader:
         check_scales(model, config)
         if not self._is_stored:
             parameters = dict(model.named_parameters(remove_duplicate=False))
-            names = [name for e in name_table(self._config) if not e.is_copy for name in e.native]
+            names = fingerprinted_names(self._config)
             signs = {n: self._signs[n] if n in self._signs else sampled_signs(parameters[n]) for n in names}
             fingerprint = signs_fingerprint(self._config, signs)
             dataclasses.replace(self._layout, source_fingerprint=fingerprint).put_into(config)

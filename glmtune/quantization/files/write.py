@@ -14,13 +14,13 @@ import torch
 from transformers import PreTrainedModel
 
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
-from glmtune.files import prepared_folder, write_json
+from glmtune.files import check_output, prepared_folder, write_json
 from glmtune.models.checkpoints.config import read_config
 from glmtune.models.checkpoints.names import FusedLayout, name_table, official_tensor
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
-from glmtune.models.checkpoints.reading import DEFAULT_SHARD_BYTES, save_official
 from glmtune.models.checkpoints.shards import read_records, read_tensor, weight_files
-from glmtune.models.load import GlmModel, load_base, load_config
+from glmtune.models.checkpoints.writing import DEFAULT_SHARD_BYTES, save_official
+from glmtune.models.load import GlmModel, load_config, load_official
 from glmtune.models.releases.source import resolve_source
 from glmtune.models.tokenizers.load import load_tokenizer_folder
 from glmtune.quantization.arithmetic.methods import method_named
@@ -100,7 +100,7 @@ def quantize_checkpoint(job: QuantizeJob, watch: Callable[[int, int], None] | No
         CheckpointError: the source is damaged, or the files written do not hold what they should.
     """
     final = job.output_dir.expanduser()
-    check_output(final, overwrite=job.overwrite)
+    check_output(final, overwrite=job.overwrite, marker=REPORT_FILE, result="quantized model")
     folder = resolve_source(job.source)
     config = load_config(job.source, folder, job.family)
     layout = QuantizedLayout.of(config)
@@ -161,13 +161,13 @@ def _quantized_model(
     if not method_named(job.method).calibrated:
         options: dict[str, Any] = {"skip": job.skip, "embeddings": job.embeddings, "measure": True}
         reader = QuantizingReader(job.method, watch=watch, parts=parts, **options)
-        model = load_base(job.source, dtype=dtype, device="cpu", family=job.family, quantizer=reader)
+        model = load_official(job.source, dtype=dtype, device="cpu", family=job.family, quantizer=reader)
         return model, reader.report
     if job.embeddings:
         raise ConfigError(
             f"`embeddings` is true, but `{job.method}` calibrates linear layers of blocks only. Leave it out."
         )
-    model = load_base(job.source, dtype=dtype, device="cpu", family=job.family)
+    model = load_official(job.source, dtype=dtype, device="cpu", family=job.family)
     return model, quantize_calibrated(
         model, job.method, job.calibration_rows, skip=job.skip, watch=watch, parts=parts
     )
@@ -179,26 +179,6 @@ def _identity(job: QuantizeJob, source: Path) -> dict[str, Any]:
     files = weight_files_identity([source / "config.json", *weight_files(source)])
     return {"files": files, "method": job.method, "skip": list(job.skip), "embeddings": job.embeddings,
             "family": job.family, "calibration_rows": rows, "glmtune_version": __version__}  # fmt: skip
-
-
-def check_output(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds anything, unless it is an earlier result that may be replaced.
-
-    Raises:
-        ConfigError: the folder is taken.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not (folder / REPORT_FILE).is_file():
-        raise ConfigError(
-            f"`output_dir` is `{folder}`, but it holds files that `glmtune quantize` did not write (no "
-            f"{REPORT_FILE}), which are never replaced. Give a new folder."
-        )
-    if not overwrite:
-        raise ConfigError(
-            f"`output_dir` is `{folder}`, which holds an earlier quantized model. Give a new folder, or add "
-            "`overwrite=true` to replace it."
-        )
 
 
 def _check_written(model: PreTrainedModel, folder: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from glmtune.models.placeholders import is_nothing, waits_for
+from glmtune.models.placeholders import is_placeholder, pending_weights
 from glmtune.training.distributed.sharded_loading import fill
 
 OPTIMIZER_FILE = "optimizer.pt"
@@ -26,31 +26,31 @@ def divide(model: nn.Module, device: torch.device) -> None:
 
     Args:
         model: mutated; its parameters become `DTensor`. Each process holds all of them now, or the model is
-            hollow, and every tensor is divided as process 0 reads it.
+            of placeholders, and every tensor is divided as process 0 reads it.
         device: where the parts will be.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    is_hollow = waits_for(model) is not None
-    if is_hollow:
+    is_pending = pending_weights(model) is not None
+    if is_pending:
         _move_to_meta(model)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for layer in [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     model._is_fsdp_managed_module = True  # pyright: ignore[reportArgumentType]  # what transformers asks for
-    if is_hollow:
+    if is_pending:
         model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
         fill(model, _keep_part, device=device)
 
 
 def _move_to_meta(model: nn.Module) -> None:
-    """Put the weights that a hollow model waits for on the device that FSDP takes them from."""
+    """Put the pending weights of a model of placeholders on the device that FSDP takes them from."""
     moved: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
-            if is_nothing(weight):
+            if is_placeholder(weight):
                 empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
                 moved.setdefault(id(weight), nn.Parameter(empty, requires_grad=weight.requires_grad))
                 setattr(module, name, moved[id(weight)])

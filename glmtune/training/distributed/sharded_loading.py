@@ -1,4 +1,4 @@
-"""Give a hollow model its weights, tensor by tensor, of which every process keeps its part only.
+"""Give a model of placeholders its weights, tensor by tensor, of which every process keeps its part only.
 
 Process 0 reads. So a process never holds more than its part and what was stored as one tensor (in the head or
 embedding of a large vocabulary that is the most), and the files are read once for all of them.
@@ -15,23 +15,23 @@ from torch import Tensor, nn
 
 from glmtune.memory import trim_memory
 from glmtune.models.load import GlmModel
-from glmtune.models.placeholders import wait_for, waits_for
+from glmtune.models.placeholders import pending_weights, set_pending_weights
 from glmtune.training.distributed import collectives, deepspeed
 
 
 def fingerprint(model: GlmModel) -> str:
-    """Return a base's fingerprint, a hollow one's from its files, which process 0 reads for it.
+    """Return a base's fingerprint, one's of placeholders from its files, which process 0 reads for it.
 
     Args:
-        model: a hollow one remembers it.
+        model: one of placeholders remembers it.
 
     Raises:
         CheckpointError: in every process, the files cannot be read.
     """
-    stored = waits_for(model)
-    if stored is None:
+    pending = pending_weights(model)
+    if pending is None:
         return model.fingerprint()
-    found: str = collectives.of_first(stored.fingerprint)
+    found: str = collectives.of_first(pending.fingerprint)
     model.fingerprint = lambda: found
     return found
 
@@ -43,10 +43,10 @@ def fill(
     device: torch.device,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Read the weights that a model waits for; every process must call this.
+    """Read the pending weights of a model; every process must call this.
 
     Args:
-        model: hollow; adapters or a prefix, which are real, may be in it.
+        model: of placeholders; adapters or a prefix, which are real, may be in it.
         keep: given a parameter and its whole tensor, with values in process 0 only; all processes call it.
         device: where the whole tensors are.
         dtype: of the whole tensors; None: of their parameters.
@@ -54,8 +54,8 @@ def fill(
     Raises:
         CheckpointError: in process 0, the files cannot be read.
     """
-    stored = waits_for(model)
-    assert stored is not None
+    pending = pending_weights(model)
+    assert pending is not None
     named = model.named_parameters(remove_duplicate=False)
     parameters = {_base_name(name): parameter for name, parameter in named}
     reads = collectives.is_first()
@@ -70,17 +70,17 @@ def fill(
         trim_memory()
 
     with torch.no_grad():
-        stored.fill(model, passing)
-    wait_for(model, None)
+        pending.read(passing)
+    set_pending_weights(model, None)
 
 
 def fill_for_zero(
     model: nn.Module, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Read the weights that a model waits for, divided as ZeRO-3 wants them; every process must call this.
+    """Read the pending weights of a model, divided as ZeRO-3 wants them; every process must call this.
 
     Args:
-        model: hollow; an engine is made of it next.
+        model: of placeholders; an engine is made of it next.
         config: DeepSpeed's dictionary.
         device: where the engine computes.
         dtype: that it computes in; what is trained is cast as well, as the engine would.

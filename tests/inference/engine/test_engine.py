@@ -10,7 +10,7 @@ import torch
 from glmtune.inference.engine import model as engine_model
 from glmtune.inference.engine.engine import Engine, EngineSettings
 from glmtune.loading import load_model
-from glmtune.models.load import load_base
+from glmtune.models.load import load_official
 from glmtune.prefix.attach import attach_prefix, prefix_of
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
 from tests.inference.engine.cases import (
@@ -27,7 +27,7 @@ STOP = (7, 11, 23)
 
 
 def load(name: str, attention: str | None = None):
-    model = load_base(
+    model = load_official(
         GOLDEN / name, dtype="float32", device="cpu", family=FAMILIES[name], attn_implementation=attention
     )
     torch.manual_seed(4)  # a head of its own: under a tied one a random model repeats its last token
@@ -88,7 +88,7 @@ def test_every_generation(name):
 
 @pytest.mark.parametrize("folder", ORACLES)
 def test_oracle_checkpoints(oracles: Path, folder):
-    model = load_base(oracles / folder, dtype="float32", device="cpu")
+    model = load_official(oracles / folder, dtype="float32", device="cpu")
     check(model, shared_prompts(model.config))
 
 

@@ -1,4 +1,4 @@
-"""What `ChatGlmForCausalLM` does beyond the released cases: loading, saving, and the ways transformers uses it."""
+"""What `OfficialChatGlmForCausalLM` does beyond the released cases: loading, saving, and the ways transformers uses it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glmtune.errors import CheckpointError, ConfigError, DataError, ShapeError
-from glmtune.models.architectures.chatglm import ChatGlmForCausalLM
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.architectures.chatglm_inputs import continue_positions, token_positions
 from glmtune.models.checkpoints.config import native_config
 from glmtune.models.describe import describe
-from glmtune.models.load import build_model, load_base
+from glmtune.models.load import build_model, load_official
+from glmtune.models.official import OfficialChatGlmForCausalLM
 from glmtune.models.releases.families import Family
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.init import build_prefix_encoder
@@ -46,11 +46,11 @@ def tiny_config(**changes: Any) -> ChatGlmConfig:
     return ChatGlmConfig(**sizes | changes)
 
 
-def make_model(attention: str = "sdpa", **changes: Any) -> ChatGlmForCausalLM:
+def make_model(attention: str = "sdpa", **changes: Any) -> OfficialChatGlmForCausalLM:
     config = tiny_config(**changes)
     config._attn_implementation = attention
     torch.manual_seed(0)
-    model = ChatGlmForCausalLM(config)
+    model = OfficialChatGlmForCausalLM(config)
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(torch.randn_like(weight) * 0.3 + (1.0 if weight.dim() == 1 else 0.0))
@@ -73,7 +73,7 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
 
 def test_all_file_forms_hold_the_same_model(oracles: Path) -> None:
     places = ("checkpoint_bin", "checkpoint_bin_sharded", "checkpoint_safetensors")
-    models = [load_base(oracles / "v1" / place, dtype="float32", device="cpu") for place in places]
+    models = [load_official(oracles / "v1" / place, dtype="float32", device="cpu") for place in places]
     assert len({model.fingerprint() for model in models}) == 1
     for name, weight in models[0].named_parameters():
         assert all(torch.equal(weight, dict(model.named_parameters())[name]) for model in models)
@@ -91,7 +91,7 @@ def test_saving_writes_official_names_and_comes_back(checkpoint: Path) -> None:
         48,
         GMASK,
     )
-    loaded, original = load_base(checkpoint, device="cpu"), make_model()
+    loaded, original = load_official(checkpoint, device="cpu"), make_model()
     assert loaded.fingerprint() == original.fingerprint()
     ids = torch.tensor([ROW])
     assert torch.equal(loaded(ids).logits, original(ids).logits)
@@ -102,7 +102,7 @@ def test_a_checkpoint_without_the_copy_of_the_embedding_loads(checkpoint: Path) 
     tensors = load_file(file)
     del tensors["lm_head.weight"]
     save_file(tensors, file)
-    assert load_base(checkpoint).fingerprint() == make_model().fingerprint()
+    assert load_official(checkpoint).fingerprint() == make_model().fingerprint()
 
 
 def test_tensors_that_do_not_fit_are_named(checkpoint: Path) -> None:
@@ -114,7 +114,7 @@ def test_tensors_that_do_not_fit_are_named(checkpoint: Path) -> None:
     tensors["transformer.layers.7.zebra"] = torch.zeros(2)
     save_file(tensors, file)
     with pytest.raises(CheckpointError) as caught:
-        load_base(checkpoint)
+        load_official(checkpoint)
     words = str(caught.value)
     assert "1 missing: transformer.final_layernorm.bias" in words
     assert "1 leftover, which the model has no place for: transformer.layers.7.zebra" in words
@@ -126,7 +126,7 @@ def test_rotary_tables_of_a_checkpoint_are_ignored(checkpoint: Path) -> None:
     noise = {"transformer.layers.0.attention.rotary_emb.inv_freq": torch.randn(2)}
     save_file(load_file(file) | noise, file)
     ids = torch.tensor([ROW])
-    assert torch.equal(load_base(checkpoint, device="cpu")(ids).logits, make_model()(ids).logits)
+    assert torch.equal(load_official(checkpoint, device="cpu")(ids).logits, make_model()(ids).logits)
 
 
 def test_description(oracles: Path) -> None:
@@ -141,8 +141,8 @@ def test_description(oracles: Path) -> None:
 
 
 def test_fingerprint_sees_weights_and_rules_but_no_dtype(checkpoint: Path) -> None:
-    first = load_base(checkpoint, dtype="bfloat16")
-    assert first.fingerprint() == load_base(checkpoint, dtype="float32").fingerprint()
+    first = load_official(checkpoint, dtype="bfloat16")
+    assert first.fingerprint() == load_official(checkpoint, dtype="float32").fingerprint()
     with torch.no_grad():
         first.lm_head.weight.neg_()
     assert first.fingerprint() != make_model().fingerprint()
@@ -151,7 +151,7 @@ def test_fingerprint_sees_weights_and_rules_but_no_dtype(checkpoint: Path) -> No
 
 @pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}])
 def test_transformers_loads_the_official_folder_itself(checkpoint: Path, device_map: Any) -> None:
-    model = ChatGlmForCausalLM.from_pretrained(checkpoint, device_map=device_map, dtype=torch.float32)
+    model = OfficialChatGlmForCausalLM.from_pretrained(checkpoint, device_map=device_map, dtype=torch.float32)
     ids = torch.tensor([ROW])
     close(model(ids.to(model.device)).logits.cpu(), make_model()(ids).logits)
 
@@ -160,7 +160,7 @@ def test_layers_spread_over_devices(checkpoint: Path, tmp_path: Path) -> None:
     places: dict[str, Any] = {"transformer.word_embeddings": "cpu", "transformer.layers.0": "disk"}
     places |= {"transformer.layers.1": "cpu", "transformer.final_layernorm": "cpu", "lm_head": "cpu"}
     places["transformer.rotary_emb"] = "cpu"
-    model = ChatGlmForCausalLM.from_pretrained(
+    model = OfficialChatGlmForCausalLM.from_pretrained(
         checkpoint, device_map=places, offload_folder=str(tmp_path / "offload"), dtype=torch.float32
     )
     ids = torch.tensor([ROW])
@@ -174,7 +174,7 @@ def test_the_vocabulary_of_march_2023(tmp_path: Path) -> None:
     model = build_model(native_config(official, Family.CHATGLM))
     model.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(official))
-    loaded = load_base(tmp_path, device="cpu")
+    loaded = load_official(tmp_path, device="cpu")
     assert loaded.config.position_rule == "march_2023"
     settings = loaded.generation_config
     assert (settings.eos_token_id, settings.pad_token_id) == (150005, 20003)
@@ -428,7 +428,9 @@ def test_low_rank_adapters_train_and_merge(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cast", [lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.double().float()])
-def test_frequencies_survive_casts(cast: Callable[[ChatGlmForCausalLM], ChatGlmForCausalLM]) -> None:
+def test_frequencies_survive_casts(
+    cast: Callable[[OfficialChatGlmForCausalLM], OfficialChatGlmForCausalLM],
+) -> None:
     model = make_model()
     before = model.transformer.rotary_emb.inv_freq()
     assert torch.equal(cast(model).transformer.rotary_emb.inv_freq(), before)
@@ -438,4 +440,4 @@ def test_frequencies_survive_casts(cast: Callable[[ChatGlmForCausalLM], ChatGlmF
 
 def test_a_copied_folder_of_any_name_loads(checkpoint: Path, tmp_path: Path) -> None:
     shutil.copytree(checkpoint, tmp_path / "my own model")
-    assert load_base(tmp_path / "my own model").family is Family.CHATGLM
+    assert load_official(tmp_path / "my own model").family is Family.CHATGLM

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from glmtune.models.architectures import chunked_loss as module
 from glmtune.models.architectures.chunked_loss import labelled_loss, rows_per_chunk
-from glmtune.models.load import load_base
+from glmtune.models.load import load_official
 
 VOCAB, WIDTH = 300, 16
 
@@ -45,7 +45,7 @@ def test_same_loss_and_gradients(
 ) -> None:
     if chunked:
         monkeypatch.setattr(module, "rows_per_chunk", lambda vocab_size: 3)
-    model = load_base(tiny_base, dtype=torch.float32).train()
+    model = load_official(tiny_base, dtype=torch.float32).train()
     found = []
     for labelled_only in (False, True):
         model.zero_grad()
@@ -60,7 +60,7 @@ def test_same_loss_and_gradients(
 
 @pytest.mark.usefixtures("small_chunks")
 def test_evaluation_gives_the_most_probable_tokens(tiny_base: Path) -> None:
-    model, batch = load_base(tiny_base, dtype=torch.float32), inputs(None)
+    model, batch = load_official(tiny_base, dtype=torch.float32), inputs(None)
     with torch.no_grad():
         plain, sparing = model(**batch), model(**batch, labelled_only=True)
     asked = batch["labels"][:, 1:] != -100
@@ -69,13 +69,13 @@ def test_evaluation_gives_the_most_probable_tokens(tiny_base: Path) -> None:
 
 
 def test_without_labels_every_position_has_logits(tiny_base: Path) -> None:
-    model = load_base(tiny_base, dtype=torch.float32)
+    model = load_official(tiny_base, dtype=torch.float32)
     input_ids = torch.arange(3, 9)[None]
     assert model(input_ids=input_ids, labelled_only=True).logits.shape[:2] == (1, 6)
 
 
 def test_a_batch_without_any_label_has_loss_zero(tiny_base: Path) -> None:
-    model = load_base(tiny_base, dtype=torch.float32).train()
+    model = load_official(tiny_base, dtype=torch.float32).train()
     for num_items in (None, torch.tensor(0), 5):
         batch = {**inputs(None), "num_items_in_batch": num_items}
         batch["labels"] = torch.full_like(batch["labels"], -100)

@@ -9,11 +9,10 @@ import torch
 
 from glmtune.errors import ConfigError
 from glmtune.loading import load_tokenizer
-from glmtune.models.architectures.chatglm import ChatGlmForCausalLM
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.chat.chat import Turn, generate_settings
 from glmtune.models.checkpoints.config import native_config, read_config
-from glmtune.models.glm import OfficialGlmForCausalLM
+from glmtune.models.official import OfficialChatGlmForCausalLM, OfficialGlmForCausalLM
 from glmtune.models.releases.families import Family
 from glmtune.models.templates.renderer import template_for
 from glmtune.prefix.attach import attach_prefix, detach_prefix
@@ -38,7 +37,7 @@ def chatglm():
         mask_token_id=tokenizer.get_command("[MASK]"),
         gmask_token_id=tokenizer.get_command("[gMASK]"),
     )
-    return ChatGlmForCausalLM(config).eval(), tokenizer
+    return OfficialChatGlmForCausalLM(config).eval(), tokenizer
 
 
 def special_ids(tokenizer) -> list[int]:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GlmConfig
 
 from glmtune.errors import CheckpointError
-from glmtune.models.checkpoints.config import native_config, read_config
+from glmtune.models.checkpoints.config import native_config, official_config, read_config
 from glmtune.models.checkpoints.names import (
     FusedLayout,
     fuse,
@@ -15,9 +16,9 @@ from glmtune.models.checkpoints.names import (
     name_table,
     split_fused,
     state_to_native,
-    state_to_official,
 )
-from glmtune.models.glm import OfficialGlmForCausalLM
+from glmtune.models.checkpoints.writing import official_tensors
+from glmtune.models.official import OfficialGlmForCausalLM
 from glmtune.models.releases.families import Family
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "models"
@@ -64,7 +65,7 @@ def test_the_table_covers_the_model_and_the_file(name: str) -> None:
     assert {entry.official: entry.shape for entry in table} == {
         key: tuple(value.shape) for key, value in stored.items() if not is_derived(key)
     }
-    round_trip = state_to_official(state_to_native(stored, config), config)
+    round_trip = official_tensors(state_to_native(stored, config), config)
     assert round_trip.keys() == stored.keys() - {"transformer.rotary_pos_emb.inv_freq"}
     assert all(torch.equal(round_trip[key], stored[key]) for key in round_trip)
 
@@ -73,4 +74,15 @@ def test_foreign_names() -> None:
     config = native_config(read_config(GOLDEN / "chatglm2"), Family.CHATGLM2)
     with pytest.raises(CheckpointError, match=r"not part of the model: classifier_head\.weight"):
         state_to_native({"classifier_head.weight": torch.zeros(1)}, config)
-    assert state_to_official({"prefix.weight": torch.zeros(1)}, config) == {}
+
+
+def test_the_order_of_fused_rows_is_not_guessed_at() -> None:
+    config = GlmConfig()  # as transformers makes it, without our attributes
+    words = (
+        r"GlmConfig does not say how the rows of query_key_value are ordered.*`fused_per_head`.*native_config"
+    )
+    for read in (FusedLayout.of, name_table, lambda config: official_config(config, Family.GLM4)):
+        with pytest.raises(CheckpointError, match=words):
+            read(config)
+    config.fused_per_head = False
+    assert not FusedLayout.of(config).per_head

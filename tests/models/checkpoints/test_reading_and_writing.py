@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glmtune.errors import CheckpointError
-from glmtune.models.checkpoints.reading import save_official, write_atomically
+from glmtune.files import write_atomically
 from glmtune.models.checkpoints.shards import read_records, read_tensor
+from glmtune.models.checkpoints.writing import save_official
 from glmtune.models.describe import describe
-from glmtune.models.load import load_base
+from glmtune.models.load import load_official
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "models"
 EMBEDDING = "transformer.embedding.word_embeddings.weight"
@@ -48,7 +49,7 @@ def rewrite(
 @pytest.mark.parametrize("max_shard_bytes", [2**30, 6000])
 def test_saving_gives_back_every_bit(name: str, max_shard_bytes: int, tmp_path: Path) -> None:
     before = stored(GOLDEN / name)
-    model = load_base(GOLDEN / name, dtype=next(iter(before.values())).dtype, device="cpu")
+    model = load_official(GOLDEN / name, dtype=next(iter(before.values())).dtype, device="cpu")
     written = save_official(model, tmp_path, max_shard_bytes=max_shard_bytes)
     after = stored(tmp_path)
     assert before.keys() == after.keys()
@@ -57,7 +58,7 @@ def test_saving_gives_back_every_bit(name: str, max_shard_bytes: int, tmp_path: 
         assert torch.equal(after[key], value)
     assert sorted(written) == sorted(tmp_path.iterdir())
     assert (len(written) > 2) == (max_shard_bytes == 6000)
-    again = load_base(tmp_path, dtype=torch.float32, device="cpu")
+    again = load_official(tmp_path, dtype=torch.float32, device="cpu")
     assert again.family == model.family
     assert again.fingerprint() == model.fingerprint()
 
@@ -65,14 +66,14 @@ def test_saving_gives_back_every_bit(name: str, max_shard_bytes: int, tmp_path: 
 def test_oracle_checkpoints_come_back_bit_equal_from_every_form(oracles: Path, tmp_path: Path) -> None:
     for form in ("checkpoint_bin", "checkpoint_bin_sharded", "checkpoint_safetensors"):
         before = stored(oracles / "v2" / form)
-        save_official(load_base(oracles / "v2" / form, dtype=torch.float16), tmp_path / form)
+        save_official(load_official(oracles / "v2" / form, dtype=torch.float16), tmp_path / form)
         after = stored(tmp_path / form)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_save_pretrained_writes_the_official_layout(tmp_path: Path) -> None:
-    model = load_base(GOLDEN / "glm4", dtype="float32", device="cpu")
+    model = load_official(GOLDEN / "glm4", dtype="float32", device="cpu")
     model.save_pretrained(tmp_path, is_main_process=False)
     assert not list(tmp_path.iterdir())
     model.save_pretrained(tmp_path)
@@ -82,7 +83,7 @@ def test_save_pretrained_writes_the_official_layout(tmp_path: Path) -> None:
         "model.safetensors",
     ]
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "float32"
-    again = load_base(tmp_path, device="cpu")
+    again = load_official(tmp_path, device="cpu")
     assert again.dtype == torch.float32
     assert again.generation_config.eos_token_id == [40, 41, 42]
     half = {name: value.half() for name, value in model.state_dict().items()}
@@ -91,8 +92,8 @@ def test_save_pretrained_writes_the_official_layout(tmp_path: Path) -> None:
 
 
 def test_a_state_dictionary_in_official_names_can_be_loaded(tmp_path: Path) -> None:
-    model = load_base(GOLDEN / "chatglm2", dtype="float32", device="cpu")
-    other = load_base(GOLDEN / "chatglm2", dtype="float32", device="cpu")
+    model = load_official(GOLDEN / "chatglm2", dtype="float32", device="cpu")
+    other = load_official(GOLDEN / "chatglm2", dtype="float32", device="cpu")
     torch.nn.init.zeros_(other.lm_head.weight)
     model.save_pretrained(tmp_path)
     assert not other.load_state_dict(load_file(tmp_path / "model.safetensors")).missing_keys
@@ -116,24 +117,24 @@ def test_a_trainer_saves_and_resumes_official_checkpoints(tmp_path: Path) -> Non
         "learning_rate": 1e-2,
         "seed": 1,
     }
-    whole = load_base(GOLDEN / "chatglm2", dtype="float32", device="cpu")
+    whole = load_official(GOLDEN / "chatglm2", dtype="float32", device="cpu")
     Trainer(whole, TrainingArguments(**common, max_steps=2), train_dataset=rows).train()
-    saved = load_base(tmp_path / "checkpoint-2", device="cpu")
+    saved = load_official(tmp_path / "checkpoint-2", device="cpu")
     assert torch.equal(saved.lm_head.weight, whole.lm_head.weight)
-    resumed = load_base(GOLDEN / "chatglm2", dtype="float32", device="cpu")
+    resumed = load_official(GOLDEN / "chatglm2", dtype="float32", device="cpu")
     trainer = Trainer(resumed, TrainingArguments(**common, max_steps=2), train_dataset=rows)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert torch.equal(resumed.lm_head.weight, whole.lm_head.weight)
 
 
 def test_a_dtype_can_be_asked_for(tmp_path: Path) -> None:
-    model = load_base(GOLDEN / "chatglm2", dtype="float32", device="cpu")
+    model = load_official(GOLDEN / "chatglm2", dtype="float32", device="cpu")
     save_official(model, tmp_path, dtype=torch.bfloat16)
     assert {value.dtype for value in stored(tmp_path).values()} == {torch.bfloat16}
 
 
 def test_a_second_save_leaves_nothing_of_the_first(tmp_path: Path) -> None:
-    model = load_base(GOLDEN / "chatglm2", dtype="float16", device="cpu")
+    model = load_official(GOLDEN / "chatglm2", dtype="float16", device="cpu")
     save_official(model, tmp_path, max_shard_bytes=4000)
     (tmp_path / "tokenizer.model").touch()
     save_official(model, tmp_path)
@@ -159,7 +160,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_saving_an_incomplete_state_names_what_is_missing(tmp_path: Path) -> None:
-    model = load_base(GOLDEN / "chatglm2", dtype="float16", device="cpu")
+    model = load_official(GOLDEN / "chatglm2", dtype="float16", device="cpu")
     state = {name: value for name, value in model.state_dict().items() if name != "model.norm.weight"}
     with pytest.raises(CheckpointError, match=r"1 tensors are missing: model\.norm\.weight"):
         save_official(model, tmp_path, state_dict=state)
@@ -174,7 +175,7 @@ def test_missing_leftover_and_misshapen_tensors_are_all_named(kind: str, tmp_pat
 
     folder = rewrite(GOLDEN / "chatglm2", tmp_path / "changed", change, kind)
     with pytest.raises(CheckpointError) as error:
-        load_base(folder)
+        load_official(folder)
     text, name = str(error.value), "pytorch_model.bin" if kind == "bin" else "model.safetensors"
     assert str(folder) in text
     assert f"classifier_head.weight in {name}" in text
@@ -189,7 +190,7 @@ def test_a_prefix_inside_is_pointed_out(tmp_path: Path) -> None:
         tensors["transformer.prefix_encoder.embedding.weight"] = torch.zeros(2)
 
     with pytest.raises(CheckpointError, match="a tuned prefix: load the base model"):
-        load_base(rewrite(GOLDEN / "chatglm2", tmp_path / "changed", change))
+        load_official(rewrite(GOLDEN / "chatglm2", tmp_path / "changed", change))
 
 
 def test_codes_in_place_of_weights_are_refused(tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_codes_in_place_of_weights_are_refused(tmp_path: Path) -> None:
         CheckpointError,
         match=r"1 hold integer codes.*dense_4h_to_h.weight \(torch.int8 in pytorch_model.bin\)",
     ):
-        load_base(rewrite(GOLDEN / "chatglm2", tmp_path / "changed", change))
+        load_official(rewrite(GOLDEN / "chatglm2", tmp_path / "changed", change))
 
 
 def test_views_and_transposed_tensors_in_a_pickle_are_read_right(tmp_path: Path) -> None:
@@ -215,8 +216,8 @@ def test_views_and_transposed_tensors_in_a_pickle_are_read_right(tmp_path: Path)
         name = "transformer.encoder.layers.0.input_layernorm.weight"
         tensors[name] = both[1]
 
-    model = load_base(rewrite(GOLDEN / "chatglm2", tmp_path / "changed", change), dtype="float16")
-    plain = load_base(GOLDEN / "chatglm2", dtype="float16")
+    model = load_official(rewrite(GOLDEN / "chatglm2", tmp_path / "changed", change), dtype="float16")
+    plain = load_official(GOLDEN / "chatglm2", dtype="float16")
     assert torch.equal(model.lm_head.weight, plain.lm_head.weight)
     assert torch.equal(model.model.norm.weight, plain.model.norm.weight)
     assert torch.equal(model.model.layers[0].input_layernorm.weight, plain.model.norm.weight + 1)
@@ -227,21 +228,21 @@ def test_missing_files(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "chatglm2", folder)
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"names 2 files, but 1 .*: model-00002-of-00002.safetensors"):
-        load_base(folder)
+        load_official(folder)
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json is no valid index"):
-        load_base(folder)
+        load_official(folder)
     for outside in ("../other/model.safetensors", "/etc/passwd", 7):
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {NORM: outside}}))
         with pytest.raises(
             CheckpointError, match=rf"index\.json: tensor {NORM} is said to be in .*same folder"
         ):
-            load_base(folder)
+            load_official(folder)
     (folder / "model.safetensors.index.json").unlink()
     with pytest.raises(
         CheckpointError, match=r"holds no weights: expected model\.safetensors, pytorch_model\.bin"
     ):
-        load_base(folder)
+        load_official(folder)
 
 
 def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
@@ -255,7 +256,7 @@ def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"is in model-00001-of-00002.safetensors and in extra.safetensors"
     ):
-        load_base(folder)
+        load_official(folder)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +354,7 @@ def test_a_download_that_stopped_names_its_file(
     )
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * kept)])
     with pytest.raises(CheckpointError, match=rf"{file.name} (cannot be read|is no complete).*incomplete"):
-        load_base(folder)
+        load_official(folder)
 
 
 @pytest.mark.parametrize("generation", ["v1", "v2"])
@@ -368,7 +369,7 @@ def test_a_shard_that_the_index_forgot(generation: str, oracles: Path, tmp_path:
     kept = {name: file for name, file in weight_map.items() if file != forgotten}
     index.write_text(json.dumps({"weight_map": kept}))
     with pytest.raises(CheckpointError) as error:
-        load_base(folder)
+        load_official(folder)
     assert str(folder) in str(error.value)
     assert f"{len(lost)} missing" in str(error.value)
     assert next(name for name in lost if "layers.1.mlp" in name) in str(error.value)
@@ -383,7 +384,7 @@ def test_a_first_generation_checkpoint_with_every_fault_at_once(oracles: Path, t
         tensors["transformer.word_embeddings.weight"] = torch.zeros(4, 4)
 
     with pytest.raises(CheckpointError) as error:
-        load_base(rewrite(oracles / "v1" / "checkpoint_bin", tmp_path / "changed", change))
+        load_official(rewrite(oracles / "v1" / "checkpoint_bin", tmp_path / "changed", change))
     for words in (
         f"1 missing: {norm}",
         "transformer.more.weight in pytorch_model.bin",
@@ -410,7 +411,7 @@ def test_a_value_that_no_release_could_have(key: str, value: object, rule: str, 
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | {key: value}))
     words = re.escape(f"{folder}/config.json cannot be used:\n- {key} is {value!r}, but must be {rule}")
-    for read in (load_base, describe):
+    for read in (load_official, describe):
         with pytest.raises(CheckpointError, match=words):
             read(folder)
 
@@ -423,7 +424,7 @@ def test_a_config_of_an_unknown_generation(config: dict[str, object], tmp_path: 
         CheckpointError,
         match=r"changed/config\.json is no official GLM configuration.*inner_hidden_size.*padded_vocab_size",
     ):
-        load_base(folder)
+        load_official(folder)
 
 
 def test_a_key_of_another_generation_is_named(tmp_path: Path) -> None:
@@ -434,4 +435,4 @@ def test_a_key_of_another_generation_is_named(tmp_path: Path) -> None:
         CheckpointError,
         match=r"changed/config\.json cannot be used:\n- unknown keys: partial_moe_experts = 8",
     ):
-        load_base(folder)
+        load_official(folder)

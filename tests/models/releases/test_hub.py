@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from glmtune.errors import CheckpointError, ConfigError, MissingExtraError
-from glmtune.models.load import load_base
+from glmtune.models.load import load_official
 from glmtune.models.releases.families import Family
 from glmtune.models.releases.source import family_of_source, resolve_source
 from tests.models.releases.hub_server import Hub, serving
@@ -73,7 +73,7 @@ def test_both_owners_are_one_model_without_code(hub: Hub, tmp_path: Path) -> Non
     }
     assert len(hub.files_sent) == len(names)  # each once, and no .py nor the second weight format
     assert not [name for _, name in hub.files_sent if name.endswith((".py", ".bin"))]
-    model = load_base(folder, dtype=torch.float32)
+    model = load_official(folder, dtype=torch.float32)
     assert model.family == Family.CHATGLM2
     offline = resolve("THUDM/chatglm2-6b", hub, tmp_path, offline=True)
     assert offline.stdout.strip() == str(folder)

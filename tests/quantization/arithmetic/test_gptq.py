@@ -12,7 +12,7 @@ from torch import Tensor
 from glmtune.errors import ConfigError, ShapeError
 from glmtune.loading import load_base
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
-from glmtune.models.checkpoints.reading import save_official
+from glmtune.models.checkpoints.writing import save_official
 from glmtune.quantization.arithmetic.gptq import output_signal_and_noise, quantize_gptq
 from glmtune.quantization.arithmetic.primitives import dequantize, quantize_groups, sqnr_db
 from glmtune.quantization.files.calibrate import quantize_calibrated

@@ -18,7 +18,7 @@ from torch import Tensor
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.loading import load_base, load_model
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
-from glmtune.models.load import load_base as load_with
+from glmtune.models.load import load_official
 from glmtune.quantization.arithmetic.methods import METHODS
 from glmtune.quantization.files.quantize_on_load import QuantizingReader
 from glmtune.quantization.layers.apply import dequantize_model, quantize_model
@@ -73,7 +73,7 @@ def test_the_dequantized_model_gives_the_same_logits(source: Path) -> None:
 
 def test_quantized_embeddings_of_the_first_generation(tmp_path: Path) -> None:
     reader = QuantizingReader("int4", embeddings=True, measure=True)
-    model = load_with(GOLDEN / "chatglm", dtype="float32", device="cpu", quantizer=reader)
+    model = load_official(GOLDEN / "chatglm", dtype="float32", device="cpu", quantizer=reader)
     model.save_pretrained(tmp_path)
     again = load_base(tmp_path, dtype="float32", device="cpu")
     assert torch.equal(logits(again), logits(model))
@@ -89,7 +89,7 @@ def test_quantized_embeddings_of_the_first_generation(tmp_path: Path) -> None:
 
 def test_the_report_lists_every_layer(source: Path) -> None:
     reader = QuantizingReader("int4", skip=("layers.0.mlp.dense_4h_to_h",), measure=True)
-    load_with(source, dtype="float32", device="cpu", quantizer=reader)
+    load_official(source, dtype="float32", device="cpu", quantizer=reader)
     report = reader.report
     memory = quantize_model(
         load_base(source, dtype="auto", device="cpu"), "int4", skip=("layers.0.mlp.dense_4h_to_h",)
@@ -116,7 +116,7 @@ def test_the_report_lists_every_layer(source: Path) -> None:
 
 def test_skipped_layers_are_left_and_stay_left(source: Path, tmp_path: Path) -> None:
     reader = QuantizingReader("int4", skip=("*.0.*", "dense"))
-    model = load_with(source, dtype="float32", device="cpu", quantizer=reader)
+    model = load_official(source, dtype="float32", device="cpu", quantizer=reader)
     model.save_pretrained(tmp_path)
     assert "quantization_bit" not in json.loads((tmp_path / "config.json").read_text())
     again = load_base(tmp_path, dtype="float32", device="cpu")
@@ -127,7 +127,7 @@ def test_skipped_layers_are_left_and_stay_left(source: Path, tmp_path: Path) -> 
 
 def test_settings_that_no_layer_can_obey() -> None:
     def load(**options: Any) -> None:
-        load_with(GOLDEN / "chatglm2", device="cpu", quantizer=QuantizingReader(**options))
+        load_official(GOLDEN / "chatglm2", device="cpu", quantizer=QuantizingReader(**options))
 
     with pytest.raises(ConfigError, match=r"`quantization` is `int4-g12`.*Did you mean"):
         load(method="int4-g12")
@@ -149,7 +149,7 @@ def test_an_odd_input_width_is_refused_by_name(tmp_path: Path) -> None:
     ):
         load_base(tmp_path, device="cpu", quantization="int4")
     reader = QuantizingReader("int4", skip=("dense_4h_to_h",))
-    load_with(tmp_path, device="cpu", quantizer=reader)
+    load_official(tmp_path, device="cpu", quantizer=reader)
     load_base(tmp_path, device="cpu", quantization="int8")
     (tmp_path / "config.json").write_text(json.dumps(official | {"quantization_bit": 4}))
     with pytest.raises(CheckpointError, match=r"37 input columns, and 4 bits need an even number"):

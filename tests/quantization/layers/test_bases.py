@@ -12,7 +12,7 @@ import torch
 
 from glmtune.adapter import load_adapter
 from glmtune.errors import CheckpointError
-from glmtune.export.export import Job, export
+from glmtune.export.export import ExportJob, export
 from glmtune.loading import load_base, load_model
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.checkpoint import PrefixMeta, load_prefix, save_prefix
@@ -31,8 +31,8 @@ def prefix_for(base: Path, folder: Path, template: str) -> Path:
     return save_prefix(encoder, folder, meta=meta)
 
 
-def job(source: Path, folder: Path, prefix: Path) -> Job:
-    return Job(
+def job(source: Path, folder: Path, prefix: Path) -> ExportJob:
+    return ExportJob(
         source=str(source), format="official", output_dir=folder, family=None, prefix_path=str(prefix),
         adapter_path=None, dtype=torch.float32, max_shard_bytes=2**30, overwrite=False,
     )  # fmt: skip

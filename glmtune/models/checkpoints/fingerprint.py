@@ -1,0 +1,103 @@
+"""Fingerprints of weights: which base a prefix or adapter was trained on, which model a score is of.
+
+There are two, and their values are on disk everywhere (prefixes, adapters, manifests, journals), so neither
+may change. `weights_fingerprint` says *the same base in whatever floating type*; `hash_tensors` says *the
+same numbers*, as a run in bfloat16 has other scores than one in float32. Both look at some 4,096 spread
+elements per tensor: hashing all of a 9B model would take longer than loading it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GlmConfig
+
+from glmtune.models.architectures.chatglm_config import ChatGlmConfig
+from glmtune.models.checkpoints.config import FIRST_SIZES, SIZES, rope_ratio
+from glmtune.models.checkpoints.names import name_table
+from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
+
+SAMPLES_PER_TENSOR = 4096
+
+
+def weights_fingerprint(config: Any, weights: Mapping[str, Tensor]) -> str:
+    """Identify a base by architecture and weights.
+
+    Only signs enter, because a sign survives every cast: float32, bfloat16 and float16 have one fingerprint.
+    Training the weights changes it, and so does quantizing them.
+
+    Args:
+        config: as made by `native_config`.
+        weights: native name → tensor, each looked at once.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    names = fingerprinted_names(config)
+    return signs_fingerprint(config, {name: sampled_signs(weights[name]) for name in names})
+
+
+def signs_fingerprint(config: Any, signs: Mapping[str, bytes]) -> str:
+    """Return `weights_fingerprint` where the weights are gone, from the signs that were sampled of each.
+
+    Args:
+        config: as made by `native_config`.
+        signs: native name → what `sampled_signs` returned.
+    """
+    digest = hashlib.sha256(json.dumps(_architecture(config), sort_keys=True).encode())
+    for name in fingerprinted_names(config):
+        digest.update(name.encode() + signs[name])
+    return digest.hexdigest()
+
+
+def fingerprinted_names(config: Any) -> list[str]:
+    """List the native names that enter, in this order; a tied head is the embedding over again."""
+    return [name for entry in name_table(config) if not entry.is_copy for name in entry.native]
+
+
+def sampled_signs(weight: Tensor) -> bytes:
+    """Return one byte per sample of a weight: 1 where it is negative."""
+    return torch.signbit(_samples(weight)).cpu().numpy().tobytes()
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return 16 hexadecimal digits that change with any tensor's name, shape, type or (sampled) values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(_samples(tensor).contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def sample_step(count: int) -> int:
+    """Return the distance between samples.
+
+    Odd, while rows are nearly always of even length: an even step would meet the same few columns in every
+    row.
+    """
+    return max(1, count // SAMPLES_PER_TENSOR) | 1
+
+
+def _samples(tensor: Tensor) -> Tensor:
+    flat = tensor.detach().reshape(-1)
+    return flat[:: sample_step(flat.numel())]
+
+
+def _architecture(config: GlmConfig | ChatGlmConfig) -> dict[str, Any]:
+    """Return what of an architecture decides its results, under names that never change."""
+    if isinstance(config, ChatGlmConfig):
+        values = {name: getattr(config, native) for name, native in sorted(FIRST_SIZES.items())}
+        values |= {"eps": config.layer_norm_eps, "position_encoding_2d": config.position_encoding_2d}
+        values |= {"position_rule": config.position_rule}
+    else:
+        values = {name: getattr(config, native) for name, native in sorted(SIZES.items())}
+        values |= {"kv_heads": config.num_key_value_heads, "qkv_bias": config.attention_bias}
+        values |= {"eps": config.rms_norm_eps, "rope_ratio": rope_ratio(config)}
+        values |= {"rope_type": (config.rope_parameters or {}).get("rope_type", "default")}
+    layout = QuantizedLayout.of(config)
+    return values if layout is None else values | {"quantization": layout.identity}
