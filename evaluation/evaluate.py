@@ -6,13 +6,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.backend import Backend
 from evaluation.reporting.files import show, write_report, write_timing
-from evaluation.reporting.results import Result, make_result
+from evaluation.reporting.results import Evaluated, Result, make_result
 from evaluation.running.data_parallel import Processes
 from evaluation.running.fingerprint import deciding, fingerprint
 from evaluation.running.progress import progress_of
@@ -24,19 +23,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 DEFAULT_FOLDER = Path("runs") / "eval"
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """A finished evaluation.
-
-    Attributes:
-        result: its figures.
-        folder: what was written is there.
-    """
-
-    result: Result
-    folder: Path
 
 
 def default_folder(values: Mapping[str, Any]) -> Path:

@@ -1,4 +1,4 @@
-"""The records that pass through an evaluation: sample, prompt, completion, choice scores."""
+"""The records that pass through an evaluation: sample, prompt, completion, choice scores, text losses."""
 
 from __future__ import annotations
 
@@ -105,3 +105,16 @@ class ChoiceScores:
     def best(self) -> int:
         """The most probable choice; ties go to the earlier one."""
         return max(range(len(self.logprobs)), key=lambda place: (self.logprobs[place], -place))
+
+
+@dataclass(frozen=True, slots=True)
+class WindowLoss:
+    """How badly a model predicts one window of a text.
+
+    Attributes:
+        num_tokens: tokens in it.
+        nats: sum of their negative natural log-likelihoods.
+    """
+
+    num_tokens: int
+    nats: float

@@ -17,7 +17,7 @@ from recipes.compose import Command
 
 if TYPE_CHECKING:
     from evaluation.backend import Backend
-    from evaluation.evaluate import Evaluated
+    from evaluation.reporting.results import Evaluated
 
 BACKENDS = ("glmtune", "openai", "vllm")
 DEFAULT_MODEL = ModelSettings().source

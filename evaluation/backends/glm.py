@@ -15,8 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evaluation.backend import Limits, ModelIdentity
-from evaluation.compare.statistics.perplexity import WindowLoss
-from evaluation.sample import ChoiceScores, Completion, Prompt
+from evaluation.sample import ChoiceScores, Completion, Prompt, WindowLoss
 from glmtune.adapter import find_adapter, load_adapter
 from glmtune.errors import DataError
 from glmtune.inference.engine.engine import Engine

@@ -20,7 +20,7 @@ from evaluation.benchmarks.benchmark import (
     sample_set_rows,
     subject_table,
 )
-from evaluation.extraction import bbh
+from evaluation.extraction import bbh as bbh_rules
 from evaluation.fewshot import Exemplar, as_text, text_prompt
 from evaluation.metrics import MACRO, Groups
 from evaluation.sample import Prompt, Sample
@@ -138,15 +138,15 @@ def few_shot_cot(ask: Ask) -> Method:
     """Three worked exemplars as the repository gives them (all GLM tables)."""
     write, num_fewshot = _writer(ask, CUE, lambda shot: shot)
     rules = {
-        "official": _by_task(bbh.official, "text after the first `the answer is `, letter by letter"),
-        "normalized": _by_task(bbh.normalized, "last stated answer in the task's form", forgiving=True),
-        "loose": _by_task(bbh.loose, "stated answer, else the last line", forgiving=True),
+        "official": _by_task(bbh_rules.official, "text after the first `the answer is `, letter by letter"),
+        "normalized": _by_task(bbh_rules.normalized, "last stated answer in the task's form", forgiving=True),
+        "loose": _by_task(bbh_rules.loose, "stated answer, else the last line", forgiving=True),
     }
     return Method(
         kind=GENERATE,
         rules=rules,
         write=write,
-        limits=Limits(COT_TOKENS, stop=bbh.STOPS),
+        limits=Limits(COT_TOKENS, stop=bbh_rules.STOPS),
         num_fewshot=num_fewshot,
     )
 
@@ -160,14 +160,14 @@ def few_shot_direct(ask: Ask) -> Method:
 
     write, num_fewshot = _writer(ask, DIRECT_CUE, shorten)
     rules = {
-        "official": Rule("the whole completion, letter by letter", bbh.official_direct),
-        "normalized": _by_task(bbh.normalized_direct, "completion in the task's form", forgiving=True),
+        "official": Rule("the whole completion, letter by letter", bbh_rules.official_direct),
+        "normalized": _by_task(bbh_rules.normalized_direct, "completion in the task's form", forgiving=True),
     }
     return Method(
         kind=GENERATE,
         rules=rules,
         write=write,
-        limits=Limits(DIRECT_TOKENS, stop=("\n",) if not ask.is_chat else bbh.STOPS),
+        limits=Limits(DIRECT_TOKENS, stop=("\n",) if not ask.is_chat else bbh_rules.STOPS),
         num_fewshot=num_fewshot,
     )
 
@@ -175,14 +175,14 @@ def few_shot_direct(ask: Ask) -> Method:
 def _by_task(
     rule: Callable[[str], Callable[[str, Sample], str | None]], about: str, *, forgiving: bool = False
 ) -> Rule:
-    by_kind = {kind: rule(kind) for kind in bbh.FORMS}
+    by_kind = {kind: rule(kind) for kind in bbh_rules.FORMS}
 
     def extract(text: str, sample: Sample) -> str | None:
         return by_kind[SUBJECTS[sample.subject]["kind"]](text, sample)
 
     if not forgiving:
         return Rule(about, extract)
-    return Rule(about, extract, bbh.is_the_same_answer)
+    return Rule(about, extract, bbh_rules.is_the_same_answer)
 
 
 def groups(split: str) -> Groups:

@@ -30,7 +30,7 @@ from evaluation.benchmarks.multiple_choice import (
     letter_method,
     two_stage_method,
 )
-from evaluation.extraction import letters
+from evaluation.extraction import letters as letter_rules
 from evaluation.fewshot import Exemplar, as_text, turns_prompt
 from evaluation.metrics import MACRO, MICRO, Groups
 from evaluation.sample import LETTERS, Prompt, Sample, Turn
@@ -197,7 +197,7 @@ def few_shot_cot(ask: Ask) -> Method:
         text = as_text(instruction(sample.subject), kept, ask_for_letter(sample) + STEPS)
         return Prompt(text=text, num_fewshot=len(kept))
 
-    rules = {OFFICIAL: Rule(TEXT_RULES["script"].about, letters.script)}
+    rules = {OFFICIAL: Rule(TEXT_RULES["script"].about, letter_rules.script)}
     rules |= {name: rule for name, rule in TEXT_RULES.items() if name != "script"}
     return Method(
         kind=GENERATE,

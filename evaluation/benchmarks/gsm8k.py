@@ -24,7 +24,7 @@ from evaluation.benchmarks.benchmark import (
     sample_set_rows,
 )
 from evaluation.benchmarks.gsm8k_exemplars import ANSWER_ZH, QUESTION_ZH, mgsm_exemplars, wei_exemplars
-from evaluation.extraction import numbers
+from evaluation.extraction import numbers as number_rules
 from evaluation.fewshot import Exemplar, as_text, text_prompt
 from evaluation.metrics import MICRO, Groups
 from evaluation.sample import Prompt, Sample
@@ -45,12 +45,14 @@ _FOLDERS = {
 RULES = {
     "decimal": Rule(
         "number after the last marker, else the last number; as decimals",
-        numbers.decimal,
-        numbers.is_the_same_number,
+        number_rules.decimal,
+        number_rules.is_the_same_number,
     ),
-    "official": Rule("number after `####`, as text", numbers.official, numbers.is_the_same_text),
-    "strict": Rule("number of `The answer is N`, as decimals", numbers.strict, numbers.is_the_same_number),
-    "flexible": Rule("last number, as decimals", numbers.flexible, numbers.is_the_same_number),
+    "official": Rule("number after `####`, as text", number_rules.official, number_rules.is_the_same_text),
+    "strict": Rule(
+        "number of `The answer is N`, as decimals", number_rules.strict, number_rules.is_the_same_number
+    ),
+    "flexible": Rule("last number, as decimals", number_rules.flexible, number_rules.is_the_same_number),
 }
 
 
@@ -178,7 +180,7 @@ def _zero_shot_cot(layout: _Layout, steps: str) -> Callable[[Ask], Method]:
 
 
 def _method(write: Callable[[Sample, int], Prompt], *, num_fewshot: int) -> Method:
-    limits = Limits(COT_TOKENS, stop=numbers.STOPS)
+    limits = Limits(COT_TOKENS, stop=number_rules.STOPS)
     return Method(kind=GENERATE, rules=RULES, write=write, limits=limits, num_fewshot=num_fewshot)
 
 

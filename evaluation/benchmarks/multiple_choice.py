@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evaluation.backend import Limits
 from evaluation.benchmarks.benchmark import WAY_OUT, read_text
-from evaluation.extraction import letters
+from evaluation.extraction import letters as letter_rules
 from evaluation.fewshot import Exemplar, as_text, turns_prompt
 from evaluation.sample import LETTERS, Prompt, Sample
 from evaluation.task import CHOICES, GENERATE_THEN_CHOICES, SCORES, Method, Rule
@@ -18,12 +18,12 @@ from glmtune.errors import DataError
 OFFICIAL = "official"
 COT_TOKENS = 512
 LETTER_RULES = {
-    OFFICIAL: Rule("the most probable of the four letters", letters.given, reads=SCORES),
+    OFFICIAL: Rule("the most probable of the four letters", letter_rules.given, reads=SCORES),
 }
 TEXT_RULES = {
-    "script": Rule("the C-Eval repository's regular expressions", letters.script),
-    "strict": Rule("the last sentence stating the answer in so many words", letters.strict),
-    "loose": Rule("what a careful reader finds", letters.loose),
+    "script": Rule("the C-Eval repository's regular expressions", letter_rules.script),
+    "strict": Rule("the last sentence stating the answer in so many words", letter_rules.strict),
+    "loose": Rule("what a careful reader finds", letter_rules.loose),
 }
 
 

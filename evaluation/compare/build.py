@@ -17,7 +17,8 @@ from evaluation.compare.reporting.flips import find_questions
 from evaluation.compare.reporting.report import compare_pair, show_comparison, write_comparison
 from evaluation.compare.reporting.tables import ComparisonReport
 from evaluation.compare.settings import GateSettings
-from evaluation.compare.statistics.perplexity import TextLoss, WindowLoss, compare_losses
+from evaluation.compare.statistics.perplexity import TextLoss, compare_losses
+from evaluation.sample import WindowLoss
 from glmtune.errors import DataError
 
 if TYPE_CHECKING:

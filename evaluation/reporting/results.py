@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from evaluation.answer import Answer
@@ -67,6 +68,19 @@ class Result:
         shots = f", {self.task.num_fewshot}-shot" if self.task.num_fewshot else ""
         what = f"{self.task.title} {self.task.split}, {self.task.protocol}{shots}"
         return " ".join([*marks, f"{what}: {self.fingerprint['model']['name']}"])
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A finished evaluation.
+
+    Attributes:
+        result: its figures.
+        folder: what was written is there.
+    """
+
+    result: Result
+    folder: Path
 
 
 def make_result(task: Task, answers: Sequence[Answer], fingerprint: Mapping[str, Any]) -> Result:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.evaluate import Evaluated
 from evaluation.reporting.files import comparable_row
+from evaluation.reporting.results import Evaluated
 from evaluation.reporting.tables import NOTHING, TextTable, percent
 from glmtune.files import json_text, write_text_atomically
 

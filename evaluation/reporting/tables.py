@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evaluation.metrics import MACRO, MICRO, Score
-from evaluation.reporting.chart import interval
+from evaluation.metrics import MACRO, MICRO, Score, interval
 from evaluation.reporting.published import PublishedRow
 from evaluation.reporting.results import Result
 

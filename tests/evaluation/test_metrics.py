@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from evaluation.benchmarks import BENCHMARKS
 from evaluation.benchmarks.benchmark import subject_table
+from evaluation.benchmarks.tasks import BENCHMARKS
 from evaluation.metrics import Groups, Outcome, binomial_stderr, summarize
 from evaluation.reporting.published import published_tables
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.benchmarks import BENCHMARKS, PUBLISHED, make_task
+from evaluation.benchmarks.tasks import BENCHMARKS, PUBLISHED, make_task
 from evaluation.sample import Prompt, Turn
 from evaluation.task import hash_prompt
 from glmtune.errors import GlmtuneError
@@ -139,7 +139,7 @@ def test_evaluation_needs_no_torch() -> None:
     import sys
 
     code = (
-        "import sys; from evaluation.benchmarks import make_task; import evaluation.metrics;"
+        "import sys; from evaluation.benchmarks.tasks import make_task; import evaluation.metrics;"
         " task = make_task('ceval', data_dir='sample'); task.prompt_hash;"
         " sys.exit('torch' in sys.modules or 'datasets' in sys.modules)"
     )

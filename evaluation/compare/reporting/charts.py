@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from evaluation.compare.reporting.tables import ComparisonReport
 from evaluation.compare.statistics.drops import Drop
-from evaluation.metrics import Score
-from evaluation.reporting.chart import interval, save_figure
+from evaluation.metrics import Score, interval
+from evaluation.reporting.chart import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

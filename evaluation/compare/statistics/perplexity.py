@@ -8,20 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.compare.settings import GateSettings
+from evaluation.sample import WindowLoss
 from glmtune.errors import ConfigError, DataError
-
-
-@dataclass(frozen=True, slots=True)
-class WindowLoss:
-    """How badly a model predicts one window of a text.
-
-    Attributes:
-        num_tokens: tokens in it.
-        nats: sum of their negative natural log-likelihoods.
-    """
-
-    num_tokens: int
-    nats: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.benchmarks import make_task
 from evaluation.benchmarks.benchmark import subject_table
+from evaluation.benchmarks.tasks import make_task
 from evaluation.sample import Turn
 from glmtune.errors import DataError
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.benchmarks import make_task
 from evaluation.benchmarks.gsm8k import gold, without_marks
 from evaluation.benchmarks.gsm8k_exemplars import mgsm_exemplars, wei_exemplars
+from evaluation.benchmarks.tasks import make_task
 from evaluation.sample import Turn
 from glmtune.errors import DataError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.benchmarks import make_task
+from evaluation.benchmarks.tasks import make_task
 from evaluation.sample import Turn
 from glmtune.errors import ConfigError, DataError
 
