@@ -21,19 +21,18 @@ class Exemplar:
     answer: str
 
 
-def as_text(header: str, exemplars: Sequence[Exemplar], question: str, *, between: str = "\n\n") -> str:
+def as_text(header: str, exemplars: Sequence[Exemplar], question: str) -> str:
     r"""Return header, worked examples and question as one text.
 
     Args:
         header: text before everything, its own separator included.
         exemplars: worked examples.
         question: the question with its cue; the model continues here.
-        between: stands after every example.
 
     >>> as_text("About birds.\n\n", [Exemplar("1+1?\nAnswer:", " 2")], "1+2?\nAnswer:")
     'About birds.\n\n1+1?\nAnswer: 2\n\n1+2?\nAnswer:'
     """
-    shots = "".join(f"{shot.question}{shot.answer}{between}" for shot in exemplars)
+    shots = "".join(f"{shot.question}{shot.answer}\n\n" for shot in exemplars)
     return header + shots + question
 
 

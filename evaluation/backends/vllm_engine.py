@@ -28,7 +28,6 @@ class VllmBackend:
         tokenizer: PreTrainedTokenizerBase,
         *,
         name: str | None = None,
-        weights_hash: str = "",
         is_chat: bool | None = None,
         **options: Any,
     ) -> None:
@@ -38,7 +37,6 @@ class VllmBackend:
             source: a folder or hub id that vLLM can serve, such as one written by ``glmtune export``.
             tokenizer: from `glmtune.load_tokenizer`.
             name: how the user named the model; None takes ``source``.
-            weights_hash: what tells the weights apart; vLLM does not.
             is_chat: whether prompts are conversations; None decides by the name.
             **options: passed to ``vllm.LLM``, such as ``dtype`` or ``tensor_parallel_size``.
 
@@ -60,7 +58,7 @@ class VllmBackend:
         family = self._encoder.family
         self._identity = ModelIdentity(
             name=chosen,
-            weights_hash=weights_hash,
+            weights_hash="",  # vLLM gives no access to the weights
             family=family.value,
             dtype=str(config.dtype).removeprefix("torch."),
             quantization=str(getattr(config, "quantization", None) or "none"),
