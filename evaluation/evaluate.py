@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_FOLDER = Path("runs") / "eval"
 
 
-def default_folder(values: Mapping[str, Any]) -> Path:
+def default_run_folder(values: Mapping[str, Any]) -> Path:
     """Return where a run goes if no folder is named; the same run always goes to the same place.
 
     Args:
@@ -56,7 +56,7 @@ def evaluate_model(
         task: what to ask.
         backend: whom to ask.
         console: shows progress and tables, of the first process only.
-        output_dir: of the run; None takes ``default_folder``.
+        output_dir: of the run; None takes ``default_run_folder``.
         resume: go on with the answers there; otherwise they are moved aside.
         processes: this process among those that share the run.
 
@@ -68,7 +68,7 @@ def evaluate_model(
     """
     processes = processes or Processes()
     values = fingerprint(task, backend.identity, backend.max_context_tokens)
-    folder = output_dir or default_folder(values)
+    folder = output_dir or default_run_folder(values)
     shown = None if processes.rank else console
     if shown is not None:
         _announce(shown, task, folder)
@@ -97,7 +97,7 @@ def evaluate_saved(
         task: what was asked.
         completions: a JSONL file, or the folder of an earlier run.
         console: shows tables.
-        output_dir: of the report; None takes ``default_folder``.
+        output_dir: of the report; None takes ``default_run_folder``.
         allow_missing: score a part; its title says PARTIAL.
         model: whose completions they are; None names the file.
 
@@ -106,7 +106,7 @@ def evaluate_saved(
     """
     saved = read_saved(completions, task, allow_missing=allow_missing, model=model)
     values = fingerprint(saved.task, saved.identity, None)
-    folder = output_dir or default_folder(values)
+    folder = output_dir or default_run_folder(values)
     _announce(console, saved.task, folder)
     return _report(make_result(saved.task, saved.answers, values), folder, console)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evaluation.sample import Prompt, Turn
+from evaluation.sample import Prompt
+from glmtune.messages import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def as_text(header: str, exemplars: Sequence[Exemplar], question: str) -> str:
 def text_prompt(text: str, *, num_fewshot: int, is_chat: bool) -> Prompt:
     """Wrap a text: as it is for a base model, as the only user turn for a chat model."""
     if is_chat:
-        return Prompt(turns=(Turn("user", text),), num_fewshot=num_fewshot)
+        return Prompt(turns=(Message("user", text),), num_fewshot=num_fewshot)
     return Prompt(text=text, num_fewshot=num_fewshot)
 
 
@@ -53,9 +54,9 @@ def turns_prompt(header: str, exemplars: Sequence[Exemplar], question: str) -> P
         exemplars: worked examples; outer white space of their answers is left out.
         question: the last user turn.
     """
-    turns: list[Turn] = []
+    turns: list[Message] = []
     for shot in exemplars:
-        turns += [Turn("user", shot.question), Turn("assistant", shot.answer.strip())]
-    turns.append(Turn("user", question))
-    turns[0] = Turn("user", header + turns[0].content)
+        turns += [Message("user", shot.question), Message("assistant", shot.answer.strip())]
+    turns.append(Message("user", question))
+    turns[0] = Message("user", header + turns[0].content)
     return Prompt(turns=tuple(turns), num_fewshot=len(exemplars))

@@ -113,7 +113,7 @@ def binomial_stderr(accuracy: float, num_samples: int) -> float | None:
     return math.sqrt(accuracy * (1 - accuracy) / (num_samples - 1))
 
 
-def summarize(outcomes: Sequence[Outcome], groups: Groups) -> Summary:
+def summarize_outcomes(outcomes: Sequence[Outcome], groups: Groups) -> Summary:
     """Average outcomes in every way the benchmark is reported.
 
     Args:

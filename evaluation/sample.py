@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from glmtune.messages import Message
+
 LETTERS = "ABCD"
 
 
@@ -38,19 +40,6 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One message of a chat prompt.
-
-    Attributes:
-        role: ``system``, ``user`` or ``assistant``.
-        content: the text, without any template around it.
-    """
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
 class Prompt:
     """What a model is asked: plain text for a base model, or the turns of a chat.
 
@@ -64,7 +53,7 @@ class Prompt:
     """
 
     text: str | None = None
-    turns: tuple[Turn, ...] = ()
+    turns: tuple[Message, ...] = ()
     num_fewshot: int = 0
 
     def __post_init__(self) -> None:

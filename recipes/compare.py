@@ -138,7 +138,7 @@ def run(config: CompareConfig) -> int:
     """
     from rich.console import Console
 
-    from evaluation.compare.build import Side, build_report, default_folder, deliver
+    from evaluation.compare.build import Side, build_report, default_comparison_folder, deliver
     from evaluation.compare.pairing.runs import find_runs
 
     console = Console()
@@ -151,7 +151,7 @@ def run(config: CompareConfig) -> int:
         if not before.runs:
             return 0
     folder = Path(config.output_dir).expanduser() if config.output_dir else None
-    folder = folder or default_folder(before, list(sides.values()))
+    folder = folder or default_comparison_folder(before, list(sides.values()))
     reports = {
         name: build_report(before, side, config.gate, text_file=config.text_file)
         for name, side in sides.items()

@@ -66,8 +66,7 @@ class PromptEncoder:
             DataError: turns that the template cannot show, or special tokens that are not there exactly once.
         """
         if prompt.text is None:
-            messages = [Message(turn.role, turn.content) for turn in prompt.turns]
-            ids = self._template.encode_prompt(self._ours, messages)
+            ids = self._template.encode_prompt(self._ours, prompt.turns)
         else:
             ids = [*self._ours.prefix_ids, *self._ours.text_ids(prompt.text), *self._ours.suffix_ids]
         check_marks(ids, [*self._ours.prefix_ids, *self._ours.suffix_ids])

@@ -16,7 +16,7 @@ from evaluation.sample import ChoiceScores, Completion, Prompt
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.settings import check_range, setting
 
-Answer = TypeVar("Answer")
+Replied = TypeVar("Replied")
 
 MOST_STOP_STRINGS = 4
 """OpenAI's limit; further ones are looked for here, in what comes back."""
@@ -172,11 +172,11 @@ class OpenAIBackend:
         return "chat/completions", body | {"messages": turns}
 
     def _each(
-        self, prompts: Sequence[Prompt], answer: Callable[[Prompt], Answer]
-    ) -> Iterator[tuple[int, Answer]]:
+        self, prompts: Sequence[Prompt], answer: Callable[[Prompt], Replied]
+    ) -> Iterator[tuple[int, Replied]]:
         """Answer prompts in threads; after a failure nothing more is sent."""
         waiting = iter(enumerate(prompts))
-        running: dict[Future[Answer], int] = {}
+        running: dict[Future[Replied], int] = {}
         pool = ThreadPoolExecutor(self._settings.concurrency)
         try:
             while True:

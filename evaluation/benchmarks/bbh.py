@@ -24,7 +24,7 @@ from evaluation.extraction import bbh as bbh_rules
 from evaluation.fewshot import Exemplar, as_text, text_prompt
 from evaluation.metrics import MACRO, Groups
 from evaluation.sample import Prompt, Sample
-from evaluation.task import GENERATE, Method, Rule
+from evaluation.task import GENERATE, PreparedProtocol, Rule
 from glmtune.errors import DataError
 
 NAME = "bbh"
@@ -134,7 +134,7 @@ def _writer(
     return write, min(map(len, shots.values()))
 
 
-def few_shot_cot(ask: Ask) -> Method:
+def few_shot_cot(ask: Ask) -> PreparedProtocol:
     """Three worked exemplars as the repository gives them (all GLM tables)."""
     write, num_fewshot = _writer(ask, CUE, lambda shot: shot)
     rules = {
@@ -142,7 +142,7 @@ def few_shot_cot(ask: Ask) -> Method:
         "normalized": _by_task(bbh_rules.normalized, "last stated answer in the task's form", forgiving=True),
         "loose": _by_task(bbh_rules.loose, "stated answer, else the last line", forgiving=True),
     }
-    return Method(
+    return PreparedProtocol(
         kind=GENERATE,
         rules=rules,
         write=write,
@@ -151,7 +151,7 @@ def few_shot_cot(ask: Ask) -> Method:
     )
 
 
-def few_shot_direct(ask: Ask) -> Method:
+def few_shot_direct(ask: Ask) -> PreparedProtocol:
     """The same questions with their answers only."""
 
     def shorten(shot: Exemplar) -> Exemplar:
@@ -163,7 +163,7 @@ def few_shot_direct(ask: Ask) -> Method:
         "official": Rule("the whole completion, letter by letter", bbh_rules.official_direct),
         "normalized": _by_task(bbh_rules.normalized_direct, "completion in the task's form", forgiving=True),
     }
-    return Method(
+    return PreparedProtocol(
         kind=GENERATE,
         rules=rules,
         write=write,

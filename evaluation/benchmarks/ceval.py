@@ -27,15 +27,16 @@ from evaluation.benchmarks.multiple_choice import (
     block,
     check_letter,
     csv_rows,
-    letter_method,
-    two_stage_method,
+    letter_protocol,
+    two_stage_protocol,
 )
 from evaluation.extraction import letters as letter_rules
 from evaluation.fewshot import Exemplar, as_text, turns_prompt
 from evaluation.metrics import MACRO, MICRO, Groups
-from evaluation.sample import LETTERS, Prompt, Sample, Turn
-from evaluation.task import GENERATE, Method, Rule
+from evaluation.sample import LETTERS, Prompt, Sample
+from evaluation.task import GENERATE, PreparedProtocol, Rule
 from glmtune.errors import DataError
+from glmtune.messages import Message
 
 NAME = "ceval"
 SUBJECTS = subject_table(NAME)
@@ -171,16 +172,16 @@ def _dev(ask: Ask) -> dict[str, list[Sample]]:
     return found
 
 
-def few_shot_direct(ask: Ask) -> Method:
+def few_shot_direct(ask: Ask) -> PreparedProtocol:
     """Five dev exemplars with their letters, then the letters' probabilities (base models)."""
     shots = {
         subject: [Exemplar(ask_for_letter(row), row.answer) for row in rows]
         for subject, rows in _dev(ask).items()
     }
-    return letter_method(shots, instruction, ask_for_letter, is_chat=ask.is_chat, choices=tuple(LETTERS))
+    return letter_protocol(shots, instruction, ask_for_letter, is_chat=ask.is_chat, choices=tuple(LETTERS))
 
 
-def few_shot_cot(ask: Ask) -> Method:
+def few_shot_cot(ask: Ask) -> PreparedProtocol:
     """Five dev exemplars with their explanations; the letter is read from the completion."""
     shots = {
         subject: [
@@ -199,7 +200,7 @@ def few_shot_cot(ask: Ask) -> Method:
 
     rules = {OFFICIAL: Rule(TEXT_RULES["script"].about, letter_rules.script)}
     rules |= {name: rule for name, rule in TEXT_RULES.items() if name != "script"}
-    return Method(
+    return PreparedProtocol(
         kind=GENERATE,
         rules=rules,
         write=write,
@@ -208,21 +209,21 @@ def few_shot_cot(ask: Ask) -> Method:
     )
 
 
-def zero_shot_cot(ask: Ask) -> Method:
+def zero_shot_cot(ask: Ask) -> PreparedProtocol:
     """ChatGLM2's two stages: answer the bare question, then name the letter after a cue (chat models)."""
 
     def first(sample: Sample) -> Prompt:
         if ask.is_chat:
-            return Prompt(turns=(Turn("user", block(sample)),))
+            return Prompt(turns=(Message("user", block(sample)),))
         return Prompt(text=instruction(sample.subject) + ask_for_letter(sample) + STEPS)
 
     def second(sample: Sample, completion: str) -> Prompt:
         if ask.is_chat:
-            return Prompt(turns=(Turn("user", block(sample) + completion + EXTRACTION_CUE),))
+            return Prompt(turns=(Message("user", block(sample) + completion + EXTRACTION_CUE),))
         before = first(sample).text or ""
         return Prompt(text=before + completion + EXTRACTION_CUE)
 
-    return two_stage_method(first, second, choices=tuple(LETTERS))
+    return two_stage_protocol(first, second, choices=tuple(LETTERS))
 
 
 def groups(split: str) -> Groups:

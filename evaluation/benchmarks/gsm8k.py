@@ -28,7 +28,7 @@ from evaluation.extraction import numbers as number_rules
 from evaluation.fewshot import Exemplar, as_text, text_prompt
 from evaluation.metrics import MICRO, Groups
 from evaluation.sample import Prompt, Sample
-from evaluation.task import GENERATE, Method, Rule
+from evaluation.task import GENERATE, PreparedProtocol, Rule
 from glmtune.errors import DataError
 
 SPLIT = "test"
@@ -148,8 +148,10 @@ class _Layout:
     cue: str
 
 
-def _cot(layout: _Layout, exemplars: Callable[[Path], list[tuple[str, str]]]) -> Callable[[Ask], Method]:
-    def few_shot_cot(ask: Ask) -> Method:
+def _cot(
+    layout: _Layout, exemplars: Callable[[Path], list[tuple[str, str]]]
+) -> Callable[[Ask], PreparedProtocol]:
+    def few_shot_cot(ask: Ask) -> PreparedProtocol:
         shots = [
             Exemplar(f"{layout.question}{question}{layout.answer}", answer)
             for question, answer in exemplars(ask.folder)
@@ -160,13 +162,13 @@ def _cot(layout: _Layout, exemplars: Callable[[Path], list[tuple[str, str]]]) ->
             text = as_text("", kept, f"{layout.question}{sample.question}{layout.cue}")
             return text_prompt(text, num_fewshot=len(kept), is_chat=ask.is_chat)
 
-        return _method(write, num_fewshot=len(shots))
+        return _prepared(write, num_fewshot=len(shots))
 
     return few_shot_cot
 
 
-def _zero_shot_cot(layout: _Layout, steps: str) -> Callable[[Ask], Method]:
-    def zero_shot_cot(ask: Ask) -> Method:
+def _zero_shot_cot(layout: _Layout, steps: str) -> Callable[[Ask], PreparedProtocol]:
+    def zero_shot_cot(ask: Ask) -> PreparedProtocol:
         def write(sample: Sample, num_fewshot: int) -> Prompt:
             del num_fewshot
             if ask.is_chat:
@@ -174,21 +176,21 @@ def _zero_shot_cot(layout: _Layout, steps: str) -> Callable[[Ask], Method]:
             text = f"{layout.question}{sample.question}{layout.cue}{steps}"
             return text_prompt(text, num_fewshot=0, is_chat=False)
 
-        return _method(write, num_fewshot=0)
+        return _prepared(write, num_fewshot=0)
 
     return zero_shot_cot
 
 
-def _method(write: Callable[[Sample, int], Prompt], *, num_fewshot: int) -> Method:
+def _prepared(write: Callable[[Sample, int], Prompt], *, num_fewshot: int) -> PreparedProtocol:
     limits = Limits(COT_TOKENS, stop=number_rules.STOPS)
-    return Method(kind=GENERATE, rules=RULES, write=write, limits=limits, num_fewshot=num_fewshot)
+    return PreparedProtocol(kind=GENERATE, rules=RULES, write=write, limits=limits, num_fewshot=num_fewshot)
 
 
 def _benchmark(
     name: str,
     title: str,
     licence: str,
-    protocols: dict[str, Callable[[Ask], Method]],
+    protocols: dict[str, Callable[[Ask], PreparedProtocol]],
     load: Callable[[Path, str, Sequence[str]], list[Sample]],
     file: str,
 ) -> Benchmark:

@@ -12,7 +12,7 @@ from evaluation.benchmarks.benchmark import WAY_OUT, read_text
 from evaluation.extraction import letters as letter_rules
 from evaluation.fewshot import Exemplar, as_text, turns_prompt
 from evaluation.sample import LETTERS, Prompt, Sample
-from evaluation.task import CHOICES, GENERATE_THEN_CHOICES, SCORES, Method, Rule
+from evaluation.task import CHOICES, GENERATE_THEN_CHOICES, SCORES, PreparedProtocol, Rule
 from glmtune.errors import DataError
 
 OFFICIAL = "official"
@@ -75,14 +75,14 @@ def check_letter(answer: str, path: Path, row: int, *, name: str) -> str:
     return answer
 
 
-def letter_method(
+def letter_protocol(
     shots: Mapping[str, list[Exemplar]],
     header: Callable[[str], str],
     ask: Callable[[Sample], str],
     *,
     is_chat: bool,
     choices: tuple[str, ...],
-) -> Method:
+) -> PreparedProtocol:
     """Return the few-shot protocol that compares the probabilities of the letters after the cue.
 
     Args:
@@ -99,7 +99,7 @@ def letter_method(
             return turns_prompt(header(sample.subject), kept, ask(sample))
         return Prompt(text=as_text(header(sample.subject), kept, ask(sample)), num_fewshot=len(kept))
 
-    return Method(
+    return PreparedProtocol(
         kind=CHOICES,
         rules=LETTER_RULES,
         write=write,
@@ -109,12 +109,12 @@ def letter_method(
     )
 
 
-def two_stage_method(
+def two_stage_protocol(
     first: Callable[[Sample], Prompt],
     second: Callable[[Sample, str], Prompt],
     *,
     choices: tuple[str, ...],
-) -> Method:
+) -> PreparedProtocol:
     """Return the protocol of two stages: reason freely, then compare the letters after a cue.
 
     Args:
@@ -122,7 +122,7 @@ def two_stage_method(
         second: sample and completion to the second prompt.
         choices: letters as they follow the second prompt.
     """
-    return Method(
+    return PreparedProtocol(
         kind=GENERATE_THEN_CHOICES,
         rules=LETTER_RULES | TEXT_RULES,
         write=lambda sample, num_fewshot: first(sample),

@@ -14,7 +14,7 @@ from evaluation.benchmarks.tasks import BENCHMARKS
 from evaluation.compare.pairing.match import labels, match
 from evaluation.compare.pairing.runs import Run
 from evaluation.compare.reporting.flips import find_questions
-from evaluation.compare.reporting.report import compare_pair, show_comparison, write_comparison
+from evaluation.compare.reporting.report import compare_pair, show_comparison, write_comparison_files
 from evaluation.compare.reporting.tables import ComparisonReport
 from evaluation.compare.settings import GateSettings
 from evaluation.compare.statistics.perplexity import TextLoss, compare_losses
@@ -78,7 +78,7 @@ def build_report(
     )
 
 
-def default_folder(baseline: Side, candidates: Sequence[Side]) -> Path:
+def default_comparison_folder(baseline: Side, candidates: Sequence[Side]) -> Path:
     """Return where a comparison goes if no folder is named; the same one always goes to the same place.
 
     Args:
@@ -111,6 +111,6 @@ def deliver(
     questions = {
         name: find_questions(each.pair.baseline, data_dir) for name, each in report.benchmarks.items()
     }
-    written = write_comparison(report, gate, questions, folder)
+    written = write_comparison_files(report, gate, questions, folder)
     names = ", ".join(path.name for path in written)
     console.print(f"Written: {folder} ({names})", markup=False, highlight=False, soft_wrap=True)

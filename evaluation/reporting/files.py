@@ -123,13 +123,13 @@ def show(result: Result, console: Console) -> None:
 
 
 def _answer_lines(result: Result) -> list[str]:
-    """Return every answer with its verdict as JSON lines, in the order of the data."""
+    """Return every answer with its judgement as JSON lines, in the order of the data."""
     lines: list[str] = []
-    for verdict in result.verdicts:
-        values: dict[str, Any] = json.loads(verdict.answer.to_line(with_timing=False))
-        values["extracted"] = dict(verdict.extracted)
+    for judgement in result.judgements:
+        values: dict[str, Any] = json.loads(judgement.answer.to_line(with_timing=False))
+        values["extracted"] = dict(judgement.extracted)
         if result.task.labelled:
-            values |= {"gold": verdict.sample.answer, "status": verdict.status(result.rule)}
+            values |= {"gold": judgement.sample.answer, "status": judgement.status(result.rule)}
         lines.append(json.dumps(values, ensure_ascii=False) + "\n")
     return lines
 

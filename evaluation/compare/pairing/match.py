@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.compare.pairing.runs import Row, Run
+from evaluation.compare.pairing.runs import JudgedAnswer, Run
 from glmtune.errors import ConfigError, DataError
 
 KINDS = {
@@ -34,7 +34,7 @@ class Pair:
 
     baseline: Run
     candidate: Run
-    rows: tuple[tuple[Row, Row], ...]
+    rows: tuple[tuple[JudgedAnswer, JudgedAnswer], ...]
 
     @property
     def benchmark(self) -> str:

@@ -19,7 +19,7 @@ AGAIN = "Run the same `glmtune eval` again (answers that exist are not asked aga
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class JudgedAnswer:
     """One judged answer of a run.
 
     Attributes:
@@ -57,7 +57,7 @@ class Run:
 
     folder: Path
     results: Mapping[str, Any]
-    rows: tuple[Row, ...]
+    rows: tuple[JudgedAnswer, ...]
     num_seconds: float | None
 
     @property
@@ -75,7 +75,7 @@ class Run:
         """The rule of extraction that decided."""
         return str(self.results["rule"])
 
-    def extracted(self, row: Row) -> str | None:
+    def extracted(self, row: JudgedAnswer) -> str | None:
         """Return the answer that the deciding rule read."""
         return row.answer.extracted.get(self.rule)
 
@@ -147,12 +147,12 @@ def _unfinished(folder: Path) -> DataError:
     )
 
 
-def _read_rows(path: Path) -> list[Row]:
+def _read_rows(path: Path) -> list[JudgedAnswer]:
     try:
         lines = path.read_bytes().decode("utf-8").splitlines()
     except OSError as error:
         raise DataError(f"it cannot be read ({error.strerror}). {AGAIN}", path=path) from None
-    rows: list[Row] = []
+    rows: list[JudgedAnswer] = []
     first_seen: dict[tuple[str, int], int] = {}
     for number, line in enumerate(lines, start=1):
         try:
@@ -175,11 +175,11 @@ def _read_rows(path: Path) -> list[Row]:
                 line=number,
             )
         first_seen[answer.key] = number
-        rows.append(Row(answer, gold, status))
+        rows.append(JudgedAnswer(answer, gold, status))
     return rows
 
 
-def _check_whole(rows: list[Row], results: Mapping[str, Any], path: Path) -> None:
+def _check_whole(rows: list[JudgedAnswer], results: Mapping[str, Any], path: Path) -> None:
     """Refuse answers that are not those the results were counted from."""
     num_samples = int(results["num_samples"])
     if len(rows) != num_samples:

@@ -52,7 +52,7 @@ def compare_pair(pair: Pair, groups: Groups, gate: GateSettings) -> Compared:
     return Compared(pair, compare_outcomes(outcomes[0], outcomes[1], groups, gate), measure(pair))
 
 
-def write_comparison(
+def write_comparison_files(
     report: ComparisonReport, gate: GateSettings, questions: Questions, folder: Path
 ) -> list[Path]:
     """Write figures, tables, page of flips and charts.

@@ -17,7 +17,7 @@ from evaluation.compare.statistics.intervals import (
     paired_z,
     unpaired_z,
 )
-from evaluation.metrics import MACRO, MICRO, Groups, Outcome, Score, summarize
+from evaluation.metrics import MACRO, MICRO, Groups, Outcome, Score, summarize_outcomes
 
 AVERAGES = {MICRO: "micro", MACRO: "macro"}
 
@@ -102,7 +102,7 @@ def compare_outcomes(
         gate: tolerance, confidence and draws.
     """
     counts = count_pairs(baseline, candidate)
-    before, after = summarize(baseline, groups), summarize(candidate, groups)
+    before, after = summarize_outcomes(baseline, groups), summarize_outcomes(candidate, groups)
 
     def drop(names: Sequence[str], how: str, scores: tuple[Score, Score]) -> Drop:
         return _drop([counts[name] for name in names], how, scores, gate)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evaluation.compare.pairing.match import Pair
-from evaluation.compare.pairing.runs import Row
+from evaluation.compare.pairing.runs import JudgedAnswer
 
 NUM_BINS = 10
 FLOOR = 1e-12
@@ -126,7 +126,7 @@ def measure(pair: Pair) -> Sensitivity:
     )
 
 
-def _choice_shift(rows: Sequence[tuple[Row, Row]]) -> ChoiceShift:
+def _choice_shift(rows: Sequence[tuple[JudgedAnswer, JudgedAnswer]]) -> ChoiceShift:
     import numpy as np
     from scipy.special import rel_entr, softmax
 
@@ -186,7 +186,7 @@ def first_divergence(before: str, after: str) -> int | None:
     return next((place for place, (one, other) in pairs if one != other), shorter)
 
 
-def _text_shift(rows: Sequence[tuple[Row, Row]], pair: Pair) -> TextShift:
+def _text_shift(rows: Sequence[tuple[JudgedAnswer, JudgedAnswer]], pair: Pair) -> TextShift:
     import numpy as np
 
     differing = [

@@ -11,8 +11,8 @@ import pytest
 
 from evaluation.benchmarks.benchmark import subject_table
 from evaluation.benchmarks.tasks import make_task
-from evaluation.sample import Turn
 from glmtune.errors import DataError
+from glmtune.messages import Message
 
 PROMPT = "canary\n-----\nAbout.\n\nQ: 1?\nA: Let's think step by step.\nOne. So the answer is 1."
 
@@ -35,7 +35,7 @@ def test_cot_prompts_are_the_files_with_the_canary_cut(benchmarks_data: Path, is
         shots = text.split("\n", 2)[2]
         wanted = f"{shots}\n\nQ: {sample.question}\nA: Let's think step by step."
         prompt = task.prompt(sample)
-        assert (prompt.turns == (Turn("user", wanted),)) if is_chat else (prompt.text == wanted)
+        assert (prompt.turns == (Message("user", wanted),)) if is_chat else (prompt.text == wanted)
         assert "canary" not in wanted
         assert prompt.num_fewshot == 3
     assert (task.num_fewshot, task.limits.max_new_tokens, task.limits.stop) == (3, 512, ("\nQ:",))

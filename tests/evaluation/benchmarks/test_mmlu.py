@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from evaluation.benchmarks.tasks import make_task
-from evaluation.sample import Turn
 from glmtune.errors import ConfigError, DataError
+from glmtune.messages import Message
 
 HEADER = "The following are multiple choice questions (with answers) about  abstract algebra.\n\n"
 
@@ -63,9 +63,11 @@ def test_zero_shot_cot_prompts(benchmarks_data: Path) -> None:
     row = rows_of(benchmarks_data / "mmlu/test/abstract_algebra_test.csv")[0]
     sample = task.samples[0]
     assert task.protocol == "zero_shot_cot"
-    assert task.prompt(sample).turns == (Turn("user", block(row)),)
+    assert task.prompt(sample).turns == (Message("user", block(row)),)
     cue = "\nTherefore, among A through D, the answer is"
-    assert task.extraction_prompt(sample, "It is 4.").turns == (Turn("user", f"{block(row)}It is 4.{cue}"),)
+    assert task.extraction_prompt(sample, "It is 4.").turns == (
+        Message("user", f"{block(row)}It is 4.{cue}"),
+    )
     base = make_task(
         "mmlu",
         protocol="zero_shot_cot",
