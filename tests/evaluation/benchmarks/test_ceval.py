@@ -84,6 +84,7 @@ def test_few_shot_direct_prompt(benchmarks_data: Path) -> None:
     dev = rows_of(benchmarks_data / "ceval/dev/logic_dev.csv")
     val = rows_of(benchmarks_data / "ceval/val/logic_val.csv")
     shots = [f"{block(row)}\n答案：{row['answer']}\n\n" for row in dev]
+    assert len(val) == 22
     for sample, row in zip(task.samples, val, strict=True):
         question = f"{block(row)}\n答案："
         assert task.prompt(sample).text == LOGIC + "".join(shots) + question

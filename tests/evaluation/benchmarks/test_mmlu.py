@@ -52,6 +52,7 @@ def test_few_shot_direct_prompt(benchmarks_data: Path) -> None:
     dev = rows_of(benchmarks_data / "mmlu/dev/abstract_algebra_dev.csv")
     test = rows_of(benchmarks_data / "mmlu/test/abstract_algebra_test.csv")
     shots = [f"{block(row)}\nAnswer: {row[5]}\n\n" for row in dev]
+    assert len(test) == 100
     for sample, row in zip(task.samples, test, strict=True):
         assert task.prompt(sample).text == HEADER + "".join(shots) + f"{block(row)}\nAnswer:"
         assert task.prompt(sample, 4).text == HEADER + "".join(shots[:4]) + f"{block(row)}\nAnswer:"

@@ -223,6 +223,7 @@ def test_only_the_same_model_is_looked_up(changes, average):
 
 
 def test_published_tables_are_whole():
+    assert published_tables()
     for table in published_tables():
         assert {"benchmark", "split", "source", "note", "average", "categories", "rows"} == set(table) - {
             "num_samples"
