@@ -1,4 +1,8 @@
-"""Put worked examples before a question: as plain text, as one user turn, or as alternating turns."""
+"""Put worked examples before a question: as plain text, as one user turn, or as alternating turns.
+
+Which of these a benchmark uses is part of its protocol and moves scores by points; see
+``evaluation.benchmarks``.
+"""
 
 from __future__ import annotations
 

@@ -212,6 +212,7 @@ def interval(score: Score) -> tuple[float, float]:
     if score.stderr is None:
         return 0.0, 1.0
     spread = score.accuracy * (1 - score.accuracy)
+    # From stderr = sqrt(p (1 - p) / (n - 1)), solved for n.
     count = spread / score.stderr**2 + 1 if score.stderr > 0 else score.num_samples
     center = (score.accuracy + Z_95**2 / (2 * count)) / (1 + Z_95**2 / count)
     half = Z_95 / (1 + Z_95**2 / count) * math.sqrt(spread / count + (Z_95 / (2 * count)) ** 2)

@@ -188,6 +188,7 @@ class OpenAIBackend:
                 if not running:
                     return
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
+                # Answers that arrived together with a failure are given out first, so that they are kept.
                 failed = [future for future in done if future.exception() is not None]
                 for future in done - set(failed):
                     yield running.pop(future), future.result()
@@ -218,6 +219,7 @@ def read_completion(answer: Mapping[str, Any], stop: Sequence[str]) -> Completio
             " refused question must not be scored as wrong. Use a server without a filter, or leave the"
             " question out."
         )
+    # The server was given MOST_STOP_STRINGS of them at most.
     place = min((found for part in stop if (found := text.find(part)) >= 0), default=None)
     if place is not None or isinstance(choice.get("stop_reason"), str):
         reason = "stop"

@@ -90,6 +90,9 @@ class VllmBackend:
         Yields:
             Place of the prompt and its completion, as they finish.
         """
+        # Rounds: round 1 generates ROUND_TOKENS for every prompt; those whose text has reached a stop
+        # string, or that ended by themselves, are given out; the rest go into round 2 with what they have as
+        # their prompt.
         stop = StopText(self._encoder.decode, limits.stop)
         asked = {place: list(self._encoder.ids(prompt)) for place, prompt in enumerate(prompts)}
         made: dict[int, list[int]] = {place: [] for place in asked}

@@ -105,6 +105,8 @@ def sample_set_rows(folder: Path, split: str) -> dict[str, int] | None:
 def check_rows(path: Path, found: int, expected: int, *, name: str) -> None:
     """Raise DataError unless a file has as many rows as it must have.
 
+    An accuracy over some of the rows looks like any other, so a file cut off or read wrongly is refused here.
+
     Args:
         path: the file.
         found: rows read from it.

@@ -43,14 +43,21 @@ SUBJECTS = subject_table(NAME)
 DEV_ROWS = 5
 HARD = tuple(subject for subject, facts in SUBJECTS.items() if facts.get("hard"))
 CUE = "\n答案："
+# What follows 答案： in the repository's chain-of-thought exemplars; a base model is handed it as the
+# beginning of its own answer.
 STEPS = "让我们一步一步思考，\n"
+# Of ChatGLM2's script: the letter is scored right behind it.
 EXTRACTION_CUE = "\n综上所述，ABCD中正确的选项是："
 _HEADER = ["id", "question", *LETTERS]
+# ChatGLM2's JSON lines hold question and options as one text.
 _FOUR_OPTIONS = re.compile(r"(.*)\nA\. (.*)\nB\. (.*)\nC\. (.*)\nD\. (.*)", re.DOTALL)
 
 
 def instruction(subject: str) -> str:
-    """Return the line before few-shot exemplars, with the subject's Chinese name."""
+    """Return the line before few-shot exemplars, with the subject's Chinese name.
+
+    The README of the repository shows the Chinese name; its code fills in the English name of the file.
+    """
     return f"以下是中国关于{SUBJECTS[subject]['chinese']}考试的单项选择题，请选出其中的正确答案。\n\n"
 
 
@@ -204,6 +211,8 @@ def few_shot_cot(ask: Ask) -> PreparedProtocol:
         kind=GENERATE,
         rules=rules,
         write=write,
+        # A base model goes on with another exemplar, which a blank line precedes; in a chat the template ends
+        # the answer, and its reasoning may have paragraphs.
         limits=Limits(COT_TOKENS, stop=() if ask.is_chat else ("\n\n",)),
         num_fewshot=min(map(len, shots.values())),
     )
@@ -218,6 +227,8 @@ def zero_shot_cot(ask: Ask) -> PreparedProtocol:
         return Prompt(text=instruction(sample.subject) + ask_for_letter(sample) + STEPS)
 
     def second(sample: Sample, completion: str) -> Prompt:
+        # The completion stands inside the user's turn, with nothing between it and the options, as the script
+        # has it; as a turn of the assistant it would score otherwise.
         if ask.is_chat:
             return Prompt(turns=(Message("user", block(sample) + completion + EXTRACTION_CUE),))
         before = first(sample).text or ""
@@ -229,7 +240,10 @@ def zero_shot_cot(ask: Ask) -> PreparedProtocol:
 def groups(split: str) -> Groups:
     """Return C-Eval's averages.
 
-    The leaderboard prints the mean over subjects; ChatGLM2's script, run on val, weighs every question alike.
+    The leaderboard prints the mean over subjects: the published categories of ChatGLM2-6B, weighted by their
+    20, 10, 11 and 11 subjects, give 50.09 for the printed 50.1 (over questions it would be 50.2). ChatGLM2's
+    script, run on val, weighs every question alike: its 53.57 is 721 of 1,346.
+    ``tests/evaluation/test_metrics.py`` recounts both.
     """
     return Groups(
         headline=MICRO if split == "val" else MACRO,

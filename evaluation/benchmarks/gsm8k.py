@@ -34,7 +34,8 @@ from glmtune.errors import DataError
 SPLIT = "test"
 ROWS = {"gsm8k": {"test": 1319, "train": 7473}, "gsm8k_zh": {"test": 1319}, "mgsm_zh": {"test": 250}}
 COT_TOKENS = 512
-STEPS = " Let's think step by step."
+"""Chat models are verbose: 256, which other harnesses use, cuts off answers before their number."""
+STEPS = " Let's think step by step."  # Kojima et al. 2022, arXiv:2205.11916
 _MARKS = re.compile(r"<<[^<>]*>>")
 _GOLD = re.compile(r"#### (-?[0-9.,]+)\s*$")
 _FOLDERS = {
@@ -42,6 +43,8 @@ _FOLDERS = {
     "gsm8k_zh": ("",),
     "mgsm_zh": ("", "mgsm", "gsm8k_zh"),
 }
+# The first rule decides. It is not the official one: that reads `#### N`, which only models trained on GSM8K
+# write.
 RULES = {
     "decimal": Rule(
         "number after the last marker, else the last number; as decimals",

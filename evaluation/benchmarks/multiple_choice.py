@@ -17,6 +17,7 @@ from glmtune.errors import DataError
 
 OFFICIAL = "official"
 COT_TOKENS = 512
+"""As in ChatGLM2's script for C-Eval."""
 LETTER_RULES = {
     OFFICIAL: Rule("the most probable of the four letters", letter_rules.given, reads=SCORES),
 }
@@ -34,7 +35,10 @@ def block(sample: Sample) -> str:
 
 
 def csv_rows(path: Path, *, name: str, columns: int | None = None) -> list[list[str]]:
-    """Read a CSV file, every cell as text (``None`` stays a word, newlines stay in their cells).
+    """Read a CSV file, every cell as text, newlines included.
+
+    Not with pandas: it takes the first row for a header (MMLU has none) and ``None`` for a missing value,
+    which is an option of ten of MMLU's test questions.
 
     Args:
         path: the file; line ends may be LF or CRLF.
@@ -60,19 +64,14 @@ def csv_rows(path: Path, *, name: str, columns: int | None = None) -> list[list[
     return rows
 
 
-def check_letter(answer: str, path: Path, row: int, *, name: str) -> str:
-    """Return an answer letter.
-
-    Raises:
-        DataError: it is none of A to D.
-    """
+def check_letter(answer: str, path: Path, row: int, *, name: str) -> None:
+    """Raise DataError unless an answer is one of the letters A to D."""
     if len(answer) != 1 or answer not in LETTERS:
         raise DataError(
             f"the answer is {answer!r}, but it must be A, B, C or D. {WAY_OUT.format(name=name)}",
             path=path,
             line=row,
         )
-    return answer
 
 
 def letter_protocol(
@@ -103,7 +102,7 @@ def letter_protocol(
         kind=CHOICES,
         rules=LETTER_RULES,
         write=write,
-        limits=Limits(1),
+        limits=Limits(1),  # nothing is generated, but the scored token needs its place in the context
         choices=choices,
         num_fewshot=min(map(len, shots.values())),
     )

@@ -58,6 +58,9 @@ class Judgement:
 def judge(task: Task, answers: Sequence[Answer]) -> list[Judgement]:
     """Read every answer anew under every rule, and compare it with the gold answer.
 
+    The journal holds what the rules read while the run was asked; a rule corrected since counts without
+    asking again.
+
     Args:
         task: the questions and rules.
         answers: in the order of the task's samples.

@@ -1,4 +1,9 @@
-"""The paired comparison of two runs: what a candidate lost, how surely, and where."""
+"""The paired comparison of two runs: what a candidate lost, how surely, and where.
+
+Start here: ``compare_outcomes`` counts pairs (``counts``), puts intervals around every drop (``intervals``)
+and asks for the verdict on the judged average (``gate``). Micro and macro average differ in the weight of a
+question only, so both go through the same functions, as ``Strata``.
+"""
 
 from __future__ import annotations
 
@@ -119,6 +124,7 @@ def compare_outcomes(
         headline=AVERAGES[groups.headline],
         micro=micro,
         macro=drop(list(counts), MACRO, (before.macro, after.macro)),
+        # Two families of tests: whoever looks at four categories should not pay for 52 subjects.
         categories=_corrected(
             {
                 title: drop(

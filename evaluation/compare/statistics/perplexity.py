@@ -88,6 +88,7 @@ def compare_losses(
     change = np.array([window.nats for window in candidate]) - before
     low, high = None, None
     if len(sizes) > 1:
+        # Windows are drawn, not tokens: the losses of neighbouring tokens depend on each other.
         generator = np.random.default_rng(gate.seed)
         shares = np.full(len(sizes), 1 / len(sizes))
         drawn = generator.multinomial(len(sizes), shares, gate.num_resamples)
