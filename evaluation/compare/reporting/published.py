@@ -73,5 +73,5 @@ def why_pairs() -> str:
     return (
         f"ChatGLM2-6B, BF16 → INT4, as if both had answered different questions: {listed}. With pairs of"
         f" which {100 * EXAMPLE_DISCORDANT_FRAC:.0f} % differ, the same drops would have z = {paired}: both"
-        " were asked the same questions, and what is hard for both says nothing about their difference."
+        " were asked the same questions, and what is hard for both cancels out in a pair."
     )
