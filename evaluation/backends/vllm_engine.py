@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from evaluation.backend import Limits, ModelIdentity
-from evaluation.backends.glm import PromptEncoder, is_chat_model
+from evaluation.backends.prompt_encoder import PromptEncoder, is_chat_model
 from evaluation.sample import ChoiceScores, Completion, Prompt
 from glmtune.errors import MissingExtraError
 from glmtune.inference.engine.stop_text import StopText

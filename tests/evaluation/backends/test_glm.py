@@ -6,14 +6,8 @@ import pytest
 import torch
 
 from evaluation.backend import Backend, Limits
-from evaluation.backends.glm import (
-    GlmBackend,
-    PromptEncoder,
-    check_marks,
-    hash_tensors,
-    identify,
-    is_chat_model,
-)
+from evaluation.backends.glm import GlmBackend, hash_tensors, identify
+from evaluation.backends.prompt_encoder import PromptEncoder, check_marks, is_chat_model
 from evaluation.sample import Prompt
 from glmtune.adapter import load_adapter
 from glmtune.errors import ConfigError, DataError
