@@ -1,4 +1,8 @@
-"""One benchmark from questions to report: by a model, or from saved completions."""
+"""One benchmark from questions to report: by a model, or from saved completions.
+
+The folder of a run is found from its fingerprint, so that the same command finds its own answers again: to
+resume, to report anew, or to be compared, without a name having been chosen.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +38,7 @@ def default_run_folder(values: Mapping[str, Any]) -> Path:
     Returns:
         A folder named after benchmark, split, protocol and model; eight digits tell all the rest apart.
     """
+    # Only what decides the answers: the same weights under another name are the same run.
     digest = hashlib.sha256(json.dumps(deciding(dict(values)), sort_keys=True).encode()).hexdigest()[:8]
     model = re.split(r"[/\\]", str(values["model"]["name"]).rstrip("/\\"))[-1]
     protocol = str(values["protocol_version"]).partition("/")[0]
@@ -78,6 +83,7 @@ def evaluate_model(
         return None
     result = make_result(task, finished.answers, values)
     evaluated = _report(result, folder, console)
+    # After the report and beside it: what depends on the clock is in no other file.
     write_timing(finished, folder)
     return evaluated
 

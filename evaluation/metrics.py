@@ -1,4 +1,8 @@
-"""Accuracies with standard errors: per subject, per category, and the averages that publications print."""
+"""Accuracies with standard errors: per subject, per category, and the averages that publications print.
+
+Publications average in different ways and seldom say how; between them lie up to four points (BBH, direct
+answers). So both are computed always, and each benchmark says which one its published figures fit.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""A task: the questions of one benchmark split together with the protocol that asks and scores them."""
+"""A task: the questions of one benchmark split together with the protocol that asks and scores them.
+
+What runs and reports need is here and nothing of a benchmark's files, so that the runner has no case for any
+benchmark.
+"""
 
 from __future__ import annotations
 
@@ -190,7 +194,11 @@ class Task:
 
     @cached_property
     def data_hash(self) -> str:
-        """SHA-256 over the questions, options and gold answers, whatever file layout they came in."""
+        """SHA-256 over the questions, options and gold answers, whatever file layout they came in.
+
+        C-Eval comes as CSV and as JSON lines: the same val questions have the same hash, and runs over both
+        may be compared.
+        """
         return _hash_of([s.subject, s.index, s.question, *s.choices, s.answer] for s in self.samples)
 
     @cached_property

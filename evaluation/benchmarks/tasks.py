@@ -72,6 +72,7 @@ def make_task(
     check_choice("benchmark.split", split, spec.splits)
     if limit is not None:
         check_range("benchmark.limit", limit, low=1)
+    # Names and numbers are checked above, before a folder is searched or anything is downloaded.
     folder = find_folder(Wanted(spec.name, spec.folder_names, spec.is_here, fetch_from_hub), data_dir)
     own_rows = sample_set_rows(folder, split)
     available = tuple(spec.subjects if own_rows is None else own_rows)
@@ -88,6 +89,8 @@ def make_task(
         licence=spec.licence if own_rows is None else SAMPLE_LICENCE,
         source=str(folder),
         groups=spec.groups(split),
+        # Asked of the rows, not of the split: C-Eval's test answers have been public since July 2025, older
+        # files lack them.
         labelled=all(sample.answer for sample in samples),
         is_sample_set=own_rows is not None,
         is_partial=limit is not None or set(asked) != set(available),

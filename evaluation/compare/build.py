@@ -85,6 +85,7 @@ def default_comparison_folder(baseline: Side, candidates: Sequence[Side]) -> Pat
         baseline: one side.
         candidates: the other; several for a table of methods.
     """
+    # Fingerprints name questions, prompts and weights, so another model or protocol goes to another folder.
     prints = [[run.fingerprint for run in side.runs.values()] for side in (baseline, *candidates)]
     digest = hashlib.sha256(json.dumps(prints, sort_keys=True).encode()).hexdigest()[:8]
     model = re.split(r"[/\\]", str(next(iter(baseline.runs.values())).model["name"]).rstrip("/\\"))[-1]

@@ -86,6 +86,7 @@ class TextTable:
             Tables with the first column repeated; title on the first, caption on the last. At least one
             further column stands in each, however narrow the terminal.
         """
+        # Columns go into the current part while there is room; rich would squeeze them until figures break.
         groups: list[list[int]] = [[]]
         used = first = self._column_width(0)
         for column in range(1, len(self.columns)):

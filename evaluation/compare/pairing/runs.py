@@ -1,4 +1,8 @@
-"""Finished runs read from their folders, and the refusal of pairs that did not answer the same."""
+"""Finished runs read back from their folders.
+
+From files and not from memory, also where `glmtune compare` has just evaluated both sides: a comparison of
+two folders and one of two models then take the same way and cannot differ.
+"""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def find_questions(run: Run, data_dir: str | None) -> Mapping[tuple[str, int], S
             is_chat=bool(run.model["is_chat"]),
             subjects=subjects,
         )
-    except (ConfigError, DataError):
+    except (ConfigError, DataError):  # runs may be compared where their data are not; the page says so
         return {}
     asked = {row.answer.key for row in run.rows}
     task = dataclasses.replace(task, samples=tuple(each for each in task.samples if each.key in asked))

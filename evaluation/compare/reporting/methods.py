@@ -20,6 +20,7 @@ from glmtune.files import json_text, write_text_atomically
 METHODS_NAME = "methods"
 PARETO_NAME = "pareto.png"
 LEVEL = 0.05
+"""Of the star beside a drop, after Holm's correction over the table."""
 MEGABYTE = 1_000_000
 
 
@@ -133,6 +134,7 @@ def rank_methods(label: str, cost: Cost, methods: Sequence[MethodResult]) -> Met
     """
     keys = [(place, name) for place, each in enumerate(methods) for name in each.report.benchmarks]
     p_values = [methods[place].report.benchmarks[name].comparison.micro.p_value for place, name in keys]
+    # One family: every cell of the table is a chance of a false alarm.
     corrected = dict(zip(keys, holm(p_values), strict=True))
     done = [
         dataclasses.replace(each, p_holm={name: corrected[place, name] for name in each.report.benchmarks})
