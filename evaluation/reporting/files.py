@@ -16,10 +16,11 @@ from evaluation.reporting.mistakes import mistakes_page
 from evaluation.reporting.published import PublishedRow, published_row
 from evaluation.reporting.results import Result, results_json
 from evaluation.reporting.submission import submission
-from evaluation.reporting.tables import TextTable, average_table, rules_table, subject_table
+from evaluation.reporting.tables import average_table, rules_table, subject_table
 from evaluation.running.runner import Finished
 from glmtune.errors import DataError
 from glmtune.files import json_text, write_text_atomically
+from glmtune.tables import TextTable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -27,8 +27,8 @@ from evaluation.compare.statistics.drops import compare_outcomes
 from evaluation.compare.statistics.gate import EXIT_CODES
 from evaluation.compare.statistics.sensitivity import measure
 from evaluation.metrics import Groups
-from evaluation.reporting.tables import TextTable
 from glmtune.files import json_text, write_text_atomically
+from glmtune.tables import TextTable
 
 if TYPE_CHECKING:
     from rich.console import Console
