@@ -119,6 +119,8 @@ class OpenAIBackend:
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Estimate the length of a prompt from its bytes; the true one comes back with the completion."""
+        # Too long an estimate costs an exemplar of a long prompt, too short a one a refused request and with
+        # it the run.
         texts = [prompt.text] if prompt.text is not None else [turn.content for turn in prompt.turns]
         return math.ceil(sum(len(text.encode()) for text in texts) / BYTES_PER_TOKEN) + 8 * len(texts)
 
@@ -221,6 +223,8 @@ def read_completion(answer: Mapping[str, Any], stop: Sequence[str]) -> Completio
         )
     # The server was given MOST_STOP_STRINGS of them at most.
     place = min((found for part in stop if (found := text.find(part)) >= 0), default=None)
+    # vLLM names in `stop_reason` the string that ended the text; OpenAI's `finish_reason` is "stop" for the
+    # end token too.
     if place is not None or isinstance(choice.get("stop_reason"), str):
         reason = "stop"
     else:
@@ -252,6 +256,7 @@ def read_scores(answer: Mapping[str, Any], choices: Sequence[str]) -> ChoiceScor
             f" {', '.join(map(repr, choices))}. Use a server that gives them (vLLM does), or a protocol that"
             " generates, such as `protocol=few_shot_cot`."
         )
+    # Servers of sentencepiece models show a blank as U+2581.
     named = {token.replace("▁", " "): value for token, value in listed.items()}
     bare: dict[str, float] = {}
     for token, value in named.items():

@@ -129,6 +129,8 @@ def read_text(path: Path, *, name: str) -> str:
     Raises:
         DataError: it is absent or no UTF-8.
     """
+    # Bytes, not text mode: it would turn CRLF into LF, and prompts must be those of the official files to
+    # the byte.
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:

@@ -224,6 +224,8 @@ def zero_shot_cot(ask: Ask) -> PreparedProtocol:
     def first(sample: Sample) -> Prompt:
         if ask.is_chat:
             return Prompt(turns=(Message("user", block(sample)),))
+        # Published tables ask base models with exemplars; without, this is the few-shot prompt less its
+        # exemplars.
         return Prompt(text=instruction(sample.subject) + ask_for_letter(sample) + STEPS)
 
     def second(sample: Sample, completion: str) -> Prompt:

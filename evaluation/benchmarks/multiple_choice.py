@@ -85,7 +85,7 @@ def letter_protocol(
     """Return the few-shot protocol that compares the probabilities of the letters after the cue.
 
     Args:
-        shots: exemplars by subject, in file order; the last ones are lost first.
+        shots: exemplars by subject, in file order; the last ones are lost first, as in hendrycks/test.
         header: subject to the line before the exemplars.
         ask: sample to its question with the cue.
         is_chat: whether exemplars become turns.

@@ -103,7 +103,7 @@ def data_root() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is looked for.
+    """A benchmark whose folder is looked for, and how it is recognised.
 
     Attributes:
         name: of the benchmark.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +31,9 @@ def draw_chart(result: Result, path: Path) -> None:
     figure = Figure(figsize=(8, 1.4 + 0.36 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     values = [100 * score.accuracy for score in scores]
-    errors = [
-        [max(0.0, value - 100 * interval(score)[0]) for value, score in zip(values, scores, strict=True)],
-        [max(0.0, 100 * interval(score)[1] - value) for value, score in zip(values, scores, strict=True)],
-    ]
-    axes.barh(names, values, xerr=errors, color="#4477aa", error_kw={"ecolor": "#222222", "capsize": 3})
+    axes.barh(
+        names, values, xerr=error_bars(scores), color="#4477aa", error_kw={"ecolor": "#222222", "capsize": 3}
+    )
     for place, (value, score) in enumerate(zip(values, scores, strict=True)):
         axes.text(99, place, f"{value:.1f} % of {score.num_samples:,}", va="center", ha="right", fontsize=8)
     axes.set_xlim(0, 100)
@@ -43,6 +41,15 @@ def draw_chart(result: Result, path: Path) -> None:
     axes.set_xlabel("accuracy, % (95 % interval)")
     axes.set_title(result.title, fontsize=10, wrap=True)
     save_figure(figure, path)
+
+
+def error_bars(scores: Sequence[Score]) -> list[list[float]]:
+    """Return how far the 95 % intervals reach below and above each accuracy, in points."""
+    ends = [interval(score) for score in scores]
+    return [
+        [max(0.0, 100 * (score.accuracy - low)) for score, (low, _) in zip(scores, ends, strict=True)],
+        [max(0.0, 100 * (high - score.accuracy)) for score, (_, high) in zip(scores, ends, strict=True)],
+    ]
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -14,7 +14,7 @@ from glmtune.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """How one question went.
+    """How one question went, under every rule that could be applied.
 
     Attributes:
         sample: the question.

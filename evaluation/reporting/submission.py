@@ -29,6 +29,7 @@ def submission(result: Result) -> dict[str, dict[str, str]]:
     rows: dict[str, set[str]] = {}
     for judgement in result.judgements:
         sample = judgement.sample
+        # The server names rows by the `id` column, which need not be the place in the file.
         row_id = sample.row_id or str(sample.index)
         letters.setdefault(sample.subject, {})[row_id] = judgement.extracted.get(result.rule) or ""
         rows.setdefault(sample.subject, set()).add(row_id)

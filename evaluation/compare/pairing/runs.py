@@ -24,7 +24,7 @@ AGAIN = "Run the same `glmtune eval` again (answers that exist are not asked aga
 
 @dataclass(frozen=True, slots=True)
 class JudgedAnswer:
-    """One judged answer of a run.
+    """One judged answer, as a line of a run's ``answers.jsonl`` has it.
 
     Attributes:
         answer: what the model gave; ``extracted`` holds what each rule read.
@@ -184,7 +184,7 @@ def _read_rows(path: Path) -> list[JudgedAnswer]:
 
 
 def _check_whole(rows: list[JudgedAnswer], results: Mapping[str, Any], path: Path) -> None:
-    """Refuse answers that are not those the results were counted from."""
+    """Refuse answers that are not those the results were counted from (a file edited or replaced since)."""
     num_samples = int(results["num_samples"])
     if len(rows) != num_samples:
         raise DataError(

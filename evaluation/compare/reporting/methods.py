@@ -62,7 +62,9 @@ class MethodResult:
 
     @property
     def half_width_pp(self) -> float:
-        """Half the interval of that mean; the benchmarks' questions are independent of each other."""
+        """Half the interval of that mean."""
+        # The benchmarks' questions are independent of each other: variances add, so half widths add in
+        # squares.
         halves = [
             (each.comparison.judged.high_pp - each.comparison.judged.low_pp) / 2
             for each in self.report.benchmarks.values()
@@ -98,7 +100,7 @@ class MethodTable:
 
     @property
     def front(self) -> frozenset[str]:
-        """Candidates that no other beats in both size and drop."""
+        """The Pareto front: candidates that no other beats in size or drop without losing in the other."""
         return frozenset(
             each.name
             for each in self.methods
@@ -119,6 +121,7 @@ def cost_of(runs: Sequence[Run], weight_bytes: int) -> Cost:
         runs: its runs.
         weight_bytes: memory of its weights.
     """
+    # Of the journals, not of `timing.json`: they count the answers of every process and every restart.
     seconds = [run.num_seconds for run in runs]
     total = sum(each for each in seconds if each is not None)
     count = sum(len(run.rows) for run in runs)
@@ -249,7 +252,7 @@ def write_methods(table: MethodTable, title: str, folder: Path) -> list[Path]:
 
 
 def draw_pareto(table: MethodTable, title: str, path: Path) -> None:
-    """Write size against drop; the area of a point is its speed, the line joins what nothing beats.
+    """Write size against drop; the area of a point is its speed, the dashed line the Pareto front.
 
     Args:
         table: of the candidates.

@@ -38,6 +38,7 @@ MARKDOWN_NAME = "compare.md"
 FLIPS_NAME = "flips.html"
 BARS_NAME = "drops.png"
 MARGINS_NAME = "flips_by_margin.png"
+NO_Z = "undefined"
 
 
 def compare_pair(pair: Pair, groups: Groups, gate: GateSettings) -> Compared:
@@ -105,6 +106,7 @@ def markdown(report: ComparisonReport, gate: GateSettings) -> str:
         report: the comparison.
         gate: tolerance and confidence.
     """
+    # Verdicts first, then what they rest on, then what moved besides, and the long tables of subjects last.
     parts = [f"# {report.title}", "", *(f"- {line}" for line in verdict_lines(report)), ""]
     parts.append(main_table(report, gate.confidence).to_markdown())
     parts.append(flips_table(report).to_markdown())
@@ -139,9 +141,6 @@ def _pairing_here(report: ComparisonReport) -> str:
         zs = [NO_Z if z is None else f"{z:.2f}" for z in (found.unpaired_z, found.paired_z)]
         parts.append(f"{name}: {share:.1f} % of the questions flipped, z = {zs[0]} unpaired, {zs[1]} paired")
     return f"Here: {'; '.join(parts)}."
-
-
-NO_Z = "undefined"
 
 
 def comparison_json(report: ComparisonReport, gate: GateSettings) -> dict[str, Any]:

@@ -30,7 +30,7 @@ ALMOST_ONE = 1 - 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Both ends of an interval.
+    """An interval, in fractions of 1 and not in points.
 
     Attributes:
         low: lower end.
@@ -43,7 +43,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Resampled:
-    """What the bootstrap says.
+    """Intervals of one bootstrap.
 
     Attributes:
         drop: interval of baseline minus candidate, as a fraction.

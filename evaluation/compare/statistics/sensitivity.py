@@ -20,7 +20,7 @@ FLOOR = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Where some values lie.
+    """Mean and quantiles of a figure that every question has.
 
     Attributes:
         mean: of all.
@@ -106,7 +106,7 @@ class TextShift:
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """Both of them, each None where the protocol has no such thing.
+    """What moved between two runs; a part is None where the protocol has no choices, or no completions.
 
     Attributes:
         choices: shift of choice probabilities.
@@ -118,7 +118,7 @@ class Sensitivity:
 
 
 def measure(pair: Pair) -> Sensitivity:
-    """Measure how far a candidate moved away, from the answers alone.
+    """Measure what moved from the answers alone; no model is needed.
 
     Args:
         pair: two runs on the same questions.
@@ -196,6 +196,8 @@ def first_divergence(before: str, after: str) -> int | None:
 def _text_shift(rows: Sequence[tuple[JudgedAnswer, JudgedAnswer]], pair: Pair) -> TextShift:
     import numpy as np
 
+    # Greedy texts that part never meet again in a way that could be counted, so only the first difference
+    # counts.
     differing = [
         (first_divergence(before.answer.completion or "", after.answer.completion or ""), before, after)
         for before, after in rows
