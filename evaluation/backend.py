@@ -1,4 +1,8 @@
-"""What an evaluation needs of a model: lengths, completions, and the probabilities of a few next tokens."""
+"""What an evaluation needs of a model: lengths, completions, and the probabilities of a few next tokens.
+
+Iterators in any order, not lists: an answer is kept as soon as it is there, and an engine need not wait for
+the longest of a batch before it gives out the others.
+"""
 
 from __future__ import annotations
 

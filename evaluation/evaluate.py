@@ -1,4 +1,8 @@
-"""One benchmark from questions to report: by a model, or from saved completions."""
+"""One benchmark from questions to report: by a model, or from saved completions.
+
+The folder of a run is found from its fingerprint, so that the same command finds its own answers again: to
+resume, to report anew, or to be compared, without a name having been chosen.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.backend import Backend
 from evaluation.reporting.files import show, write_report, write_timing
-from evaluation.reporting.results import Result, make_result
+from evaluation.reporting.results import Evaluated, Result, make_result
 from evaluation.running.data_parallel import Processes
 from evaluation.running.fingerprint import deciding, fingerprint
 from evaluation.running.progress import progress_of
@@ -26,20 +29,7 @@ if TYPE_CHECKING:
 DEFAULT_FOLDER = Path("runs") / "eval"
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """A finished evaluation.
-
-    Attributes:
-        result: its figures.
-        folder: what was written is there.
-    """
-
-    result: Result
-    folder: Path
-
-
-def default_folder(values: Mapping[str, Any]) -> Path:
+def default_run_folder(values: Mapping[str, Any]) -> Path:
     """Return where a run goes if no folder is named; the same run always goes to the same place.
 
     Args:
@@ -48,6 +38,7 @@ def default_folder(values: Mapping[str, Any]) -> Path:
     Returns:
         A folder named after benchmark, split, protocol and model; eight digits tell all the rest apart.
     """
+    # Only what decides the answers: the same weights under another name are the same run.
     digest = hashlib.sha256(json.dumps(deciding(dict(values)), sort_keys=True).encode()).hexdigest()[:8]
     model = re.split(r"[/\\]", str(values["model"]["name"]).rstrip("/\\"))[-1]
     protocol = str(values["protocol_version"]).partition("/")[0]
@@ -70,7 +61,7 @@ def evaluate_model(
         task: what to ask.
         backend: whom to ask.
         console: shows progress and tables, of the first process only.
-        output_dir: of the run; None takes ``default_folder``.
+        output_dir: of the run; None takes ``default_run_folder``.
         resume: go on with the answers there; otherwise they are moved aside.
         processes: this process among those that share the run.
 
@@ -82,7 +73,7 @@ def evaluate_model(
     """
     processes = processes or Processes()
     values = fingerprint(task, backend.identity, backend.max_context_tokens)
-    folder = output_dir or default_folder(values)
+    folder = output_dir or default_run_folder(values)
     shown = None if processes.rank else console
     if shown is not None:
         _announce(shown, task, folder)
@@ -92,6 +83,7 @@ def evaluate_model(
         return None
     result = make_result(task, finished.answers, values)
     evaluated = _report(result, folder, console)
+    # After the report and beside it: what depends on the clock is in no other file.
     write_timing(finished, folder)
     return evaluated
 
@@ -111,7 +103,7 @@ def evaluate_saved(
         task: what was asked.
         completions: a JSONL file, or the folder of an earlier run.
         console: shows tables.
-        output_dir: of the report; None takes ``default_folder``.
+        output_dir: of the report; None takes ``default_run_folder``.
         allow_missing: score a part; its title says PARTIAL.
         model: whose completions they are; None names the file.
 
@@ -120,7 +112,7 @@ def evaluate_saved(
     """
     saved = read_saved(completions, task, allow_missing=allow_missing, model=model)
     values = fingerprint(saved.task, saved.identity, None)
-    folder = output_dir or default_folder(values)
+    folder = output_dir or default_run_folder(values)
     _announce(console, saved.task, folder)
     return _report(make_result(saved.task, saved.answers, values), folder, console)
 

@@ -1,11 +1,16 @@
-"""Put worked examples before a question: as plain text, as one user turn, or as alternating turns."""
+"""Put worked examples before a question: as plain text, as one user turn, or as alternating turns.
+
+Which of these a benchmark uses is part of its protocol and moves scores by points; see
+``evaluation.benchmarks``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evaluation.sample import Prompt, Turn
+from evaluation.sample import Prompt
+from glmtune.messages import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,26 +26,25 @@ class Exemplar:
     answer: str
 
 
-def as_text(header: str, exemplars: Sequence[Exemplar], question: str, *, between: str = "\n\n") -> str:
+def as_text(header: str, exemplars: Sequence[Exemplar], question: str) -> str:
     r"""Return header, worked examples and question as one text.
 
     Args:
         header: text before everything, its own separator included.
         exemplars: worked examples.
         question: the question with its cue; the model continues here.
-        between: stands after every example.
 
     >>> as_text("About birds.\n\n", [Exemplar("1+1?\nAnswer:", " 2")], "1+2?\nAnswer:")
     'About birds.\n\n1+1?\nAnswer: 2\n\n1+2?\nAnswer:'
     """
-    shots = "".join(f"{shot.question}{shot.answer}{between}" for shot in exemplars)
+    shots = "".join(f"{shot.question}{shot.answer}\n\n" for shot in exemplars)
     return header + shots + question
 
 
 def text_prompt(text: str, *, num_fewshot: int, is_chat: bool) -> Prompt:
     """Wrap a text: as it is for a base model, as the only user turn for a chat model."""
     if is_chat:
-        return Prompt(turns=(Turn("user", text),), num_fewshot=num_fewshot)
+        return Prompt(turns=(Message("user", text),), num_fewshot=num_fewshot)
     return Prompt(text=text, num_fewshot=num_fewshot)
 
 
@@ -54,9 +58,9 @@ def turns_prompt(header: str, exemplars: Sequence[Exemplar], question: str) -> P
         exemplars: worked examples; outer white space of their answers is left out.
         question: the last user turn.
     """
-    turns: list[Turn] = []
+    turns: list[Message] = []
     for shot in exemplars:
-        turns += [Turn("user", shot.question), Turn("assistant", shot.answer.strip())]
-    turns.append(Turn("user", question))
-    turns[0] = Turn("user", header + turns[0].content)
+        turns += [Message("user", shot.question), Message("assistant", shot.answer.strip())]
+    turns.append(Message("user", question))
+    turns[0] = Message("user", header + turns[0].content)
     return Prompt(turns=tuple(turns), num_fewshot=len(exemplars))

@@ -1,4 +1,8 @@
-"""Accuracies with standard errors: per subject, per category, and the averages that publications print."""
+"""Accuracies with standard errors: per subject, per category, and the averages that publications print.
+
+Publications average in different ways and seldom say how; between them lie up to four points (BBH, direct
+answers). So both are computed always, and each benchmark says which one its published figures fit.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from dataclasses import dataclass, field
 
 MICRO = "accuracy_micro"
 MACRO = "accuracy_macro"
+Z_95 = 1.959964
+"""Standard errors on each side of a normal mean that hold 95 % of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,7 @@ def binomial_stderr(accuracy: float, num_samples: int) -> float | None:
     return math.sqrt(accuracy * (1 - accuracy) / (num_samples - 1))
 
 
-def summarize(outcomes: Sequence[Outcome], groups: Groups) -> Summary:
+def summarize_outcomes(outcomes: Sequence[Outcome], groups: Groups) -> Summary:
     """Average outcomes in every way the benchmark is reported.
 
     Args:
@@ -190,3 +196,29 @@ def macro_score(units: Sequence[Sequence[Score]]) -> Score:
         num_unparsed=sum(score.num_unparsed for score in scores),
         num_truncated=sum(score.num_truncated for score in scores),
     )
+
+
+def interval(score: Score) -> tuple[float, float]:
+    """Return the 95 % interval of an accuracy: Wilson's, which stays honest near 0 and 1.
+
+    For averages of averages the number of questions is replaced by the number that would give their standard
+    error.
+
+    >>> [round(end, 3) for end in interval(Score(0.0, 60, 0.0))]
+    [0.0, 0.06]
+
+    Args:
+        score: an accuracy; one without a standard error says nothing: 0 to 1.
+
+    Source:
+        Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    if score.stderr is None:
+        return 0.0, 1.0
+    spread = score.accuracy * (1 - score.accuracy)
+    # From stderr = sqrt(p (1 - p) / (n - 1)), solved for n.
+    count = spread / score.stderr**2 + 1 if score.stderr > 0 else score.num_samples
+    center = (score.accuracy + Z_95**2 / (2 * count)) / (1 + Z_95**2 / count)
+    half = Z_95 / (1 + Z_95**2 / count) * math.sqrt(spread / count + (Z_95 / (2 * count)) ** 2)
+    low, high = max(0.0, center - half), min(1.0, center + half)
+    return min(low, score.accuracy), max(high, score.accuracy)  # rounding must not put it outside

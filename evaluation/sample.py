@@ -1,8 +1,10 @@
-"""The records that pass through an evaluation: sample, prompt, completion, choice scores."""
+"""The records that pass through an evaluation: sample, prompt, completion, choice scores, text losses."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from glmtune.messages import Message
 
 LETTERS = "ABCD"
 
@@ -38,19 +40,6 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One message of a chat prompt.
-
-    Attributes:
-        role: ``system``, ``user`` or ``assistant``.
-        content: the text, without any template around it.
-    """
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
 class Prompt:
     """What a model is asked: plain text for a base model, or the turns of a chat.
 
@@ -64,7 +53,7 @@ class Prompt:
     """
 
     text: str | None = None
-    turns: tuple[Turn, ...] = ()
+    turns: tuple[Message, ...] = ()
     num_fewshot: int = 0
 
     def __post_init__(self) -> None:
@@ -105,3 +94,16 @@ class ChoiceScores:
     def best(self) -> int:
         """The most probable choice; ties go to the earlier one."""
         return max(range(len(self.logprobs)), key=lambda place: (self.logprobs[place], -place))
+
+
+@dataclass(frozen=True, slots=True)
+class WindowLoss:
+    """How badly a model predicts one window of a text.
+
+    Attributes:
+        num_tokens: tokens in it.
+        nats: sum of their negative natural log-likelihoods.
+    """
+
+    num_tokens: int
+    nats: float

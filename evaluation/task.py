@@ -1,4 +1,8 @@
-"""A task: the questions of one benchmark split together with the protocol that asks and scores them."""
+"""A task: the questions of one benchmark split together with the protocol that asks and scores them.
+
+What runs and reports need is here and nothing of a benchmark's files, so that the runner has no case for any
+benchmark.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +47,8 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
-    """A protocol made ready for one benchmark: how to ask, how far to generate, how to read the answer.
+class PreparedProtocol:
+    """A protocol with its exemplars read: how to ask, how far to generate, how to read the answer.
 
     Attributes:
         kind: ``generate``, ``choices`` (next-token scores only) or ``generate_then_choices`` (two stages).
@@ -77,10 +81,10 @@ class Task:
         protocol: name, such as ``zero_shot_cot``.
         split: such as ``val``.
         samples: the questions, subject by subject in the official order.
-        method: the protocol's parts.
+        prepared: the protocol made ready for these questions.
         licence: of the data.
         source: folder or hub id the data came from.
-        groups: how the benchmark averages its subjects; hand it to `evaluation.metrics.summarize`.
+        groups: how the benchmark averages its subjects; hand it to `evaluation.metrics.summarize_outcomes`.
         labelled: whether the split has gold answers (C-Eval's test split has none).
         is_sample_set: whether this is the small set shipped with glmtune, never comparable with published
             figures.
@@ -92,7 +96,7 @@ class Task:
     protocol: str
     split: str
     samples: tuple[Sample, ...]
-    method: Method
+    prepared: PreparedProtocol
     licence: str
     source: str
     groups: Groups = field(default_factory=Groups)
@@ -113,32 +117,32 @@ class Task:
     @property
     def kind(self) -> str:
         """``generate``, ``choices`` or ``generate_then_choices``."""
-        return self.method.kind
+        return self.prepared.kind
 
     @property
     def choices(self) -> tuple[str, ...]:
         """Strings whose next-token probabilities are compared; empty for ``generate``."""
-        return self.method.choices
+        return self.prepared.choices
 
     @property
     def limits(self) -> Limits:
         """How far to generate."""
-        return self.method.limits
+        return self.prepared.limits
 
     @property
     def rules(self) -> Mapping[str, Rule]:
         """Extraction rules by name, the official one first."""
-        return self.method.rules
+        return self.prepared.rules
 
     @property
     def num_fewshot(self) -> int:
         """Exemplars in an uncut prompt."""
-        return self.method.num_fewshot
+        return self.prepared.num_fewshot
 
     @property
     def protocol_version(self) -> str:
         """Protocol name and version, such as ``zero_shot_cot/1``."""
-        return f"{self.protocol}/{self.method.version}"
+        return f"{self.protocol}/{self.prepared.version}"
 
     def prompt(self, sample: Sample, num_fewshot: int | None = None) -> Prompt:
         """Return the (first) prompt of a question.
@@ -148,7 +152,7 @@ class Task:
             num_fewshot: exemplars to keep, counted from the first; None keeps all. Fewer make room for a
                 question that would not fit the model's context: exemplars are lost, never the question.
         """
-        return self.method.write(sample, self.num_fewshot if num_fewshot is None else num_fewshot)
+        return self.prepared.write(sample, self.num_fewshot if num_fewshot is None else num_fewshot)
 
     def extraction_prompt(self, sample: Sample, completion: str) -> Prompt:
         """Return the second prompt of a two-stage protocol, which asks for the letter.
@@ -158,8 +162,8 @@ class Task:
             completion: what the model generated in the first stage; where the prompt would not fit, hand in a
                 shortened one (cut at its end), so that the cue after it stays.
         """
-        assert self.method.write_extraction is not None, f"{self.protocol} has one stage only"
-        return self.method.write_extraction(sample, completion)
+        assert self.prepared.write_extraction is not None, f"{self.protocol} has one stage only"
+        return self.prepared.write_extraction(sample, completion)
 
     def answers(
         self, sample: Sample, *, text: str | None = None, scores: ChoiceScores | None = None
@@ -190,7 +194,11 @@ class Task:
 
     @cached_property
     def data_hash(self) -> str:
-        """SHA-256 over the questions, options and gold answers, whatever file layout they came in."""
+        """SHA-256 over the questions, options and gold answers, whatever file layout they came in.
+
+        C-Eval comes as CSV and as JSON lines: the same val questions have the same hash, and runs over both
+        may be compared.
+        """
         return _hash_of([s.subject, s.index, s.question, *s.choices, s.answer] for s in self.samples)
 
     @cached_property
@@ -200,7 +208,7 @@ class Task:
         def parts() -> Iterable[list[object]]:
             for sample in self.samples:
                 yield prompt_parts(self.prompt(sample))
-                if self.method.write_extraction is not None:
+                if self.prepared.write_extraction is not None:
                     yield prompt_parts(self.extraction_prompt(sample, ""))
 
         return _hash_of(parts())

@@ -138,7 +138,7 @@ def run(config: CompareConfig) -> int:
     """
     from rich.console import Console
 
-    from evaluation.compare.build import Side, build_report, default_folder, deliver
+    from evaluation.compare.build import Side, build_report, default_comparison_folder, deliver
     from evaluation.compare.pairing.runs import find_runs
 
     console = Console()
@@ -151,7 +151,7 @@ def run(config: CompareConfig) -> int:
         if not before.runs:
             return 0
     folder = Path(config.output_dir).expanduser() if config.output_dir else None
-    folder = folder or default_folder(before, list(sides.values()))
+    folder = folder or default_comparison_folder(before, list(sides.values()))
     reports = {
         name: build_report(before, side, config.gate, text_file=config.text_file)
         for name, side in sides.items()
@@ -199,6 +199,8 @@ def _evaluate(config: CompareConfig, console: Console) -> tuple[Side, dict[str, 
     text = None if config.text_file is None else read_text(config.text_file)
     shared = config.baseline.applied_to(config.model)
     models = {name: side.applied_to(config.model) for name, side in config.candidate_sides().items()}
+    # A baseline with a type of its own (`baseline.quantization=bf16`) decides the type of what a candidate
+    # does not quantize, too: else a drop would be that of two changes at once.
     if config.baseline.dtype is not None or config.baseline.quantization in PRECISIONS:
         models = {
             name: model
@@ -207,6 +209,7 @@ def _evaluate(config: CompareConfig, console: Console) -> tuple[Side, dict[str, 
             for name, model in models.items()
         }
     _check_early(config, [shared, *models.values()])
+    # The baseline decides for all whether questions are conversations: other prompts could not be compared.
     before, is_chat = _answer(config, console, shared, config.baseline, text, config.is_chat)
     sides = {
         name: _answer(config, console, models[name], side, text, is_chat)[0]
@@ -262,7 +265,7 @@ def _answer(
 
     kind = "" if model.dtype == "auto" else f" ({model.dtype})"
     console.print(f"model  {model.described}{kind}", markup=False, highlight=False, soft_wrap=True)
-    gc.collect()  # the model before this one may be part of a circle
+    gc.collect()  # the model before this one has circular references: reference counts alone do not free it
     processes = Processes.from_environment(config.wait_seconds)
     backend = load_backend(
         model,
@@ -278,7 +281,7 @@ def _answer(
         done = evaluate_model(task, backend, console, resume=config.resume, processes=processes)
         if done is not None:
             runs[name] = read_run(done.folder)
-    losses = []
+    losses = []  # of the first process only: windows are few, and others would read the same ones
     if text is not None and not processes.rank:
         losses = backend.text_losses(text, config.text_window_tokens)
     return Side(runs, backend.weight_bytes, losses), backend.identity.is_chat

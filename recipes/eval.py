@@ -17,10 +17,11 @@ from recipes.compose import Command
 
 if TYPE_CHECKING:
     from evaluation.backend import Backend
-    from evaluation.evaluate import Evaluated
+    from evaluation.reporting.results import Evaluated
 
 BACKENDS = ("glmtune", "openai", "vllm")
 DEFAULT_MODEL = ModelSettings().source
+"""Stands for "no model was named": scoring saved completions and asking a server need none."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ def run(config: EvalConfig) -> tuple[Evaluated, ...]:
     console = Console()
     names = PUBLISHED if config.benchmark.name == ALL else (config.benchmark.name,)
     output_dir = Path(config.output_dir).expanduser() if config.output_dir else None
-    # Data and settings are checked before a model loads.
+    # Data and settings are checked before a model loads. Whether it is a chat model is not known before
+    # that, so the tasks of this check are thrown away and made again for the model found.
     tasks = [
         task_of(config.benchmark, name, config.protocol, is_chat=config.is_chat in (None, True))
         for name in names

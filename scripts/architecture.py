@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from functools import cache
-from html import escape
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent

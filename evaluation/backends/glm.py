@@ -1,4 +1,8 @@
-"""A loaded GLM behind an evaluation: the only file of this package that touches glmtune's models."""
+"""A loaded GLM behind an evaluation: the request engine answers, and the model's identity says what answered.
+
+Besides ``prompt_encoder.py`` and ``vllm_engine.py``, the only file of ``evaluation`` that needs PyTorch and
+glmtune's models; everything else runs on saved answers without them.
+"""
 
 from __future__ import annotations
 
@@ -6,111 +10,26 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evaluation.backend import Limits, ModelIdentity
-from evaluation.compare.statistics.perplexity import WindowLoss
-from evaluation.sample import ChoiceScores, Completion, Prompt
+from evaluation.backends.prompt_encoder import PromptEncoder, is_chat_model
+from evaluation.sample import ChoiceScores, Completion, Prompt, WindowLoss
 from glmtune.adapter import find_adapter, load_adapter
-from glmtune.errors import DataError
 from glmtune.inference.engine.engine import Engine
 from glmtune.inference.perplexity import token_losses
 from glmtune.inference.settings import EngineSettings
 from glmtune.loading import load_tokenizer, load_tuned
-from glmtune.messages import Message
 from glmtune.models.checkpoints.fingerprint import hash_tensors
 from glmtune.models.releases.families import Family
 from glmtune.models.settings import ModelSettings
-from glmtune.models.templates.renderer import TextTokenizer, template_for
 from glmtune.quantization.kernels.dispatch import prepare_for_inference
 
-ENCODED_PROMPTS = 16384
-"""Prompts whose ids are remembered: a runner counts a prompt's tokens before it has it answered."""
 _ADAPTER_NAME = re.compile(r"(^|\.)(lora_\w+|prefix_encoder)\.")
-
-
-class PromptEncoder:
-    """Turns prompts into the ids a GLM was trained on: the model's template and ``[gMASK] sop`` included.
-
-    Attributes:
-        family: the release.
-        stop_ids: tokens that end a completion.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Take a tokenizer of ours."""
-        self._tokenizer = tokenizer
-        self._ours = cast("TextTokenizer", tokenizer)
-        self._template = template_for(self._ours)
-        self.family = self._ours.family
-        self.stop_ids = self._template.stop_ids(self._ours)
-        self.ids = lru_cache(ENCODED_PROMPTS)(self._ids)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Return generated ids as text, without special tokens, not stripped or cleaned."""
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
-
-    def plain_ids(self, text: str) -> tuple[list[int], list[int]]:
-        """Return the ids of ``[gMASK] sop``, and those of a text that follows them."""
-        return [*self._ours.prefix_ids, *self._ours.suffix_ids], self._ours.text_ids(text)
-
-    def _ids(self, prompt: Prompt) -> tuple[int, ...]:
-        """Encode a prompt; ``ids`` remembers the latest ones.
-
-        Raises:
-            DataError: turns that the template cannot show, or special tokens that are not there exactly once.
-        """
-        if prompt.text is None:
-            messages = [Message(turn.role, turn.content) for turn in prompt.turns]
-            ids = self._template.encode_prompt(self._ours, messages)
-        else:
-            ids = [*self._ours.prefix_ids, *self._ours.text_ids(prompt.text), *self._ours.suffix_ids]
-        check_marks(ids, [*self._ours.prefix_ids, *self._ours.suffix_ids])
-        return tuple(ids)
-
-    def choice_ids(self, prompt: Prompt, choices: Sequence[str]) -> tuple[tuple[int, ...], list[int]]:
-        """Find the token of each choice after a prompt.
-
-        Args:
-            prompt: the question.
-            choices: strings as they follow it.
-
-        Returns:
-            The ids that stand before every choice (the prompt's, and what all answers begin with), and the
-            one id of each choice.
-
-        Raises:
-            DataError: a choice is no single token there, or two choices are the same one.
-        """
-        answered = [self._answered(prompt, choice) for choice in choices]
-        context, lasts = answered[0][:-1], [ids[-1] for ids in answered]
-        for choice, ids in zip(choices, answered, strict=True):
-            if ids[:-1] != context:
-                raise DataError(
-                    f"The choice {choice!r} must be one token after the prompt, but after"
-                    f" {_ending(prompt)!r} the tokens of the choices are {_differing(answered)}. Drop blanks"
-                    " at the end of the prompt, or write the choice as the model would (` A` or `A`)."
-                )
-        if len(set(lasts)) < len(lasts):
-            raise DataError(
-                f"The choices {', '.join(map(repr, choices))} must differ in their token, but their ids after"
-                f" the prompt are {lasts}. Give choices that the tokenizer tells apart."
-            )
-        return context, lasts
-
-    def _answered(self, prompt: Prompt, choice: str) -> tuple[int, ...]:
-        """Encode a prompt followed by a choice, without the end token."""
-        if prompt.text is None:
-            answer = self._template.encode_answer(self._ours, Message("assistant", choice))[:-1]
-            return (*self.ids(prompt), *answer)
-        if self._ours.suffix_ids:  # ChatGLM-6B: the answer stands behind [gMASK] sop
-            return (*self.ids(prompt), *self._ours.text_ids(choice))
-        return (*self._ours.prefix_ids, *self._ours.text_ids(prompt.text + choice))
 
 
 class GlmBackend:
@@ -142,6 +61,8 @@ class GlmBackend:
         self._model = model
         self._encoder = PromptEncoder(tokenizer)
         self._engine = Engine(model, settings)
+        # What changes how numbers come out stands in the identity, so that a journal is not continued
+        # otherwise.
         found = identify(model, self._encoder.family, name=name, is_chat=is_chat)
         kept = self._engine.settings.kv_cache
         engine = found.engine if kept == "plain" else f"{found.engine}, {kept} kv_cache"
@@ -206,6 +127,7 @@ class GlmBackend:
             DataError: a choice is no single token after a prompt, or two choices are the same one.
             GlmtuneError: memory does not suffice even for one prompt.
         """
+        # All prompts first: a choice that is no single token stops the run before anything is computed.
         asked = [self._encoder.choice_ids(prompt, choices) for prompt in prompts]
         scores = self._engine.score_next([context for context, _ in asked], [ids for _, ids in asked])
         for place, logprobs in scores:
@@ -268,10 +190,12 @@ def load_backend(
     )
     if adapter_path is not None:
         loaded = load_adapter(find_adapter(adapter_path), loaded)
+    # The identity is taken before the layers are prepared: packing for a kernel changes the stored codes,
+    # and the same model must have the same hash on every machine.
     activations = model.quantization_activations
     options: dict[str, Any] = {"is_chat": is_chat, "settings": settings, "activations": activations}
     backend = GlmBackend(loaded, tokenizer, name=model.source, **options)
-    prepare_for_inference(loaded, activations=activations)  # after the hashes, which read the codes as stored
+    prepare_for_inference(loaded, activations=activations)
     return backend
 
 
@@ -288,30 +212,6 @@ def unwrapped(model: PreTrainedModel) -> Any:
     return model if unwrap is None else unwrap()
 
 
-def check_marks(token_ids: Sequence[int], marks: Sequence[int]) -> None:
-    """Raise DataError unless each of the marks (``[gMASK] sop``) is in a prompt exactly once."""
-    counts = [list(token_ids).count(mark) for mark in marks]
-    if any(count != 1 for count in counts):
-        raise DataError(
-            f"A prompt must hold [gMASK] and sop (ids {list(marks)}) exactly once, but this one holds them"
-            f" {counts} times. Give the text without special tokens; the backend adds them."
-        )
-
-
-def is_chat_model(name: str, family: Family) -> bool:
-    """Decide by its name whether a model was tuned for conversations.
-
-    >>> is_chat_model("chatglm3-6b", Family.CHATGLM3), is_chat_model("chatglm3-6b-base", Family.CHATGLM3)
-    (True, False)
-    >>> is_chat_model("glm-4-9b", Family.GLM4), is_chat_model("glm-4-9b-chat-1m", Family.GLM4)
-    (False, True)
-    """
-    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower()
-    if family is Family.CODEGEEX2 or re.search(r"(^|[-_])base($|[-_])", last):
-        return False
-    return family is not Family.GLM4 or "chat" in last
-
-
 def identify(
     model: PreTrainedModel, family: Family, *, name: str | None = None, is_chat: bool | None = None
 ) -> ModelIdentity:
@@ -321,6 +221,8 @@ def identify(
     """
     base = unwrapped(model)
     chosen = name or str(getattr(base, "source", "")) or family.value
+    # PEFT's LoRA and an attached prefix add tensors to the model and rename those they wrap; the base keeps
+    # its hash.
     weights: dict[str, Tensor] = {}
     adapter: dict[str, Tensor] = {}
     for key, tensor in base.state_dict().items():
@@ -330,6 +232,7 @@ def identify(
         name=chosen,
         weights_hash=hash_tensors(weights),
         family=family.value,
+        # An embedding stored in codes has no float type of its own.
         dtype=str(embedding.dtype if embedding.is_floating_point() else base.dtype).removeprefix("torch."),
         quantization=_quantization(base),
         adapter=hash_tensors(adapter) if adapter else "none",
@@ -347,15 +250,3 @@ def _quantization(base: Any) -> str:
         return "none"
     method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
     return str(getattr(method, "value", method))
-
-
-def _ending(prompt: Prompt) -> str:
-    return (prompt.text if prompt.text is not None else prompt.turns[-1].content)[-20:]
-
-
-def _differing(answered: Sequence[tuple[int, ...]]) -> str:
-    """Show the last ids of each answered prompt, from the first place on at which any two differ."""
-    start = 0
-    while all(len(ids) > start and ids[start] == answered[0][start] for ids in answered):
-        start += 1
-    return ", ".join(str(list(ids[start:])) for ids in answered)

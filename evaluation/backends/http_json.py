@@ -1,4 +1,11 @@
-"""JSON over HTTP with retries: what a request costs when a server is busy, and what its refusals mean."""
+"""JSON over HTTP with retries: what a request costs when a server is busy, and what its refusals mean.
+
+By hand on ``urllib``: written with the client that huggingface-hub brings along, this file had as many lines
+and answered no more requests per second. What it is about (which answers are worth another try, how long to
+wait, what a refusal means for the settings) is left to its caller by every client. huggingface-hub's own
+``http_backoff`` raises errors of the Hub, waits without a limit where a server asks for it, and does not
+retry half an answer; and that client has changed its name from one major version to the next.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +92,7 @@ class JsonClient:
                 asked_wait = error.headers.get("Retry-After")
             except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
                 problem = str(getattr(error, "reason", error)) or type(error).__name__
-            except ValueError as error:
+            except ValueError as error:  # half an answer, or the error page of a proxy
                 problem = f"its answer is no JSON ({error})"
             if attempt < self._max_retries:
                 self._pause(url, attempt, asked_wait, problem)
@@ -95,6 +102,8 @@ class JsonClient:
         )
 
     def _pause(self, url: str, attempt: int, asked_wait: str | None, problem: str) -> None:
+        # By chance up to half as long again: else all requests that were refused together would return
+        # together.
         seconds = self._first_wait_seconds * 2**attempt * random.uniform(1, 1.5)
         if asked_wait is not None and asked_wait.replace(".", "", 1).isdigit():
             seconds = max(seconds, float(asked_wait))

@@ -16,7 +16,7 @@ from evaluation.sample import ChoiceScores, Completion, Prompt
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.settings import check_range, setting
 
-Answer = TypeVar("Answer")
+Replied = TypeVar("Replied")
 
 MOST_STOP_STRINGS = 4
 """OpenAI's limit; further ones are looked for here, in what comes back."""
@@ -119,6 +119,8 @@ class OpenAIBackend:
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Estimate the length of a prompt from its bytes; the true one comes back with the completion."""
+        # Too long an estimate costs an exemplar of a long prompt, too short a one a refused request and with
+        # it the run.
         texts = [prompt.text] if prompt.text is not None else [turn.content for turn in prompt.turns]
         return math.ceil(sum(len(text.encode()) for text in texts) / BYTES_PER_TOKEN) + 8 * len(texts)
 
@@ -172,11 +174,11 @@ class OpenAIBackend:
         return "chat/completions", body | {"messages": turns}
 
     def _each(
-        self, prompts: Sequence[Prompt], answer: Callable[[Prompt], Answer]
-    ) -> Iterator[tuple[int, Answer]]:
+        self, prompts: Sequence[Prompt], answer: Callable[[Prompt], Replied]
+    ) -> Iterator[tuple[int, Replied]]:
         """Answer prompts in threads; after a failure nothing more is sent."""
         waiting = iter(enumerate(prompts))
-        running: dict[Future[Answer], int] = {}
+        running: dict[Future[Replied], int] = {}
         pool = ThreadPoolExecutor(self._settings.concurrency)
         try:
             while True:
@@ -188,6 +190,7 @@ class OpenAIBackend:
                 if not running:
                     return
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
+                # Answers that arrived together with a failure are given out first, so that they are kept.
                 failed = [future for future in done if future.exception() is not None]
                 for future in done - set(failed):
                     yield running.pop(future), future.result()
@@ -218,7 +221,10 @@ def read_completion(answer: Mapping[str, Any], stop: Sequence[str]) -> Completio
             " refused question must not be scored as wrong. Use a server without a filter, or leave the"
             " question out."
         )
+    # The server was given MOST_STOP_STRINGS of them at most.
     place = min((found for part in stop if (found := text.find(part)) >= 0), default=None)
+    # vLLM names in `stop_reason` the string that ended the text; OpenAI's `finish_reason` is "stop" for the
+    # end token too.
     if place is not None or isinstance(choice.get("stop_reason"), str):
         reason = "stop"
     else:
@@ -250,6 +256,7 @@ def read_scores(answer: Mapping[str, Any], choices: Sequence[str]) -> ChoiceScor
             f" {', '.join(map(repr, choices))}. Use a server that gives them (vLLM does), or a protocol that"
             " generates, such as `protocol=few_shot_cot`."
         )
+    # Servers of sentencepiece models show a blank as U+2581.
     named = {token.replace("▁", " "): value for token, value in listed.items()}
     bare: dict[str, float] = {}
     for token, value in named.items():

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from evaluation.backend import Limits, ModelIdentity
-from evaluation.backends.glm import PromptEncoder, is_chat_model
+from evaluation.backends.prompt_encoder import PromptEncoder, is_chat_model
 from evaluation.sample import ChoiceScores, Completion, Prompt
 from glmtune.errors import MissingExtraError
 from glmtune.inference.engine.stop_text import StopText
@@ -28,7 +28,6 @@ class VllmBackend:
         tokenizer: PreTrainedTokenizerBase,
         *,
         name: str | None = None,
-        weights_hash: str = "",
         is_chat: bool | None = None,
         **options: Any,
     ) -> None:
@@ -38,7 +37,6 @@ class VllmBackend:
             source: a folder or hub id that vLLM can serve, such as one written by ``glmtune export``.
             tokenizer: from `glmtune.load_tokenizer`.
             name: how the user named the model; None takes ``source``.
-            weights_hash: what tells the weights apart; vLLM does not.
             is_chat: whether prompts are conversations; None decides by the name.
             **options: passed to ``vllm.LLM``, such as ``dtype`` or ``tensor_parallel_size``.
 
@@ -60,7 +58,7 @@ class VllmBackend:
         family = self._encoder.family
         self._identity = ModelIdentity(
             name=chosen,
-            weights_hash=weights_hash,
+            weights_hash="",  # vLLM gives no access to the weights
             family=family.value,
             dtype=str(config.dtype).removeprefix("torch."),
             quantization=str(getattr(config, "quantization", None) or "none"),
@@ -92,6 +90,9 @@ class VllmBackend:
         Yields:
             Place of the prompt and its completion, as they finish.
         """
+        # Rounds: round 1 generates ROUND_TOKENS for every prompt; those whose text has reached a stop
+        # string, or that ended by themselves, are given out; the rest go into round 2 with what they have as
+        # their prompt.
         stop = StopText(self._encoder.decode, limits.stop)
         asked = {place: list(self._encoder.ids(prompt)) for place, prompt in enumerate(prompts)}
         made: dict[int, list[int]] = {place: [] for place in asked}

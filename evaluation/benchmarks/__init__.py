@@ -1,6 +1,6 @@
-"""The benchmarks: their data layouts, prompts, extraction rules and averages."""
+"""The benchmarks: how their data are found and read; prompts, rules and averages of their protocols.
 
-from evaluation.benchmarks.benchmark import Benchmark
-from evaluation.benchmarks.tasks import BENCHMARKS, PUBLISHED, make_task
-
-__all__ = ["BENCHMARKS", "PUBLISHED", "Benchmark", "make_task"]
+Start in ``tasks.py`` (the table of benchmarks) and read ``mmlu.py``, the shortest of them; ``benchmark.py``
+says what each must provide. ``sources.py`` finds data on this machine, ``fetch.py`` and ``hub.py`` download
+them. Nothing here asks a model.
+"""

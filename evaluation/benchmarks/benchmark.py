@@ -11,7 +11,7 @@ from typing import Any
 
 from evaluation.metrics import Groups
 from evaluation.sample import Sample
-from evaluation.task import Method
+from evaluation.task import PreparedProtocol
 from glmtune.errors import DataError
 
 SAMPLE_SET_FILE = "sample_set.json"
@@ -46,7 +46,7 @@ class Benchmark:
         licence: of the official data.
         splits: names of its splits, the one evaluated by default first.
         subjects: all subjects in the official order.
-        protocols: name to the function that makes the method ready.
+        protocols: name to the function that prepares the protocol.
         chat_protocol: the one of the published GLM tables for chat models.
         base_protocol: the same for base models.
         groups: how its subjects are averaged, by split.
@@ -60,7 +60,7 @@ class Benchmark:
     licence: str
     splits: tuple[str, ...]
     subjects: tuple[str, ...]
-    protocols: Mapping[str, Callable[[Ask], Method]]
+    protocols: Mapping[str, Callable[[Ask], PreparedProtocol]]
     chat_protocol: str
     base_protocol: str
     groups: Callable[[str], Groups]
@@ -105,6 +105,8 @@ def sample_set_rows(folder: Path, split: str) -> dict[str, int] | None:
 def check_rows(path: Path, found: int, expected: int, *, name: str) -> None:
     """Raise DataError unless a file has as many rows as it must have.
 
+    An accuracy over some of the rows looks like any other, so a file cut off or read wrongly is refused here.
+
     Args:
         path: the file.
         found: rows read from it.
@@ -127,6 +129,8 @@ def read_text(path: Path, *, name: str) -> str:
     Raises:
         DataError: it is absent or no UTF-8.
     """
+    # Bytes, not text mode: it would turn CRLF into LF, and prompts must be those of the official files to
+    # the byte.
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:

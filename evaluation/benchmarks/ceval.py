@@ -27,29 +27,37 @@ from evaluation.benchmarks.multiple_choice import (
     block,
     check_letter,
     csv_rows,
-    letter_method,
-    two_stage_method,
+    letter_protocol,
+    two_stage_protocol,
 )
-from evaluation.extraction import letters
+from evaluation.extraction import letters as letter_rules
 from evaluation.fewshot import Exemplar, as_text, turns_prompt
 from evaluation.metrics import MACRO, MICRO, Groups
-from evaluation.sample import LETTERS, Prompt, Sample, Turn
-from evaluation.task import GENERATE, Method, Rule
+from evaluation.sample import LETTERS, Prompt, Sample
+from evaluation.task import GENERATE, PreparedProtocol, Rule
 from glmtune.errors import DataError
+from glmtune.messages import Message
 
 NAME = "ceval"
 SUBJECTS = subject_table(NAME)
 DEV_ROWS = 5
 HARD = tuple(subject for subject, facts in SUBJECTS.items() if facts.get("hard"))
 CUE = "\n答案："
+# What follows 答案： in the repository's chain-of-thought exemplars; a base model is handed it as the
+# beginning of its own answer.
 STEPS = "让我们一步一步思考，\n"
+# Of ChatGLM2's script: the letter is scored right behind it.
 EXTRACTION_CUE = "\n综上所述，ABCD中正确的选项是："
 _HEADER = ["id", "question", *LETTERS]
+# ChatGLM2's JSON lines hold question and options as one text.
 _FOUR_OPTIONS = re.compile(r"(.*)\nA\. (.*)\nB\. (.*)\nC\. (.*)\nD\. (.*)", re.DOTALL)
 
 
 def instruction(subject: str) -> str:
-    """Return the line before few-shot exemplars, with the subject's Chinese name."""
+    """Return the line before few-shot exemplars, with the subject's Chinese name.
+
+    The README of the repository shows the Chinese name; its code fills in the English name of the file.
+    """
     return f"以下是中国关于{SUBJECTS[subject]['chinese']}考试的单项选择题，请选出其中的正确答案。\n\n"
 
 
@@ -171,16 +179,16 @@ def _dev(ask: Ask) -> dict[str, list[Sample]]:
     return found
 
 
-def few_shot_direct(ask: Ask) -> Method:
+def few_shot_direct(ask: Ask) -> PreparedProtocol:
     """Five dev exemplars with their letters, then the letters' probabilities (base models)."""
     shots = {
         subject: [Exemplar(ask_for_letter(row), row.answer) for row in rows]
         for subject, rows in _dev(ask).items()
     }
-    return letter_method(shots, instruction, ask_for_letter, is_chat=ask.is_chat, choices=tuple(LETTERS))
+    return letter_protocol(shots, instruction, ask_for_letter, is_chat=ask.is_chat, choices=tuple(LETTERS))
 
 
-def few_shot_cot(ask: Ask) -> Method:
+def few_shot_cot(ask: Ask) -> PreparedProtocol:
     """Five dev exemplars with their explanations; the letter is read from the completion."""
     shots = {
         subject: [
@@ -197,38 +205,47 @@ def few_shot_cot(ask: Ask) -> Method:
         text = as_text(instruction(sample.subject), kept, ask_for_letter(sample) + STEPS)
         return Prompt(text=text, num_fewshot=len(kept))
 
-    rules = {OFFICIAL: Rule(TEXT_RULES["script"].about, letters.script)}
+    rules = {OFFICIAL: Rule(TEXT_RULES["script"].about, letter_rules.script)}
     rules |= {name: rule for name, rule in TEXT_RULES.items() if name != "script"}
-    return Method(
+    return PreparedProtocol(
         kind=GENERATE,
         rules=rules,
         write=write,
+        # A base model goes on with another exemplar, which a blank line precedes; in a chat the template ends
+        # the answer, and its reasoning may have paragraphs.
         limits=Limits(COT_TOKENS, stop=() if ask.is_chat else ("\n\n",)),
         num_fewshot=min(map(len, shots.values())),
     )
 
 
-def zero_shot_cot(ask: Ask) -> Method:
+def zero_shot_cot(ask: Ask) -> PreparedProtocol:
     """ChatGLM2's two stages: answer the bare question, then name the letter after a cue (chat models)."""
 
     def first(sample: Sample) -> Prompt:
         if ask.is_chat:
-            return Prompt(turns=(Turn("user", block(sample)),))
+            return Prompt(turns=(Message("user", block(sample)),))
+        # Published tables ask base models with exemplars; without, this is the few-shot prompt less its
+        # exemplars.
         return Prompt(text=instruction(sample.subject) + ask_for_letter(sample) + STEPS)
 
     def second(sample: Sample, completion: str) -> Prompt:
+        # The completion stands inside the user's turn, with nothing between it and the options, as the script
+        # has it; as a turn of the assistant it would score otherwise.
         if ask.is_chat:
-            return Prompt(turns=(Turn("user", block(sample) + completion + EXTRACTION_CUE),))
+            return Prompt(turns=(Message("user", block(sample) + completion + EXTRACTION_CUE),))
         before = first(sample).text or ""
         return Prompt(text=before + completion + EXTRACTION_CUE)
 
-    return two_stage_method(first, second, choices=tuple(LETTERS))
+    return two_stage_protocol(first, second, choices=tuple(LETTERS))
 
 
 def groups(split: str) -> Groups:
     """Return C-Eval's averages.
 
-    The leaderboard prints the mean over subjects; ChatGLM2's script, run on val, weighs every question alike.
+    The leaderboard prints the mean over subjects: the published categories of ChatGLM2-6B, weighted by their
+    20, 10, 11 and 11 subjects, give 50.09 for the printed 50.1 (over questions it would be 50.2). ChatGLM2's
+    script, run on val, weighs every question alike: its 53.57 is 721 of 1,346.
+    ``tests/evaluation/test_metrics.py`` recounts both.
     """
     return Groups(
         headline=MICRO if split == "val" else MACRO,

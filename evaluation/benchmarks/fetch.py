@@ -1,4 +1,10 @@
-"""Download the official files of a benchmark once: checked, continued after a break, unpacked, counted."""
+"""Download the official files of a benchmark once: checked, continued after a break, unpacked.
+
+By hand on ``urllib``, although libraries download files. pooch checks and unpacks, but begins anew after a
+break; with an HTTP client such as httpx only the call in ``_receive`` would change: the range, its tag, the
+part file and the progress bar would stay. ``urllib`` is always there and honours the proxy variables that
+the errors name.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +128,9 @@ def _receive(remote: RemoteFile, part: Path, advance: Advance) -> None:
     """Add to a part what it still lacks; begin anew where the server cannot continue or has another file."""
     start = part.stat().st_size if part.is_file() else 0
     tag = _tag_file(part).read_text(encoding="utf-8") if start and _tag_file(part).is_file() else ""
+    # "identity": a compressed answer would make the length and the range count other bytes than the file's.
     headers = {"User-Agent": "glmtune", "Accept-Encoding": "identity"}
+    # Without a tag or a checksum nobody would notice that the halves are of two releases: then all anew.
     if start and (tag or remote.sha256):
         headers["Range"] = f"bytes={start}-"
         if tag:
@@ -131,14 +139,14 @@ def _receive(remote: RemoteFile, part: Path, advance: Advance) -> None:
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
-        if error.code != 416:
+        if error.code != 416:  # the range begins behind the end: the part has all bytes, or too many
             raise
         if remote.sha256 and _is_right(part, remote):
             return  # it was whole already
         part.unlink()
         return _receive(remote, part, advance)
     with answer:
-        continues = answer.status == 206
+        continues = answer.status == 206  # 200: the server knows no ranges, or the file has changed since
         _tag_file(part).write_text(answer.headers.get("ETag") or "", encoding="utf-8")
         length = answer.headers.get("Content-Length")
         begin = start if continues else 0
@@ -148,6 +156,7 @@ def _receive(remote: RemoteFile, part: Path, advance: Advance) -> None:
             while chunk := answer.read(CHUNK_BYTES):
                 file.write(chunk)
                 advance(len(chunk), total)
+    # A closed connection ends ``read`` like the end of the file does.
     if total is not None and part.stat().st_size < total:
         raise http.client.IncompleteRead(b"", total - part.stat().st_size)
 

@@ -24,17 +24,18 @@ from evaluation.benchmarks.benchmark import (
     sample_set_rows,
 )
 from evaluation.benchmarks.gsm8k_exemplars import ANSWER_ZH, QUESTION_ZH, mgsm_exemplars, wei_exemplars
-from evaluation.extraction import numbers
+from evaluation.extraction import numbers as number_rules
 from evaluation.fewshot import Exemplar, as_text, text_prompt
 from evaluation.metrics import MICRO, Groups
 from evaluation.sample import Prompt, Sample
-from evaluation.task import GENERATE, Method, Rule
+from evaluation.task import GENERATE, PreparedProtocol, Rule
 from glmtune.errors import DataError
 
 SPLIT = "test"
 ROWS = {"gsm8k": {"test": 1319, "train": 7473}, "gsm8k_zh": {"test": 1319}, "mgsm_zh": {"test": 250}}
 COT_TOKENS = 512
-STEPS = " Let's think step by step."
+"""Chat models are verbose: 256, which other harnesses use, cuts off answers before their number."""
+STEPS = " Let's think step by step."  # Kojima et al. 2022, arXiv:2205.11916
 _MARKS = re.compile(r"<<[^<>]*>>")
 _GOLD = re.compile(r"#### (-?[0-9.,]+)\s*$")
 _FOLDERS = {
@@ -42,15 +43,19 @@ _FOLDERS = {
     "gsm8k_zh": ("",),
     "mgsm_zh": ("", "mgsm", "gsm8k_zh"),
 }
+# The first rule decides. It is not the official one: that reads `#### N`, which only models trained on GSM8K
+# write.
 RULES = {
     "decimal": Rule(
         "number after the last marker, else the last number; as decimals",
-        numbers.decimal,
-        numbers.is_the_same_number,
+        number_rules.decimal,
+        number_rules.is_the_same_number,
     ),
-    "official": Rule("number after `####`, as text", numbers.official, numbers.is_the_same_text),
-    "strict": Rule("number of `The answer is N`, as decimals", numbers.strict, numbers.is_the_same_number),
-    "flexible": Rule("last number, as decimals", numbers.flexible, numbers.is_the_same_number),
+    "official": Rule("number after `####`, as text", number_rules.official, number_rules.is_the_same_text),
+    "strict": Rule(
+        "number of `The answer is N`, as decimals", number_rules.strict, number_rules.is_the_same_number
+    ),
+    "flexible": Rule("last number, as decimals", number_rules.flexible, number_rules.is_the_same_number),
 }
 
 
@@ -146,8 +151,10 @@ class _Layout:
     cue: str
 
 
-def _cot(layout: _Layout, exemplars: Callable[[Path], list[tuple[str, str]]]) -> Callable[[Ask], Method]:
-    def few_shot_cot(ask: Ask) -> Method:
+def _cot(
+    layout: _Layout, exemplars: Callable[[Path], list[tuple[str, str]]]
+) -> Callable[[Ask], PreparedProtocol]:
+    def few_shot_cot(ask: Ask) -> PreparedProtocol:
         shots = [
             Exemplar(f"{layout.question}{question}{layout.answer}", answer)
             for question, answer in exemplars(ask.folder)
@@ -158,13 +165,13 @@ def _cot(layout: _Layout, exemplars: Callable[[Path], list[tuple[str, str]]]) ->
             text = as_text("", kept, f"{layout.question}{sample.question}{layout.cue}")
             return text_prompt(text, num_fewshot=len(kept), is_chat=ask.is_chat)
 
-        return _method(write, num_fewshot=len(shots))
+        return _prepared(write, num_fewshot=len(shots))
 
     return few_shot_cot
 
 
-def _zero_shot_cot(layout: _Layout, steps: str) -> Callable[[Ask], Method]:
-    def zero_shot_cot(ask: Ask) -> Method:
+def _zero_shot_cot(layout: _Layout, steps: str) -> Callable[[Ask], PreparedProtocol]:
+    def zero_shot_cot(ask: Ask) -> PreparedProtocol:
         def write(sample: Sample, num_fewshot: int) -> Prompt:
             del num_fewshot
             if ask.is_chat:
@@ -172,21 +179,21 @@ def _zero_shot_cot(layout: _Layout, steps: str) -> Callable[[Ask], Method]:
             text = f"{layout.question}{sample.question}{layout.cue}{steps}"
             return text_prompt(text, num_fewshot=0, is_chat=False)
 
-        return _method(write, num_fewshot=0)
+        return _prepared(write, num_fewshot=0)
 
     return zero_shot_cot
 
 
-def _method(write: Callable[[Sample, int], Prompt], *, num_fewshot: int) -> Method:
-    limits = Limits(COT_TOKENS, stop=numbers.STOPS)
-    return Method(kind=GENERATE, rules=RULES, write=write, limits=limits, num_fewshot=num_fewshot)
+def _prepared(write: Callable[[Sample, int], Prompt], *, num_fewshot: int) -> PreparedProtocol:
+    limits = Limits(COT_TOKENS, stop=number_rules.STOPS)
+    return PreparedProtocol(kind=GENERATE, rules=RULES, write=write, limits=limits, num_fewshot=num_fewshot)
 
 
 def _benchmark(
     name: str,
     title: str,
     licence: str,
-    protocols: dict[str, Callable[[Ask], Method]],
+    protocols: dict[str, Callable[[Ask], PreparedProtocol]],
     load: Callable[[Path, str, Sequence[str]], list[Sample]],
     file: str,
 ) -> Benchmark:

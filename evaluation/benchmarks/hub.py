@@ -72,10 +72,11 @@ def fetch_from_hub(name: str, folder: Path, load: Load | None = None) -> Path:
     return folder
 
 
-Part = tuple[str, str, str, str, Callable[[Rows], str]]
+HubFile = tuple[str, str, str, str, Callable[[Rows], str]]
+"""Path in the official layout; repository, configuration and split on the hub; rows to the file's text."""
 
 
-def _ceval() -> list[Part]:
+def _ceval() -> list[HubFile]:
     return [
         (f"{split}/{subject}_{split}.csv", "ceval/ceval-exam", subject, split, render)
         for subject in subject_table("ceval")
@@ -83,7 +84,7 @@ def _ceval() -> list[Part]:
     ]
 
 
-def _mmlu() -> list[Part]:
+def _mmlu() -> list[HubFile]:
     return [
         (f"{split}/{subject}_{split}.csv", "cais/mmlu", subject, theirs, _mmlu_csv)
         for subject in subject_table("mmlu")
@@ -91,7 +92,7 @@ def _mmlu() -> list[Part]:
     ]
 
 
-LAYOUTS: Mapping[str, Callable[[], list[Part]]] = {"ceval": _ceval, "mmlu": _mmlu}
+LAYOUTS: Mapping[str, Callable[[], list[HubFile]]] = {"ceval": _ceval, "mmlu": _mmlu}
 
 
 def _csv(rows: Iterable[Iterable[object]]) -> str:

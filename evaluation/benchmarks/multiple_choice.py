@@ -9,21 +9,22 @@ from pathlib import Path
 
 from evaluation.backend import Limits
 from evaluation.benchmarks.benchmark import WAY_OUT, read_text
-from evaluation.extraction import letters
+from evaluation.extraction import letters as letter_rules
 from evaluation.fewshot import Exemplar, as_text, turns_prompt
 from evaluation.sample import LETTERS, Prompt, Sample
-from evaluation.task import CHOICES, GENERATE_THEN_CHOICES, SCORES, Method, Rule
+from evaluation.task import CHOICES, GENERATE_THEN_CHOICES, SCORES, PreparedProtocol, Rule
 from glmtune.errors import DataError
 
 OFFICIAL = "official"
 COT_TOKENS = 512
+"""As in ChatGLM2's script for C-Eval."""
 LETTER_RULES = {
-    OFFICIAL: Rule("the most probable of the four letters", letters.given, reads=SCORES),
+    OFFICIAL: Rule("the most probable of the four letters", letter_rules.given, reads=SCORES),
 }
 TEXT_RULES = {
-    "script": Rule("the C-Eval repository's regular expressions", letters.script),
-    "strict": Rule("the last sentence stating the answer in so many words", letters.strict),
-    "loose": Rule("what a careful reader finds", letters.loose),
+    "script": Rule("the C-Eval repository's regular expressions", letter_rules.script),
+    "strict": Rule("the last sentence stating the answer in so many words", letter_rules.strict),
+    "loose": Rule("what a careful reader finds", letter_rules.loose),
 }
 
 
@@ -34,7 +35,10 @@ def block(sample: Sample) -> str:
 
 
 def csv_rows(path: Path, *, name: str, columns: int | None = None) -> list[list[str]]:
-    """Read a CSV file, every cell as text (``None`` stays a word, newlines stay in their cells).
+    """Read a CSV file, every cell as text, newlines included.
+
+    Not with pandas: it takes the first row for a header (MMLU has none) and ``None`` for a missing value,
+    which is an option of ten of MMLU's test questions.
 
     Args:
         path: the file; line ends may be LF or CRLF.
@@ -60,33 +64,28 @@ def csv_rows(path: Path, *, name: str, columns: int | None = None) -> list[list[
     return rows
 
 
-def check_letter(answer: str, path: Path, row: int, *, name: str) -> str:
-    """Return an answer letter.
-
-    Raises:
-        DataError: it is none of A to D.
-    """
+def check_letter(answer: str, path: Path, row: int, *, name: str) -> None:
+    """Raise DataError unless an answer is one of the letters A to D."""
     if len(answer) != 1 or answer not in LETTERS:
         raise DataError(
             f"the answer is {answer!r}, but it must be A, B, C or D. {WAY_OUT.format(name=name)}",
             path=path,
             line=row,
         )
-    return answer
 
 
-def letter_method(
+def letter_protocol(
     shots: Mapping[str, list[Exemplar]],
     header: Callable[[str], str],
     ask: Callable[[Sample], str],
     *,
     is_chat: bool,
     choices: tuple[str, ...],
-) -> Method:
+) -> PreparedProtocol:
     """Return the few-shot protocol that compares the probabilities of the letters after the cue.
 
     Args:
-        shots: exemplars by subject, in file order; the last ones are lost first.
+        shots: exemplars by subject, in file order; the last ones are lost first, as in hendrycks/test.
         header: subject to the line before the exemplars.
         ask: sample to its question with the cue.
         is_chat: whether exemplars become turns.
@@ -99,22 +98,22 @@ def letter_method(
             return turns_prompt(header(sample.subject), kept, ask(sample))
         return Prompt(text=as_text(header(sample.subject), kept, ask(sample)), num_fewshot=len(kept))
 
-    return Method(
+    return PreparedProtocol(
         kind=CHOICES,
         rules=LETTER_RULES,
         write=write,
-        limits=Limits(1),
+        limits=Limits(1),  # nothing is generated, but the scored token needs its place in the context
         choices=choices,
         num_fewshot=min(map(len, shots.values())),
     )
 
 
-def two_stage_method(
+def two_stage_protocol(
     first: Callable[[Sample], Prompt],
     second: Callable[[Sample, str], Prompt],
     *,
     choices: tuple[str, ...],
-) -> Method:
+) -> PreparedProtocol:
     """Return the protocol of two stages: reason freely, then compare the letters after a cue.
 
     Args:
@@ -122,7 +121,7 @@ def two_stage_method(
         second: sample and completion to the second prompt.
         choices: letters as they follow the second prompt.
     """
-    return Method(
+    return PreparedProtocol(
         kind=GENERATE_THEN_CHOICES,
         rules=LETTER_RULES | TEXT_RULES,
         write=lambda sample, num_fewshot: first(sample),

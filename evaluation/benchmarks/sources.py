@@ -103,7 +103,7 @@ def data_root() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is looked for.
+    """A benchmark whose folder is looked for, and how it is recognised.
 
     Attributes:
         name: of the benchmark.
@@ -142,6 +142,7 @@ def find_folder(wanted: Wanted, data_dir: str | Path | None = None) -> Path:
         return _shipped(wanted)
     if data_dir is not None:
         return _given(wanted, Path(data_dir).expanduser())
+    # $GLMTUNE_DATA may hold some benchmarks only; then ./data is looked into as well.
     return wanted.inside(data_root()) or wanted.inside(Path("data")) or _shipped(wanted)
 
 

@@ -15,7 +15,7 @@ from evaluation.benchmarks.mmlu import MMLU
 from evaluation.benchmarks.sources import Wanted, find_folder
 from evaluation.sample import Sample
 from evaluation.settings import BenchmarkSettings
-from evaluation.task import Method, Task
+from evaluation.task import PreparedProtocol, Task
 from glmtune.errors import ConfigError, unknown_name
 from glmtune.settings import check_choice, check_range
 
@@ -72,22 +72,25 @@ def make_task(
     check_choice("benchmark.split", split, spec.splits)
     if limit is not None:
         check_range("benchmark.limit", limit, low=1)
+    # Names and numbers are checked above, before a folder is searched or anything is downloaded.
     folder = find_folder(Wanted(spec.name, spec.folder_names, spec.is_here, fetch_from_hub), data_dir)
     own_rows = sample_set_rows(folder, split)
     available = tuple(spec.subjects if own_rows is None else own_rows)
     asked = _chosen(available, subjects)
     samples = spec.load(folder, split, asked)
-    method = spec.protocols[protocol](Ask(folder, asked, is_chat))
+    prepared = spec.protocols[protocol](Ask(folder, asked, is_chat))
     return Task(
         benchmark=benchmark,
         title=spec.title,
         protocol=protocol,
         split=split,
         samples=tuple(_first(samples, limit)),
-        method=_with_fewshot(method, num_fewshot, protocol),
+        prepared=_with_fewshot(prepared, num_fewshot, protocol),
         licence=spec.licence if own_rows is None else SAMPLE_LICENCE,
         source=str(folder),
         groups=spec.groups(split),
+        # Asked of the rows, not of the split: C-Eval's test answers have been public since July 2025, older
+        # files lack them.
         labelled=all(sample.answer for sample in samples),
         is_sample_set=own_rows is not None,
         is_partial=limit is not None or set(asked) != set(available),
@@ -133,12 +136,12 @@ def _first(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
     return [sample for sample in samples if limit is None or sample.index < limit]
 
 
-def _with_fewshot(method: Method, num_fewshot: int | None, protocol: str) -> Method:
+def _with_fewshot(prepared: PreparedProtocol, num_fewshot: int | None, protocol: str) -> PreparedProtocol:
     if num_fewshot is None:
-        return method
-    if not 0 <= num_fewshot <= method.num_fewshot:
+        return prepared
+    if not 0 <= num_fewshot <= prepared.num_fewshot:
         raise ConfigError(
-            f"`benchmark.num_fewshot` is {num_fewshot}, but `protocol={protocol}` has {method.num_fewshot}"
-            f" exemplars here. Use 0 to {method.num_fewshot}, or another protocol."
+            f"`benchmark.num_fewshot` is {num_fewshot}, but `protocol={protocol}` has {prepared.num_fewshot}"
+            f" exemplars here. Use 0 to {prepared.num_fewshot}, or another protocol."
         )
-    return replace(method, num_fewshot=num_fewshot)
+    return replace(prepared, num_fewshot=num_fewshot)

@@ -14,10 +14,11 @@ from evaluation.benchmarks.tasks import BENCHMARKS
 from evaluation.compare.pairing.match import labels, match
 from evaluation.compare.pairing.runs import Run
 from evaluation.compare.reporting.flips import find_questions
-from evaluation.compare.reporting.report import compare_pair, show_comparison, write_comparison
+from evaluation.compare.reporting.report import compare_pair, show_comparison, write_comparison_files
 from evaluation.compare.reporting.tables import ComparisonReport
 from evaluation.compare.settings import GateSettings
-from evaluation.compare.statistics.perplexity import TextLoss, WindowLoss, compare_losses
+from evaluation.compare.statistics.perplexity import TextLoss, compare_losses
+from evaluation.sample import WindowLoss
 from glmtune.errors import DataError
 
 if TYPE_CHECKING:
@@ -77,13 +78,14 @@ def build_report(
     )
 
 
-def default_folder(baseline: Side, candidates: Sequence[Side]) -> Path:
+def default_comparison_folder(baseline: Side, candidates: Sequence[Side]) -> Path:
     """Return where a comparison goes if no folder is named; the same one always goes to the same place.
 
     Args:
         baseline: one side.
         candidates: the other; several for a table of methods.
     """
+    # Fingerprints name questions, prompts and weights, so another model or protocol goes to another folder.
     prints = [[run.fingerprint for run in side.runs.values()] for side in (baseline, *candidates)]
     digest = hashlib.sha256(json.dumps(prints, sort_keys=True).encode()).hexdigest()[:8]
     model = re.split(r"[/\\]", str(next(iter(baseline.runs.values())).model["name"]).rstrip("/\\"))[-1]
@@ -110,6 +112,6 @@ def deliver(
     questions = {
         name: find_questions(each.pair.baseline, data_dir) for name, each in report.benchmarks.items()
     }
-    written = write_comparison(report, gate, questions, folder)
+    written = write_comparison_files(report, gate, questions, folder)
     names = ", ".join(path.name for path in written)
     console.print(f"Written: {folder} ({names})", markup=False, highlight=False, soft_wrap=True)

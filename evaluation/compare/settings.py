@@ -92,6 +92,7 @@ class SideSettings:
             changes["dtype"] = dtype
         if self.quantization is not None:
             is_plain = self.quantization in (*PRECISIONS, NOT_QUANTIZED)
+            # What the model settings say about activations was said of a quantized model.
             if is_plain:
                 changes["quantization_activations"] = None
             method = self.quantization.removesuffix(ROUNDED)

@@ -1,4 +1,10 @@
-"""Rules that find the answer to a BIG-Bench Hard item, and the forms its answers take task by task."""
+"""Rules that find the answer to a BIG-Bench Hard item, and the forms its answers take task by task.
+
+Seven forms cover the 27 files: letters, three pairs of words, integers, brackets, word lists. ``official``
+compares character by character and is what published figures rest on; ``normalized`` reads the same stated
+answer in the form of the task (``the answer is B.`` for ``(B)``); ``loose`` also reads a last line that
+states nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +22,13 @@ _CUE = re.compile(
     r"(?i:\s*(?:option|choice|therefore|thus|that|:))*[\s:]*"
 )
 _OPTION = re.compile(r"^\(([A-R])\) (.*?)\s*$", re.MULTILINE)
+# `The answer is A good question` and `... I think` begin with words, not with options A and I.
 _NO_LETTER = r"(?:A (?!is\b|because\b|since\b|as\b|for\b|and\b|or\b)|I )[a-z]"
 _LETTER = re.compile(
     rf"[\s\"'“(\[{{$]*(?:[Oo]ption\s*)?(?:[(\[]([A-Ra-r])[)\]]|(?!{_NO_LETTER})([A-R])(?![A-Za-z0-9']))"
 )
 _BRACKETED = re.compile(r"\(([A-R])\)")
+# `not valid` comes before `valid`: the first alternative that matches decides.
 _WORD = {
     "yes_no": re.compile(r"(?i:\b(yes|no)\b)"),
     "true_false": re.compile(r"(?i:\b(true|false)\b)"),
@@ -33,7 +41,9 @@ def _letter(tail: str, sample: Sample) -> str | None:
     if found := _LETTER.match(tail):
         return f"({(found.group(1) or found.group(2)).upper()})"
     said = _simple(tail)
-    is_written_out = _BRACKETED.fullmatch(sample.answer) is None  # three items, such as `Monsters, Inc`
+    # Three items have the text of an option as their target, although all others of their tasks have its
+    # letter.
+    is_written_out = _BRACKETED.fullmatch(sample.answer) is None
     if is_written_out and said == _simple(sample.answer):
         return sample.answer
     options = {_simple(text): f"({letter})" for letter, text in _OPTION.findall(sample.question)}
@@ -75,6 +85,7 @@ def _bracket_string(tail: str, sample: Sample) -> str | None:
 def _word_list(tail: str, sample: Sample) -> str | None:
     del sample
     lines = tail.splitlines()
+    # A numbered list goes over several lines; any other answer is on the first, and prose may follow.
     if len(lines) > 1 and re.match(r"\s*(?:\d+[.)]|[-*])\s", tail):
         tail = " ".join(re.sub(r"^\s*(?:\d+[.)]|[-*])\s*", "", line) for line in lines)
     else:
@@ -94,6 +105,7 @@ FORMS: Mapping[str, Callable[[str, Sample], str | None]] = {
     "brackets": _bracket_string,
     "words": _word_list,
 }
+# What a whole completion must look like to be taken for an answer where it has no cue (``official``).
 _WHOLE = {
     "letter": re.compile(r"\([A-R]\)"),
     "yes_no": re.compile("[Yy]es|[Nn]o"),
@@ -194,6 +206,7 @@ def loose(kind: str) -> Callable[[str, Sample], str | None]:
 def _prepared(text: str, kind: str) -> str:
     text = cut_at(text, STOPS)
     if kind == "brackets":
+        # Not ``plain``: NFKC and the LaTeX rules would change the very characters that are the answer.
         return text.replace("**", "").replace("`", "").replace("$", "")
     return plain(text)
 

@@ -1,4 +1,11 @@
-"""Rules that find the letter of a multiple-choice answer (C-Eval, MMLU) in free text."""
+"""Rules that find the letter of a multiple-choice answer (C-Eval, MMLU) in free text.
+
+Three rules read the same text, and reports show all three: ``script`` for figures that can be set beside
+published ones, ``strict`` for answers in the requested form, ``loose`` for what the model meant. Where they
+differ much, an accuracy tells more about the wording of a model than about its knowledge. The completions
+quoted below are cases of ``tests/evaluation/extraction/extraction_cases.json``; a new pattern comes with a
+new case.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +28,13 @@ _SCRIPT_WORDS = (
     ("选择答案", ""),
 )
 
+# A letter ends where no word goes on: `答案是A4纸` and `the answer is Bob` name no option, `B's` no letter.
 _END = r"(?![A-Za-z0-9'])"
 _STRICT_ZH = re.compile(rf"答案(?:是|为|：|:)\s*([A-D]){_END}")
 _STRICT_EN = re.compile(rf"[Aa]nswer(?: is|:)\s*\(?([A-D])\)?{_END}")
 
+# What models put between a cue and the letter: `答案是“B”`, `答案是【B】`, `$B$`, `答案选项：B`, `option
+# (B)`.
 _OPENING = r"[\s\"'“”‘’「『<(\[{$:,]*"
 _NOUN = r"(?:选项|选择|项|[Oo]ption|[Cc]hoice|[Ll]etter)?"
 _LETTER = rf"{_OPENING}{_NOUN}{_OPENING}([A-D]){_END}"
@@ -32,7 +42,10 @@ _MARKERS_ZH = (
     r"(?:答案|正确选项|正确的选项|正确项|正确的是|符合题意的是|不正确的是|错误的是)"
     r"(?:应该|应当|应|就|选项)?(?:是|为|选择|选|:|=|-)*"
 )
+# 选 states an answer only where it denies none (不选A, 不能选A) and is not part of another word (备选, 待选,
+# 挑选, 可选).
 _CHOOSE_ZH = r"(?<![不可能该备挑待])(?:(?<!不)该|(?<!不)应|(?<!不)能)?(?:选择|选项是|选|故选)(?:是|为|:)?"
+# `The answer to this question is most likely option B`: any of these words may stand between cue and letter.
 _MARKERS_EN = (
     r"(?i:answer|correct option|correct choice|correct letter|best option|best choice|right option|choice)"
     r"(?i:\s*(?:is|are|:|=|would be|must be|should be|has to be|will be|here|therefore|thus|most likely|"
@@ -40,18 +53,28 @@ _MARKERS_EN = (
 )
 _CHOOSE_EN = r"(?<!not )(?i:\bchoose|\bselect|\bpick|\bgo with|\bgo for)"
 _EXPLICIT = re.compile(rf"(?:####|{_MARKERS_ZH}|{_CHOOSE_ZH}|{_MARKERS_EN}|{_CHOOSE_EN}){_LETTER}")
+# After a letter, more letters follow: `答案是A和B`, `The answer is A or B`. That is no answer to a question
+# with one.
 _SEVERAL = re.compile(
     r"\s*[)\]]?\s*(?:和|与|或者|或|及|、|,|/|&|and|or)\s*[(\[]?\s*(?:选项|option )?[A-D](?![A-Za-z0-9'])"
 )
+# `A不正确，B正确`, `B is the correct answer`. Not the last of a list: `A、B都对`, `A, B and C are correct`
+# name several.
 _SAID_RIGHT = re.compile(
     r"(?<![A-Za-z0-9])(?<![,、和与及])(?<!, )(?<!and )(?<!or )[(\[]?([A-D])[)\]]?\s*(?:选项|项)?\s*"
     r"(?:是|为|才是|:)?\s*(?:正确|对的|(?i:is (?:the )?(?:correct|right|best)|is true))"
 )
+# A line that begins with its answer: `B. 零基预算`, `(B)`, `B 零基预算`; English prose may begin with `A` as
+# well, so a blank counts only before a Chinese character.
 _FIRST = re.compile(
     r"\s*(?:选项|[Oo]ption )?[(\[]?([A-D])(?:[)\].、:,。]|\s*$|\s+(?=[\u4e00-\u9fff]))(?![A-Za-z0-9'])"
 )
+# `A good question.` begins with an article, `A is wrong because` with a letter: what follows tells them
+# apart.
 _ARTICLE = r"A(?= (?!is\b|because\b|since\b|as\b|for\b|and\b|or\b)[a-z])"
 _ALONE = re.compile(rf"(?<![A-Za-z0-9'])(?!{_ARTICLE})([A-D])(?![A-Za-z0-9'])")
+# What the text rejects is cut out before anything is looked for: `排除A、C、D，选B`, `The answer is not A,
+# it is B`, `A is wrong. C is wrong. D is wrong. That leaves B.`
 _LIST = r"\s*(?:选项)?\s*[(\[]?[A-D](?:\s*(?:、|,|和|与|及|and|or)+\s*[A-D])*(?![A-Za-z0-9'])"
 _REJECTED = re.compile(
     rf"(?:不选|不能选|不应选|不该选|不应该选|排除|不是|(?i:\bnot|\bisn't|\bexclude|\brule out)\s){_LIST}"
@@ -70,7 +93,8 @@ def script(text: str, sample: Sample) -> str | None:
     """Extract as the C-Eval repository's script for ChatGLM does, its order and its faults included.
 
     The last ``所以答案是X。`` first, then eight wordings, then a text with exactly one of the letters A to D,
-    then a text that quotes exactly one option.
+    then a text that quotes exactly one option. The faults stay because published figures have them: of
+    ``答案是A和B`` it takes A, and the first wording matches before a later one that fits better.
     """
     text = text.strip()
     cues = _CUE_SENTENCE.findall(text)
@@ -104,6 +128,8 @@ def loose(text: str, sample: Sample) -> str | None:
     ``A is wrong``) are passed over; a statement that names several letters counts as no answer.
     """
     text = _REJECTED.sub(" ", plain(text))
+    # The last statement counts, not the first: models correct themselves
+    # (`所以答案是A。不对，重新考虑。所以答案是B。`).
     statements = list(_EXPLICIT.finditer(text))
     if statements:
         last = statements[-1]
@@ -111,6 +137,7 @@ def loose(text: str, sample: Sample) -> str | None:
     if called_right := list(_SAID_RIGHT.finditer(text)):
         return called_right[-1].group(1)
     lines = text.strip().splitlines()
+    # Two or more such lines are the options written out once more, not an answer.
     repeats_options = sum(_FIRST.match(line) is not None for line in lines) > 1
     for line in () if repeats_options else lines[:1] + lines[-1:]:
         first = _FIRST.match(line)

@@ -1,4 +1,10 @@
-"""Rules that find the number a word problem ends in (GSM8K, MGSM), and compare numbers as decimals."""
+"""Rules that find the number a word problem ends in (GSM8K, MGSM), and compare numbers as decimals.
+
+``official`` and ``strict`` fail where the model words its answer otherwise, ``flexible`` takes whatever
+number comes last (``The answer is 18. She checks it: 18 - 9 = 9.`` is 9 for it), so the deciding rule is
+``decimal``: the number of the last stated answer, compared by value. Completions quoted below are cases of
+``tests/evaluation/extraction/extraction_cases.json``.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +19,18 @@ STOPS = ("\nQ:", "\nQuestion:", "\n问题:", "\n问题：", "\n问：")
 
 _OFFICIAL = re.compile(r"#### (-?[0-9.,]+)")
 _STRICT = re.compile(r"(?:[Tt]he answer is|答案是)[ :：]*(-?[$¥]?-?[0-9][0-9,]*(?:\.[0-9]+)?)")
+# `答` counts only as a label (`答：小明还剩18个苹果`), since it is part of many words.
 _MARKER = re.compile(
     r"####|(?i:\bfinal answer\b|\bthe answer\b|\banswer\s*(?:is|:|=))"
     r"(?:\s*(?:(?i:is|are|was|equals|would be)|:|=))*"
     r"|答案(?:应该|应当|应)?(?:是|为|等于|:|=)*|答(?=:):"
 )
 _MONEY = r"(?:US\$|RMB|[$¥€£])?"
+# In this order: `70,000`; `1 000` (a blank before every three digits, and nothing behind: `1 200 apples` may
+# be the end of a list); plain digits; `.75`.
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:\s\d{3})+(?![\d,]|\.\d|\s?[a-z])|\d+)(?:\.\d+)?|\.\d+"
+# A minus is a sign only where no number or bracket stands before it: `10-5=5` ends in 5, `-$5` and `$-5` are
+# -5.
 _NUMBER = re.compile(
     rf"(?<![\d.])(?P<sign>(?<![\w)\]])-\s?)?{_MONEY}\s?(?P<minus>-)?(?P<digits>{_DIGITS})"
     r"\s?(?P<scale>万|亿|million\b|billion\b|thousand\b)?"
@@ -69,9 +80,10 @@ def flexible(text: str, sample: Sample) -> str | None:
 def decimal(text: str, sample: Sample) -> str | None:
     r"""Extract the number after the last explicit marker, or else the last number.
 
-    Markers are ``####``, ``the answer is``, ``答案是`` and the like, and ``\boxed{}``. In the sentence after
-    a marker the last equation's result counts, else the first number, else a number in words. Commas,
-    currency signs, full-width digits, 万 and a final full stop are understood.
+    A marker without a number in its sentence is passed over for the one before it. Markers are ``####``,
+    ``the answer is``, ``答案是`` and the like, and ``\boxed{}``. In the sentence after a marker the last
+    equation's result counts, else the first number, else a number in words. Commas, currency signs,
+    full-width digits, 万 and a final full stop are understood.
     """
     text = plain(cut_at(text, STOPS))
     for marker in reversed(list(_MARKER.finditer(text))):
@@ -89,6 +101,7 @@ def number_of(sentence: str) -> str | None:
     >>> number_of(" 3 + 5 = 8 apples"), number_of("$1,080.00"), number_of("twenty-one"), number_of("十八个")
     ('8', '1080.00', '21', '18')
     """
+    # `The answer is 3 + 5 = 8`: the result stands behind the last equals sign, the operands before it.
     before, equals, result = sentence.rpartition("=")
     if equals and (numbers := numbers_in(result)):
         return numbers[0]
@@ -134,6 +147,7 @@ def _tidy(digits: str) -> str:
 
 
 def _chinese(word: str) -> int:
+    """Read a number below ten thousand; 十八 has no digit before its unit, which then counts once."""
     total, digit = 0, 0
     for character in word:
         if character in _CHINESE_UNITS:

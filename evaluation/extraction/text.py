@@ -6,10 +6,12 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+# Braces nest up to two levels inside, as in \boxed{\text{B}} and \boxed{\frac{1}{\sqrt{2}}}.
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|rm|bf)\s*\{([^{}]*)\}")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]|~")
 _SUPERFLUOUS = re.compile(r"\*\*|__|`|\\\(|\\\)|\\\[|\\\]")
+# Minus signs and blanks that NFKC leaves alone or turns into yet another dash.
 _DASHES = str.maketrans(
     {"−": "-", "–": "-", "‑": "-", "﹣": "-", "\u2009": " ", "\u202f": " ", "\u00a0": " "}
 )
@@ -26,6 +28,8 @@ def plain(text: str) -> str:
     >>> plain(r"$\boxed{1{,}080}$")
     '$#### 1,080 $'
     """
+    # Dashes twice: NFKC would make U+2011 a U+2010, which the table lacks, and makes U+2212 of superscript
+    # minus signs.
     text = unicodedata.normalize("NFKC", text.translate(_DASHES)).translate(_DASHES)
     text = text.replace("{,}", ",").replace("\\$", "$").replace("\\%", "%")
     text = _LATEX_TEXT.sub(r"\1", _LATEX_SPACE.sub(" ", text) if "\\" in text else text)

@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.metrics import Score
+from evaluation.metrics import Score, interval
 from evaluation.reporting.results import Result
 from glmtune.files import write_atomically, write_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Z_95 = 1.959964
-
-
-def interval(score: Score) -> tuple[float, float]:
-    """Return the 95 % interval of an accuracy: Wilson's, which stays honest near 0 and 1.
-
-    For averages of averages the number of questions is replaced by the number that would give their standard
-    error.
-
-    >>> from evaluation.metrics import Score
-    >>> [round(end, 3) for end in interval(Score(0.0, 60, 0.0))]
-    [0.0, 0.06]
-
-    Args:
-        score: an accuracy; one without a standard error says nothing: 0 to 1.
-
-    Source:
-        Wilson 1927, "Probable inference, the law of succession, and statistical inference".
-    """
-    if score.stderr is None:
-        return 0.0, 1.0
-    spread = score.accuracy * (1 - score.accuracy)
-    count = spread / score.stderr**2 + 1 if score.stderr > 0 else score.num_samples
-    center = (score.accuracy + Z_95**2 / (2 * count)) / (1 + Z_95**2 / count)
-    half = Z_95 / (1 + Z_95**2 / count) * math.sqrt(spread / count + (Z_95 / (2 * count)) ** 2)
-    low, high = max(0.0, center - half), min(1.0, center + half)
-    return min(low, score.accuracy), max(high, score.accuracy)  # rounding must not put it outside
 
 
 def draw_chart(result: Result, path: Path) -> None:
@@ -60,11 +31,9 @@ def draw_chart(result: Result, path: Path) -> None:
     figure = Figure(figsize=(8, 1.4 + 0.36 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     values = [100 * score.accuracy for score in scores]
-    errors = [
-        [max(0.0, value - 100 * interval(score)[0]) for value, score in zip(values, scores, strict=True)],
-        [max(0.0, 100 * interval(score)[1] - value) for value, score in zip(values, scores, strict=True)],
-    ]
-    axes.barh(names, values, xerr=errors, color="#4477aa", error_kw={"ecolor": "#222222", "capsize": 3})
+    axes.barh(
+        names, values, xerr=error_bars(scores), color="#4477aa", error_kw={"ecolor": "#222222", "capsize": 3}
+    )
     for place, (value, score) in enumerate(zip(values, scores, strict=True)):
         axes.text(99, place, f"{value:.1f} % of {score.num_samples:,}", va="center", ha="right", fontsize=8)
     axes.set_xlim(0, 100)
@@ -72,6 +41,15 @@ def draw_chart(result: Result, path: Path) -> None:
     axes.set_xlabel("accuracy, % (95 % interval)")
     axes.set_title(result.title, fontsize=10, wrap=True)
     save_figure(figure, path)
+
+
+def error_bars(scores: Sequence[Score]) -> list[list[float]]:
+    """Return how far the 95 % intervals reach below and above each accuracy, in points."""
+    ends = [interval(score) for score in scores]
+    return [
+        [max(0.0, 100 * (score.accuracy - low)) for score, (low, _) in zip(scores, ends, strict=True)],
+        [max(0.0, 100 * (high - score.accuracy)) for score, (_, high) in zip(scores, ends, strict=True)],
+    ]
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -1,9 +1,13 @@
-"""Everything a finished run leaves in its folder, and what a terminal shows of it."""
+"""Everything a finished run leaves in its folder, and what a terminal shows of it.
+
+The same answers give the same bytes: runs are compared by their files (``cmp``, checksums, version control),
+so nothing in them may depend on the clock, on the order in which answers came, or on how often a run was
+stopped. What took how long stands in ``timing.json`` alone.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +16,11 @@ from evaluation.reporting.mistakes import mistakes_page
 from evaluation.reporting.published import PublishedRow, published_row
 from evaluation.reporting.results import Result, results_json
 from evaluation.reporting.submission import submission
-from evaluation.reporting.tables import TextTable, average_table, rules_table, subject_table
+from evaluation.reporting.tables import average_table, rules_table, subject_table
 from evaluation.running.runner import Finished
 from glmtune.errors import DataError
 from glmtune.files import json_text, write_text_atomically
+from glmtune.tables import TextTable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,8 +37,6 @@ SUBMISSION_NAME = "submission.json"
 def write_report(result: Result, folder: Path) -> list[Path]:
     """Write results, answers, tables, chart, page of mistakes and (for C-Eval's test split) the submission.
 
-    Nothing written here depends on the clock: the same answers give the same bytes of ``results.json``.
-
     Args:
         result: of a run.
         folder: made if it is not there.
@@ -46,13 +49,13 @@ def write_report(result: Result, folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
-        RESULTS_NAME: _json(results_json(result)),
+        RESULTS_NAME: json_text(results_json(result)),
         REPORT_NAME: "\n".join([f"# {result.title}", "", *(table.to_markdown() for table in tables(result))]),
         MISTAKES_NAME: mistakes_page(result),
         ANSWERS_NAME: "".join(_answer_lines(result)),
     }
     if not result.task.labelled and result.task.benchmark == "ceval" and not result.task.is_partial:
-        texts[SUBMISSION_NAME] = _json(submission(result))
+        texts[SUBMISSION_NAME] = json_text(submission(result))
     for name, text in texts.items():
         write_text_atomically(folder / name, text)
     written = [folder / name for name in texts]
@@ -69,6 +72,7 @@ def write_timing(finished: Finished, folder: Path) -> None:
         finished: the run.
         folder: of the run.
     """
+    # Answers of earlier calls took their time then; only those of this call give a speed.
     num_new = len(finished.answers) - finished.num_resumed
     values = {
         "seconds": round(finished.seconds, 3),
@@ -77,7 +81,7 @@ def write_timing(finished: Finished, folder: Path) -> None:
         "answers_per_second": round(num_new / finished.seconds, 3) if finished.seconds else 0.0,
         "num_new_tokens": sum(answer.num_new_tokens for answer in finished.answers),
     }
-    write_text_atomically(folder / TIMING_NAME, _json(values))
+    write_text_atomically(folder / TIMING_NAME, json_text(values))
 
 
 def tables(result: Result) -> list[TextTable]:
@@ -123,13 +127,13 @@ def show(result: Result, console: Console) -> None:
 
 
 def _answer_lines(result: Result) -> list[str]:
-    """Return every answer with its verdict as JSON lines, in the order of the data."""
+    """Return every answer with its judgement as JSON lines, in the order of the data."""
     lines: list[str] = []
-    for verdict in result.verdicts:
-        values: dict[str, Any] = json.loads(verdict.answer.to_line(with_timing=False))
-        values["extracted"] = dict(verdict.extracted)
+    for judgement in result.judgements:
+        values: dict[str, Any] = json.loads(judgement.answer.to_line(with_timing=False))
+        values["extracted"] = dict(judgement.extracted)
         if result.task.labelled:
-            values |= {"gold": verdict.sample.answer, "status": verdict.status(result.rule)}
+            values |= {"gold": judgement.sample.answer, "status": judgement.status(result.rule)}
         lines.append(json.dumps(values, ensure_ascii=False) + "\n")
     return lines
 
@@ -152,7 +156,3 @@ def read_results(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or "fingerprint" not in values:
         raise DataError("it is no result of `glmtune eval`: `fingerprint` is missing.", path=path)
     return values
-
-
-def _json(values: Mapping[str, Any]) -> str:
-    return json_text(values)

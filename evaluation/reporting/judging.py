@@ -1,4 +1,4 @@
-"""From answers to verdicts: right, wrong or not understood, under every rule that can be applied."""
+"""From answers to judgements: right, wrong or not understood, under every rule that can be applied."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from glmtune.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """How one question went.
+class Judgement:
+    """How one question went, under every rule that could be applied.
 
     Attributes:
         sample: the question.
@@ -45,7 +45,7 @@ class Verdict:
         return "correct" if self.is_correct[rule] else "wrong"
 
     def outcome(self, rule: str) -> Outcome:
-        """Return the verdict under one rule, ready to be averaged."""
+        """Return the judgement under one rule, ready to be averaged."""
         return Outcome(
             self.sample.subject,
             self.sample.index,
@@ -55,35 +55,38 @@ class Verdict:
         )
 
 
-def judge(task: Task, answers: Sequence[Answer]) -> list[Verdict]:
+def judge(task: Task, answers: Sequence[Answer]) -> list[Judgement]:
     """Read every answer anew under every rule, and compare it with the gold answer.
+
+    The journal holds what the rules read while the run was asked; a rule corrected since counts without
+    asking again.
 
     Args:
         task: the questions and rules.
         answers: in the order of the task's samples.
     """
-    verdicts: list[Verdict] = []
+    judgements: list[Judgement] = []
     for sample, answer in zip(task.samples, answers, strict=True):
         extracted = task.answers(sample, text=answer.completion, scores=answer.scores)
         is_correct = {rule: task.is_correct(sample, value, rule) for rule, value in extracted.items()}
-        verdicts.append(Verdict(sample, answer, extracted, is_correct))
-    return verdicts
+        judgements.append(Judgement(sample, answer, extracted, is_correct))
+    return judgements
 
 
-def usable_rules(task: Task, verdicts: Sequence[Verdict]) -> list[str]:
+def usable_rules(task: Task, judgements: Sequence[Judgement]) -> list[str]:
     """Return the rules that could be applied to every answer asked, the official one first.
 
     Saved answers may lack what a rule reads, such as choice scores.
 
     Args:
         task: the rules.
-        verdicts: of all its questions.
+        judgements: of all its questions.
 
     Raises:
         DataError: there is none: some answers have text only, others scores only.
     """
-    asked = [verdict for verdict in verdicts if not verdict.is_too_long]
-    rules = [rule for rule in task.rules if all(rule in verdict.extracted for verdict in asked)]
+    asked = [judgement for judgement in judgements if not judgement.is_too_long]
+    rules = [rule for rule in task.rules if all(rule in judgement.extracted for judgement in asked)]
     if not rules:
         raise DataError(
             f"no rule of {task.protocol} ({', '.join(task.rules)}) can be applied to all {len(asked)}"

@@ -52,6 +52,7 @@ def published_row(benchmark: str, split: str, model: Mapping[str, Any]) -> Publi
     """
     if model["adapter"] != NO_ADAPTER:
         return None
+    # The same model has many names (`THUDM/chatglm2-6b`, `/models/chatglm2-6b/`): the last part decides.
     name = re.split(r"[/\\:]", str(model["name"]).rstrip("/\\"))[-1].lower()
     quantization = str(model["quantization"])
     if quantization not in ("none", "unknown") and not name.endswith(quantization):

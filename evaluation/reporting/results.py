@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from evaluation.answer import Answer
-from evaluation.metrics import Score, Summary, summarize
-from evaluation.reporting.judging import Verdict, judge, usable_rules
+from evaluation.metrics import Score, Summary, summarize_outcomes
+from evaluation.reporting.judging import Judgement, judge, usable_rules
 from evaluation.task import Task
 
 
@@ -19,13 +20,13 @@ class Result:
     Attributes:
         task: what was asked.
         fingerprint: of the run.
-        verdicts: one per question, in the order of the data.
+        judgements: one per question, in the order of the data.
         summaries: averages under each usable rule, the deciding one first.
     """
 
     task: Task
     fingerprint: Mapping[str, Any]
-    verdicts: tuple[Verdict, ...]
+    judgements: tuple[Judgement, ...]
     summaries: Mapping[str, Summary]
 
     @property
@@ -47,14 +48,14 @@ class Result:
     def num_shortened(self) -> int:
         """Prompts that lost exemplars to fit the model's context."""
         return sum(
-            bool(verdict.answer.prompt_hash) and verdict.answer.num_fewshot < self.task.num_fewshot
-            for verdict in self.verdicts
+            bool(judgement.answer.prompt_hash) and judgement.answer.num_fewshot < self.task.num_fewshot
+            for judgement in self.judgements
         )
 
     @property
     def num_too_long(self) -> int:
         """Questions that no context of the model holds; they count as unparsed."""
-        return sum(verdict.is_too_long for verdict in self.verdicts)
+        return sum(judgement.is_too_long for judgement in self.judgements)
 
     @property
     def title(self) -> str:
@@ -69,6 +70,19 @@ class Result:
         return " ".join([*marks, f"{what}: {self.fingerprint['model']['name']}"])
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A finished evaluation.
+
+    Attributes:
+        result: its figures.
+        folder: what was written is there.
+    """
+
+    result: Result
+    folder: Path
+
+
 def make_result(task: Task, answers: Sequence[Answer], fingerprint: Mapping[str, Any]) -> Result:
     """Judge and average the answers of a run.
 
@@ -80,12 +94,12 @@ def make_result(task: Task, answers: Sequence[Answer], fingerprint: Mapping[str,
     Raises:
         DataError: no rule can be applied to all answers.
     """
-    verdicts = judge(task, answers)
+    judgements = judge(task, answers)
     summaries = {
-        rule: summarize([verdict.outcome(rule) for verdict in verdicts], task.groups)
-        for rule in usable_rules(task, verdicts)
+        rule: summarize_outcomes([judgement.outcome(rule) for judgement in judgements], task.groups)
+        for rule in usable_rules(task, judgements)
     }
-    return Result(task, fingerprint, tuple(verdicts), summaries)
+    return Result(task, fingerprint, tuple(judgements), summaries)
 
 
 def results_json(result: Result) -> dict[str, Any]:

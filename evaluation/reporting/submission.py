@@ -27,10 +27,11 @@ def submission(result: Result) -> dict[str, dict[str, str]]:
     """
     letters: dict[str, dict[str, str]] = {}
     rows: dict[str, set[str]] = {}
-    for verdict in result.verdicts:
-        sample = verdict.sample
+    for judgement in result.judgements:
+        sample = judgement.sample
+        # The server names rows by the `id` column, which need not be the place in the file.
         row_id = sample.row_id or str(sample.index)
-        letters.setdefault(sample.subject, {})[row_id] = verdict.extracted.get(result.rule) or ""
+        letters.setdefault(sample.subject, {})[row_id] = judgement.extracted.get(result.rule) or ""
         rows.setdefault(sample.subject, set()).add(row_id)
     check_submission(letters, rows)
     return letters

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.evaluate import Evaluated
 from evaluation.reporting.files import comparable_row
-from evaluation.reporting.tables import NOTHING, TextTable, percent
+from evaluation.reporting.results import Evaluated
+from evaluation.reporting.tables import NOTHING, percent
 from glmtune.files import json_text, write_text_atomically
+from glmtune.tables import TextTable
 
 SUMMARY_NAME = "summary"
 COLUMNS = (
@@ -26,7 +27,8 @@ def summary_table(runs: Sequence[Evaluated], model: str) -> TextTable:
     """
     rows = [_row(run) for run in runs]
     marks = [mark for mark in ("SAMPLE", "PARTIAL") if any(mark in run.result.title for run in runs)]
-    return TextTable(" ".join([*marks, f"Model card: {model}"]), COLUMNS, tuple(rows))
+    title = " ".join([*marks, f"Model card: {model}"])
+    return TextTable(title, COLUMNS, tuple(rows), text_columns=("protocol",))
 
 
 def _row(run: Evaluated) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ FLOORS = {
     "glmtune.files": 0,
     "glmtune.memory": 0,
     "glmtune.version": 0,
+    "glmtune.tables": 0,
     "glmtune.models": 1,
     "glmtune.prefix": 2,
     "glmtune.quantization": 2,

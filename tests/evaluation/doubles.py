@@ -8,8 +8,9 @@ from typing import Any
 
 from evaluation.backend import Limits, ModelIdentity
 from evaluation.metrics import Groups
-from evaluation.sample import ChoiceScores, Completion, Prompt, Sample, Turn
-from evaluation.task import SCORES, Method, Rule, Task
+from evaluation.sample import ChoiceScores, Completion, Prompt, Sample
+from evaluation.task import SCORES, PreparedProtocol, Rule, Task
+from glmtune.messages import Message
 
 IDENTITY = ModelIdentity("table", "w0", "chatglm2", "float32", "none", "none", True, "glmtune")
 
@@ -30,7 +31,7 @@ def write(sample: Sample, num_fewshot: int) -> Prompt:
 
 
 def write_extraction(sample: Sample, completion: str) -> Prompt:
-    return Prompt(turns=(Turn("user", f"{sample.question}{completion}\nThe answer is"),))
+    return Prompt(turns=(Message("user", f"{sample.question}{completion}\nThe answer is"),))
 
 
 def last_letter(text: str, sample: Sample) -> str | None:
@@ -47,7 +48,7 @@ def make_task(
     """A task of a made-up benchmark `quiz`; gold answers go A, B, C, D."""
     text_rules = {"official": Rule("last letter", last_letter), "strict": Rule("first letter", first_letter)}
     letters = Rule("best choice", lambda letter, sample: letter, reads=SCORES)
-    method = Method(
+    prepared = PreparedProtocol(
         kind=kind,
         rules=text_rules
         if kind == "generate"
@@ -66,7 +67,7 @@ def make_task(
         "protocol": "test",
         "split": "val",
         "samples": make_samples(sizes or {"law": 5, "art": 7}),
-        "method": method,
+        "prepared": prepared,
         "licence": "own",
         "source": "here",
         "groups": Groups(categories={"law": "Hard", "art": "Soft"}),

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from evaluation.benchmarks import BENCHMARKS
 from evaluation.benchmarks.benchmark import subject_table
-from evaluation.metrics import Groups, Outcome, binomial_stderr, summarize
+from evaluation.benchmarks.tasks import BENCHMARKS
+from evaluation.metrics import Groups, Outcome, binomial_stderr, summarize_outcomes
 from evaluation.reporting.published import published_tables
 
 
@@ -22,7 +22,7 @@ def outcomes(correct: dict[str, tuple[int, int]]) -> list[Outcome]:
 
 
 def test_micro_weighs_questions_and_macro_subjects() -> None:
-    summary = summarize(outcomes({"a": (1, 2), "b": (6, 8)}), Groups())
+    summary = summarize_outcomes(outcomes({"a": (1, 2), "b": (6, 8)}), Groups())
     assert summary.micro.accuracy == pytest.approx(7 / 10)
     assert summary.macro.accuracy == pytest.approx((1 / 2 + 6 / 8) / 2)
     assert summary.subjects["b"].num_samples == 8
@@ -34,7 +34,7 @@ def test_micro_weighs_questions_and_macro_subjects() -> None:
 
 
 def test_one_question_has_no_standard_error() -> None:
-    summary = summarize(outcomes({"a": (1, 1), "b": (6, 8)}), Groups())
+    summary = summarize_outcomes(outcomes({"a": (1, 1), "b": (6, 8)}), Groups())
     assert summary.subjects["a"].stderr is None
     assert summary.macro.stderr is None
     assert summary.micro.stderr is not None
@@ -46,7 +46,7 @@ def test_unparsed_and_truncated_are_counted_everywhere() -> None:
         Outcome("a", 1, is_correct=False, is_unparsed=True, is_truncated=True),
         Outcome("b", 0, is_correct=False, is_truncated=True),
     ]
-    summary = summarize(rows, Groups(categories={"a": "x", "b": "y"}))
+    summary = summarize_outcomes(rows, Groups(categories={"a": "x", "b": "y"}))
     assert (summary.micro.num_unparsed, summary.micro.num_truncated) == (1, 2)
     assert (summary.macro.num_unparsed, summary.macro.num_truncated) == (1, 2)
     assert summary.subjects["b"].num_truncated == 1
@@ -56,7 +56,7 @@ def test_unparsed_and_truncated_are_counted_everywhere() -> None:
 def test_bbh_averages_over_27_files_and_23_tasks() -> None:
     tasks = subject_table("bbh")
     right = {name: (10 if "task" in facts else 0, 10) for name, facts in tasks.items()}
-    summary = summarize(outcomes(right), BENCHMARKS["bbh"].groups("test"))
+    summary = summarize_outcomes(outcomes(right), BENCHMARKS["bbh"].groups("test"))
     assert summary.headline == "accuracy_macro"
     assert summary.macro.accuracy == pytest.approx(6 / 27)
     assert summary.further["accuracy_macro_23"].accuracy == pytest.approx(2 / 23)
@@ -64,14 +64,14 @@ def test_bbh_averages_over_27_files_and_23_tasks() -> None:
 
 
 def test_averages_of_absent_subjects_are_left_out() -> None:
-    summary = summarize(outcomes({"navigate": (1, 2)}), BENCHMARKS["bbh"].groups("test"))
+    summary = summarize_outcomes(outcomes({"navigate": (1, 2)}), BENCHMARKS["bbh"].groups("test"))
     assert summary.further == {}
 
 
 def test_ceval_hard_is_the_mean_of_eight_subjects() -> None:
     table = subject_table("ceval")
     right = {name: (facts["val"] if facts.get("hard") else 0, facts["val"]) for name, facts in table.items()}
-    summary = summarize(outcomes(right), BENCHMARKS["ceval"].groups("val"))
+    summary = summarize_outcomes(outcomes(right), BENCHMARKS["ceval"].groups("val"))
     assert summary.further["hard"].accuracy == 1.0
     assert summary.macro.accuracy == pytest.approx(8 / 52)
     assert sum(bool(facts.get("hard")) for facts in table.values()) == 8
@@ -113,13 +113,13 @@ def test_published_mmlu_averages_follow_from_their_categories(
 ) -> None:
     """Every question weighs the same, anatomy in STEM; Hendrycks' categories miss by a tenth."""
     groups = BENCHMARKS["mmlu"].groups("test")
-    summary = summarize(spread("mmlu", dict(groups.categories), parts), groups)
+    summary = summarize_outcomes(spread("mmlu", dict(groups.categories), parts), groups)
     assert 100 * summary.micro.accuracy == pytest.approx(average, abs=0.015), model
     for category, wanted in parts.items():
         assert 100 * summary.categories[category].accuracy == pytest.approx(wanted, abs=0.02)
     table = subject_table("mmlu")
     other_map = {name: facts.get("hendrycks", facts["category"]) for name, facts in table.items()}
-    other = summarize(spread("mmlu", other_map, parts), Groups(categories=other_map))
+    other = summarize_outcomes(spread("mmlu", other_map, parts), Groups(categories=other_map))
     assert abs(100 * other.micro.accuracy - average) > 0.08
     assert abs(100 * summary.macro.accuracy - average) > 0.1
 
@@ -138,7 +138,7 @@ def test_published_ceval_averages_follow_from_their_categories(
         for name, facts in subject_table("ceval").items()
         for index in range(1000)
     ]
-    summary = summarize(rows, groups)
+    summary = summarize_outcomes(rows, groups)
     assert summary.headline == "accuracy_macro"
     assert 100 * summary.macro.accuracy == pytest.approx(average, abs=0.06), model
     assert set(summary.categories) == set(parts)
@@ -152,7 +152,7 @@ def test_ceval_on_val_is_reported_over_questions_as_chatglm2_does() -> None:
     for name, facts in table.items():
         right[name] = (min(left, facts["val"]), facts["val"])
         left -= right[name][0]
-    summary = summarize(outcomes(right), BENCHMARKS["ceval"].groups("val"))
+    summary = summarize_outcomes(outcomes(right), BENCHMARKS["ceval"].groups("val"))
     assert round(100 * summary.accuracy, 2) == 53.57
     assert round(100 * (summary.stderr or 0), 2) == 1.36
 
@@ -162,7 +162,7 @@ def test_mmlu_prints_hendrycks_categories_too() -> None:
     right = {
         name: (facts["test"] if name == "anatomy" else 0, facts["test"]) for name, facts in table.items()
     }
-    summary = summarize(outcomes(right), BENCHMARKS["mmlu"].groups("test"))
+    summary = summarize_outcomes(outcomes(right), BENCHMARKS["mmlu"].groups("test"))
     assert summary.categories["STEM"].num_samples == 3153
     stem, other = summary.further.values()
     assert (stem.num_samples, other.num_samples) == (3018, 3242)

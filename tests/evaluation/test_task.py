@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from evaluation.benchmarks import BENCHMARKS, PUBLISHED, make_task
-from evaluation.sample import Prompt, Turn
+from evaluation.benchmarks.tasks import BENCHMARKS, PUBLISHED, make_task
+from evaluation.sample import Prompt
 from evaluation.task import hash_prompt
 from glmtune.errors import GlmtuneError
+from glmtune.messages import Message
 
 SHIPPED = ("ceval", "mmlu", "gsm8k", "gsm8k_zh", "bbh")
 
@@ -117,7 +118,7 @@ def test_two_stage_hash_covers_the_second_prompt(monkeypatch: pytest.MonkeyPatch
 
 
 def test_prompts_have_names() -> None:
-    text, chat = Prompt(text="a"), Prompt(turns=(Turn("user", "a"),))
+    text, chat = Prompt(text="a"), Prompt(turns=(Message("user", "a"),))
     assert hash_prompt(text) == hash_prompt(Prompt(text="a"))
     assert len({hash_prompt(text), hash_prompt(chat), hash_prompt(Prompt(text="b"))}) == 3
     assert len(hash_prompt(text)) == 16
@@ -139,7 +140,7 @@ def test_evaluation_needs_no_torch() -> None:
     import sys
 
     code = (
-        "import sys; from evaluation.benchmarks import make_task; import evaluation.metrics;"
+        "import sys; from evaluation.benchmarks.tasks import make_task; import evaluation.metrics;"
         " task = make_task('ceval', data_dir='sample'); task.prompt_hash;"
         " sys.exit('torch' in sys.modules or 'datasets' in sys.modules)"
     )

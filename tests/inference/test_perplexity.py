@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evaluation.backends.glm import GlmBackend, PromptEncoder
+from evaluation.backends.glm import GlmBackend
+from evaluation.backends.prompt_encoder import PromptEncoder
 from glmtune.errors import ConfigError, DataError
 from glmtune.inference.perplexity import token_losses
 from glmtune.loading import load_model, load_tokenizer

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.compare.pairing.runs import Row, Run
+from evaluation.compare.pairing.runs import JudgedAnswer, Run
 from glmtune.errors import ConfigError, DataError
 
+# What two fingerprints must share, under the word that an error uses. The model may differ in everything,
+# and so may the length of its context: where that changed a prompt, the answers' own prompt hashes say so.
 KINDS = {
     "data": ("benchmark", "split", "num_samples", "data_hash"),
     "prompts": ("prompt_hash", "num_fewshot"),
@@ -34,7 +36,7 @@ class Pair:
 
     baseline: Run
     candidate: Run
-    rows: tuple[tuple[Row, Row], ...]
+    rows: tuple[tuple[JudgedAnswer, JudgedAnswer], ...]
 
     @property
     def benchmark(self) -> str:
@@ -87,6 +89,8 @@ def match(baseline: Run, candidate: Run) -> Pair:
             f" {' '.join(ways_out)}",
             path=baseline.folder,
         )
+    # The fingerprint hashes whole prompts; what a model was asked may be shorter, so every answer is checked
+    # too.
     _refuse_other_questions(baseline, candidate)
     theirs = {row.answer.key: row for row in candidate.rows}
     return Pair(baseline, candidate, tuple((row, theirs[row.answer.key]) for row in baseline.rows))
@@ -135,6 +139,7 @@ def labels(baseline: Run, candidate: Run) -> tuple[str, str]:
         baseline: a run.
         candidate: another one.
     """
+    # The first that differs, in the order of what comparisons are mostly about.
     before, after = baseline.model, candidate.model
     for name in (_precision, _tuning, _base, _engine):
         pair = (name(before), name(after))

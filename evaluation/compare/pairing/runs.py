@@ -1,4 +1,8 @@
-"""Finished runs read from their folders, and the refusal of pairs that did not answer the same."""
+"""Finished runs read back from their folders.
+
+From files and not from memory, also where `glmtune compare` has just evaluated both sides: a comparison of
+two folders and one of two models then take the same way and cannot differ.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,8 @@ AGAIN = "Run the same `glmtune eval` again (answers that exist are not asked aga
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One judged answer of a run.
+class JudgedAnswer:
+    """One judged answer, as a line of a run's ``answers.jsonl`` has it.
 
     Attributes:
         answer: what the model gave; ``extracted`` holds what each rule read.
@@ -57,7 +61,7 @@ class Run:
 
     folder: Path
     results: Mapping[str, Any]
-    rows: tuple[Row, ...]
+    rows: tuple[JudgedAnswer, ...]
     num_seconds: float | None
 
     @property
@@ -75,7 +79,7 @@ class Run:
         """The rule of extraction that decided."""
         return str(self.results["rule"])
 
-    def extracted(self, row: Row) -> str | None:
+    def extracted(self, row: JudgedAnswer) -> str | None:
         """Return the answer that the deciding rule read."""
         return row.answer.extracted.get(self.rule)
 
@@ -147,12 +151,12 @@ def _unfinished(folder: Path) -> DataError:
     )
 
 
-def _read_rows(path: Path) -> list[Row]:
+def _read_rows(path: Path) -> list[JudgedAnswer]:
     try:
         lines = path.read_bytes().decode("utf-8").splitlines()
     except OSError as error:
         raise DataError(f"it cannot be read ({error.strerror}). {AGAIN}", path=path) from None
-    rows: list[Row] = []
+    rows: list[JudgedAnswer] = []
     first_seen: dict[tuple[str, int], int] = {}
     for number, line in enumerate(lines, start=1):
         try:
@@ -175,12 +179,12 @@ def _read_rows(path: Path) -> list[Row]:
                 line=number,
             )
         first_seen[answer.key] = number
-        rows.append(Row(answer, gold, status))
+        rows.append(JudgedAnswer(answer, gold, status))
     return rows
 
 
-def _check_whole(rows: list[Row], results: Mapping[str, Any], path: Path) -> None:
-    """Refuse answers that are not those the results were counted from."""
+def _check_whole(rows: list[JudgedAnswer], results: Mapping[str, Any], path: Path) -> None:
+    """Refuse answers that are not those the results were counted from (a file edited or replaced since)."""
     num_samples = int(results["num_samples"])
     if len(rows) != num_samples:
         raise DataError(

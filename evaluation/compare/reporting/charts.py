@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from evaluation.compare.reporting.tables import ComparisonReport
 from evaluation.compare.statistics.drops import Drop
-from evaluation.metrics import Score
-from evaluation.reporting.chart import interval, save_figure
+from evaluation.reporting.chart import error_bars, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +32,7 @@ def draw_bars(report: ComparisonReport, confidence: float, path: Path) -> None:
 
     bars = _bars(report)
     figure = Figure(figsize=(max(6.0, 2.5 + 0.75 * len(bars)), 6.5), layout="constrained")
+    # One above the other on the same places: a drop of a point is invisible beside accuracies.
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     places = list(range(len(bars)))
     for side, label in enumerate(report.labels):
@@ -41,7 +41,7 @@ def draw_bars(report: ComparisonReport, confidence: float, path: Path) -> None:
             [place + (side - 0.5) * BAR_WIDTH for place in places],
             [100 * score.accuracy for score in scores],
             BAR_WIDTH,
-            yerr=_errors(scores),
+            yerr=error_bars(scores),
             color=COLORS[side],
             label=label,
             error_kw={"ecolor": "#222222", "capsize": 2, "linewidth": 0.8},
@@ -65,14 +65,6 @@ def _bars(report: ComparisonReport) -> dict[str, Drop]:
         found[f"{name} {each.comparison.verdict.average}"] = each.comparison.judged
         found |= {f"{name}: {title}": drop for title, drop in each.comparison.categories.items()}
     return found
-
-
-def _errors(scores: list[Score]) -> list[list[float]]:
-    ends = [interval(score) for score in scores]
-    return [
-        [max(0.0, 100 * (score.accuracy - low)) for score, (low, _) in zip(scores, ends, strict=True)],
-        [max(0.0, 100 * (high - score.accuracy)) for score, (_, high) in zip(scores, ends, strict=True)],
-    ]
 
 
 def _draw_drops(axes: Axes, drops: list[Drop], confidence: float) -> None:

@@ -1,21 +1,19 @@
-"""A page of every question that flipped, both answers side by side; self-contained, in two languages."""
+"""The page of every question that flipped, both answers side by side."""
 
 from __future__ import annotations
 
 import dataclasses
 import html
 from collections.abc import Mapping
-from pathlib import Path
-from string import Template
 
 from evaluation.benchmarks.tasks import make_task
 from evaluation.compare.pairing.match import Pair
-from evaluation.compare.pairing.runs import Row, Run
+from evaluation.compare.pairing.runs import JudgedAnswer, Run
 from evaluation.compare.reporting.tables import ComparisonReport
+from evaluation.reporting.page import Article, both, build_page, question_block
 from evaluation.sample import LETTERS, Sample
 from glmtune.errors import ConfigError, DataError
 
-TEMPLATE = Path(__file__).with_name("flips.html")
 Questions = Mapping[str, Mapping[tuple[str, int], Sample]]
 """Benchmark to the samples by subject and index; empty where the data are not at hand."""
 
@@ -32,6 +30,7 @@ WORDS = {
         "未找到对应数据（benchmark.data_dir），不显示题目",
     ),
 }
+FILTERS = {"lost": ("lost: right before", "答对变答错"), "gained": ("gained: right after", "答错变答对")}
 
 
 def find_questions(run: Run, data_dir: str | None) -> Mapping[tuple[str, int], Sample]:
@@ -55,7 +54,7 @@ def find_questions(run: Run, data_dir: str | None) -> Mapping[tuple[str, int], S
             is_chat=bool(run.model["is_chat"]),
             subjects=subjects,
         )
-    except (ConfigError, DataError):
+    except (ConfigError, DataError):  # runs may be compared where their data are not; the page says so
         return {}
     asked = {row.answer.key for row in run.rows}
     task = dataclasses.replace(task, samples=tuple(each for each in task.samples if each.key in asked))
@@ -71,30 +70,23 @@ def flips_page(report: ComparisonReport, questions: Questions) -> str:
         report: the comparison.
         questions: texts of the questions, as far as they are known.
     """
-    articles: list[str] = []
-    subjects: dict[str, None] = {}
+    articles: list[Article] = []
     counts = {"lost": 0, "gained": 0}
     for name, each in report.benchmarks.items():
         for before, after in each.pair.rows:
-            kind = _kind(before, after)
-            if kind is None:
+            flip = _flip(before, after)
+            if flip is None:
                 continue
-            counts[kind] += 1
-            subjects[f"{name}/{before.answer.subject}"] = None
+            counts[flip] += 1
             sample = questions.get(name, {}).get(before.answer.key)
-            articles.append(_article(kind, each.pair, (before, after), sample, report.labels))
+            articles.append(_article(flip, each.pair, (before, after), sample, report.labels))
     missing = [name for name in report.benchmarks if not questions.get(name)]
-    notes = [f"{_word(kind)}: {count}" for kind, count in counts.items()]
-    notes += [f"{html.escape(name)}: {_word('no_question')}" for name in missing]
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=html.escape(report.title),
-        counts=" · ".join(notes),
-        subjects="".join(f"<option>{html.escape(subject)}</option>" for subject in subjects),
-        articles="\n".join(articles),
-    )
+    notes = [f"{both(WORDS[flip])}: {count}" for flip, count in counts.items()]
+    notes += [f"{html.escape(name)}: {both(WORDS['no_question'])}" for name in missing]
+    return build_page(report.title, notes, FILTERS, articles, width="76rem")  # two answers side by side
 
 
-def _kind(before: Row, after: Row) -> str | None:
+def _flip(before: JudgedAnswer, after: JudgedAnswer) -> str | None:
     was_right, is_right = before.status == "correct", after.status == "correct"
     if was_right == is_right:
         return None
@@ -102,36 +94,41 @@ def _kind(before: Row, after: Row) -> str | None:
 
 
 def _article(
-    kind: str, pair: Pair, rows: tuple[Row, Row], sample: Sample | None, labels: tuple[str, str]
-) -> str:
+    flip: str,
+    pair: Pair,
+    rows: tuple[JudgedAnswer, JudgedAnswer],
+    sample: Sample | None,
+    labels: tuple[str, str],
+) -> Article:
     before = rows[0]
-    place = f"{pair.benchmark}/{before.answer.subject}"
-    parts = [
-        f'<article class="is-{kind}" data-subject="{html.escape(place)}">',
-        f'<h2>{html.escape(place)} {before.answer.index} · <span class="{kind}">{_word(kind)}</span></h2>',
-    ]
-    if sample is not None:
-        options = zip(LETTERS, sample.choices, strict=False)
-        text = "\n".join([sample.question, *(f"{letter}. {option}" for letter, option in options)])
-        parts.append(f"<pre>{html.escape(text)}</pre>")
-    parts += [f"<p>{_word('gold')}: {html.escape(before.gold)}</p>", '<div class="sides">']
-    for run, row, label in zip((pair.baseline, pair.candidate), rows, labels, strict=True):
-        parts.append(_side(run, row, label))
-    return "\n".join([*parts, "</div>", "</article>"])
+    gold = f"<p>{both(WORDS['gold'])}: {html.escape(before.gold)}</p>"
+    sides = zip((pair.baseline, pair.candidate), rows, labels, strict=True)
+    return Article(
+        f"{pair.benchmark}/{before.answer.subject}",
+        before.answer.index,
+        {flip: WORDS[flip]},
+        [
+            *([] if sample is None else [question_block(sample)]),
+            gold,
+            '<div class="sides">',
+            *(_side(run, row, label) for run, row, label in sides),
+            "</div>",
+        ],
+    )
 
 
-def _side(run: Run, row: Row, label: str) -> str:
+def _side(run: Run, row: JudgedAnswer, label: str) -> str:
     extracted = run.extracted(row)
     color = "right" if row.status == "correct" else "wrong"
-    shown = _word("none") if extracted is None else html.escape(extracted)
+    shown = both(WORDS["none"]) if extracted is None else html.escape(extracted)
     parts = [
         f"<section><h3>{html.escape(label)}</h3>",
-        f'<p>{_word("answer")}: <span class="{color}">{shown}</span></p>',
+        f'<p>{both(WORDS["answer"])}: <span class="{color}">{shown}</span></p>',
     ]
     if row.answer.choice_logprobs is not None:
-        parts.append(f"<p>{_word('probabilities')}: {_probabilities(row.answer.choice_logprobs)}</p>")
+        parts.append(f"<p>{both(WORDS['probabilities'])}: {_probabilities(row.answer.choice_logprobs)}</p>")
     if row.answer.completion is not None:
-        parts.append(f"<p>{_word('completion')}</p><pre>{html.escape(row.answer.completion)}</pre>")
+        parts.append(f"<p>{both(WORDS['completion'])}</p><pre>{html.escape(row.answer.completion)}</pre>")
     return "\n".join([*parts, "</section>"])
 
 
@@ -140,8 +137,3 @@ def _probabilities(logprobs: tuple[float, ...]) -> str:
 
     named = zip(LETTERS, softmax(logprobs), strict=False)
     return ", ".join(f"{letter} {value:.3f}" for letter, value in named)
-
-
-def _word(name: str) -> str:
-    english, chinese = WORDS[name]
-    return f'<span class="en">{english}</span><span class="zh">{chinese}</span>'

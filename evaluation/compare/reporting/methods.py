@@ -14,12 +14,14 @@ from evaluation.compare.reporting.charts import COLORS, NEUTRAL, save_figure
 from evaluation.compare.reporting.tables import ComparisonReport, points
 from evaluation.compare.statistics.gate import EXIT_CODES, IN_WORDS, worst
 from evaluation.compare.statistics.intervals import holm
-from evaluation.reporting.tables import NOTHING, TextTable
+from evaluation.reporting.tables import NOTHING
 from glmtune.files import json_text, write_text_atomically
+from glmtune.tables import TextTable
 
 METHODS_NAME = "methods"
 PARETO_NAME = "pareto.png"
 LEVEL = 0.05
+"""Of the star beside a drop, after Holm's correction over the table."""
 MEGABYTE = 1_000_000
 
 
@@ -60,7 +62,9 @@ class MethodResult:
 
     @property
     def half_width_pp(self) -> float:
-        """Half the interval of that mean; the benchmarks' questions are independent of each other."""
+        """Half the interval of that mean."""
+        # The benchmarks' questions are independent of each other: variances add, so half widths add in
+        # squares.
         halves = [
             (each.comparison.judged.high_pp - each.comparison.judged.low_pp) / 2
             for each in self.report.benchmarks.values()
@@ -96,7 +100,7 @@ class MethodTable:
 
     @property
     def front(self) -> frozenset[str]:
-        """Candidates that no other beats in both size and drop."""
+        """The Pareto front: candidates that no other beats in size or drop without losing in the other."""
         return frozenset(
             each.name
             for each in self.methods
@@ -117,6 +121,7 @@ def cost_of(runs: Sequence[Run], weight_bytes: int) -> Cost:
         runs: its runs.
         weight_bytes: memory of its weights.
     """
+    # Of the journals, not of `timing.json`: they count the answers of every process and every restart.
     seconds = [run.num_seconds for run in runs]
     total = sum(each for each in seconds if each is not None)
     count = sum(len(run.rows) for run in runs)
@@ -133,6 +138,7 @@ def rank_methods(label: str, cost: Cost, methods: Sequence[MethodResult]) -> Met
     """
     keys = [(place, name) for place, each in enumerate(methods) for name in each.report.benchmarks]
     p_values = [methods[place].report.benchmarks[name].comparison.micro.p_value for place, name in keys]
+    # One family: every cell of the table is a chance of a false alarm.
     corrected = dict(zip(keys, holm(p_values), strict=True))
     done = [
         dataclasses.replace(each, p_holm={name: corrected[place, name] for name in each.report.benchmarks})
@@ -246,7 +252,7 @@ def write_methods(table: MethodTable, title: str, folder: Path) -> list[Path]:
 
 
 def draw_pareto(table: MethodTable, title: str, path: Path) -> None:
-    """Write size against drop; the area of a point is its speed, the line joins what nothing beats.
+    """Write size against drop; the area of a point is its speed, the dashed line the Pareto front.
 
     Args:
         table: of the candidates.

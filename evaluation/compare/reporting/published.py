@@ -11,6 +11,7 @@ from evaluation.reporting.published import published_tables
 BASELINE = "chatglm2-6b"
 CANDIDATE = "chatglm2-6b-int4"
 EXAMPLE_DISCORDANT_FRAC = 0.15
+"""Questions that one of two runs alone answers rightly: made up, for the pairs were not published."""
 TITLES = {"mmlu": "MMLU", "ceval": "C-Eval"}
 
 
@@ -65,16 +66,12 @@ def published_drops() -> list[PublishedDrop]:
 
 
 def why_pairs() -> str:
-    """Explain in words, on the published figures, why a drop needs paired questions."""
+    """Say what the published averages tell without pairs, and would with them; docs/verdict.md says why."""
     drops = published_drops()
     listed = "; ".join(each.sentence() for each in drops)
     paired = " and ".join(f"{each.z_if_paired:.1f} ({each.title})" for each in drops)
     return (
-        "The published tables give two averages per benchmark and nothing about single questions, so the only"
-        " test they allow treats BF16 and INT4 as if they had answered different questions. ChatGLM2-6B, BF16"
-        f" → INT4: {listed}. Most of that uncertainty is which questions happened to be asked, and both runs"
-        " were asked the same ones: what is hard is hard for both and cancels out in a pair. Only questions"
-        " that one run answers rightly and the other does not say anything about the difference. If"
-        f" {100 * EXAMPLE_DISCORDANT_FRAC:.0f} % of the questions were such, the same drops would have z ="
-        f" {paired}. That is why a drop is judged on pairs here."
+        f"ChatGLM2-6B, BF16 → INT4, as if both had answered different questions: {listed}. With pairs of"
+        f" which {100 * EXAMPLE_DISCORDANT_FRAC:.0f} % differ, the same drops would have z = {paired}: both"
+        " were asked the same questions, and what is hard for both cancels out in a pair."
     )

@@ -27,8 +27,8 @@ from evaluation.compare.statistics.drops import compare_outcomes
 from evaluation.compare.statistics.gate import EXIT_CODES
 from evaluation.compare.statistics.sensitivity import measure
 from evaluation.metrics import Groups
-from evaluation.reporting.tables import TextTable
 from glmtune.files import json_text, write_text_atomically
+from glmtune.tables import TextTable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,6 +38,7 @@ MARKDOWN_NAME = "compare.md"
 FLIPS_NAME = "flips.html"
 BARS_NAME = "drops.png"
 MARGINS_NAME = "flips_by_margin.png"
+NO_Z = "undefined"
 
 
 def compare_pair(pair: Pair, groups: Groups, gate: GateSettings) -> Compared:
@@ -52,7 +53,7 @@ def compare_pair(pair: Pair, groups: Groups, gate: GateSettings) -> Compared:
     return Compared(pair, compare_outcomes(outcomes[0], outcomes[1], groups, gate), measure(pair))
 
 
-def write_comparison(
+def write_comparison_files(
     report: ComparisonReport, gate: GateSettings, questions: Questions, folder: Path
 ) -> list[Path]:
     """Write figures, tables, page of flips and charts.
@@ -105,6 +106,7 @@ def markdown(report: ComparisonReport, gate: GateSettings) -> str:
         report: the comparison.
         gate: tolerance and confidence.
     """
+    # Verdicts first, then what they rest on, then what moved besides, and the long tables of subjects last.
     parts = [f"# {report.title}", "", *(f"- {line}" for line in verdict_lines(report)), ""]
     parts.append(main_table(report, gate.confidence).to_markdown())
     parts.append(flips_table(report).to_markdown())
@@ -139,9 +141,6 @@ def _pairing_here(report: ComparisonReport) -> str:
         zs = [NO_Z if z is None else f"{z:.2f}" for z in (found.unpaired_z, found.paired_z)]
         parts.append(f"{name}: {share:.1f} % of the questions flipped, z = {zs[0]} unpaired, {zs[1]} paired")
     return f"Here: {'; '.join(parts)}."
-
-
-NO_Z = "undefined"
 
 
 def comparison_json(report: ComparisonReport, gate: GateSettings) -> dict[str, Any]:

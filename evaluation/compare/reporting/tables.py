@@ -11,7 +11,8 @@ from evaluation.compare.statistics.gate import IN_WORDS, Verdict, worst
 from evaluation.compare.statistics.perplexity import TextLoss
 from evaluation.compare.statistics.sensitivity import Sensitivity, Spread
 from evaluation.reporting.published import published_row
-from evaluation.reporting.tables import NOTHING, TextTable, percent
+from evaluation.reporting.tables import NOTHING, percent
+from glmtune.tables import TextTable
 
 
 @dataclass(frozen=True)

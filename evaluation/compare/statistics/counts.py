@@ -137,6 +137,8 @@ class Strata:
         """
         if len(self.counts) == 1:
             return float(self.num_samples)
+        # Variance of a weighted sum of independent subjects, beside that of one pooled question: their ratio
+        # is the number of questions that tell as much.
         variance = 0.0
         for weight, each in zip(self.weights, self.counts, strict=True):
             size = each.num_samples
@@ -144,7 +146,8 @@ class Strata:
             spread = (each.num_discordant / size - mean**2) * size / max(1, size - 1)
             variance += weight**2 * spread / size
         pooled = self.discordant_frac - self.drop**2
-        if variance <= 0 or pooled <= 0:
+        if variance <= 0 or pooled <= 0:  # no flips: the weights alone (Kish's effective sample size)
             pairs = zip(self.weights, self.counts, strict=True)
             return 1 / sum(weight**2 / each.num_samples for weight, each in pairs)
+        # Subjects that differ much can make the ratio larger than the sample; a test must not profit from it.
         return min(float(self.num_samples), pooled / variance)

@@ -1,4 +1,9 @@
-"""The paired comparison of two runs: what a candidate lost, how surely, and where."""
+"""The paired comparison of two runs: what a candidate lost, how surely, and where.
+
+Start here: ``compare_outcomes`` counts pairs (``counts``), puts intervals around every drop (``intervals``)
+and asks for the verdict on the judged average (``gate``). Micro and macro average differ in the weight of a
+question only, so both go through the same functions, as ``Strata``.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ from evaluation.compare.statistics.intervals import (
     paired_z,
     unpaired_z,
 )
-from evaluation.metrics import MACRO, MICRO, Groups, Outcome, Score, summarize
+from evaluation.metrics import MACRO, MICRO, Groups, Outcome, Score, summarize_outcomes
 
 AVERAGES = {MICRO: "micro", MACRO: "macro"}
 
@@ -102,7 +107,7 @@ def compare_outcomes(
         gate: tolerance, confidence and draws.
     """
     counts = count_pairs(baseline, candidate)
-    before, after = summarize(baseline, groups), summarize(candidate, groups)
+    before, after = summarize_outcomes(baseline, groups), summarize_outcomes(candidate, groups)
 
     def drop(names: Sequence[str], how: str, scores: tuple[Score, Score]) -> Drop:
         return _drop([counts[name] for name in names], how, scores, gate)
@@ -119,6 +124,7 @@ def compare_outcomes(
         headline=AVERAGES[groups.headline],
         micro=micro,
         macro=drop(list(counts), MACRO, (before.macro, after.macro)),
+        # Two families of tests: whoever looks at four categories should not pay for 52 subjects.
         categories=_corrected(
             {
                 title: drop(

@@ -1,4 +1,15 @@
-"""The verdict: within the tolerance, beyond it, or not enough questions to tell."""
+"""The verdict: within the tolerance, beyond it, or not enough questions to tell.
+
+Both sides of the tolerance are tested, each at the full confidence::
+
+                  tolerance
+    |---o---|         :              within: the upper bound lies below the tolerance
+                      :  |---o---|   exceeds: the lower bound lies above it
+            |---o-----:--|           undecided: the tolerance lies between the bounds
+
+A test of "no drop" alone would pass every candidate of which too few questions were asked. At most one of
+the two tests can succeed, so each may err at its whole level.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +24,7 @@ from evaluation.compare.statistics.intervals import POWER, score_bounds, score_z
 WITHIN = "within"
 EXCEEDS = "exceeds"
 UNDECIDED = "undecided"
+# 1 and 2 are taken: a run that failed, a command line that is wrong.
 EXIT_CODES = {WITHIN: 0, EXCEEDS: 3, UNDECIDED: 4}
 IN_WORDS = {
     WITHIN: "within tolerance",
@@ -100,13 +112,14 @@ def judge_drop(strata: Strata, average: str, gate: GateSettings) -> Verdict:
 
 
 def _num_needed(strata: Strata, tolerance: float, confidence: float) -> int | None:
-    """Return how many questions would decide, at the power of ``compare_intervals.POWER``."""
+    """Return how many questions would decide with a chance of ``POWER``, if the drop stays what it is."""
     from scipy.stats import norm
 
     distance = tolerance - strata.drop
     if abs(distance) < 1e-9:
         return None
     z = float(norm.ppf(confidence) + norm.ppf(POWER))
+    # Effective questions first; then as many asked ones per effective one as in this sample.
     effective = smoothed_spread(strata, strata.drop) * (z / distance) ** 2
     return max(strata.num_samples + 1, math.ceil(effective * strata.num_samples / strata.num_effective))
 

@@ -8,20 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.compare.settings import GateSettings
+from evaluation.sample import WindowLoss
 from glmtune.errors import ConfigError, DataError
-
-
-@dataclass(frozen=True, slots=True)
-class WindowLoss:
-    """How badly a model predicts one window of a text.
-
-    Attributes:
-        num_tokens: tokens in it.
-        nats: sum of their negative natural log-likelihoods.
-    """
-
-    num_tokens: int
-    nats: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +88,7 @@ def compare_losses(
     change = np.array([window.nats for window in candidate]) - before
     low, high = None, None
     if len(sizes) > 1:
+        # Windows are drawn, not tokens: the losses of neighbouring tokens depend on each other.
         generator = np.random.default_rng(gate.seed)
         shares = np.full(len(sizes), 1 / len(sizes))
         drawn = generator.multinomial(len(sizes), shares, gate.num_resamples)

@@ -1,4 +1,8 @@
-"""What moved before accuracy does: choice probabilities, margins, the place where greedy texts part."""
+"""What moved before accuracy does: choice probabilities, margins, the place where greedy texts part.
+
+An accuracy changes only where an answer flips. A small model that guesses loses nothing by quantization and
+moves its probabilities all the same; a good one flips where its margin was small.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evaluation.compare.pairing.match import Pair
-from evaluation.compare.pairing.runs import Row
+from evaluation.compare.pairing.runs import JudgedAnswer
 
 NUM_BINS = 10
+"""Of a tenth each: flips sit at margins below 0.1, and a bin holds 135 of 1,346 questions on average."""
 FLOOR = 1e-12
 """Smallest probability in a Kullback-Leibler divergence; servers leave improbable choices out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Where some values lie.
+    """Mean and quantiles of a figure that every question has.
 
     Attributes:
         mean: of all.
@@ -101,7 +106,7 @@ class TextShift:
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """Both of them, each None where the protocol has no such thing.
+    """What moved between two runs; a part is None where the protocol has no choices, or no completions.
 
     Attributes:
         choices: shift of choice probabilities.
@@ -113,7 +118,7 @@ class Sensitivity:
 
 
 def measure(pair: Pair) -> Sensitivity:
-    """Measure how far a candidate moved away, from the answers alone.
+    """Measure what moved from the answers alone; no model is needed.
 
     Args:
         pair: two runs on the same questions.
@@ -126,10 +131,11 @@ def measure(pair: Pair) -> Sensitivity:
     )
 
 
-def _choice_shift(rows: Sequence[tuple[Row, Row]]) -> ChoiceShift:
+def _choice_shift(rows: Sequence[tuple[JudgedAnswer, JudgedAnswer]]) -> ChoiceShift:
     import numpy as np
     from scipy.special import rel_entr, softmax
 
+    # Log-probabilities are over the whole vocabulary: softmax makes those of the choices sum to 1.
     logprobs = np.array([[row.answer.choice_logprobs for row in pair] for pair in rows], dtype=float)
     probabilities = softmax(np.maximum(logprobs, np.log(FLOOR)), axis=2)  # [questions, 2, choices]
     before, after = probabilities[:, 0], probabilities[:, 1]
@@ -141,6 +147,7 @@ def _choice_shift(rows: Sequence[tuple[Row, Row]]) -> ChoiceShift:
     changed = logprobs[:, 0].argmax(axis=1) != logprobs[:, 1].argmax(axis=1)
     right = np.array([[row.status == "correct" for row in pair] for pair in rows])
     lost, gained = right[:, 0] & ~right[:, 1], ~right[:, 0] & right[:, 1]
+    # A margin of exactly 1 belongs into the last bin.
     place = np.minimum((margins * NUM_BINS).astype(int), NUM_BINS - 1)
     bins = [
         MarginBin(
@@ -186,9 +193,11 @@ def first_divergence(before: str, after: str) -> int | None:
     return next((place for place, (one, other) in pairs if one != other), shorter)
 
 
-def _text_shift(rows: Sequence[tuple[Row, Row]], pair: Pair) -> TextShift:
+def _text_shift(rows: Sequence[tuple[JudgedAnswer, JudgedAnswer]], pair: Pair) -> TextShift:
     import numpy as np
 
+    # Greedy texts that part never meet again in a way that could be counted, so only the first difference
+    # counts.
     differing = [
         (first_divergence(before.answer.completion or "", after.answer.completion or ""), before, after)
         for before, after in rows

@@ -6,20 +6,15 @@ import pytest
 import torch
 
 from evaluation.backend import Backend, Limits
-from evaluation.backends.glm import (
-    GlmBackend,
-    PromptEncoder,
-    check_marks,
-    hash_tensors,
-    identify,
-    is_chat_model,
-)
-from evaluation.sample import Prompt, Turn
+from evaluation.backends.glm import GlmBackend, hash_tensors, identify
+from evaluation.backends.prompt_encoder import PromptEncoder, check_marks, is_chat_model
+from evaluation.sample import Prompt
 from glmtune.adapter import load_adapter
 from glmtune.errors import ConfigError, DataError
 from glmtune.inference.predict.batches import generate_ids
 from glmtune.inference.settings import EngineSettings, GenerationSettings
 from glmtune.loading import load_model, load_tokenizer
+from glmtune.messages import Message
 from glmtune.models.releases.families import Family
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
@@ -34,7 +29,7 @@ def backend(tiny_base) -> Backend:
 
 
 def chat(text: str) -> Prompt:
-    return Prompt(turns=(Turn("user", text),))
+    return Prompt(turns=(Message("user", text),))
 
 
 def test_text_and_turns_are_encoded_as_in_training(tiny_tokenizer):

@@ -15,12 +15,15 @@ from evaluation.backends.openai_api import (
     read_completion,
     read_scores,
 )
-from evaluation.sample import Prompt, Turn
+from evaluation.sample import Prompt
 from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.messages import Message
 from tests.evaluation.backends.openai_server import serve
 
 PROMPTS = [Prompt(text=f"question {place}") for place in range(12)]
-CHATS = [Prompt(turns=(Turn("system", "Be brief."), Turn("user", f"question {place}"))) for place in range(5)]
+CHATS = [
+    Prompt(turns=(Message("system", "Be brief."), Message("user", f"question {place}"))) for place in range(5)
+]
 
 
 def completion(text, reason="stop", **choice):

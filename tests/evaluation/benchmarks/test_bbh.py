@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.benchmarks import make_task
 from evaluation.benchmarks.benchmark import subject_table
-from evaluation.sample import Turn
+from evaluation.benchmarks.tasks import make_task
 from glmtune.errors import DataError
+from glmtune.messages import Message
 
 PROMPT = "canary\n-----\nAbout.\n\nQ: 1?\nA: Let's think step by step.\nOne. So the answer is 1."
 
@@ -28,6 +28,7 @@ def test_all_items_are_read(benchmarks_data: Path) -> None:
 @pytest.mark.parametrize("is_chat", [True, False])
 def test_cot_prompts_are_the_files_with_the_canary_cut(benchmarks_data: Path, is_chat: bool) -> None:
     task = make_task("bbh", data_dir=benchmarks_data, is_chat=is_chat)
+    assert len(task.samples) == 6511
     for sample in task.samples:
         if sample.index % 50:
             continue
@@ -35,7 +36,7 @@ def test_cot_prompts_are_the_files_with_the_canary_cut(benchmarks_data: Path, is
         shots = text.split("\n", 2)[2]
         wanted = f"{shots}\n\nQ: {sample.question}\nA: Let's think step by step."
         prompt = task.prompt(sample)
-        assert (prompt.turns == (Turn("user", wanted),)) if is_chat else (prompt.text == wanted)
+        assert (prompt.turns == (Message("user", wanted),)) if is_chat else (prompt.text == wanted)
         assert "canary" not in wanted
         assert prompt.num_fewshot == 3
     assert (task.num_fewshot, task.limits.max_new_tokens, task.limits.stop) == (3, 512, ("\nQ:",))
@@ -74,6 +75,7 @@ def test_direct_prompts_have_the_same_questions_with_answers_only(benchmarks_dat
 
 def test_perfect_completions_score_everything_and_letters_alone_miss_three(benchmarks_data: Path) -> None:
     task = make_task("bbh", data_dir=benchmarks_data)
+    assert len(task.samples) == 6511
     for sample in task.samples:
         found = task.answers(sample, text=f"Some thoughts. So the answer is {sample.answer}.")
         for rule in ("official", "normalized", "loose"):
@@ -92,6 +94,7 @@ def test_exemplars_answer_in_the_form_of_their_task(benchmarks_data: Path) -> No
     from evaluation.extraction.bbh import normalized, official
     from evaluation.sample import Sample
 
+    assert len(subject_table("bbh")) == 27
     for name, facts in subject_table("bbh").items():
         description, exemplars = read_exemplars(benchmarks_data / "bbh", name)
         assert description

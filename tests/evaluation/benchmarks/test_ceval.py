@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.benchmarks import make_task
 from evaluation.benchmarks.benchmark import subject_table
-from evaluation.sample import ChoiceScores, Turn
+from evaluation.benchmarks.tasks import make_task
+from evaluation.sample import ChoiceScores
 from glmtune.errors import DataError
+from glmtune.messages import Message
 
 LOGIC = "以下是中国关于逻辑学考试的单项选择题，请选出其中的正确答案。\n\n"
 DEV = "id,question,A,B,C,D,answer,explanation\r\n"
@@ -57,10 +58,10 @@ def test_zero_shot_prompts_are_the_ones_of_chatglm2(benchmarks_data: Path) -> No
     }
     assert len(official) == len(task.samples) == 1346
     for sample in task.samples:
-        assert task.prompt(sample).turns == (Turn("user", official[sample.key]),)
+        assert task.prompt(sample).turns == (Message("user", official[sample.key]),)
         second = task.extraction_prompt(sample, "因为甲，所以乙。")
         wanted = official[sample.key] + "因为甲，所以乙。\n综上所述，ABCD中正确的选项是："
-        assert second.turns == (Turn("user", wanted),)
+        assert second.turns == (Message("user", wanted),)
     assert (task.limits.max_new_tokens, task.limits.stop) == (512, ())
 
 
@@ -83,6 +84,7 @@ def test_few_shot_direct_prompt(benchmarks_data: Path) -> None:
     dev = rows_of(benchmarks_data / "ceval/dev/logic_dev.csv")
     val = rows_of(benchmarks_data / "ceval/val/logic_val.csv")
     shots = [f"{block(row)}\n答案：{row['answer']}\n\n" for row in dev]
+    assert len(val) == 22
     for sample, row in zip(task.samples, val, strict=True):
         question = f"{block(row)}\n答案："
         assert task.prompt(sample).text == LOGIC + "".join(shots) + question
@@ -102,7 +104,7 @@ def test_few_shot_direct_of_a_chat_model_takes_turns(benchmarks_data: Path) -> N
     assert turns[0].content == f"{LOGIC}{block(dev[0])}\n答案："
     assert turns[3].content == dev[1]["answer"]
     assert turns[-1].content == f"{block(val[0])}\n答案："
-    assert task.prompt(task.samples[0], 0).turns == (Turn("user", f"{LOGIC}{block(val[0])}\n答案："),)
+    assert task.prompt(task.samples[0], 0).turns == (Message("user", f"{LOGIC}{block(val[0])}\n答案："),)
 
 
 def test_few_shot_cot_prompt(benchmarks_data: Path) -> None:
@@ -118,7 +120,7 @@ def test_few_shot_cot_prompt(benchmarks_data: Path) -> None:
     chat = make_task("ceval", protocol="few_shot_cot", data_dir=benchmarks_data, subjects=["logic"])
     turns = chat.prompt(chat.samples[3]).turns
     answer = f"让我们一步一步思考，\n{dev[0]['explanation']}\n所以答案是{dev[0]['answer']}。"
-    assert turns[1] == Turn("assistant", answer)
+    assert turns[1] == Message("assistant", answer)
     assert turns[-1].content == f"{block(val[3])}\n答案："
 
 

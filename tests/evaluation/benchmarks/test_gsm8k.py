@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.benchmarks import make_task
 from evaluation.benchmarks.gsm8k import gold, without_marks
 from evaluation.benchmarks.gsm8k_exemplars import mgsm_exemplars, wei_exemplars
-from evaluation.sample import Turn
+from evaluation.benchmarks.tasks import make_task
 from glmtune.errors import DataError
+from glmtune.messages import Message
 
 ROW = '{"question": "1+1?", "answer": "1+1=<<1+1=2>>2\\n#### 2"}\n'
 
@@ -47,7 +47,7 @@ def test_eight_shot_prompt(benchmarks_data: Path, is_chat: bool) -> None:
     for index in (0, 17, 1318):
         wanted = "".join(shots) + f"Q: {json.loads(lines[index])['question']}\nA:"
         prompt = task.prompt(task.samples[index])
-        assert (prompt.turns == (Turn("user", wanted),)) if is_chat else (prompt.text == wanted)
+        assert (prompt.turns == (Message("user", wanted),)) if is_chat else (prompt.text == wanted)
     assert task.prompt(task.samples[0], 0).num_fewshot == 0
     assert (task.protocol, task.num_fewshot, task.limits.max_new_tokens) == ("few_shot_cot", 8, 512)
     assert "\nQ:" in task.limits.stop
@@ -68,7 +68,7 @@ def test_zero_shot_prompts() -> None:
     chat = make_task("gsm8k", protocol="zero_shot_cot", data_dir="sample")
     base = make_task("gsm8k", protocol="zero_shot_cot", data_dir="sample", is_chat=False)
     question = chat.samples[0].question
-    assert chat.prompt(chat.samples[0]).turns == (Turn("user", question),)
+    assert chat.prompt(chat.samples[0]).turns == (Message("user", question),)
     assert base.prompt(base.samples[0]).text == f"Q: {question}\nA: Let's think step by step."
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from evaluation.benchmarks import hub, make_task
+from evaluation.benchmarks import hub
 from evaluation.benchmarks.benchmark import subject_table
 from evaluation.benchmarks.hub import fetch_from_hub
+from evaluation.benchmarks.tasks import make_task
 from glmtune.errors import ConfigError, DataError
 
 SIZES = {"dev": "dev", "val": "val", "validation": "val", "test": "test"}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.benchmarks import make_task
-from evaluation.sample import Turn
+from evaluation.benchmarks.tasks import make_task
 from glmtune.errors import ConfigError, DataError
+from glmtune.messages import Message
 
 HEADER = "The following are multiple choice questions (with answers) about  abstract algebra.\n\n"
 
@@ -52,6 +52,7 @@ def test_few_shot_direct_prompt(benchmarks_data: Path) -> None:
     dev = rows_of(benchmarks_data / "mmlu/dev/abstract_algebra_dev.csv")
     test = rows_of(benchmarks_data / "mmlu/test/abstract_algebra_test.csv")
     shots = [f"{block(row)}\nAnswer: {row[5]}\n\n" for row in dev]
+    assert len(test) == 100
     for sample, row in zip(task.samples, test, strict=True):
         assert task.prompt(sample).text == HEADER + "".join(shots) + f"{block(row)}\nAnswer:"
         assert task.prompt(sample, 4).text == HEADER + "".join(shots[:4]) + f"{block(row)}\nAnswer:"
@@ -63,9 +64,11 @@ def test_zero_shot_cot_prompts(benchmarks_data: Path) -> None:
     row = rows_of(benchmarks_data / "mmlu/test/abstract_algebra_test.csv")[0]
     sample = task.samples[0]
     assert task.protocol == "zero_shot_cot"
-    assert task.prompt(sample).turns == (Turn("user", block(row)),)
+    assert task.prompt(sample).turns == (Message("user", block(row)),)
     cue = "\nTherefore, among A through D, the answer is"
-    assert task.extraction_prompt(sample, "It is 4.").turns == (Turn("user", f"{block(row)}It is 4.{cue}"),)
+    assert task.extraction_prompt(sample, "It is 4.").turns == (
+        Message("user", f"{block(row)}It is 4.{cue}"),
+    )
     base = make_task(
         "mmlu",
         protocol="zero_shot_cot",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.benchmarks import BENCHMARKS, make_task
 from evaluation.benchmarks.sources import data_root, download_of, downloads
+from evaluation.benchmarks.tasks import BENCHMARKS, make_task
 from glmtune.data.reading.shipped import shipped_folder
 from glmtune.errors import ConfigError, DataError
 

@@ -22,7 +22,12 @@ from evaluation.compare.reporting.methods import (
     rank_methods,
     write_methods,
 )
-from evaluation.compare.reporting.report import compare_pair, comparison_json, markdown, write_comparison
+from evaluation.compare.reporting.report import (
+    compare_pair,
+    comparison_json,
+    markdown,
+    write_comparison_files,
+)
 from evaluation.compare.reporting.tables import ComparisonReport
 from evaluation.compare.settings import GateSettings
 from evaluation.compare.statistics.perplexity import TextLoss
@@ -125,18 +130,18 @@ def test_files_are_written_and_the_same_every_time(tmp_path):
     report = report_of(tmp_path)
     loss = TextLoss("a.txt", 100, 12.5, 13.0, 0.039, 0.01, 0.07)
     report = dataclasses.replace(report, text_loss=loss)
-    names = [path.name for path in write_comparison(report, GATE, {}, tmp_path / "one")]
+    names = [path.name for path in write_comparison_files(report, GATE, {}, tmp_path / "one")]
     assert names == ["compare.md", "compare.json", "flips.html", "drops.png", "flips_by_margin.png"]
     assert (tmp_path / "one" / "drops.png").read_bytes().startswith(b"\x89PNG")
     assert "| a.txt | 100 | 12.500 | 13.000 | +0.0390 (+0.0100 to +0.0700) |" in (
         tmp_path / "one" / "compare.md"
     ).read_text(encoding="utf-8")
-    write_comparison(report, GATE, {}, tmp_path / "two")
+    write_comparison_files(report, GATE, {}, tmp_path / "two")
     for name in ("compare.md", "compare.json", "flips.html"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     without = report_of(tmp_path / "texts", "generate")
     assert "flips_by_margin.png" not in [
-        path.name for path in write_comparison(without, GATE, {}, tmp_path / "3")
+        path.name for path in write_comparison_files(without, GATE, {}, tmp_path / "3")
     ]
 
 
@@ -145,7 +150,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     folder = tmp_path / "out"
     (folder / "drops.png").mkdir(parents=True)
     with pytest.raises(GlmtuneError, match=r"drops.png cannot be written"):
-        write_comparison(report, GATE, {}, folder)
+        write_comparison_files(report, GATE, {}, folder)
 
 
 class TestFlips:

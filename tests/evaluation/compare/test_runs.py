@@ -8,7 +8,7 @@ import json
 import pytest
 
 from evaluation.answer import Answer
-from evaluation.compare.build import Side, build_report, default_folder
+from evaluation.compare.build import Side, build_report, default_comparison_folder
 from evaluation.compare.pairing.match import differences, labels, match
 from evaluation.compare.pairing.runs import find_runs, read_run
 from evaluation.compare.settings import GateSettings
@@ -180,10 +180,10 @@ class TestFolders:
 
     def test_the_same_comparison_goes_to_the_same_place(self, before, after):
         sides = Side({"quiz": read_run(before)}), Side({"quiz": read_run(after)})
-        folder = default_folder(sides[0], [sides[1]])
-        assert folder == default_folder(sides[0], [sides[1]])
+        folder = default_comparison_folder(sides[0], [sides[1]])
+        assert folder == default_comparison_folder(sides[0], [sides[1]])
         assert folder.name.startswith("quiz-table-")
-        assert folder != default_folder(sides[1], [sides[0]])
+        assert folder != default_comparison_folder(sides[1], [sides[0]])
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from evaluation.answer import Answer
 from evaluation.compare.pairing.match import Pair, match
 from evaluation.compare.pairing.runs import read_run
 from evaluation.compare.settings import GateSettings
-from evaluation.compare.statistics.perplexity import WindowLoss, compare_losses, read_text
+from evaluation.compare.statistics.perplexity import compare_losses, read_text
 from evaluation.compare.statistics.sensitivity import first_divergence, measure
+from evaluation.sample import WindowLoss
 from glmtune.errors import ConfigError, DataError
 from tests.evaluation.compare.cases import INT4, write_run
 from tests.evaluation.doubles import IDENTITY, make_task

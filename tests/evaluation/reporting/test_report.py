@@ -18,10 +18,10 @@ from evaluation.reporting.mistakes import mistakes_page
 from evaluation.reporting.published import published_row, published_tables
 from evaluation.reporting.results import make_result, results_json
 from evaluation.reporting.submission import check_submission, submission
-from evaluation.reporting.tables import TextTable
 from evaluation.running.fingerprint import fingerprint
 from evaluation.running.runner import run_task
 from glmtune.errors import DataError
+from glmtune.tables import TextTable
 from tests.evaluation.doubles import IDENTITY, TableBackend, make_task
 
 
@@ -223,6 +223,7 @@ def test_only_the_same_model_is_looked_up(changes, average):
 
 
 def test_published_tables_are_whole():
+    assert published_tables()
     for table in published_tables():
         assert {"benchmark", "split", "source", "note", "average", "categories", "rows"} == set(table) - {
             "num_samples"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.benchmarks import make_task
+from evaluation.benchmarks.tasks import make_task
 from glmtune.tiny.corpus.benchmarks import SETS
 
 DATA = Path(__file__).resolve().parents[3] / "data"

@@ -1,0 +1,126 @@
+"""A table of text, laid out for a terminal or as Markdown: the one that every report here is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import rich.console
+    import rich.table
+
+NAME_WIDTH = 12
+"""Names are not broken below this width, however narrow the terminal."""
+WIDEST_CELL = 28
+"""Longer cells are folded rather than given a part of their own."""
+PADDING = 3  # a blank on each side and the box
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """A table whose cells are text.
+
+    Attributes:
+        title: above it.
+        columns: headings; the first column holds names, the others figures, which are right-aligned.
+        rows: as many cells each.
+        caption: below it.
+        text_columns: headings of further columns that hold words.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+    text_columns: tuple[str, ...] = ()
+
+    def __rich__(self) -> rich.table.Table:
+        """Let rich's ``console.print`` take the table as it is; called by rich for any object it prints."""
+        return self.to_rich()
+
+    def to_rich(self) -> rich.table.Table:
+        """Lay the table out for a terminal."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(
+            title=Text(self.title) if self.title else None,
+            title_justify="left",
+            caption=Text(self.caption) if self.caption else None,
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+        )
+        for number, heading in enumerate(self.columns):
+            is_text = number == 0 or heading in self.text_columns
+            table.add_column(
+                Text(heading),
+                justify="left" if is_text else "right",
+                overflow="fold",
+                min_width=self._name_width() if number == 0 else None,
+            )
+        for row in self.rows:
+            table.add_row(*(Text(cell) for cell in row))
+        return table
+
+    def _name_width(self) -> int:
+        """Keep names readable where a terminal is narrow; numbers have no blanks and never break."""
+        return min(NAME_WIDTH, max((len(row[0]) for row in self.rows), default=0))
+
+    def show(self, console: rich.console.Console) -> None:
+        """Print the table; one too wide for the console goes out in parts, each with the names in front.
+
+        Args:
+            console: where to.
+        """
+        for part in self.parts(console.width):
+            console.print(part.to_rich())
+
+    def parts(self, width: int) -> list[TextTable]:
+        """Cut the table into parts that a terminal has room for.
+
+        Args:
+            width: of the terminal, in characters.
+
+        Returns:
+            Tables with the first column repeated; title on the first, caption on the last. At least one
+            further column stands in each, however narrow the terminal.
+        """
+        # Columns go into the current part while there is room; rich would squeeze them until figures break.
+        groups: list[list[int]] = [[]]
+        used = first = self._column_width(0)
+        for column in range(1, len(self.columns)):
+            if groups[-1] and used + self._column_width(column) >= width:
+                groups.append([])
+                used = first
+            groups[-1].append(column)
+            used += self._column_width(column)
+        last = len(groups) - 1
+        return [
+            TextTable(
+                self.title if number == 0 else "",
+                tuple(self.columns[column] for column in (0, *group)),
+                tuple(tuple(row[column] for column in (0, *group)) for row in self.rows),
+                self.caption if number == last else "",
+                self.text_columns,
+            )
+            for number, group in enumerate(groups)
+        ]
+
+    def _column_width(self, column: int) -> int:
+        """Return the characters a column needs with padding: headings break at blanks, short cells do not."""
+        heading = max(map(len, self.columns[column].split()), default=0)
+        cells = (len(row[column]) for row in self.rows)
+        return max(heading, *(min(cell, WIDEST_CELL) for cell in cells), 0) + PADDING
+
+    def to_markdown(self) -> str:
+        """Write the table as Markdown, its title as a heading."""
+        lines = [f"## {self.title}", "", _markdown_row(self.columns)]
+        lines.append(_markdown_row(["---", *["---:"] * (len(self.columns) - 1)]))
+        lines += [_markdown_row(row) for row in self.rows]
+        return "\n".join([*lines, "", *([self.caption, ""] if self.caption else [])])
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
