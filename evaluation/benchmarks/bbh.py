@@ -195,8 +195,8 @@ def groups(split: str) -> Groups:
     """
     del split
     tasks: dict[str, list[str]] = {}
-    for subject, facts in SUBJECTS.items():
-        tasks.setdefault(facts.get("task", subject), []).append(subject)
+    for subject, entry in SUBJECTS.items():
+        tasks.setdefault(entry.get("task", subject), []).append(subject)
     return Groups(headline=MACRO, further={"accuracy_macro_23": list(tasks.values())})
 
 

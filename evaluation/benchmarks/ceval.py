@@ -41,7 +41,7 @@ from glmtune.messages import Message
 NAME = "ceval"
 SUBJECTS = subject_table(NAME)
 DEV_ROWS = 5
-HARD = tuple(subject for subject, facts in SUBJECTS.items() if facts.get("hard"))
+HARD = tuple(subject for subject, entry in SUBJECTS.items() if entry.get("hard"))
 CUE = "\n答案："
 # What follows 答案： in the repository's chain-of-thought exemplars; a base model is handed it as the
 # beginning of its own answer.
@@ -249,7 +249,7 @@ def groups(split: str) -> Groups:
     """
     return Groups(
         headline=MICRO if split == "val" else MACRO,
-        categories={subject: facts["category"] for subject, facts in SUBJECTS.items()},
+        categories={subject: entry["category"] for subject, entry in SUBJECTS.items()},
         category_average=MACRO,
         further={"hard": [[subject] for subject in HARD]},
     )

@@ -113,8 +113,8 @@ def groups(split: str) -> Groups:
     recounts it.
     """
     del split
-    glm = {subject: facts["category"] for subject, facts in SUBJECTS.items()}
-    hendrycks = {subject: facts.get("hendrycks", facts["category"]) for subject, facts in SUBJECTS.items()}
+    glm = {subject: entry["category"] for subject, entry in SUBJECTS.items()}
+    hendrycks = {subject: entry.get("hendrycks", entry["category"]) for subject, entry in SUBJECTS.items()}
     return Groups(
         headline=MICRO,
         categories=glm,

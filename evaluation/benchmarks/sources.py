@@ -63,11 +63,11 @@ def downloads() -> Mapping[str, Download]:
         files = tuple(
             RemoteFile(
                 path=path,
-                url=facts.get("url") or entry["base"] + path,
-                sha256=facts.get("sha256", ""),
-                unpack=facts.get("unpack", False),
+                url=file.get("url") or entry["base"] + path,
+                sha256=file.get("sha256", ""),
+                unpack=file.get("unpack", False),
             )
-            for path, facts in entry["files"].items()
+            for path, file in entry["files"].items()
         )
         found[name] = Download(name, entry["licence"], entry["home"], files, entry.get("notes", ""))
     return found

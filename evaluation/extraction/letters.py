@@ -14,7 +14,7 @@ import re
 from evaluation.extraction.text import plain
 from evaluation.sample import LETTERS, Sample
 
-# The cascade of the C-Eval repository's ChatGLM evaluator (hkust-nlp/ceval, evaluators/chatglm.py), as facts:
+# The cascade of the C-Eval repository's ChatGLM evaluator (hkust-nlp/ceval, evaluators/chatglm.py):
 # first the last cue sentence, then these words before or after a letter, in this order.
 _CUE_SENTENCE = re.compile("所以答案是(.+?)。")
 _SCRIPT_WORDS = (

@@ -173,19 +173,19 @@ def _engine(model: Mapping[str, Any]) -> str:
 
 
 def differences(baseline: Run, candidate: Run) -> list[tuple[str, str, str]]:
-    """Return what the models differ in: name of the fact, its value there, its value here.
+    """Return what the models differ in: name, value in the baseline, value in the candidate.
 
     Args:
         baseline: a run.
         candidate: another one.
     """
     before, after = baseline.model, candidate.model
-    facts = [
+    found = [
         (name, str(before.get(name)), str(after.get(name)))
         for name in before
         if before.get(name) != after.get(name)
     ]
     contexts = [run.fingerprint["decoding"].get("max_context_tokens") for run in (baseline, candidate)]
     if contexts[0] != contexts[1]:
-        facts.append(("max_context_tokens", str(contexts[0]), str(contexts[1])))
-    return facts
+        found.append(("max_context_tokens", str(contexts[0]), str(contexts[1])))
+    return found

@@ -284,14 +284,14 @@ def text_loss_table(loss: TextLoss, labels: tuple[str, str]) -> TextTable:
     )
 
 
-def difference_table(facts: Sequence[tuple[str, str, str]], labels: tuple[str, str]) -> TextTable:
+def difference_table(differing: Sequence[tuple[str, str, str]], labels: tuple[str, str]) -> TextTable:
     """Lay out what the two models differ in.
 
     Args:
-        facts: name, value of the baseline, value of the candidate.
+        differing: name, value of the baseline, value of the candidate.
         labels: their short names.
     """
-    return TextTable("What differs", ("", *labels), tuple(facts))
+    return TextTable("What differs", ("", *labels), tuple(differing))
 
 
 def _spread(spread: Spread) -> str:

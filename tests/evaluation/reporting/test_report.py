@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import io
 import json
 import re
 
 import pytest
-from rich.console import Console
 
 from evaluation.answer import Answer
 from evaluation.metrics import Groups
@@ -21,7 +19,6 @@ from evaluation.reporting.submission import check_submission, submission
 from evaluation.running.fingerprint import fingerprint
 from evaluation.running.runner import run_task
 from glmtune.errors import DataError
-from glmtune.tables import TextTable
 from tests.evaluation.doubles import IDENTITY, TableBackend, make_task
 
 
@@ -230,19 +227,3 @@ def test_published_tables_are_whole():
         }
         for model, values in table["rows"].items():
             assert len(values) == 1 + len(table["categories"]), model
-
-
-def test_a_table_too_wide_for_the_terminal_is_cut_into_parts_and_no_figure_breaks():
-    columns = ("", *(f"benchmark {number} drop" for number in range(9)))
-    row = ("int4-g128", *(f"+{number}.25 ({number}.00 to {number}.50)" for number in range(9)))
-    table = TextTable("Methods", columns, (row,), "caption")
-    parts = table.parts(80)
-    assert len(parts) > 1
-    assert [part.columns[0] for part in parts] == [""] * len(parts)
-    assert [cell for part in parts for cell in part.rows[0][1:]] == list(row[1:])
-    printed = io.StringIO()
-    table.show(Console(file=printed, width=80))
-    assert all(cell in printed.getvalue() for cell in row)
-    assert printed.getvalue().count("Methods") == printed.getvalue().count("caption") == 1
-    assert table.parts(1000) == [table]
-    assert len(table.parts(1)) == len(columns) - 1

@@ -1,0 +1,36 @@
+"""The one table helper: parts where a terminal is narrow, no broken figure."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from glmtune.tables import TextTable
+
+
+def test_a_table_too_wide_for_the_terminal_is_cut_into_parts_and_no_figure_breaks():
+    columns = ("", *(f"benchmark {number} drop" for number in range(9)))
+    row = ("int4-g128", *(f"+{number}.25 ({number}.00 to {number}.50)" for number in range(9)))
+    table = TextTable("Methods", columns, (row,), "caption")
+    parts = table.parts(80)
+    assert len(parts) > 1
+    assert [part.columns[0] for part in parts] == [""] * len(parts)
+    assert [cell for part in parts for cell in part.rows[0][1:]] == list(row[1:])
+    printed = io.StringIO()
+    table.show(Console(file=printed, width=80))
+    assert all(cell in printed.getvalue() for cell in row)
+    assert printed.getvalue().count("Methods") == printed.getvalue().count("caption") == 1
+    assert table.parts(1000) == [table]
+    assert len(table.parts(1)) == len(columns) - 1
+
+
+def test_rich_prints_a_table_as_it_is_and_words_stay_left():
+    table = TextTable(
+        "T", ("name", "score", "verdict"), (("a", "1.0", "better"), ("bb", "10.0", "–")), "", ("verdict",)
+    )
+    printed = io.StringIO()
+    Console(file=printed, width=80).print(table)
+    lines = [line.rstrip() for line in printed.getvalue().splitlines()]
+    assert lines[2] == "  name   score   verdict"
+    assert lines[4:6] == ["  a        1.0   better", "  bb      10.0   –"]
