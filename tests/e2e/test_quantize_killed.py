@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from glmtune.errors import CheckpointError
 from glmtune.quantization.files import quantize_on_load
-from glmtune.quantization.files.finished_layers import Part, PartStore
 from glmtune.quantization.files.write import REPORT_FILE, QuantizeJob, quantize_checkpoint
+from glmtune.quantization.layers.finished_layers import Part, PartStore
 
 KILLER = """
 import os, signal, sys
-from glmtune.quantization.files.finished_layers import PartStore
+from glmtune.quantization.layers.finished_layers import PartStore
 from glmtune.quantization.files.write import QuantizeJob, quantize_checkpoint
 from pathlib import Path
 put, left = PartStore.put, [int(sys.argv[4])]

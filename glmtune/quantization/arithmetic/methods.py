@@ -27,7 +27,7 @@ class Method:
         group_size: columns that share a scale; None: one scale per row.
         symmetric: no zero points.
         search: ranges and scales are chosen for the smallest squared error; otherwise by the largest weight.
-        calibrated: rounding looks at a model's inputs (`glmtune.quantization.files.calibrate`); a weight
+        calibrated: rounding looks at a model's inputs (`glmtune.quantization.layers.calibrate`); a weight
             alone cannot be quantized so.
         library: another package that chooses codes, needed for quantizing only; "": none.
     """

@@ -18,8 +18,8 @@ from glmtune.models.checkpoints.shards import TensorRecord, read_tensor
 from glmtune.models.official import sample_step, sampled_signs, signs_fingerprint
 from glmtune.quantization.arithmetic.chunking import quantize_in_chunks
 from glmtune.quantization.arithmetic.methods import method_named
-from glmtune.quantization.files.finished_layers import Part, PartStore
 from glmtune.quantization.layers.apply import replace_layers
+from glmtune.quantization.layers.finished_layers import Part, PartStore
 from glmtune.quantization.layers.plan import plain_config, plan_layout, planned_layers
 from glmtune.quantization.layers.report import LayerReport, QuantizationReport, layer_report
 

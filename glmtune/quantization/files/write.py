@@ -24,9 +24,9 @@ from glmtune.models.load import GlmModel, load_base, load_config
 from glmtune.models.releases.source import resolve_source
 from glmtune.models.tokenizers.load import load_tokenizer_folder
 from glmtune.quantization.arithmetic.methods import method_named
-from glmtune.quantization.files.calibrate import quantize_calibrated
-from glmtune.quantization.files.finished_layers import PartStore, weight_files_identity
 from glmtune.quantization.files.quantize_on_load import QuantizingReader
+from glmtune.quantization.layers.calibrate import quantize_calibrated
+from glmtune.quantization.layers.finished_layers import PartStore, weight_files_identity
 from glmtune.quantization.layers.report import QuantizationReport
 from glmtune.version import __version__
 

@@ -15,8 +15,8 @@ from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.models.checkpoints.reading import save_official
 from glmtune.quantization.arithmetic.gptq import output_signal_and_noise, quantize_gptq
 from glmtune.quantization.arithmetic.primitives import dequantize, quantize_groups, sqnr_db
-from glmtune.quantization.files.calibrate import quantize_calibrated
 from glmtune.quantization.layers.apply import quantize_model
+from glmtune.quantization.layers.calibrate import quantize_calibrated
 
 
 def correlated(rows: int, columns: int, seed: int = 0) -> Tensor:

@@ -14,8 +14,8 @@ from glmtune.errors import ConfigError
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.quantization.arithmetic.gptq import output_signal_and_noise, quantize_gptq
 from glmtune.quantization.arithmetic.methods import Method, method_named
-from glmtune.quantization.files.finished_layers import Part, PartStore
 from glmtune.quantization.layers.apply import replace_layer
+from glmtune.quantization.layers.finished_layers import Part, PartStore
 from glmtune.quantization.layers.plan import PlannedLayer, plan_layout, planned_layers
 from glmtune.quantization.layers.report import LayerReport, QuantizationReport, layer_report
 
