@@ -1,4 +1,8 @@
-"""A quantized copy of a checkpoint: quantized as it is read, written aside, read back, then put in place."""
+"""A quantized copy of a checkpoint: quantized as it is read, written aside, read back, then put in place.
+
+Read back, because a bad disk or a bug in the order of fused rows gives a model that loads and answers, only
+worse.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +30,14 @@ from glmtune.models.tokenizers.load import load_tokenizer_folder
 from glmtune.quantization.arithmetic.methods import method_named
 from glmtune.quantization.files.quantize_on_load import QuantizingReader
 from glmtune.quantization.layers.calibrate import quantize_calibrated
-from glmtune.quantization.layers.finished_layers import PartStore, weight_files_identity
+from glmtune.quantization.layers.finished_layers import FinishedLayers, weight_files_identity
 from glmtune.quantization.layers.report import QuantizationReport
 from glmtune.version import __version__
 
 REPORT_FILE = "quantization_report.json"
 """Written last into every quantized folder; only folders that hold it are ever replaced."""
 VOCABULARIES = ("tokenizer.model", "ice_text.model")
+"""Either of them says that the source folder has a tokenizer: of later generations, of ChatGLM-6B."""
 GENERATION_FILE = "generation_config.json"
 
 
@@ -64,7 +69,7 @@ class QuantizeJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Quantized:
+class QuantizeResult:
     """What was written.
 
     Attributes:
@@ -84,7 +89,9 @@ class Quantized:
     num_reused: int = 0
 
 
-def quantize_checkpoint(job: QuantizeJob, watch: Callable[[int, int], None] | None = None) -> Quantized:
+def quantize_checkpoint(
+    job: QuantizeJob, on_progress: Callable[[int, int], None] | None = None
+) -> QuantizeResult:
     """Write a quantized copy of a checkpoint, with its tokenizer and a report of every layer.
 
     Memory: the quantized model, and a shard while it is written; calibrated methods need the whole model
@@ -93,7 +100,7 @@ def quantize_checkpoint(job: QuantizeJob, watch: Callable[[int, int], None] | No
 
     Args:
         job: what to do.
-        watch: told how many weights are done, and how many there are.
+        on_progress: told how many weights are done, and how many there are.
 
     Raises:
         ConfigError: the source is quantized already; ``output_dir`` is taken; see `plan_layout`.
@@ -114,8 +121,10 @@ def quantize_checkpoint(job: QuantizeJob, watch: Callable[[int, int], None] | No
             f"`output_dir` is `{final}`, which holds the source `{folder}`. Give another folder."
         )
     try:
-        parts = PartStore(final.with_name(f".{final.name}.parts"), _identity(job, folder))
-        return _write(job, folder, parts, lambda: _quantized_model(job, config.dtype, watch, parts))
+        finished = FinishedLayers(final.with_name(f".{final.name}.parts"), _identity(job, folder))
+        return _write(
+            job, folder, finished, lambda: _quantized_model(job, config.dtype, on_progress, finished)
+        )
     except OSError as error:
         raise CheckpointError(
             f"`{final}` could not be written: {error}. What was there before is as it was. Free some space, "
@@ -126,10 +135,14 @@ def quantize_checkpoint(job: QuantizeJob, watch: Callable[[int, int], None] | No
 def _write(
     job: QuantizeJob,
     source: Path,
-    parts: PartStore,
+    finished: FinishedLayers,
     make: Callable[[], tuple[GlmModel, QuantizationReport]],
-) -> Quantized:
-    """Write the model aside, check it, put it in place; parts are of no more use then, or after an error."""
+) -> QuantizeResult:
+    """Write the model aside, check it, put it in place.
+
+    Finished layers go when the result is in place, and after an error of ours: the same source would fail
+    again. They stay after a full disk (OSError) or a kill, when the same command can go on with them.
+    """
     final = job.output_dir.expanduser()
     try:
         model, report = make()
@@ -140,27 +153,27 @@ def _write(
             written = QuantizedLayout.of(model.config)
             assert written is not None
             sizes = (_weight_bytes(folder), _weight_bytes(source))
-            result = Quantized(final, report, written.is_official, *sizes, parts.num_reused)
+            result = QuantizeResult(final, report, written.is_official, *sizes, finished.num_reused)
             described = {"source": job.source, "is_official": result.is_official, **report.as_dict()}
             described |= {"num_bytes": result.num_bytes, "source_bytes": result.source_bytes}
             write_json(folder / REPORT_FILE, described)
     except GlmtuneError:
-        parts.discard()
+        finished.discard()
         raise
-    parts.discard()
+    finished.discard()
     return result
 
 
 def _quantized_model(
     job: QuantizeJob,
     dtype: str | torch.dtype | None,
-    watch: Callable[[int, int], None] | None,
-    parts: PartStore,
+    on_progress: Callable[[int, int], None] | None,
+    finished: FinishedLayers,
 ) -> tuple[GlmModel, QuantizationReport]:
     """Load in the stored floating type, as codes; a calibrated method needs the whole model first."""
     if not method_named(job.method).calibrated:
         options: dict[str, Any] = {"skip": job.skip, "embeddings": job.embeddings, "measure": True}
-        reader = QuantizingReader(job.method, watch=watch, parts=parts, **options)
+        reader = QuantizingReader(job.method, on_progress=on_progress, finished=finished, **options)
         model = load_base(job.source, dtype=dtype, device="cpu", family=job.family, quantizer=reader)
         return model, reader.report
     if job.embeddings:
@@ -169,7 +182,7 @@ def _quantized_model(
         )
     model = load_base(job.source, dtype=dtype, device="cpu", family=job.family)
     return model, quantize_calibrated(
-        model, job.method, job.calibration_rows, skip=job.skip, watch=watch, parts=parts
+        model, job.method, job.calibration_rows, skip=job.skip, on_progress=on_progress, finished=finished
     )
 
 

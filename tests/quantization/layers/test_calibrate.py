@@ -31,7 +31,7 @@ def test_a_model_is_calibrated_block_by_block(source: Path, tmp_path: Path) -> N
     for method in ("int4-clip", "int4-gptq"):
         model = load_base(source, dtype="float32", device="cpu")
         if method == "int4-gptq":
-            report = quantize_calibrated(model, method, rows, watch=lambda *done: told.append(done))
+            report = quantize_calibrated(model, method, rows, on_progress=lambda *done: told.append(done))
             assert report.measured == "outputs"
             assert all(layer.sqnr_db and layer.sqnr_db > 10 for layer in report.layers if layer.replaced)
         else:
