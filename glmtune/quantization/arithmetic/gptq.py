@@ -33,9 +33,9 @@ DAMPING = 0.01
 """Added to the diagonal of H, as a fraction of its mean (the paper's 1 %). With fewer calibration tokens than
 columns H is singular, and columns whose inputs were always zero would be given any value at all."""
 BLOCK_COLUMNS = 128
-"""Columns whose errors are passed on together, as in the paper. A pass over all later columns for each single
-column would read and write the whole weight I times; a product of matrices per block does the same sums
-(eq. 4)."""
+"""Columns whose errors are passed on together, as in the paper. A pass over all later columns
+for each single column would read and write the whole weight I times; a product of matrices per
+block does the same sums (eq. 4)."""
 
 
 def quantize_gptq(
@@ -77,9 +77,9 @@ def quantize_gptq(
         stop = min(start + BLOCK_COLUMNS, columns)
         errors = torch.zeros(rows, stop - start)
         for column in range(start, stop):
-            # A group's scale is chosen here and not beforehand, as its weights have taken up earlier errors
-            # by now (those of this block for the columns up to `stop`: groups that divide the block see all
-            # of them).
+            # A group's scale is chosen here and not beforehand, as its weights have taken up
+            # earlier errors by now (those of this block for the columns up to `stop`: groups that
+            # divide the block see all of them).
             if column % width == 0:
                 grids.append(_grid(left_OI[:, column : column + width], bits, symmetric))
             codes, rounded = _round(left_OI[:, column], grids[-1], bits)
@@ -110,10 +110,10 @@ def output_signal_and_noise(
 def _inverse_factor(moments_II: Tensor) -> Tensor:
     """Return the upper Cholesky factor of the inverse of the damped moments, float32 ``[I, I]``.
 
-    Taking column after column out of H⁻¹ (eq. 3, a Gaussian elimination) gives the rows that eq. 2 needs, but
-    rounding errors add up over thousands of columns until the matrix is no longer positive definite. Those
-    rows are, up to their scale, the rows of this factor, which is computed in a stable way (step 3 of the
-    paper).
+    Taking column after column out of H⁻¹ (eq. 3, a Gaussian elimination) gives the rows that eq. 2
+    needs, but rounding errors add up over thousands of columns until the matrix is no longer
+    positive definite. Those rows are, up to their scale, the rows of this factor, which is computed
+    in a stable way (step 3 of the paper).
     """
     moments = (
         moments_II.double()

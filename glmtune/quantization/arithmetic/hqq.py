@@ -49,9 +49,9 @@ def quantize_hqq(weight_OI: Tensor, *, bits: int, group_size: int) -> QuantizedT
     )
     middle, shape = 2 ** (bits - 1), (rows, columns // group_size)
     scale_OG, zero_OG = found["scale"].float().reshape(shape), found["zero"].float().reshape(shape)
-    # HQQ: weight = (code − zero) · scale with codes 0 .. 15 and a zero point in codes. Ours: signed codes,
-    # and a zero point in units of the weight, so that code · scale + zero is one multiplication and one
-    # addition.
+    # HQQ: weight = (code − zero) · scale with codes 0 .. 15 and a zero point in codes. Ours:
+    # signed codes, and a zero point in units of the weight, so that code · scale + zero is
+    # one multiplication and one addition.
     return QuantizedTensor(
         (codes.reshape(rows, columns) - middle).to(torch.int8),
         scale_OG.to(SCALE_DTYPE),

@@ -1,8 +1,8 @@
 """The ways to quantize, by name: what `quantization=NAME` stands for.
 
-Names are stored in config.json of quantized folders, so they never change their meaning. torch is imported
-inside functions only: the settings of every command name methods, and ``glmtune --help`` must not wait for
-torch.
+Names are stored in config.json of quantized folders, so they never change their meaning.
+torch is imported inside functions only: the settings of every command name methods, and
+``glmtune --help`` must not wait for torch.
 """
 
 from __future__ import annotations

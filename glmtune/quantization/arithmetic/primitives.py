@@ -19,9 +19,9 @@ from glmtune.errors import ShapeError
 SCALE_DTYPE = torch.float16
 """Type of scales and zero points, on disk and in memory."""
 CHUNK_WEIGHTS = 2**18
-"""Weights worked on at once on a CPU: 1 MiB in float32, so that they and their intermediate results stay in
-its cache. Measured for 2,048 x 4,096 weights (int4-g64, one thread): 2^16 0.70 s, 2^18 0.47 s, 2^20
-0.84 s."""
+"""Weights worked on at once on a CPU: 1 MiB in float32, so that they and their intermediate
+results stay in its cache. Measured for 2,048 x 4,096 weights (int4-g64, one thread): 2^16
+0.70 s, 2^18 0.47 s, 2^20 0.84 s."""
 CLIP_STEPS, CLIP_FACTOR = 14, 0.9
 """Ranges tried by a search: the largest magnitude times 0.9 to the power of 0, 1, ... 13 (0.25). A row of
 4,096 weights with heavy tails is best clipped to less than half of its range: with 7 steps (down to 0.53) it
@@ -206,10 +206,10 @@ def _search(
         range 1.0   |--|--|--|--|--|--|--|--|      every weight is off by up to half a wide step
         range 0.6      |-|-|-|-|-|-|-|-|           two are clipped and off by more, all others by less
 
-    First the ranges are tried one after the other. From the best one on, two steps alternate, each of which
-    cannot raise the error: for given codes, scale and zero point follow in closed form (least squares); for
-    given scale and zero point, the nearest code is the best (Lloyd's algorithm with an evenly spaced
-    codebook).
+    First the ranges are tried one after the other. From the best one on, two steps alternate, each
+    of which cannot raise the error: for given codes, scale and zero point follow in closed form
+    (least squares); for given scale and zero point, the nearest code is the best (Lloyd's
+    algorithm with an evenly spaced codebook).
     """
     top = 2 ** (bits - 1) - 1
     low, high = values_GW.amin(1, keepdim=True), values_GW.amax(1, keepdim=True)

@@ -170,8 +170,8 @@ class QuantizingReader:
         if not self._is_stored:
             parameters = dict(model.named_parameters(remove_duplicate=False))
             names = [name for e in name_table(self._config) if not e.is_copy for name in e.native]
-            # Weights that stayed floating point are in the model; of the others the signs were sampled on
-            # reading.
+            # Weights that stayed floating point are in the model; of the others the
+            # signs were sampled on reading.
             signs = {n: self._signs[n] if n in self._signs else sampled_signs(parameters[n]) for n in names}
             fingerprint = signs_fingerprint(self._config, signs)
             dataclasses.replace(self._layout, source_fingerprint=fingerprint).put_into(config)
@@ -217,8 +217,8 @@ def _scale_problem(values: Tensor, codes: Tensor | None) -> str:
     negative = int((values < 0).sum())
     if negative:
         return f"{negative} of {values.numel()} are negative"
-    # Released files have zero scales where a whole row was zero; anywhere else they would erase a row in
-    # silence.
+    # Released files have zero scales where a whole row was zero; anywhere else they
+    # would erase a row in silence.
     is_zero = (values == 0).reshape(len(values), -1).any(1)
     empty = int((codes[is_zero] != 0).any(1).sum()) if bool(is_zero.any()) else 0
     return f"{empty} of {len(values)} rows have a zero scale but codes that are not zero" if empty else ""

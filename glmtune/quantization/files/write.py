@@ -1,7 +1,7 @@
 """A quantized copy of a checkpoint: quantized as it is read, written aside, read back, then put in place.
 
-Read back, because a bad disk or a bug in the order of fused rows gives a model that loads and answers, only
-worse.
+Read back, because a bad disk or a bug in the order of fused rows gives a model that
+loads and answers, only worse.
 """
 
 from __future__ import annotations

@@ -3,20 +3,18 @@
 A kernel takes some layers and, of those, some inputs by their number of rows. Whatever it does not take runs
 on the plain path of `glmtune.quantization.layers.linear`, so no kernel is ever needed::
 
-    where                                     rows     product
-    CPU with AVX-512 and a C++ compiler       any      native: codes in panels, compiled on the machine
-      float32, or bfloat16 with AMX           >= 64      its weight formed in parts, PyTorch's product of
-      matrices activations=int8, VNNI                  any      native-a8: the same with inputs rounded to
-      INT8
-    other CPUs, bfloat16 inputs, int8         <= 16    int8pack: PyTorch's product with codes
-                                              > 16       codes cast to bfloat16 once, then a product of
-                                              matrices
-    other CPUs, bfloat16 inputs, int4         <= 256   int4pack: PyTorch's product with codes
-                                              > 256      plain path
-    other CPUs, activations=int8              any      plain-a8: rounded inputs, plain path
-    GPU with Triton, groups of 32 to 256      <= 256   triton
-      or one scale per row                    > 256      plain path
-    anything else                             any      plain path
+    where                                  rows     product
+    CPU with AVX-512 and a C++ compiler    any      native: codes in panels, compiled on the machine
+      float32, or bfloat16 with AMX        >= 64      PyTorch's product, the weight formed in parts
+      with activations=int8 (VNNI)         any      native-a8: the same with inputs rounded to INT8
+    other CPUs, bfloat16 inputs, int8      <= 16    int8pack: PyTorch's product with codes
+                                           > 16       codes cast to bfloat16, PyTorch's product
+    other CPUs, bfloat16 inputs, int4      <= 256   int4pack: PyTorch's product with codes
+                                           > 256      plain path
+    other CPUs, activations=int8           any      plain-a8: rounded inputs, plain path
+    GPU with Triton, one scale per row     <= 256   triton
+      or groups of 32 to 256               > 256      plain path
+    anything else                          any      plain path
 
 Few rows (decoding) are bound by reading the weight, so codes should be read as they are; many rows (a prompt)
 by arithmetic, so forming the weight once pays.
@@ -358,9 +356,9 @@ def _cpu_refusal(layer: QuantizedLinear, dtype: torch.dtype, operation: str) -> 
 def _triton_problem(layout: QuantizedLayout, dtype: torch.dtype, device: torch.device) -> str:
     """Try Triton's kernels on a small layer of a format; say why they cannot be used, "" if they can.
 
-    Triton compiles on first use and can fail, or be wrong, by driver, GPU and version, none of which a check
-    of version numbers would cover; a wrong product would only show in worse answers. Once per format and
-    process.
+    Triton compiles on first use and can fail, or be wrong, by driver, GPU and version, none of
+    which a check of version numbers would cover; a wrong product would only show in worse
+    answers. Once per format and process.
     """
     try:
         from glmtune.quantization.kernels.triton_kernels import TritonProduct

@@ -28,8 +28,8 @@ def prepare_for_training(model: nn.Module) -> int:
         How many layers have the product.
     """
     layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-    # `module.compile()` leaves its mark here (torch 2.13); a call through ctypes would break the graph at
-    # each layer.
+    # `module.compile()` leaves its mark here (torch 2.13); a call through ctypes
+    # would break the graph at each layer.
     if not layers or any(module._compiled_call_impl is not None for module in model.modules()):
         return 0
     kernel, shared = NativeProduct(), shared_codes(model)

@@ -98,8 +98,8 @@ def _fuse(layers: Sequence[QuantizedLinear]) -> bool:
     ]
     if len(native) < len(layers) or not all(native[0].can_be_fused_with(other) for other in native[1:]):
         return False
-    # The fused weight is the only copy: each layer's storage becomes a view of it, from which it saves
-    # itself.
+    # The fused weight is the only copy: each layer's storage becomes a view of it,
+    # from which it saves itself.
     whole, views = PackedCodes.concatenated([product.packed for product in native])
     rounded = native[0].rounded
     fused = FusedProducts(PackedProduct(whole, rounded), [PackedProduct(view, rounded) for view in views])

@@ -7,9 +7,9 @@ them. A panel of 64 outputs (AVX-512; 32: AVX2) is stored column after column, 3
     outputs beyond the last whole panel:
     byte h of a column:   | output 2h + 1 | output 2h |
 
-PyTorch promises nothing of this (it is in its source, `aten/src/ATen/native/cpu/int4mm_kernel.cpp`), so
-`panel_outputs` packs a small weight and looks whether it comes back; where it does not, the layer keeps its
-codes.
+PyTorch promises nothing of this (it is in its source,
+`aten/src/ATen/native/cpu/int4mm_kernel.cpp`), so `panel_outputs` packs a small weight and looks
+whether it comes back; where it does not, the layer keeps its codes.
 
 Shapes: O output features, I input features, P panels, H bytes of a column in a panel.
 """

@@ -7,12 +7,11 @@ PyTorch's, and tie the result to its version; without them it is a matter of sec
 
 What must hold, in the order in which it is checked; the first that does not is the reason given in the log::
 
-    GLMTUNE_NATIVE_KERNELS is not 0  ->  x86-64 with AVX-512  ->  a C++ compiler  ->  it compiles  ->  it
-    loads
+    GLMTUNE_NATIVE_KERNELS is not 0 -> x86-64 with AVX-512 -> a C++ compiler -> it compiles -> it loads
 
-Otherwise products of PyTorch or the plain path run instead (`glmtune.quantization.kernels.dispatch`). Nothing
-is compiled on import. ``GLMTUNE_CACHE`` moves the cache (default ``~/.cache/glmtune``), ``CXX`` names the
-compiler.
+Otherwise products of PyTorch or the plain path run instead
+(`glmtune.quantization.kernels.dispatch`). Nothing is compiled on import. ``GLMTUNE_CACHE`` moves the
+cache (default ``~/.cache/glmtune``), ``CXX`` names the compiler.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ LOGGER = logging.getLogger(__name__)
 
 SWITCH = "GLMTUNE_NATIVE_KERNELS"
 SOURCES = Path(__file__).parent / "csrc"
-# -march=native: whatever this processor has. -w: warnings of a compiler we never saw would only confuse a
-# user.
+# -march=native: whatever this processor has. -w: warnings of a compiler we never saw
+# would only confuse a user.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-w")
 COMPILERS = ("g++", "c++", "clang++")
 COMPILE_SECONDS = 300

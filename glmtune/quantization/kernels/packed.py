@@ -12,14 +12,14 @@ together lie together. A *panel* is 64 outputs; a *step* is the run of columns w
         INT4  | c7 | c5 | c3 | c1 | | c6 | c4 | c2 | c0 |       even columns in the low half, odd in the high
         half INT8  |   c3   |    c1   | |    c2   |    c0   |
 
-One load of 16 words brings a step's codes of 16 outputs, all for the same few activations, which are then
-broadcast to all lanes. The halves serve the dot product of bfloat16 pairs: ``vdpbf16ps`` multiplies two
-neighbouring columns, so after one shift the bottom bits of both halves are the codes of columns 2t and 2t +
-1.
+One load of 16 words brings a step's codes of 16 outputs, all for the same few activations, which
+are then broadcast to all lanes. The halves serve the dot product of bfloat16 pairs:
+``vdpbf16ps`` multiplies two neighbouring columns, so after one shift the bottom bits of both
+halves are the codes of columns 2t and 2t + 1.
 
-Codes are stored with an offset (code + 8, code + 128), unsigned, for two reasons: four bits can then be used
-as an index into a table of bfloat16 numbers, and ``vpdpbusd``, the dot product of bytes, takes one operand
-unsigned.
+Codes are stored with an offset (code + 8, code + 128), unsigned, for two reasons: four bits
+can then be used as an index into a table of bfloat16 numbers, and ``vpdpbusd``, the dot
+product of bytes, takes one operand unsigned.
 
 Shapes: R rows, O output features, I input features, P panels of 64 outputs, G groups.
 """
@@ -43,15 +43,15 @@ PANEL = 64
 DTYPE_NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """How the C++ functions are told a type: their ``enum Type``."""
 ACTIVATION_BLOCK = 256
-"""Columns of activations that share a scale where the weight has no groups; ``BLOCK`` in ``csrc``. One scale
-per row would let a single large activation, as models of this size have them, push all others to a few
-codes."""
+"""Columns of activations that share a scale where the weight has no groups; ``BLOCK`` in
+``csrc``. One scale per row would let a single large activation, as models of this size have
+them, push all others to a few codes."""
 MATRIX_WEIGHTS = 2**22
 """Weights that are in floating point at once where the weight is formed: 16 MiB in float32. Less would make
 the products of matrices too narrow, more would leave the cache."""
 MATRIX_ROWS = 64
-"""Rows from which forming the weight can be faster than the kernels: its cost is then spread over enough
-rows."""
+"""Rows from which forming the weight can be faster than the kernels: its cost is
+then spread over enough rows."""
 
 
 class PackedCodes:
@@ -73,8 +73,8 @@ class PackedCodes:
             shape: see the class.
         """
         self._words, self._scale, self._zero, self.shape = words, scale_PG64, zero_PG64, shape
-        # The address is made once, as a decoding step calls hundreds of layers. Attributes keep tensors and
-        # struct alive.
+        # The address is made once, as a decoding step calls hundreds of layers.
+        # Attributes keep tensors and struct alive.
         zero = None if zero_PG64 is None else zero_PG64.data_ptr()
         self._weight = Weight(words.data_ptr(), scale_PG64.data_ptr(), zero, *shape)
         self._address = ctypes.addressof(self._weight)
@@ -232,10 +232,10 @@ class PackedProduct:
 def _allocated(count: int) -> Tensor:
     """Return room for int32 numbers: pages of their own, huge ones where the system has them.
 
-    Pages of their own, because packing allocates a layer's words while its old codes are freed: in the heap
-    that leaves holes too small for the next layer, and the peak grows by them. Huge ones, because decoding
-    reads every weight from end to end for each token; with pages of 4 KiB that misses the TLB at each of
-    them.
+    Pages of their own, because packing allocates a layer's words while its old codes are freed:
+    in the heap that leaves holes too small for the next layer, and the peak grows by them. Huge
+    ones, because decoding reads every weight from end to end for each token; with pages of 4 KiB
+    that misses the TLB at each of them.
     """
     pages = mmap.mmap(-1, 4 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     room = torch.frombuffer(pages, dtype=torch.int32)

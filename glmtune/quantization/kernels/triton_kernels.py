@@ -37,9 +37,9 @@ BLOCK_R, BLOCK_O = 32, 64
 """Rows and output features of a tile: 2,048 float32 sums, 16 registers a thread of four warps. Not tuned: no
 GPU has run these kernels yet."""
 ROW_BLOCK_I = 64
-"""Input features added at once where a row has one scale; otherwise a group is, so that its scale can be
-applied to its sum. Of INT4 half of them go into each product, still a multiple of the 16 that a tensor core
-takes."""
+"""Input features added at once where a row has one scale; otherwise a group is, so that its
+scale can be applied to its sum. Of INT4 half of them go into each product, still a multiple
+of the 16 that a tensor core takes."""
 
 
 @triton.jit

@@ -5,10 +5,10 @@
     rows -> block 0 -> block 1 -> block 2 -> ...
             codes      codes      its inputs are those behind codes
 
-Blocks are done in order and each is run behind those already quantized: it then sees the inputs that it will
-see in use, errors of earlier blocks included, and its rounding can make good for some of them (as the GPTQ
-code does). The moments of the inputs are all that GPTQ needs of them: one ``[I, I]`` matrix per layer instead
-of all tokens.
+Blocks are done in order and each is run behind those already quantized: it then sees the inputs that
+it will see in use, errors of earlier blocks included, and its rounding can make good for some of them
+(as the GPTQ code does). The moments of the inputs are all that GPTQ needs of them: one ``[I, I]``
+matrix per layer instead of all tokens.
 """
 
 from __future__ import annotations

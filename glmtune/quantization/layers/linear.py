@@ -347,8 +347,8 @@ class _WeightPieces:
         self._dtype, self._format = dtype, {"bits": ctx.bits, "group_size": ctx.group_size}
         packed = tensors[0]
         assert packed is not None
-        # Elsewhere all at once, as every piece would cost several kernel launches. Meta: a CPU product holds
-        # the codes.
+        # Elsewhere all at once, as every piece would cost several kernel launches.
+        # Meta: a CPU product holds the codes.
         on_cpu = packed.device.type in ("cpu", "meta")
         step = OUTPUTS_AT_ONCE if on_cpu else len(packed)
         self.ranges = [(start, min(start + step, len(packed))) for start in range(0, len(packed), step)]

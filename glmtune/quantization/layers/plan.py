@@ -104,8 +104,8 @@ def _matrices(plain: Any) -> list[tuple[str, Entry]]:
 def plain_config(config: Any) -> Any:
     """Return a copy of a configuration without its quantized layout.
 
-    The table of names lists scales as tensors of their own where a configuration has a layout; a plan is
-    about weights.
+    The table of names lists scales as tensors of their own where a configuration has
+    a layout; a plan is about weights.
     """
     plain = copy.copy(config)
     without_layout(plain)
