@@ -7,7 +7,8 @@ The sub-packages, each importing only those above it::
     kernels      fast products for those layers          |  neither knows
     files        checkpoints in and out                  |  the other
 
-`settings.py` stands beside them and needs only the names of the methods. How a checkpoint stores codes (names,
-shapes, config.json) is in `glmtune.models.checkpoints.quantized_layout`: loading a quantized release needs that much.
-Start with `arithmetic/primitives.py` for what a code is, with `layers/linear.py` for what a model does with it.
+`settings.py` stands beside them and needs only the names of the methods. How a checkpoint stores codes
+(names, shapes, config.json) is in `glmtune.models.checkpoints.quantized_layout`: loading a quantized
+release needs that much. Start with `arithmetic/primitives.py` for what a code is, with `layers/linear.py`
+for what a model does with it.
 """
