@@ -1,5 +1,4 @@
 """Fast products for layers of codes, none of which is needed: without them `layers/linear.py` multiplies.
-same.
 
 Start with `dispatch.py`: a table of which product runs when. The native one, for CPUs: `native.py`
 (compiling), `packed.py` (the layout), `csrc/` (the loops), and on top of it `fused_projections.py`,
