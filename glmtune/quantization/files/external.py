@@ -40,8 +40,8 @@ def load_external(source: Any, method: str, *, device: Any = None, **options: An
     check_external(method, place)
     plain: Any = load_base(source, device="cpu", **options)
     parent = plain.fingerprint()
-    # transformers quantizes while it loads, and reads names of its own model only. Official checkpoints have others,
-    # so our model is loaded first and its tensors handed over instead of a folder.
+    # transformers quantizes while it loads, and reads names of its own model only. Official checkpoints have
+    # others, so our model is loaded first and its tensors handed over instead of a folder.
     model: Any = type(plain).from_pretrained(
         None,
         config=plain.config,
@@ -54,7 +54,8 @@ def load_external(source: Any, method: str, *, device: Any = None, **options: An
     if isinstance(model, OfficialGlmForCausalLM):
         model.rebuild_rotary()  # loading in bfloat16 rounds its table
     model.stored_layout = QuantizedLayout(chosen.bits, method=method, source_fingerprint=parent)
-    # The weights cannot be read back from other libraries' layouts, so the fingerprint is that of parent and method.
+    # The weights cannot be read back from other libraries' layouts, so the fingerprint is that of parent and
+    # method.
     model.fingerprint = functools.partial(_fingerprint, method, parent)
     return cast(GlmModel, model.eval())
 
