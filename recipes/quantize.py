@@ -115,6 +115,7 @@ def _calibration_rows(config: QuantizeConfig) -> tuple[tuple[int, ...], ...]:
     data = dataclasses.replace(config.data, train_file=resolve_generated(config.data.train_file))
     split = load_split(data, "train", cast("GlmTokenizer", tokenizer), progress=True)
     count = len(split.lengths)
+    # By an own generator: the same seed gives the same rows, which a resumed run compares.
     chosen = random.Random(config.seed).sample(range(count), min(count, config.num_calibration_rows))
     return tuple(tuple(split.rows[index]["input_ids"]) for index in chosen)
 

@@ -112,9 +112,7 @@ class QuantizingReader:
         if self._layout is not None:
             layers = planned_layers(self._config, self._layout)
             todo = (layer.entry for layer in layers if not layer.reason and not layer.entry.is_copy)
-            self._num_weights = sum(
-                math.prod(entry.shape) for entry in todo
-            )  # what `on_progress` counts up to
+            self._num_weights = sum(math.prod(entry.shape) for entry in todo)
         return self._layout
 
     def replace(self, model: nn.Module, layout: QuantizedLayout) -> None:

@@ -106,6 +106,7 @@ def quantize_checkpoint(
         ConfigError: the source is quantized already; ``output_dir`` is taken; see `plan_layout`.
         CheckpointError: the source is damaged, or the files written do not hold what they should.
     """
+    # Whatever can be refused is refused before the first weight is read: quantizing takes minutes to hours.
     final = job.output_dir.expanduser()
     check_output(final, overwrite=job.overwrite)
     folder = resolve_source(job.source)
@@ -156,7 +157,7 @@ def _write(
             result = QuantizeResult(final, report, written.is_official, *sizes, finished.num_reused)
             described = {"source": job.source, "is_official": result.is_official, **report.as_dict()}
             described |= {"num_bytes": result.num_bytes, "source_bytes": result.source_bytes}
-            write_json(folder / REPORT_FILE, described)
+            write_json(folder / REPORT_FILE, described)  # last: it says that the folder is complete
     except GlmtuneError:
         finished.discard()
         raise
@@ -170,7 +171,10 @@ def _quantized_model(
     on_progress: Callable[[int, int], None] | None,
     finished: FinishedLayers,
 ) -> tuple[GlmModel, QuantizationReport]:
-    """Load in the stored floating type, as codes; a calibrated method needs the whole model first."""
+    """Load in the stored floating type, as codes; a calibrated method needs the whole model first.
+
+    The stored type (``dtype``), because layers that stay as they are must be written with the bytes they had.
+    """
     if not method_named(job.method).calibrated:
         options: dict[str, Any] = {"skip": job.skip, "embeddings": job.embeddings, "measure": True}
         reader = QuantizingReader(job.method, on_progress=on_progress, finished=finished, **options)
@@ -187,7 +191,7 @@ def _quantized_model(
 
 
 def _identity(job: QuantizeJob, source: Path) -> dict[str, Any]:
-    """Return everything that decides how layers are quantized."""
+    """Return everything that decides how layers are quantized; our version, as arithmetic may change."""
     rows = hashlib.sha256(json.dumps(job.calibration_rows).encode()).hexdigest()
     files = weight_files_identity([source / "config.json", *weight_files(source)])
     return {"files": files, "method": job.method, "skip": list(job.skip), "embeddings": job.embeddings,

@@ -43,17 +43,35 @@ def quantize_model(
         CheckpointError: a weight is not finite.
     """
     config: Any = model.config
-    if QuantizedLayout.of(config) is not None:
-        raise ConfigError("The model is quantized already. Load its unquantized checkpoint to quantize anew.")
-    layout = plan_layout(config, method, skip=skip, embeddings=embeddings)
-    # Taken now, from the weights in floating point: prefixes and adapters name their base by it.
-    layout = dataclasses.replace(layout, source_fingerprint=cast(Any, model).fingerprint())
+    layout = layout_for(model, method, skip=skip, embeddings=embeddings)
     # A copy (the head that ChatGLM-6B ties to its embedding) is handled with its original.
     layers = [layer for layer in planned_layers(config, layout) if not layer.entry.is_copy]
     reports = tuple(_quantize_layer(model, layer, layout, method_named(method)) for layer in layers)
     _tie_head(model, layout)
     layout.put_into(config)
     return QuantizationReport(method, reports)
+
+
+def layout_for(
+    model: PreTrainedModel, method: str, *, skip: tuple[str, ...] = (), embeddings: bool = False
+) -> QuantizedLayout:
+    """Plan the layout of a loaded model, which remembers the weights it has now.
+
+    Args:
+        model: a base model in floating point.
+        method: see `plan_layout`.
+        skip: see `plan_layout`.
+        embeddings: see `plan_layout`.
+
+    Raises:
+        ConfigError: see `plan_layout`; the model is quantized already.
+    """
+    config: Any = model.config
+    if QuantizedLayout.of(config) is not None:
+        raise ConfigError("The model is quantized already. Load its unquantized checkpoint to quantize anew.")
+    layout = plan_layout(config, method, skip=skip, embeddings=embeddings)
+    # Prefixes and adapters name their base by this fingerprint; of codes it could not be computed any more.
+    return dataclasses.replace(layout, source_fingerprint=cast(Any, model).fingerprint())
 
 
 def replace_layers(model: PreTrainedModel, layout: QuantizedLayout) -> None:

@@ -13,7 +13,6 @@ matrix per layer instead of all tokens.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -25,9 +24,9 @@ from glmtune.errors import ConfigError
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.quantization.arithmetic.gptq import output_signal_and_noise, quantize_gptq
 from glmtune.quantization.arithmetic.methods import QuantizationMethod, method_named
-from glmtune.quantization.layers.apply import replace_layer
+from glmtune.quantization.layers.apply import layout_for, replace_layer
 from glmtune.quantization.layers.finished_layers import FinishedLayer, FinishedLayers
-from glmtune.quantization.layers.plan import PlannedLayer, plan_layout, planned_layers
+from glmtune.quantization.layers.plan import PlannedLayer, planned_layers
 from glmtune.quantization.layers.report import QuantizationReport, layer_report
 
 
@@ -61,10 +60,7 @@ def quantize_calibrated(
             f"`quantization` is `{method}`, which needs rows to calibrate with, but there are none."
         )
     config: Any = model.config
-    if QuantizedLayout.of(config) is not None:
-        raise ConfigError("The model is quantized already. Load its unquantized checkpoint to quantize anew.")
-    layout = plan_layout(config, method, skip=skip)
-    layout = dataclasses.replace(layout, source_fingerprint=cast(Any, model).fingerprint())
+    layout = layout_for(model, method, skip=skip)
     layers = [layer for layer in planned_layers(config, layout) if not layer.entry.is_copy]
     # Taken now, as afterwards the layers hold codes.
     dtypes = {layer.name: model.get_parameter(layer.entry.native[0]).dtype for layer in layers}
@@ -132,6 +128,7 @@ def _quantize(
         codes = replace_layer(model, name.removesuffix(".weight"), layout)
         codes.put(quantized)
         tensors |= {f"{name}/{key}": value for key, value in codes.state_dict().items() if key != "bias"}
+        # By the outputs, not the weights: GPTQ moves weights away from their nearest codes on purpose.
         more = output_signal_and_noise(weight, codes.dequantized().cpu(), moments_II)
         signal, noise = signal + more[0], noise + more[1]
     return FinishedLayer(tensors, signal, noise, {})
