@@ -19,7 +19,7 @@ from glmtune.quantization.arithmetic.methods import EXTERNAL
 def load_external(source: Any, method: str, *, device: Any = None, **options: Any) -> GlmModel:
     """Load a base and let another library quantize its linear layers.
 
-    The unquantized weights lie in host memory meanwhile, so this needs as much of it as they take; what
+    The unquantized weights are in host memory while that happens, so there must be room for them; what
     `glmtune.quantization.files.quantize_on_load` does needs little more than the codes.
 
     Args:
@@ -85,7 +85,7 @@ def check_external(method: str, device: torch.device) -> None:
 
 
 def quantizer_config(method: str, dtype: torch.dtype) -> Any:
-    """Return what transformers is told.
+    """Return the settings of the quantizer that transformers is to run.
 
     Args:
         method: a name in ``EXTERNAL``, its library installed.

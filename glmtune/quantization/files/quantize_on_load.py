@@ -57,7 +57,7 @@ class QuantizingReader:
             skip: see `plan_layout`.
             embeddings: see `plan_layout`.
             measure: compare every weight with its codes, for the report.
-            on_progress: told, as rows are quantized, how many weights are done and how many there are.
+            on_progress: called as rows are quantized, with the number of weights done and of all weights.
             finished: keeps every layer, and gives those that an earlier run finished.
 
         Raises:

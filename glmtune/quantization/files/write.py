@@ -100,7 +100,7 @@ def quantize_checkpoint(
 
     Args:
         job: what to do.
-        on_progress: told how many weights are done, and how many there are.
+        on_progress: called with the number of weights (calibrated methods: blocks) done and of all.
 
     Raises:
         ConfigError: the source is quantized already; ``output_dir`` is taken; see `plan_layout`.
@@ -240,7 +240,7 @@ def _copy_surroundings(source: Path, folder: Path, model: Any) -> None:
     elif model.generation_config is not None:
         model.generation_config.save_pretrained(str(folder))
     name = read_config(source).get("_name_or_path")
-    if name:  # the released code and other tools tell a release by it
+    if name:  # the released code and other tools recognise a release by it
         file = folder / "config.json"
         content = json.loads(file.read_text(encoding="utf-8")) | {"_name_or_path": name}
         write_json(file, content)

@@ -41,7 +41,7 @@ from glmtune.quantization.kernels.native import Weight, native_library
 PANEL = 64
 """Outputs that are computed together; the same number in ``csrc/activations.h``."""
 DTYPE_NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""How the C++ functions are told a type: their ``enum Type``."""
+"""Numbers of types in the C++ functions, their ``enum Type``."""
 ACTIVATION_BLOCK = 256
 """Columns of activations that share a scale where the weight has no groups; ``BLOCK`` in
 ``csrc``. One scale per row would let a single large activation, as models of this size have
@@ -108,7 +108,7 @@ class PackedCodes:
 
     @classmethod
     def concatenated(cls, parts: Sequence[PackedCodes]) -> tuple[PackedCodes, list[PackedCodes]]:
-        """Put weights with the same input behind each other.
+        """Concatenate weights with the same input along their outputs.
 
         Args:
             parts: alike but for their outputs, each a multiple of 64: whole panels can be copied as they are.
@@ -224,7 +224,7 @@ class PackedProduct:
         return self.packed.multiply(x_RI, rounded=self.rounded, gated=True)
 
     def can_be_fused_with(self, other: PackedProduct) -> bool:
-        """Say whether both can be computed as one product, outputs behind each other."""
+        """Say whether both can be computed as one product."""
         alike = self.packed.shape[1:] == other.packed.shape[1:] and self.rounded == other.rounded
         return alike and not self.packed.outputs % PANEL and not other.packed.outputs % PANEL
 

@@ -46,7 +46,7 @@ def quantize_calibrated(
         method: a calibrated name in ``METHODS``.
         rows: token ids, special tokens included, as the model sees them in use.
         skip: see `plan_layout`.
-        on_progress: told how many blocks are done and how many there are.
+        on_progress: called with the number of blocks done and of all blocks.
         finished: keeps every layer, and gives those that an earlier run finished.
 
     Returns:

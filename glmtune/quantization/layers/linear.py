@@ -267,7 +267,7 @@ class QuantizedEmbedding(_Codes, nn.Embedding):  # pyright: ignore[reportIncompa
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.padding_idx = self.max_norm = None
         self._make_codes(num_embeddings, embedding_dim, layout)
-        # Codes have no floating type, so nothing else would tell that of the result after `.half()`. A buffer
+        # Codes have no floating type, so nothing else would say what the result is after `.half()`. A buffer
         # is cast with the module; it is empty and not saved.
         self.output_like = nn.Buffer(torch.empty(0, dtype=dtype), persistent=False)
 

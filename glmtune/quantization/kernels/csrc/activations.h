@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <utility>
 
-// These two are told to Python by hand: DTYPE_NUMBERS in packed.py, Weight in native.py.
+// Repeated by hand in Python: DTYPE_NUMBERS in packed.py, Weight in native.py.
 enum Type { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
 struct Weight {
