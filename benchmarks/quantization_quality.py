@@ -31,8 +31,8 @@ from glmtune.data.settings import DataSettings
 from glmtune.loading import load_base, load_tokenizer
 from glmtune.quantization.arithmetic.methods import METHODS, OPTIONAL, method_named
 from glmtune.quantization.arithmetic.primitives import signal_and_noise, sqnr_db
-from glmtune.quantization.files.calibrate import quantize_calibrated
 from glmtune.quantization.layers.apply import quantize_model
+from glmtune.quantization.layers.calibrate import quantize_calibrated
 from glmtune.quantization.layers.linear import QuantizedLinear
 from glmtune.quantization.layers.report import QuantizationReport
 from glmtune.tiny.generated import resolve_generated

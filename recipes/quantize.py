@@ -16,9 +16,11 @@ from recipes.compose import Command
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from glmtune.models.tokenizers.base import GlmTokenizer
-    from glmtune.quantization.files.write import Quantized
+    from glmtune.quantization.files.write import QuantizeJob, QuantizeResult
+    from glmtune.quantization.layers.report import QuantizationReport
 
 MEBIBYTE = 2**20
 
@@ -57,8 +59,8 @@ class QuantizeConfig:
         return chosen_method(self.quantization.method, self.bits)
 
 
-def run(config: QuantizeConfig) -> Quantized:
-    """Quantize, check and write; print the report.
+def run(config: QuantizeConfig) -> QuantizeResult:
+    """Say what is to be done, quantize and write, print the report.
 
     Args:
         config: all settings.
@@ -70,14 +72,22 @@ def run(config: QuantizeConfig) -> Quantized:
         GlmtuneError: see ``glmtune.quantization.files.write.quantize_checkpoint``.
     """
     from rich.console import Console
-    from rich.progress import Progress
 
-    from glmtune.quantization.files.write import QuantizeJob, quantize_checkpoint
-    from glmtune.quantization.layers.report_table import report_table
+    job = _job(config)
+    result = _quantize(job)
+    console = Console()
+    console.print(_report_table(result.report))
+    _print_summary(console, result)
+    return result
+
+
+def _job(config: QuantizeConfig) -> QuantizeJob:
+    """Turn settings into a job, with calibration rows where the method needs them."""
+    from glmtune.quantization.files.write import QuantizeJob
 
     source = str(config.model.source)
     default = Path("runs") / f"quantize-{Path(source).name}-{config.method}"
-    job = QuantizeJob(
+    return QuantizeJob(
         source=source,
         method=config.method,
         output_dir=Path(config.output_dir) if config.output_dir else default,
@@ -88,15 +98,6 @@ def run(config: QuantizeConfig) -> Quantized:
         overwrite=config.overwrite,
         calibration_rows=_calibration_rows(config),
     )
-    console = Console()
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"quantizing to {config.method}", total=None)
-        written = quantize_checkpoint(
-            job, lambda done, total: progress.update(task, completed=done, total=total)
-        )
-    console.print(report_table(written.report))
-    _summarize(console, written)
-    return written
 
 
 def _calibration_rows(config: QuantizeConfig) -> tuple[tuple[int, ...], ...]:
@@ -114,11 +115,56 @@ def _calibration_rows(config: QuantizeConfig) -> tuple[tuple[int, ...], ...]:
     data = dataclasses.replace(config.data, train_file=resolve_generated(config.data.train_file))
     split = load_split(data, "train", cast("GlmTokenizer", tokenizer), progress=True)
     count = len(split.lengths)
+    # By an own generator: the same seed gives the same rows, which a resumed run compares.
     chosen = random.Random(config.seed).sample(range(count), min(count, config.num_calibration_rows))
     return tuple(tuple(split.rows[index]["input_ids"]) for index in chosen)
 
 
-def _summarize(console: Console, written: Quantized) -> None:
+def _quantize(job: QuantizeJob) -> QuantizeResult:
+    """Quantize and write, behind a progress bar on stderr: stdout holds the report only."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from glmtune.quantization.files.write import quantize_checkpoint
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"quantizing to {job.method}", total=None)
+        return quantize_checkpoint(
+            job, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+
+
+def _report_table(report: QuantizationReport) -> Table:
+    """Lay out a report, one line per kind of layer."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"quantized by {report.method}; bits per weight with scales, SQNR of {report.measured}",
+        title_justify="left",
+    )
+    table.add_column("layer", no_wrap=True)
+    for name in ("replaced", "skipped", "bits", "SQNR dB"):
+        table.add_column(name, justify="right")
+    table.add_column("notes")
+    reasons = {layer.kind: layer.reason for layer in report.layers if not layer.replaced}
+    worst = {layer.name: layer.sqnr_db for layer in report.layers}
+    for kind in report.kinds():
+        lowest = worst.get(kind.worst)
+        layer = kind.worst.partition(".layers.")[2].partition(".")[0]
+        notes = [f"lowest {lowest:.2f}" + (f", layer {layer}" if layer else "")] if lowest is not None else []
+        notes += [reasons[kind.kind]] if kind.num_skipped else []
+        table.add_row(
+            kind.kind,
+            str(kind.num_replaced),
+            str(kind.num_skipped),
+            f"{kind.bits_per_weight:.2f}",
+            "-" if kind.sqnr_db is None else f"{kind.sqnr_db:.2f}",
+            "; ".join(notes),
+        )
+    return table
+
+
+def _print_summary(console: Console, written: QuantizeResult) -> None:
     smaller = written.source_bytes / max(1, written.num_bytes)
     form = "official format" if written.is_official else "glmtune's own format"
     for line in (

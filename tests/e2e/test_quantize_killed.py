@@ -13,21 +13,21 @@ from safetensors.torch import load_file
 
 from glmtune.errors import CheckpointError
 from glmtune.quantization.files import quantize_on_load
-from glmtune.quantization.files.finished_layers import Part, PartStore
 from glmtune.quantization.files.write import REPORT_FILE, QuantizeJob, quantize_checkpoint
+from glmtune.quantization.layers.finished_layers import FinishedLayer, FinishedLayers
 
 KILLER = """
 import os, signal, sys
-from glmtune.quantization.files.finished_layers import PartStore
+from glmtune.quantization.layers.finished_layers import FinishedLayers
 from glmtune.quantization.files.write import QuantizeJob, quantize_checkpoint
 from pathlib import Path
-put, left = PartStore.put, [int(sys.argv[4])]
+put, left = FinishedLayers.put, [int(sys.argv[4])]
 def counted(self, *given):
     put(self, *given)
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
-PartStore.put = counted
+FinishedLayers.put = counted
 rows = ((5, 9, 13, 7, 11, 6), (8, 6, 20, 21, 9))
 quantize_checkpoint(QuantizeJob(sys.argv[1], sys.argv[2], Path(sys.argv[3]), calibration_rows=rows))
 """
@@ -82,11 +82,11 @@ def test_parts_of_another_run_are_not_used(tiny_base: Path, tmp_path: Path) -> N
 
 
 def test_a_damaged_part_is_made_again(tmp_path: Path) -> None:
-    store = PartStore(tmp_path / "parts", {"method": "int8"})
-    store.put("layer", Part({}, 2.0, 0.5, {"a.weight": b"\x00\x01"}))
-    again = PartStore(tmp_path / "parts", {"method": "int8"})
+    store = FinishedLayers(tmp_path / "parts", {"method": "int8"})
+    store.put("layer", FinishedLayer({}, 2.0, 0.5, {"a.weight": b"\x00\x01"}))
+    again = FinishedLayers(tmp_path / "parts", {"method": "int8"})
     found = again.get("layer")
-    assert found == Part({}, 2.0, 0.5, {"a.weight": b"\x00\x01"})
+    assert found == FinishedLayer({}, 2.0, 0.5, {"a.weight": b"\x00\x01"})
     assert again.num_reused == 1
     file = tmp_path / "parts" / "layer.safetensors"
     file.write_bytes(file.read_bytes()[:20])

@@ -18,8 +18,9 @@ from glmtune.models.checkpoints.writing import save_official
 from glmtune.prefix.attach import attach_prefix, freeze_base
 from glmtune.prefix.checkpoint import load_prefix
 from glmtune.quantization.arithmetic.packing import unpack
-from glmtune.quantization.layers.apply import dequantize_model, quantize_model
+from glmtune.quantization.layers.apply import quantize_model
 from glmtune.quantization.layers.linear import QuantizedEmbedding, QuantizedLinear
+from tests.quantization.dequantized import dequantize_model
 
 LOGITS, LOSS, GRADIENT = 1e-4, 2e-5, 1e-5
 FOLDERS = ["v1/int8", "v1/int4", "v1/int4_embeddings", "v2/int8", "v2/int4"]

@@ -43,12 +43,16 @@ def quantize_hqq(weight_OI: Tensor, *, bits: int, group_size: int) -> QuantizedT
             f"HQQ's groups of {group_size} columns must divide the input width, but a layer has {columns}. "
             f"Use `int{bits}-g{group_size}-asym`, whose last group may be smaller, or leave it out (`skip`)."
         )
+    # axis=1: groups of neighbouring columns, as ours; bitpack=False: a byte per code, we pack ourselves.
     codes, found = Quantizer.quantize(
         weight_OI.float(), nbits=bits, group_size=group_size, axis=1, bitpack=False, device="cpu"
     )
     middle, shape = 2 ** (bits - 1), (rows, columns // group_size)
     scale_OG, zero_OG = found["scale"].float().reshape(shape), found["zero"].float().reshape(shape)
-    return QuantizedTensor(  # (code − zero) · scale there; ours are signed, the zero point is a weight
+    # HQQ: weight = (code − zero) · scale with codes 0 .. 15 and a zero point in codes. Ours:
+    # signed codes, and a zero point in units of the weight, so that code · scale + zero is
+    # one multiplication and one addition.
+    return QuantizedTensor(
         (codes.reshape(rows, columns) - middle).to(torch.int8),
         scale_OG.to(SCALE_DTYPE),
         ((middle - zero_OG) * scale_OG).to(SCALE_DTYPE),

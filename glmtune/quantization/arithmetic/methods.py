@@ -1,9 +1,14 @@
-"""The ways to quantize, by name."""
+"""The ways to quantize, by name: what `quantization=NAME` stands for.
+
+Names are stored in config.json of quantized folders, so they never change their meaning.
+torch is imported inside functions only: the settings of every command name methods, and
+``glmtune --help`` must not wait for torch.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from glmtune.errors import ConfigError, unknown_name
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
@@ -17,8 +22,14 @@ SCALE_BITS = 16
 """Bits of a scale, and of a zero point."""
 
 
+Algorithm = Literal["range", "search", "gptq", "hqq"]
+"""How codes and scales are found. ``range``: the largest weight of a row becomes the largest code, as in the
+releases; ``search``: the range of the smallest squared error (`quantize_groups`); ``gptq``: calibrated
+rounding (`quantize_gptq`), with scales by search; ``hqq``: the package of that name (`quantize_hqq`)."""
+
+
 @dataclass(frozen=True, slots=True)
-class Method:
+class QuantizationMethod:
     """One way to quantize a weight.
 
     Attributes:
@@ -26,41 +37,45 @@ class Method:
         summary: one line for users.
         group_size: columns that share a scale; None: one scale per row.
         symmetric: no zero points.
-        search: ranges and scales are chosen for the smallest squared error; otherwise by the largest weight.
-        calibrated: rounding looks at a model's inputs (`glmtune.quantization.files.calibrate`); a weight
-            alone cannot be quantized so.
-        library: another package that chooses codes, needed for quantizing only; "": none.
+        algorithm: how codes and scales are found.
     """
 
     bits: int
     summary: str
     group_size: int | None = None
     symmetric: bool = True
-    search: bool = False
-    calibrated: bool = False
-    library: str = ""
+    algorithm: Algorithm = "search"
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether rounding looks at a model's inputs, so that a weight alone does not suffice."""
+        return self.algorithm == "gptq"
+
+    @property
+    def library(self) -> str:
+        """Another package that is needed for quantizing (not for loading); "": none."""
+        return "hqq" if self.algorithm == "hqq" else ""
 
     def quantize(self, weight_OI: Tensor) -> QuantizedTensor:
-        """Quantize rows of a weight; rows do not depend on each other.
+        """Quantize rows of a weight by the weight alone; rows do not depend on each other.
 
         Args:
             weight_OI: float ``[O, I]``.
+
+        Returns:
+            Codes, scales and zero points. Of a calibrated method these are codes in its format by plain
+            search; `glmtune.quantization.layers.calibrate` makes the calibrated ones.
         """
-        if self.library == "hqq" and self.group_size is not None:
+        if self.algorithm == "hqq" and self.group_size is not None:
             from glmtune.quantization.arithmetic.hqq import quantize_hqq
 
             return quantize_hqq(weight_OI, bits=self.bits, group_size=self.group_size)
-        # Imported here, so that the settings of a command, which name methods, load without torch.
         from glmtune.quantization.arithmetic.primitives import quantize_groups, quantize_rows
 
-        if self.group_size is None and not self.search:
+        if self.algorithm == "range":
             return quantize_rows(weight_OI, bits=self.bits)
         return quantize_groups(
-            weight_OI,
-            bits=self.bits,
-            group_size=self.group_size,
-            symmetric=self.symmetric,
-            search=self.search,
+            weight_OI, bits=self.bits, group_size=self.group_size, symmetric=self.symmetric
         )
 
     def bits_per_weight(self, in_features: int) -> float:
@@ -82,32 +97,36 @@ class Method:
         )
 
 
-def _grouped(size: int) -> dict[str, Method]:
+def _grouped(size: int) -> dict[str, QuantizationMethod]:
     return {
-        f"int4-g{size}": Method(4, f"a scale per {size} columns, best clip", size, search=True),
-        f"int4-g{size}-asym": Method(
-            4, f"scale and zero point per {size} columns, best clip", size, symmetric=False, search=True
+        f"int4-g{size}": QuantizationMethod(4, f"a scale per {size} columns, best clip", size),
+        f"int4-g{size}-asym": QuantizationMethod(
+            4, f"scale and zero point per {size} columns, best clip", size, symmetric=False
         ),
     }
 
 
-METHODS: dict[str, Method] = {
-    "int8": Method(8, "official INT8: one scale per row, from the largest weight"),
-    "int4": Method(4, "official INT4: one scale per row, from the largest weight"),
-    "int4-clip": Method(4, "official INT4 format, scales of the smallest squared error", search=True),
+METHODS: dict[str, QuantizationMethod] = {
+    "int8": QuantizationMethod(
+        8, "official INT8: one scale per row, from the largest weight", algorithm="range"
+    ),
+    "int4": QuantizationMethod(
+        4, "official INT4: one scale per row, from the largest weight", algorithm="range"
+    ),
+    "int4-clip": QuantizationMethod(4, "official INT4 format, scales of the smallest squared error"),
     **_grouped(128),
     **_grouped(64),
     **_grouped(32),
-    "int4-gptq": Method(4, "official INT4 format, rounding calibrated by GPTQ", search=True, calibrated=True),
-    "int4-g64-gptq": Method(
-        4, "a scale per 64 columns, rounding calibrated by GPTQ", 64, search=True, calibrated=True
+    "int4-gptq": QuantizationMethod(4, "official INT4 format, rounding calibrated by GPTQ", algorithm="gptq"),
+    "int4-g64-gptq": QuantizationMethod(
+        4, "a scale per 64 columns, rounding calibrated by GPTQ", 64, algorithm="gptq"
     ),
 }
 """Name → method. Those without groups (``-g``) are stored in the official format."""
 
-OPTIONAL: dict[str, Method] = {
-    "int4-g64-hqq": Method(
-        4, "scale and zero point per 64 columns by HQQ", 64, symmetric=False, library="hqq"
+OPTIONAL: dict[str, QuantizationMethod] = {
+    "int4-g64-hqq": QuantizationMethod(
+        4, "scale and zero point per 64 columns by HQQ", 64, symmetric=False, algorithm="hqq"
     ),
 }
 """Name → method that needs another package for quantizing; what it wrote loads without."""
@@ -142,7 +161,7 @@ EXTERNAL: dict[str, ExternalMethod] = {
 """Name → method of another library."""
 
 
-def method_named(name: str) -> Method:
+def method_named(name: str) -> QuantizationMethod:
     """Return a method of our own.
 
     Raises:

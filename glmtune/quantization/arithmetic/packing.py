@@ -1,4 +1,15 @@
-"""Codes to bytes and back; rounding is elsewhere (`glmtune.quantization.arithmetic.primitives`)."""
+"""Codes to bytes and back; rounding is elsewhere (`glmtune.quantization.arithmetic.primitives`).
+
+INT8 codes are bytes already. Two INT4 codes share a byte, in the order of the released files
+(``compress_int4_weight`` in ``quantization.py`` of THUDM/chatglm-6b), so what is written here loads there and
+the other way round::
+
+    column:      0    1    2    3             bit:  7 6 5 4   3 2 1 0
+    code:        1   -1    7   -8             byte: column 0  column 1
+    byte:      [0x1F    ] [0x78    ]                high half low half
+
+The halves are two's complement: -1 is 0xF, -8 is 0x8.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +43,7 @@ def pack(codes_OI: Tensor, *, bits: int) -> Tensor:
             f"The codes have {codes_OI.shape[-1]} columns, but 4 bits need an even number: a byte holds two. "
             "Use 8 bits, or leave that layer out (`skip`)."
         )
+    # The mask matters for negative odd columns: their sign bits would overwrite the high half.
     return (codes_OI[..., 0::2] << 4) | (codes_OI[..., 1::2] & 0x0F)
 
 
@@ -50,5 +62,6 @@ def unpack(packed: Tensor, *, bits: int) -> Tensor:
     """
     if bits == 8:
         return packed
-    high, low = packed >> 4, (packed << 4) >> 4  # int8 shifts keep the sign
+    # Shifts of int8 to the right are arithmetic, so the top bit of each half becomes the sign of its code.
+    high, low = packed >> 4, (packed << 4) >> 4
     return torch.stack((high, low), dim=-1).flatten(-2)

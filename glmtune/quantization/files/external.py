@@ -19,7 +19,7 @@ from glmtune.quantization.arithmetic.methods import EXTERNAL
 def load_external(source: Any, method: str, *, device: Any = None, **options: Any) -> GlmModel:
     """Load a base and let another library quantize its linear layers.
 
-    The unquantized weights lie in host memory meanwhile, so this needs as much of it as they take; what
+    The unquantized weights are in host memory while that happens, so there must be room for them; what
     `glmtune.quantization.files.quantize_on_load` does needs little more than the codes.
 
     Args:
@@ -40,6 +40,8 @@ def load_external(source: Any, method: str, *, device: Any = None, **options: An
     check_external(method, place)
     plain: Any = load_official(source, device="cpu", **options)
     parent = plain.fingerprint()
+    # transformers quantizes while it loads, and reads names of its own model only. Official checkpoints have
+    # others, so our model is loaded first and its tensors handed over instead of a folder.
     model: Any = type(plain).from_pretrained(
         None,
         config=plain.config,
@@ -50,8 +52,10 @@ def load_external(source: Any, method: str, *, device: Any = None, **options: An
     )
     model.source, model.generation_config = plain.source, plain.generation_config
     if isinstance(model, OfficialGlmForCausalLM):
-        model.rebuild_rotary()
+        model.rebuild_rotary()  # loading in bfloat16 rounds its table
     model.stored_layout = QuantizedLayout(chosen.bits, method=method, source_fingerprint=parent)
+    # The weights cannot be read back from other libraries' layouts, so the fingerprint is that of parent and
+    # method.
     model.fingerprint = functools.partial(_fingerprint, method, parent)
     return cast(GlmModel, model.eval())
 
@@ -81,7 +85,7 @@ def check_external(method: str, device: torch.device) -> None:
 
 
 def quantizer_config(method: str, dtype: torch.dtype) -> Any:
-    """Return what transformers is told.
+    """Return the settings of the quantizer that transformers is to run.
 
     Args:
         method: a name in ``EXTERNAL``, its library installed.
@@ -101,6 +105,7 @@ def quantizer_config(method: str, dtype: torch.dtype) -> Any:
         Int8WeightOnlyConfig,
     )
 
+    # 128: the group size of torchao's INT4 GPU kernels by default.
     four = method == "torchao-int4"
     return TorchAoConfig(quant_type=Int4WeightOnlyConfig(group_size=128) if four else Int8WeightOnlyConfig())
 

@@ -1,4 +1,14 @@
-"""Quantize while a checkpoint is read, tensor by tensor; check what a quantized checkpoint holds."""
+"""Quantize while a checkpoint is read, tensor by tensor; check what a quantized checkpoint holds.
+
+A model of 6B weights is 12 GB in half precision and 3.5 GB in INT4. Were it loaded first and quantized then,
+the machine would need the 12 GB. Here no weight is ever whole in floating point: a reader
+(`glmtune.models.load`) builds the model on the meta device, `replace` puts layers of codes in it, and for
+each stored weight `quantize` reads some rows, turns them into codes and drops them. The peak is the codes,
+the layers that stay floating point, and a chunk.
+
+The weights before quantization have a fingerprint, which prefixes and adapters name as their base. As they
+are never in memory together, the signs it is made of are sampled from the rows on their way (`_SignSamples`).
+"""
 
 from __future__ import annotations
 
@@ -23,8 +33,8 @@ from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO, QuantizedLa
 from glmtune.models.checkpoints.shards import OpenShards, TensorRecord
 from glmtune.quantization.arithmetic.chunking import quantize_in_chunks
 from glmtune.quantization.arithmetic.methods import method_named
-from glmtune.quantization.files.finished_layers import Part, PartStore
 from glmtune.quantization.layers.apply import replace_layers
+from glmtune.quantization.layers.finished_layers import FinishedLayer, FinishedLayers
 from glmtune.quantization.layers.plan import plain_config, plan_layout, planned_layers
 from glmtune.quantization.layers.report import LayerReport, QuantizationReport, layer_report
 
@@ -42,8 +52,8 @@ class QuantizingReader:
         skip: tuple[str, ...] = (),
         embeddings: bool = False,
         measure: bool = False,
-        watch: Callable[[int, int], None] | None = None,
-        parts: PartStore | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+        finished: FinishedLayers | None = None,
     ) -> None:
         """Say what is wanted.
 
@@ -52,17 +62,17 @@ class QuantizingReader:
             skip: see `plan_layout`.
             embeddings: see `plan_layout`.
             measure: compare every weight with its codes, for the report.
-            watch: told, as rows are quantized, how many weights are done and how many there are.
-            parts: keeps every layer, and gives those that an earlier run finished.
+            on_progress: called as rows are quantized, with the number of weights done and of all weights.
+            finished: keeps every layer, and gives those that an earlier run finished.
 
         Raises:
             ConfigError: no such method.
         """
         if method is not None:
             method_named(method)
-        self._watch, self._num_done, self._num_weights = watch, 0, 0
+        self._on_progress, self._num_done, self._num_weights = on_progress, 0, 0
         self._method, self._skip, self._embeddings, self._measure = method, skip, embeddings, measure
-        self._parts, self._config = parts, cast(Any, None)
+        self._finished, self._config = finished, cast(Any, None)
         self._found: dict[str, tuple[float, float, torch.dtype]] = {}
         self._signs: dict[str, bytes] = {}
         self._layout: QuantizedLayout | None = None
@@ -122,18 +132,18 @@ class QuantizingReader:
         """
         assert self._method is not None
         name = entry.official.removesuffix(".weight")
-        earlier = None if self._parts is None else self._parts.get(name)
-        if earlier is not None:
-            self._tell(math.prod(entry.shape))
+        earlier = None if self._finished is None else self._finished.get(name)
+        if earlier is not None:  # its weight is not read again, so its signs come from the earlier run, too
+            self._count(math.prod(entry.shape))
             self._found[name] = (earlier.signal, earlier.noise, record.dtype)
             self._signs |= earlier.signs
             return earlier.tensors
-        samples = _Samples(entry, FusedLayout.of(self._config))
+        samples = _SignSamples(entry, FusedLayout.of(self._config))
 
         def read(start: int, stop: int) -> Tensor:
             rows = shards.read(record.rows(start, stop))
             samples.look(start, rows)
-            self._tell(rows.numel())
+            self._count(rows.numel())
             return rows
 
         found = quantize_in_chunks(
@@ -141,14 +151,14 @@ class QuantizingReader:
         )
         self._found[name] = (found.signal, found.noise, record.dtype)
         self._signs |= samples.signs()
-        if self._parts is not None:
-            self._parts.put(name, Part(found.tensors, found.signal, found.noise, samples.signs()))
+        if self._finished is not None:
+            self._finished.put(name, FinishedLayer(found.tensors, found.signal, found.noise, samples.signs()))
         return found.tensors
 
-    def _tell(self, count: int) -> None:
+    def _count(self, count: int) -> None:
         self._num_done += count
-        if self._watch is not None:
-            self._watch(self._num_done, self._num_weights)
+        if self._on_progress is not None:
+            self._on_progress(self._num_done, self._num_weights)
 
     def check(self, model: nn.Module) -> None:
         """See `Quantizer.check`; besides, the fingerprint of the weights before quantization is noted.
@@ -163,6 +173,8 @@ class QuantizingReader:
         if not self._is_stored:
             parameters = dict(model.named_parameters(remove_duplicate=False))
             names = fingerprinted_names(self._config)
+            # Weights that stayed floating point are in the model; of the others the
+            # signs were sampled on reading.
             signs = {n: self._signs[n] if n in self._signs else sampled_signs(parameters[n]) for n in names}
             fingerprint = signs_fingerprint(self._config, signs)
             dataclasses.replace(self._layout, source_fingerprint=fingerprint).put_into(config)
@@ -182,12 +194,12 @@ def check_scales(model: nn.Module, config: Any) -> None:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     problems: dict[str, str] = {}
     for entry in name_table(config):
-        kind = entry.official.rpartition(".")[2]
-        if kind not in (SCALE, ZERO) or entry.is_copy:
+        suffix = entry.official.rpartition(".")[2]
+        if suffix not in (SCALE, ZERO) or entry.is_copy:
             continue
         for name in entry.native:
-            codes = parameters[f"{name.removesuffix(kind)}weight"]
-            problem = _scale_problem(parameters[name], codes if kind == SCALE else None)
+            codes = parameters[f"{name.removesuffix(suffix)}weight"]
+            problem = _scale_problem(parameters[name], codes if suffix == SCALE else None)
             if problem:
                 problems.setdefault(entry.official, problem)
     if problems:
@@ -208,13 +220,20 @@ def _scale_problem(values: Tensor, codes: Tensor | None) -> str:
     negative = int((values < 0).sum())
     if negative:
         return f"{negative} of {values.numel()} are negative"
+    # Released files have zero scales where a whole row was zero; anywhere else they
+    # would erase a row in silence.
     is_zero = (values == 0).reshape(len(values), -1).any(1)
     empty = int((codes[is_zero] != 0).any(1).sum()) if bool(is_zero.any()) else 0
     return f"{empty} of {len(values)} rows have a zero scale but codes that are not zero" if empty else ""
 
 
-class _Samples:
-    """The sampled signs of the native weights behind one official one, seen a few rows at a time."""
+class _SignSamples:
+    """The sampled signs of the native weights behind one official one, seen a few rows at a time.
+
+    A fingerprint is made of native weights (query, key and value apart), but rows come in official order
+    (fused, perhaps interleaved by head). So row numbers are split as the weight would be; the result says in
+    which official row each sample of a native weight lies.
+    """
 
     def __init__(self, entry: Entry, layout: FusedLayout) -> None:
         rows, columns = entry.shape

@@ -1,4 +1,8 @@
-"""A quantized copy of a checkpoint: quantized as it is read, written aside, read back, then put in place."""
+"""A quantized copy of a checkpoint: quantized as it is read, written aside, read back, then put in place.
+
+Read back, because a bad disk or a bug in the order of fused rows gives a model that
+loads and answers, only worse.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +28,16 @@ from glmtune.models.load import GlmModel, load_config, load_official
 from glmtune.models.releases.source import resolve_source
 from glmtune.models.tokenizers.load import load_tokenizer_folder
 from glmtune.quantization.arithmetic.methods import method_named
-from glmtune.quantization.files.calibrate import quantize_calibrated
-from glmtune.quantization.files.finished_layers import PartStore, weight_files_identity
 from glmtune.quantization.files.quantize_on_load import QuantizingReader
+from glmtune.quantization.layers.calibrate import quantize_calibrated
+from glmtune.quantization.layers.finished_layers import FinishedLayers, weight_files_identity
 from glmtune.quantization.layers.report import QuantizationReport
 from glmtune.version import __version__
 
 REPORT_FILE = "quantization_report.json"
 """Written last into every quantized folder; only folders that hold it are ever replaced."""
 VOCABULARIES = ("tokenizer.model", "ice_text.model")
+"""Either of them says that the source folder has a tokenizer: of later generations, of ChatGLM-6B."""
 GENERATION_FILE = "generation_config.json"
 
 
@@ -64,7 +69,7 @@ class QuantizeJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Quantized:
+class QuantizeResult:
     """What was written.
 
     Attributes:
@@ -84,7 +89,9 @@ class Quantized:
     num_reused: int = 0
 
 
-def quantize_checkpoint(job: QuantizeJob, watch: Callable[[int, int], None] | None = None) -> Quantized:
+def quantize_checkpoint(
+    job: QuantizeJob, on_progress: Callable[[int, int], None] | None = None
+) -> QuantizeResult:
     """Write a quantized copy of a checkpoint, with its tokenizer and a report of every layer.
 
     Memory: the quantized model, and a shard while it is written; calibrated methods need the whole model
@@ -93,12 +100,13 @@ def quantize_checkpoint(job: QuantizeJob, watch: Callable[[int, int], None] | No
 
     Args:
         job: what to do.
-        watch: told how many weights are done, and how many there are.
+        on_progress: called with the number of weights (calibrated methods: blocks) done and of all.
 
     Raises:
         ConfigError: the source is quantized already; ``output_dir`` is taken; see `plan_layout`.
         CheckpointError: the source is damaged, or the files written do not hold what they should.
     """
+    # Whatever can be refused is refused before the first weight is read: quantizing takes minutes to hours.
     final = job.output_dir.expanduser()
     check_output(final, overwrite=job.overwrite, marker=REPORT_FILE, result="quantized model")
     folder = resolve_source(job.source)
@@ -114,8 +122,10 @@ def quantize_checkpoint(job: QuantizeJob, watch: Callable[[int, int], None] | No
             f"`output_dir` is `{final}`, which holds the source `{folder}`. Give another folder."
         )
     try:
-        parts = PartStore(final.with_name(f".{final.name}.parts"), _identity(job, folder))
-        return _write(job, folder, parts, lambda: _quantized_model(job, config.dtype, watch, parts))
+        finished = FinishedLayers(final.with_name(f".{final.name}.parts"), _identity(job, folder))
+        return _write(
+            job, folder, finished, lambda: _quantized_model(job, config.dtype, on_progress, finished)
+        )
     except OSError as error:
         raise CheckpointError(
             f"`{final}` could not be written: {error}. What was there before is as it was. Free some space, "
@@ -126,10 +136,14 @@ def quantize_checkpoint(job: QuantizeJob, watch: Callable[[int, int], None] | No
 def _write(
     job: QuantizeJob,
     source: Path,
-    parts: PartStore,
+    finished: FinishedLayers,
     make: Callable[[], tuple[GlmModel, QuantizationReport]],
-) -> Quantized:
-    """Write the model aside, check it, put it in place; parts are of no more use then, or after an error."""
+) -> QuantizeResult:
+    """Write the model aside, check it, put it in place.
+
+    Finished layers go when the result is in place, and after an error of ours: the same source would fail
+    again. They stay after a full disk (OSError) or a kill, when the same command can go on with them.
+    """
     final = job.output_dir.expanduser()
     try:
         model, report = make()
@@ -140,27 +154,30 @@ def _write(
             written = QuantizedLayout.of(model.config)
             assert written is not None
             sizes = (_weight_bytes(folder), _weight_bytes(source))
-            result = Quantized(final, report, written.is_official, *sizes, parts.num_reused)
+            result = QuantizeResult(final, report, written.is_official, *sizes, finished.num_reused)
             described = {"source": job.source, "is_official": result.is_official, **report.as_dict()}
             described |= {"num_bytes": result.num_bytes, "source_bytes": result.source_bytes}
-            write_json(folder / REPORT_FILE, described)
+            write_json(folder / REPORT_FILE, described)  # last: it says that the folder is complete
     except GlmtuneError:
-        parts.discard()
+        finished.discard()
         raise
-    parts.discard()
+    finished.discard()
     return result
 
 
 def _quantized_model(
     job: QuantizeJob,
     dtype: str | torch.dtype | None,
-    watch: Callable[[int, int], None] | None,
-    parts: PartStore,
+    on_progress: Callable[[int, int], None] | None,
+    finished: FinishedLayers,
 ) -> tuple[GlmModel, QuantizationReport]:
-    """Load in the stored floating type, as codes; a calibrated method needs the whole model first."""
+    """Load in the stored floating type, as codes; a calibrated method needs the whole model first.
+
+    The stored type (``dtype``), because layers that stay as they are must be written with the bytes they had.
+    """
     if not method_named(job.method).calibrated:
         options: dict[str, Any] = {"skip": job.skip, "embeddings": job.embeddings, "measure": True}
-        reader = QuantizingReader(job.method, watch=watch, parts=parts, **options)
+        reader = QuantizingReader(job.method, on_progress=on_progress, finished=finished, **options)
         model = load_official(job.source, dtype=dtype, device="cpu", family=job.family, quantizer=reader)
         return model, reader.report
     if job.embeddings:
@@ -169,12 +186,12 @@ def _quantized_model(
         )
     model = load_official(job.source, dtype=dtype, device="cpu", family=job.family)
     return model, quantize_calibrated(
-        model, job.method, job.calibration_rows, skip=job.skip, watch=watch, parts=parts
+        model, job.method, job.calibration_rows, skip=job.skip, on_progress=on_progress, finished=finished
     )
 
 
 def _identity(job: QuantizeJob, source: Path) -> dict[str, Any]:
-    """Return everything that decides how layers are quantized."""
+    """Return everything that decides how layers are quantized; our version, as arithmetic may change."""
     rows = hashlib.sha256(json.dumps(job.calibration_rows).encode()).hexdigest()
     files = weight_files_identity([source / "config.json", *weight_files(source)])
     return {"files": files, "method": job.method, "skip": list(job.skip), "embeddings": job.embeddings,
@@ -203,7 +220,7 @@ def _copy_surroundings(source: Path, folder: Path, model: Any) -> None:
     elif model.generation_config is not None:
         model.generation_config.save_pretrained(str(folder))
     name = read_config(source).get("_name_or_path")
-    if name:  # the released code and other tools tell a release by it
+    if name:  # the released code and other tools recognise a release by it
         file = folder / "config.json"
         content = json.loads(file.read_text(encoding="utf-8")) | {"_name_or_path": name}
         write_json(file, content)

@@ -1,10 +1,34 @@
-"""Faster products of inputs with codes, one interface; the plain path in `linear` is what they must equal.
+"""Which product multiplies inputs by codes: the fastest that the device, the type and the shape allow.
 
-A kernel takes some layers (by device, floating type and shape) and some inputs (by number of rows). Whatever
-it does not take runs on the plain path, so a kernel is never needed. `native` is compiled on the machine at
-its first use (`glmtune.quantization.kernels.native`); where that cannot be, the products of PyTorch follow.
+A kernel takes some layers and, of those, some inputs by their number of rows. Whatever it does not take runs
+on the plain path of `glmtune.quantization.layers.linear`, so no kernel is ever needed::
 
-What they reach: ``benchmarks/results/quantized_inference.md``.
+    where                                  rows     product
+    CPU with AVX-512 and a C++ compiler    any      native: codes in panels, compiled on the machine
+      float32, or bfloat16 with AMX        >= 64      PyTorch's product, the weight formed in parts
+      with activations=int8 (VNNI)         any      native-a8: the same with inputs rounded to INT8
+    other CPUs, bfloat16 inputs, int8      <= 16    int8pack: PyTorch's product with codes
+                                           > 16       codes cast to bfloat16, PyTorch's product
+    other CPUs, bfloat16 inputs, int4      <= 256   int4pack: PyTorch's product with codes
+                                           > 256      plain path
+    other CPUs, activations=int8           any      plain-a8: rounded inputs, plain path
+    GPU with Triton, one scale per row     <= 256   triton
+      or groups of 32 to 256               > 256      plain path
+    anything else                          any      plain path
+
+Few rows (decoding) are bound by reading the weight, so codes should be read as they are; many rows (a prompt)
+by arithmetic, so forming the weight once pays.
+
+PyTorch's products (int8pack, int4pack) stay although the native ones are faster: many machines have no
+compiler (Windows, a Mac) or no AVX-512. Milliseconds of plain path / PyTorch's product, 2,048 x 2,048, one
+thread of a Xeon with AVX-512 but without its bfloat16 instructions, torch 2.13::
+
+    rows              1            4            16          64         256
+    int8            3.5 / 0.25   5.5 / 0.48   9.3 / 2.4   23 / 19    75 / 70
+    int4            7.3 / 0.24   8.8 / 0.45    12 / 1.7   26 / 7.2   80 / 29
+    int4-g32-asym    12 / 0.27    13 / 0.48    15 / 1.8   29 / 7.6   86 / 30
+
+so decoding is 14 to 44 times as fast. Whole models: ``benchmarks/results/quantized_inference.md``.
 """
 
 from __future__ import annotations
@@ -14,7 +38,7 @@ import functools
 import logging
 from collections import Counter
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,27 +46,32 @@ from torch import Tensor, nn
 from glmtune.errors import ConfigError, unknown_name
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.quantization.arithmetic.primitives import QuantizedTensor, round_activations
-from glmtune.quantization.kernels.fused_projections import join_attention_inputs
+from glmtune.quantization.kernels.fused_projections import fuse_attention_projections
 from glmtune.quantization.kernels.gated_mlp import fuse_gates
 from glmtune.quantization.kernels.int4pack import Int4Packed, packed_int4, panel_outputs
 from glmtune.quantization.kernels.native import native_library
-from glmtune.quantization.kernels.packed import ACTIVATION_BLOCK, TYPES, PackedCodes, PackedProduct
-from glmtune.quantization.kernels.small_batch import speed_up_few_rows
+from glmtune.quantization.kernels.packed import ACTIVATION_BLOCK, DTYPE_NUMBERS, PackedCodes, PackedProduct
+from glmtune.quantization.kernels.small_batch import use_small_batch_products
 from glmtune.quantization.layers.linear import Product, QuantizedEmbedding, QuantizedLinear
 
 LOGGER = logging.getLogger(__name__)
 
 NATIVE_COLUMNS = 32
-"""What group sizes must be a multiple of for the native products."""
+"""What group sizes must be a multiple of for the native products, whose loops step through a group by 4 or 8
+columns of codes and by 16 of activations; no method here has smaller groups."""
 INT4_GROUPS = (256, 128, 64, 32)
 """Group sizes of the packed INT4 product; the scale of a row is repeated for the largest one that fits."""
 INT8_COLUMNS = 16
-"""What the INT8 product reads at once."""
-INT8_FEW_ROWS = 16
-"""Up to so many rows the INT8 product reads codes; above, casting them once is faster."""
-INT4_MOST_ROWS = 256
-TRITON_MOST_ROWS = 256
-"""Above, a GPU forms the weight once and multiplies as ever."""
+"""What PyTorch's INT8 product reads at once."""
+INT8_MAX_ROWS = 16
+"""Up to so many rows PyTorch's INT8 product is called; above, casting the codes once and a product of
+matrices is faster where the processor has bfloat16 instructions. Where it has none, codes would win for
+longer (128 rows: 27 against 70 ms), but such machines mostly run the native product."""
+INT4_MAX_ROWS = 256
+"""The same for PyTorch's INT4 product: 2.8 times as fast as the plain path at 256 rows, no faster at 512."""
+TRITON_MAX_ROWS = 256
+"""Above, a GPU forms the weight once and multiplies by that, as arithmetic outweighs reading by then. An
+estimate: no GPU has run these kernels yet."""
 
 
 class Kernel(Protocol):
@@ -69,7 +98,7 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NativeProduct:
-    """INT8 and INT4 of any shape on CPUs with AVX-512; codes are held in the product's own order only.
+    """INT8 and INT4 of any shape on CPUs with AVX-512; codes, scales and zero points are held in panels.
 
     Attributes:
         name: what the log calls it.
@@ -83,7 +112,7 @@ class NativeProduct:
         """See `Kernel`."""
         if layer.weight.device.type != "cpu":
             return f"the layer is on {layer.weight.device.type}"
-        if dtype not in TYPES:
+        if dtype not in DTYPE_NUMBERS:
             return f"inputs are {_name(dtype)}"
         if layer.group_size is not None and layer.group_size % NATIVE_COLUMNS:
             return f"the group size {layer.group_size} is no multiple of {NATIVE_COLUMNS}"
@@ -96,12 +125,16 @@ class NativeProduct:
         """See `Kernel`."""
         codes = (layer.stored_codes(), layer.weight_scale, layer.weight_zero)
         packed = PackedCodes.of(*codes, bits=layer.bits, group_size=layer.group_size)
-        return Product(PackedProduct(packed, self.rounded), tuple(TYPES), packed, packed.weight)
+        return Product(PackedProduct(packed, self.rounded), tuple(DTYPE_NUMBERS), packed, packed.weight)
 
 
 @dataclass(frozen=True, slots=True)
 class RoundedPlain:
-    """The plain path behind activations rounded to INT8: what their kernel must equal, for any layer."""
+    """The plain path behind activations rounded to INT8.
+
+    Without it `quantization_activations=int8` would be ignored where the native product cannot run, and the
+    same evaluation would give other answers there. It is also what the native product is tested against.
+    """
 
     name: str = "plain-a8"
 
@@ -130,7 +163,9 @@ class Int8Product:
         """See `Kernel`."""
         if layer.bits != 8 or layer.group_size is not None:
             return "codes are not INT8 with a scale per row"
-        if layer.in_features % INT8_COLUMNS:  # torch 2.13 reads beyond the row's end and crashes the process
+        if (
+            layer.in_features % INT8_COLUMNS
+        ):  # torch 2.13 reads beyond the end of the row: a segmentation fault
             return f"{layer.in_features} input features are no multiple of {INT8_COLUMNS}"
         return _cpu_refusal(layer, dtype, "_weight_int8pack_mm")
 
@@ -139,16 +174,17 @@ class Int8Product:
         codes_OI, scale_O = layer.stored_codes().detach(), layer.weight_scale.detach().bfloat16()
 
         def product(x_RI: Tensor) -> Tensor:
-            if len(x_RI) <= INT8_FEW_ROWS:
+            if len(x_RI) <= INT8_MAX_ROWS:
                 return torch.ops.aten._weight_int8pack_mm(x_RI.contiguous(), codes_OI, scale_O)
-            return (x_RI @ codes_OI.to(x_RI.dtype).T).mul_(scale_O)  # codes up to 127 are exact in bfloat16
+            # Exact: bfloat16 has 8 bits of mantissa, enough for every code from -128 to 127.
+            return (x_RI @ codes_OI.to(x_RI.dtype).T).mul_(scale_O)
 
         return Product(product)
 
 
 @dataclass(frozen=True, slots=True)
 class Int4Product:
-    """INT4 on CPUs, bfloat16 inputs; codes are held in PyTorch's order only, where that can be unpacked."""
+    """INT4 on CPUs, bfloat16 inputs; codes are held in PyTorch's order, where that can be unpacked."""
 
     name: str = "int4pack"
 
@@ -170,11 +206,11 @@ class Int4Product:
         grids_GO2 = _grids(quantized, layer.in_features // group)
 
         def product(x_RI: Tensor) -> Tensor | None:
-            if len(x_RI) > INT4_MOST_ROWS:
-                return None
+            if len(x_RI) > INT4_MAX_ROWS:
+                return None  # the plain path
             return torch.ops.aten._weight_int4pack_mm_for_cpu(x_RI.contiguous(), packed, group, grids_GO2)
 
-        return Product(product, stored=None if panel is None else Int4Packed(packed, panel))
+        return Product(product, storage=None if panel is None else Int4Packed(packed, panel))
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +241,7 @@ class TritonKernel:
         product = TritonProduct(layer)
 
         def multiply(x_RI: Tensor) -> Tensor | None:
-            return product(x_RI) if len(x_RI) <= TRITON_MOST_ROWS else None
+            return product(x_RI) if len(x_RI) <= TRITON_MAX_ROWS else None
 
         return Product(multiply, product.dtypes, input_gradient=product.input_gradient)
 
@@ -222,13 +258,13 @@ def prepare_for_inference(
 ) -> dict[str, int]:
     """Give every layer of codes the fastest product its device, type and shape allow.
 
-    Where they are native, query, key and value are multiplied at once, and gates applied inside the product;
+    Where products are native, query, key and value become one product, and MLPs apply their gate inside it;
     unquantized layers in bfloat16 get a product of their own for few rows. A cast or a move of the model
     takes the products away again.
 
     Args:
         model: mutated.
-        dtype: of the inputs; None: the model's own.
+        dtype: of the inputs; None: that of the model. A single layer of codes has none of its own.
         activations: ``int8`` rounds the inputs of layers of codes, which is faster on long prompts and
             changes results; None leaves them.
 
@@ -241,37 +277,50 @@ def prepare_for_inference(
     if activations not in KERNELS:
         names = [name for name in KERNELS if name is not None]
         raise ConfigError(unknown_name("`quantization_activations`", activations or "", names))
-    kind = dtype if dtype is not None else getattr(model, "dtype", torch.float32)
-    modules = [
-        module for module in model.modules() if isinstance(module, QuantizedLinear | QuantizedEmbedding)
-    ]
-    layers = [module for module in modules if isinstance(module, QuantizedLinear)]
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
     if activations is not None and not layers:
         raise ConfigError(
             f"`quantization_activations` is `{activations}`, but the model is not quantized, and only the "
             "inputs of quantized layers are rounded. Add `quantization=int8` or `int4`, or leave it out."
         )
-    owners = Counter(id(module.weight) for module in modules)
-    used: Counter[str] = Counter()
+    input_dtype: torch.dtype = cast(Any, model).dtype if dtype is None else dtype
+    shared, used = shared_codes(model), Counter[str]()
     for layer in layers:
-        layer.use(None)
-        kernel = choose_kernel(layer, kind, activations)
+        layer.use(None)  # kernels pack codes as they are stored, and an earlier product may hold them
+        kernel = choose_kernel(layer, input_dtype, activations)
         if kernel is not None:
-            product = kernel.prepared(layer)
-            shared = owners[id(layer.weight)] > 1  # an embedding looks its rows up in the same codes
-            layer.use(dataclasses.replace(product, stored=None) if shared else product)
+            use_kernel(layer, kernel, shared)
         used["plain" if kernel is None else kernel.name] += 1
-    join_attention_inputs(model)
+    fuse_attention_projections(model)  # both look at the products that the layers have by now
     fuse_gates(model)
-    if kind == torch.bfloat16:
-        speed_up_few_rows(model)
+    if input_dtype == torch.bfloat16:
+        use_small_batch_products(model)
     return dict(used)
+
+
+def shared_codes(model: nn.Module) -> frozenset[int]:
+    """Return the ids of code tensors that two modules hold: ChatGLM-6B's head is tied to its embedding."""
+    modules = [m for m in model.modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding)]
+    owners = Counter(id(module.weight) for module in modules)
+    return frozenset(weight for weight, count in owners.items() if count > 1)
+
+
+def use_kernel(layer: QuantizedLinear, kernel: Kernel, shared: frozenset[int]) -> None:
+    """Let a layer multiply by a kernel's product, which may take its codes over.
+
+    Args:
+        layer: codes, without a product.
+        kernel: one that takes the layer.
+        shared: from `shared_codes`; the embedding looks its rows up in the same codes, so they must stay.
+    """
+    product = kernel.prepared(layer)
+    layer.use(dataclasses.replace(product, storage=None) if id(layer.weight) in shared else product)
 
 
 def choose_kernel(
     layer: QuantizedLinear, dtype: torch.dtype, activations: str | None = None
 ) -> Kernel | None:
-    """Return the first kernel that takes a layer; what keeps all of them away is said once in the log.
+    """Return the first kernel that takes a layer, None for the plain path; why others refused is logged once.
 
     Args:
         layer: codes, on their device.
@@ -305,7 +354,12 @@ def _cpu_refusal(layer: QuantizedLinear, dtype: torch.dtype, operation: str) -> 
 
 @functools.cache
 def _triton_problem(layout: QuantizedLayout, dtype: torch.dtype, device: torch.device) -> str:
-    """Try Triton's kernels on a small layer of a format; say why they cannot be used, "" if they can."""
+    """Try Triton's kernels on a small layer of a format; say why they cannot be used, "" if they can.
+
+    Triton compiles on first use and can fail, or be wrong, by driver, GPU and version, none of
+    which a check of version numbers would cover; a wrong product would only show in worse
+    answers. Once per format and process.
+    """
     try:
         from glmtune.quantization.kernels.triton_kernels import TritonProduct
     except ImportError:
@@ -319,9 +373,10 @@ def _triton_problem(layout: QuantizedLayout, dtype: torch.dtype, device: torch.d
     try:
         product = TritonProduct(layer)
         found, back = product(x_RI.to(dtype)).float(), product.input_gradient(x_RI[:, :48].to(dtype)).float()
-    except Exception as error:  # a compiler at work: whatever it stumbles over, the plain path remains
+    except Exception as error:  # a compiler may raise anything; the plain path remains
         return f"Triton fails here ({type(error).__name__}: {str(error).strip().splitlines()[:1]})"
     expected, gradient = x_RI @ weight_OI.T, x_RI[:, :48] @ weight_OI
+    # 3 %: bfloat16 outputs are off by 0.4 %, while a mistake in layout or scale is off by everything.
     limit = 0.03 * float(expected.abs().max()), 0.03 * float(gradient.abs().max())
     is_near = (found - expected).abs().max() <= limit[0] and (back - gradient).abs().max() <= limit[1]
     return "" if is_near else "Triton's results are wrong here"

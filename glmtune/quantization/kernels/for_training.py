@@ -1,15 +1,17 @@
-"""Training over codes on CPUs: the exact products of inference, without what only inference needs."""
+"""Training over codes on CPUs: the exact native product for the layers, nothing else of inference.
+
+Fused projections, fused gates and rounded activations are left out: they have no backward pass, and adapters
+of PEFT wrap single projections. The backward pass to the input forms the weight some outputs at a time, from
+the product's panels (`glmtune.quantization.layers.linear`).
+"""
 
 from __future__ import annotations
-
-import dataclasses
-from collections import Counter
 
 import torch
 from torch import nn
 
-from glmtune.quantization.kernels.dispatch import NativeProduct
-from glmtune.quantization.layers.linear import QuantizedEmbedding, QuantizedLinear
+from glmtune.quantization.kernels.dispatch import NativeProduct, shared_codes, use_kernel
+from glmtune.quantization.layers.linear import QuantizedLinear
 
 
 def prepare_for_training(model: nn.Module) -> int:
@@ -25,15 +27,15 @@ def prepare_for_training(model: nn.Module) -> int:
     Returns:
         How many layers have the product.
     """
-    modules = [item for item in model.modules() if isinstance(item, QuantizedLinear | QuantizedEmbedding)]
-    if not modules or any(item._compiled_call_impl is not None for item in model.modules()):
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    # `module.compile()` leaves its mark here (torch 2.13); a call through ctypes
+    # would break the graph at each layer.
+    if not layers or any(module._compiled_call_impl is not None for module in model.modules()):
         return 0
-    kernel, owners = NativeProduct(), Counter(id(item.weight) for item in modules)
-    layers = [item for item in modules if isinstance(item, QuantizedLinear)]
+    kernel, shared = NativeProduct(), shared_codes(model)
+    # float32 stands for every type: native products take all three.
     chosen = [layer for layer in layers if not kernel.refusal(layer, torch.float32)]
     for layer in chosen:
         layer.use(None)
-        product = kernel.prepared(layer)
-        shared = owners[id(layer.weight)] > 1  # an embedding looks its rows up in the same codes
-        layer.use(dataclasses.replace(product, stored=None) if shared else product)
+        use_kernel(layer, kernel, shared)
     return len(chosen)

@@ -1,7 +1,14 @@
-"""Query, key and value projections computed as one product, the layers themselves as they were.
+"""Query, key and value projections as one fused product, behind three layers that stay as they were.
 
-The first of the three multiplies by all three weights and hands the other two their part when they are called
-with the same input. One that is called with another input, or alone, computes its own.
+Attention of transformers calls three layers with one input, and adapters wrap each of them, so the modules
+have to stay. One product for all three reads the input once and starts the threads once; with the few rows of
+decoding that start is a good part of the time::
+
+    q_proj(x)  computes x [Wq; Wk; Wv]ᵀ, returns its part, keeps the rest together with x
+    k_proj(x)  the same x?  returns the part kept        another x?  its own product
+    v_proj(x)  the same; the last one lets x go
+
+No layer depends on the others being called, or being called in this order: only the time does.
 """
 
 from __future__ import annotations
@@ -19,25 +26,28 @@ ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
 
 
 @dataclass(slots=True)
-class _Held:
-    """Outputs not fetched yet, and the input they belong to (held, so that its memory is not another's)."""
+class _Pending:
+    """Outputs not fetched yet, and the input they belong to.
+
+    The input is compared by its address. Holding it keeps that address from being given to another tensor.
+    """
 
     x_RI: Tensor
     outputs: dict[int, Tensor]
 
 
-class JoinedProducts:
-    """Products with one input.
+class FusedProducts:
+    """Several products with one input, computed as one.
 
     Attributes:
-        whole: all weights behind each other.
-        parts: views of it.
+        whole: the product with all weights, one behind the other.
+        parts: the single products, views of its memory.
     """
 
     def __init__(self, whole: PackedProduct, parts: Sequence[PackedProduct]) -> None:
-        """Take them."""
+        """Take the products, the first of which will compute all."""
         self.whole, self.parts = whole, tuple(parts)
-        self._held: _Held | None = None
+        self._pending: _Pending | None = None
 
     def multiply(self, index: int, x_RI: Tensor) -> Tensor:
         """Return one part's product; the first computes all.
@@ -46,23 +56,23 @@ class JoinedProducts:
             index: of the part.
             x_RI: not changed in place between the calls.
         """
-        held = self._held  # once: another thread may put in its own meanwhile
+        pending = self._pending  # read once: another thread may put in its own meanwhile
         if index == 0:
             outputs = dict(
                 enumerate(self.whole(x_RI).split([part.packed.outputs for part in self.parts], dim=1))
             )
-            self._held = _Held(x_RI, outputs)
+            self._pending = _Pending(x_RI, outputs)
             return outputs.pop(0)
-        if held is None or index not in held.outputs or not _same(held.x_RI, x_RI):
+        if pending is None or index not in pending.outputs or not _is_same(pending.x_RI, x_RI):
             return self.parts[index](x_RI)
-        output = held.outputs.pop(index)
-        if not held.outputs:
-            self._held = None
+        output = pending.outputs.pop(index)  # handed out once, as the caller may change it in place
+        if not pending.outputs:
+            self._pending = None
         return output
 
 
-def join_attention_inputs(model: nn.Module) -> int:
-    """Join query, key and value projections wherever their products are native and fit each other.
+def fuse_attention_projections(model: nn.Module) -> int:
+    """Fuse query, key and value projections wherever their products are native and fit each other.
 
     Args:
         model: its layers have their products; mutated.
@@ -75,32 +85,35 @@ def join_attention_inputs(model: nn.Module) -> int:
         projections = [getattr(module, name, None) for name in ATTENTION_INPUTS]
         layers = [getattr(layer, "base_layer", layer) for layer in projections]  # below an adapter of PEFT
         if all(isinstance(layer, QuantizedLinear) for layer in layers):
-            changed += _join(cast("list[QuantizedLinear]", layers))
+            changed += _fuse(cast("list[QuantizedLinear]", layers))
     return changed
 
 
-def _join(layers: Sequence[QuantizedLinear]) -> bool:
+def _fuse(layers: Sequence[QuantizedLinear]) -> bool:
     products = [layer.product for layer in layers]
     native = [
         product.multiply
         for product in products
         if product is not None and isinstance(product.multiply, PackedProduct)
     ]
-    if len(native) < len(layers) or not all(native[0].goes_with(other) for other in native[1:]):
+    if len(native) < len(layers) or not all(native[0].can_be_fused_with(other) for other in native[1:]):
         return False
-    whole, views = PackedCodes.joined([product.packed for product in native])
+    # The fused weight is the only copy: each layer's storage becomes a view of it,
+    # from which it saves itself.
+    whole, views = PackedCodes.concatenated([product.packed for product in native])
     rounded = native[0].rounded
-    joined = JoinedProducts(PackedProduct(whole, rounded), [PackedProduct(view, rounded) for view in views])
+    fused = FusedProducts(PackedProduct(whole, rounded), [PackedProduct(view, rounded) for view in views])
     for index, (layer, product, view) in enumerate(zip(layers, products, views, strict=True)):
         assert product is not None
 
         def multiply(x_RI: Tensor, index: int = index) -> Tensor:
-            return joined.multiply(index, x_RI)
+            return fused.multiply(index, x_RI)
 
-        stored = None if product.stored is None else view
-        layer.product = replace(product, multiply=multiply, stored=stored, weight=view.weight)
+        storage = None if product.storage is None else view
+        # Not `layer.use`, which would unpack the codes from the product that is replaced, to pack them again.
+        layer.product = replace(product, multiply=multiply, storage=storage, weight=view.weight)
     return True
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _is_same(one: Tensor, other: Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.dtype == other.dtype

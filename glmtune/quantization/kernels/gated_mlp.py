@@ -1,6 +1,9 @@
 """The MLP of a block over native products: gate and up projection leave one product, already multiplied.
 
-The outputs of both, twice the inner width, are never written to memory, and the result is rounded once.
+GLM keeps gate and up projection in one weight, gate first: ``down(silu(g) * u)`` with ``[g; u] = W x``. The
+native product computes the panel of g and that of u with the same outputs one after the other, multiplies
+them in registers, and writes half as much: 13,696 numbers per row instead of 27,392 written and read again.
+As nothing is rounded to bfloat16 in between, the result is a little nearer to the exact one.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.glm.modeling_glm import GlmMLP
 
-from glmtune.quantization.kernels.packed import PANEL, TYPES, PackedProduct
+from glmtune.quantization.kernels.packed import DTYPE_NUMBERS, PANEL, PackedProduct
 from glmtune.quantization.layers.linear import QuantizedLinear
 
 
@@ -18,6 +21,7 @@ class GatedMLP(GlmMLP):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return ``down(silu(gate(x)) * up(x))``: ``[..., I]`` to ``[..., I]``."""
+        # Looked up in every call: a cast or an adapter of PEFT takes the native product away.
         product = _native_product(self.gate_up_proj)
         x_RI = hidden_states.reshape(-1, hidden_states.shape[-1])
         if product is None or not _takes(x_RI) or product.prefers_matrices(x_RI):
@@ -36,12 +40,13 @@ def fuse_gates(model: nn.Module) -> int:
         How many MLPs were changed.
     """
     mlps = [module for module in model.modules() if type(module) is GlmMLP and _can_be_fused(module)]
-    for mlp in mlps:
+    for mlp in mlps:  # the class alone changes: parameters, hooks and names stay those of the module
         mlp.__class__ = GatedMLP
     return len(mlps)
 
 
 def _can_be_fused(mlp: GlmMLP) -> bool:
+    # A half must end with a panel: the kernel pairs whole panels of the two halves.
     halves = mlp.config.intermediate_size
     is_silu = mlp.config.hidden_act in ("silu", "swish")
     return is_silu and not halves % PANEL and _native_product(mlp.gate_up_proj) is not None
@@ -56,7 +61,7 @@ def _native_product(layer: nn.Module) -> PackedProduct | None:
 
 
 def _takes(x: Tensor) -> bool:
-    needs_more = (
+    needs_parent = (
         torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling()
     )
-    return x.dtype in TYPES and x.device.type == "cpu" and x.numel() > 0 and not needs_more
+    return x.dtype in DTYPE_NUMBERS and x.device.type == "cpu" and x.numel() > 0 and not needs_parent

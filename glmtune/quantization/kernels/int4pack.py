@@ -1,8 +1,15 @@
-"""The layout of PyTorch's INT4 product on CPUs, unpacked again: the packed codes are the only copy then.
+"""The layout of PyTorch's INT4 product on CPUs, and the way back from it to the layout of checkpoints.
 
-A panel of 64 outputs (AVX-512; 32: AVX2) holds half as many bytes per column: the first half of its outputs
-in the lower four bits, the other half in the upper ones. Outputs that make no whole panel lie two by two in a
-byte. Nothing of this is promised by PyTorch, so it is tried out once.
+With a way back, the packed codes can be the only copy in memory: saving, casting and the plain path unpack
+them. A panel of 64 outputs (AVX-512; 32: AVX2) is stored column after column, 32 bytes each::
+
+    byte h of a column:   | output 32 + h | output h |      h = 0 .. 31, code + 8 in each half
+    outputs beyond the last whole panel:
+    byte h of a column:   | output 2h + 1 | output 2h |
+
+PyTorch promises nothing of this (it is in its source,
+`aten/src/ATen/native/cpu/int4mm_kernel.cpp`), so `panel_outputs` packs a small weight and looks
+whether it comes back; where it does not, the layer keeps its codes.
 
 Shapes: O output features, I input features, P panels, H bytes of a column in a panel.
 """
@@ -19,15 +26,15 @@ from glmtune.quantization.arithmetic.packing import pack
 PANELS = (64, 32)
 """Outputs of a panel, by instruction set."""
 OFFSET = 8
-"""What the product adds to a code."""
+"""What the product expects to be added to a code: 0 .. 15 instead of -8 .. 7."""
 
 
 class Int4Packed:
-    """Codes in PyTorch's layout; see `glmtune.quantization.layers.linear.Stored`.
+    """Codes in PyTorch's layout; a `glmtune.quantization.layers.linear.PackedStorage`.
 
     Attributes:
         bytes: uint8 ``[O, I / 2]``, what the product reads; the shape says nothing about the order.
-        names: see `Stored`.
+        names: the codes only; scales stay in the layer.
     """
 
     names = ("weight",)
@@ -37,7 +44,7 @@ class Int4Packed:
         self.bytes, self._panel = bytes, panel
 
     def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Return the codes of some outputs as layers store them, see `Stored`; ``start`` begins a panel."""
+        """Return the codes of some outputs in the order of checkpoints; ``start`` begins a panel."""
         del name  # it is the only one
         outputs, half_inputs = self.bytes.shape
         stop = outputs if stop is None else min(stop, outputs)
@@ -69,6 +76,7 @@ def packed_int4(codes_OI: Tensor) -> Tensor:
 @functools.cache
 def panel_outputs() -> int | None:
     """Return how many outputs make a panel on this processor; None: the layout is another one."""
+    # 176 = 2 x 64 + 48 = 5 x 32 + 16: whole panels of either size and a rest are tried.
     codes_OI = torch.randint(-8, 8, (176, 64), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
     bytes = packed_int4(codes_OI)
     for panel in PANELS:

@@ -1,7 +1,17 @@
 """The products of ``csrc/``: compiled once into the user's cache, called through ctypes.
 
-Nothing is compiled on import. The environment variable ``GLMTUNE_NATIVE_KERNELS=0`` turns them off,
-``GLMTUNE_CACHE`` moves the cache (default ``~/.cache/glmtune``), ``CXX`` names the compiler.
+Compiled on the user's machine, as the fast instructions differ by processor (AVX-512 BF16, VNNI): with
+``-march=native`` the compiler takes what is there, which one wheel for all could not. Plain C functions and
+ctypes rather than an extension of PyTorch, whose headers take a minute to compile, want a compiler that fits
+PyTorch's, and tie the result to its version; without them it is a matter of seconds.
+
+What must hold, in the order in which it is checked; the first that does not is the reason given in the log::
+
+    GLMTUNE_NATIVE_KERNELS is not 0 -> x86-64 with AVX-512 -> a C++ compiler -> it compiles -> it loads
+
+Otherwise products of PyTorch or the plain path run instead
+(`glmtune.quantization.kernels.dispatch`). Nothing is compiled on import. ``GLMTUNE_CACHE`` moves the
+cache (default ``~/.cache/glmtune``), ``CXX`` names the compiler.
 """
 
 from __future__ import annotations
@@ -25,15 +35,21 @@ LOGGER = logging.getLogger(__name__)
 
 SWITCH = "GLMTUNE_NATIVE_KERNELS"
 SOURCES = Path(__file__).parent / "csrc"
+# -march=native: whatever this processor has. -w: warnings of a compiler we never saw
+# would only confuse a user.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-w")
 COMPILERS = ("g++", "c++", "clang++")
 COMPILE_SECONDS = 300
+"""It takes about ten on an idle machine; a limit, so that a compiler that hangs does not hang
+`load_model`."""
 REQUIRED_ISA = frozenset({"avx512f", "avx512bw", "avx512vl", "f16c"})
+"""Instruction sets without which the sources do not compile: 512-bit vectors, of 16-bit numbers, masked
+256-bit loads of those, and float16. BF16 and VNNI are used where the compiler defines them."""
 CPU_INFO = Path("/proc/cpuinfo")
 
 
 class Weight(ctypes.Structure):
-    """A packed weight as the C++ source declares it."""
+    """A packed weight, field by field as ``struct Weight`` in ``csrc/activations.h``."""
 
     _fields_ = (
         ("words", ctypes.c_void_p),
@@ -85,6 +101,7 @@ def native_library() -> NativeLibrary:
         reason = f"compiling them failed: {str(said).strip().splitlines()[-1] if str(said).strip() else said}"
         LOGGER.warning("The native kernels are not used, as %s", reason)
         return NativeLibrary(None, reason)
+    # Without these, ctypes would pass addresses as 32-bit integers.
     functions.glmtune_words.restype = ctypes.c_int64
     functions.glmtune_words.argtypes = [ctypes.c_void_p]
     functions.glmtune_use_huge_pages.argtypes = [ctypes.c_void_p, ctypes.c_int64]
@@ -117,7 +134,12 @@ def cache_folder() -> Path:
 
 
 def _cached_library(compiler: str, cpu_flags: frozenset[str]) -> Path:
-    """Return the library's file; its name tells source, PyTorch, compiler and instruction set."""
+    """Return the library's file, compiled if it is not there.
+
+    Its name is a hash of all that decides what is in it: sources, compiler, flags and the processor's
+    features. Different machines may share a home folder, and a library compiled for another processor would
+    die of an illegal instruction. PyTorch's version is in it for caution, as both run in one OpenMP runtime.
+    """
     key = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(SOURCES.iterdir())))
     for part in (torch.__version__, compiler, *FLAGS, *sorted(cpu_flags)):
         key.update(part.encode())

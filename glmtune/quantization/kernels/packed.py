@@ -1,5 +1,26 @@
 """Codes and scales in the layout of the native kernels, the only copy: multiplied, or unpacked on demand.
 
+The kernels compute 64 outputs at a time: four registers of 16 float32 sums. So the codes that they need
+together lie together. A *panel* is 64 outputs; a *step* is the run of columns whose codes fill a 32-bit word:
+8 columns of INT4, 4 of INT8. In memory, panel after panel, step after step, output after output::
+
+    panel 0                                              panel 1
+      step 0: columns 0..7      step 1: columns 8..15      ...
+      [out 0][out 1]..[out 63]  [out 0][out 1]..[out 63]
+        |
+        bit   31   28   24   20  16 | 15   12    8    4   0
+        INT4  | c7 | c5 | c3 | c1 | | c6 | c4 | c2 | c0 |       even columns in the low half, odd in the high
+        half INT8  |   c3   |    c1   | |    c2   |    c0   |
+
+One load of 16 words brings a step's codes of 16 outputs, all for the same few activations, which
+are then broadcast to all lanes. The halves serve the dot product of bfloat16 pairs:
+``vdpbf16ps`` multiplies two neighbouring columns, so after one shift the bottom bits of both
+halves are the codes of columns 2t and 2t + 1.
+
+Codes are stored with an offset (code + 8, code + 128), unsigned, for two reasons: four bits
+can then be used as an index into a table of bfloat16 numbers, and ``vpdpbusd``, the dot
+product of bytes, takes one operand unsigned.
+
 Shapes: R rows, O output features, I input features, P panels of 64 outputs, G groups.
 """
 
@@ -18,14 +39,19 @@ from glmtune.quantization.arithmetic.primitives import round_activations
 from glmtune.quantization.kernels.native import Weight, native_library
 
 PANEL = 64
-"""Outputs that are computed together."""
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""Outputs that are computed together; the same number in ``csrc/activations.h``."""
+DTYPE_NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""Numbers of types in the C++ functions, their ``enum Type``."""
 ACTIVATION_BLOCK = 256
-"""Columns of activations that share a scale where the weight has no groups."""
-PART_WEIGHTS = 2**22
-"""Weights that are in floating point at once where whole matrices are multiplied."""
+"""Columns of activations that share a scale where the weight has no groups; ``BLOCK`` in
+``csrc``. One scale per row would let a single large activation, as models of this size have
+them, push all others to a few codes."""
+MATRIX_WEIGHTS = 2**22
+"""Weights that are in floating point at once where the weight is formed: 16 MiB in float32. Less would make
+the products of matrices too narrow, more would leave the cache."""
 MATRIX_ROWS = 64
-"""Rows from which that can be faster than the kernels."""
+"""Rows from which forming the weight can be faster than the kernels: its cost is
+then spread over enough rows."""
 
 
 class PackedCodes:
@@ -47,6 +73,8 @@ class PackedCodes:
             shape: see the class.
         """
         self._words, self._scale, self._zero, self.shape = words, scale_PG64, zero_PG64, shape
+        # The address is made once, as a decoding step calls hundreds of layers.
+        # Attributes keep tensors and struct alive.
         zero = None if zero_PG64 is None else zero_PG64.data_ptr()
         self._weight = Weight(words.data_ptr(), scale_PG64.data_ptr(), zero, *shape)
         self._address = ctypes.addressof(self._weight)
@@ -71,7 +99,7 @@ class PackedCodes:
             group_size: columns that share a scale; None: the row.
         """
         shape = (len(packed), packed.shape[1] * 8 // bits, group_size or 0, bits)
-        probe = Weight(None, None, None, *shape)
+        probe = Weight(None, None, None, *shape)  # the C++ side alone computes how much room a shape needs
         words = _allocated(native_library().functions.glmtune_words(ctypes.addressof(probe)))
         made = cls(words, _panels(scale), None if zero is None else _panels(zero), shape)
         source = packed.detach().contiguous()
@@ -79,11 +107,11 @@ class PackedCodes:
         return made
 
     @classmethod
-    def joined(cls, parts: Sequence[PackedCodes]) -> tuple[PackedCodes, list[PackedCodes]]:
-        """Put weights with the same input behind each other.
+    def concatenated(cls, parts: Sequence[PackedCodes]) -> tuple[PackedCodes, list[PackedCodes]]:
+        """Concatenate weights with the same input along their outputs.
 
         Args:
-            parts: alike but for their outputs, each a multiple of 64.
+            parts: alike but for their outputs, each a multiple of 64: whole panels can be copied as they are.
 
         Returns:
             The whole, and the parts as views of it.
@@ -114,25 +142,26 @@ class PackedCodes:
         """
         x_RI = x_RI.contiguous()
         out = torch.empty((len(x_RI), self.outputs // 2 if gated else self.outputs), dtype=x_RI.dtype)
-        given = (self._address, x_RI.data_ptr(), len(x_RI), TYPES[x_RI.dtype], out.data_ptr())
+        given = (self._address, x_RI.data_ptr(), len(x_RI), DTYPE_NUMBERS[x_RI.dtype], out.data_ptr())
         self._functions.glmtune_product(*given, rounded, gated, torch.get_num_threads())
         return out
 
     def weight(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Return the weight of some outputs: a transposed view (see `layers.linear.Product`)."""
         first, count = start // PANEL, -(-(stop - start) // PANEL)
+        # Transposed, as a panel has its outputs side by side: 16 of them are written with one store.
         weight_IO = torch.empty((self.shape[1], count * PANEL), dtype=dtype)
         target, threads = weight_IO.data_ptr(), torch.get_num_threads()
-        self._functions.glmtune_dequantize(self._address, first, count, TYPES[dtype], target, threads)
+        self._functions.glmtune_dequantize(self._address, first, count, DTYPE_NUMBERS[dtype], target, threads)
         return weight_IO[:, : stop - start].T
 
     @property
     def names(self) -> tuple[str, ...]:
-        """See `glmtune.quantization.layers.linear.Stored`."""
+        """See `glmtune.quantization.layers.linear.PackedStorage`."""
         return ("weight", SCALE) if self._zero is None else ("weight", SCALE, ZERO)
 
     def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Return what was packed; ``start`` begins a panel (`glmtune.quantization.layers.linear.Stored`)."""
+        """See `glmtune.quantization.layers.linear.PackedStorage`; ``start`` begins a panel."""
         stop = self.outputs if stop is None else min(stop, self.outputs)
         panels = slice(start // PANEL, -(-stop // PANEL))
         if name == "weight":
@@ -174,15 +203,16 @@ class PackedProduct:
         if len(x_RI) < MATRIX_ROWS:
             return False
         if x_RI.dtype == torch.bfloat16:
-            return native_library().matrix_unit
-        return x_RI.dtype == torch.float32 and not self.rounded  # which the kernels split into three rows
+            return native_library().matrix_unit  # AMX, which PyTorch uses and our kernels do not
+        # The kernels split a float32 row into three bfloat16 rows (exact products), three times the work.
+        return x_RI.dtype == torch.float32 and not self.rounded
 
     def by_matrices(self, x_RI: Tensor) -> Tensor:
         """Return ``x @ weight.T`` by PyTorch's products, the weight formed a part at a time."""
         if self.rounded:
             x_RI = round_activations(x_RI, block=self.packed.shape[2] or ACTIVATION_BLOCK)
         outputs, inputs = self.packed.shape[:2]
-        step = max(1, PART_WEIGHTS // (inputs * PANEL)) * PANEL
+        step = max(1, MATRIX_WEIGHTS // (inputs * PANEL)) * PANEL
         out_RO = x_RI.new_empty(len(x_RI), outputs)
         for start in range(0, outputs, step):
             stop = min(start + step, outputs)
@@ -190,11 +220,11 @@ class PackedProduct:
         return out_RO
 
     def gated(self, x_RI: Tensor) -> Tensor:
-        """Return ``silu(gate) * up`` of the two halves of the outputs, ``[R, O / 2]``."""
+        """Return ``silu(first half) * second half`` of the outputs, ``[R, O / 2]``."""
         return self.packed.multiply(x_RI, rounded=self.rounded, gated=True)
 
-    def goes_with(self, other: PackedProduct) -> bool:
-        """Say whether both can be computed as one, with outputs behind each other."""
+    def can_be_fused_with(self, other: PackedProduct) -> bool:
+        """Say whether both can be computed as one product."""
         alike = self.packed.shape[1:] == other.packed.shape[1:] and self.rounded == other.rounded
         return alike and not self.packed.outputs % PANEL and not other.packed.outputs % PANEL
 
@@ -202,7 +232,10 @@ class PackedProduct:
 def _allocated(count: int) -> Tensor:
     """Return room for int32 numbers: pages of their own, huge ones where the system has them.
 
-    In the allocator's heap, packing layer after layer would leave holes of the codes that are let go.
+    Pages of their own, because packing allocates a layer's words while its old codes are freed:
+    in the heap that leaves holes too small for the next layer, and the peak grows by them. Huge
+    ones, because decoding reads every weight from end to end for each token; with pages of 4 KiB
+    that misses the TLB at each of them.
     """
     pages = mmap.mmap(-1, 4 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     room = torch.frombuffer(pages, dtype=torch.int32)
@@ -211,7 +244,7 @@ def _allocated(count: int) -> Tensor:
 
 
 def _panels(values: Tensor) -> Tensor:
-    """Lay scales or zero points ``[O]`` or ``[O, G]`` out as ``[P, G, 64]``, blank outputs behind."""
+    """Lay scales or zero points ``[O]`` or ``[O, G]`` out as ``[P, G, 64]``, zeros behind the last output."""
     values_OG = values.detach().reshape(len(values), -1)
     padded = torch.nn.functional.pad(values_OG, (0, 0, 0, -len(values_OG) % PANEL))
     return padded.reshape(-1, PANEL, padded.shape[1]).transpose(1, 2).contiguous()

@@ -5,11 +5,21 @@
 This module needs Triton and is imported only where `glmtune.quantization.kernels.dispatch` asks for it. With
 ``TRITON_INTERPRET=1`` set before the import it runs on the CPU, slowly, which is how its tests run.
 
-``WIDE`` in a kernel stands for the interpreter, which cannot multiply bfloat16.
+Two kernels, one for each direction. ``_codes_kernel`` (x Wᵀ) multiplies by the codes as they are: bfloat16
+and float16 hold every code exactly, tensor cores add in float32, and a group's scale multiplies the group's
+sum once instead of every weight. ``_gradient_kernel`` (dy W) sums over outputs, whose scales differ, so it
+has to form the weight first.
 
-Codes go into the tensor cores in the type of the inputs, which holds them exactly; sums are float32, and the
-scale of a group multiplies its sum. A byte holds an even column in its high half and an odd one in its low
-half, so the columns of the inputs are read in two halves, and nothing is repacked.
+Nothing is repacked. A byte of INT4 holds an even column in its high half and an odd one in its low half, and
+a tensor core cannot take the two apart; so a tile is multiplied twice, even columns of x with the high
+halves, odd columns with the low ones::
+
+    bytes of W      [c0 c1] [c2 c3] [c4 c5] ..
+    part 0 (>> 4)    c0      c2      c4         with x0 x2 x4 ..
+    part 1 (& 15)       c1      c3      c5      with x1 x3 x5 ..
+
+A zero point belongs to all columns of a group: it multiplies the sum of the inputs in it (``total_R``).
+``WIDE`` in a kernel stands for the interpreter, which cannot multiply bfloat16 and gets float32.
 
 Shapes: R input rows, O output features, I input features, G groups of a row.
 """
@@ -24,9 +34,12 @@ from torch import Tensor
 from glmtune.quantization.layers.linear import QuantizedLinear
 
 BLOCK_R, BLOCK_O = 32, 64
-"""Rows and output features of a tile."""
+"""Rows and output features of a tile: 2,048 float32 sums, 16 registers a thread of four warps. Not tuned: no
+GPU has run these kernels yet."""
 ROW_BLOCK_I = 64
-"""Input features added at once where a row has one scale; otherwise a group is."""
+"""Input features added at once where a row has one scale; otherwise a group is, so that its
+scale can be applied to its sum. Of INT4 half of them go into each product, still a multiple
+of the 16 that a tensor core takes."""
 
 
 @triton.jit
@@ -38,25 +51,25 @@ def _codes_kernel(
     """Write one tile ``[BLOCK_R, BLOCK_O]`` of x Wᵀ; with groups, BLOCK_I is the group's size."""
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
-    PARTS: tl.constexpr = 8 // BITS  # columns in a byte
-    k = tl.arange(0, BLOCK_I // PARTS)
+    IN_BYTE: tl.constexpr = 8 // BITS  # columns whose codes share a byte
+    k = tl.arange(0, BLOCK_I // IN_BYTE)
     sum_RO = tl.zeros((BLOCK_R, BLOCK_O), dtype=tl.float32)
     for block in range(0, tl.cdiv(num_in, BLOCK_I)):
-        byte = block * (BLOCK_I // PARTS) + k
-        there = byte * PARTS < num_in
+        byte = block * (BLOCK_I // IN_BYTE) + k
+        there = byte * IN_BYTE < num_in
         code_ptrs = code_ptr + o[:, None].to(tl.int64) * code_stride + byte[None, :]
         code_OK = tl.load(code_ptrs, mask=(o[:, None] < num_out) & there[None, :], other=0).to(tl.int32)
         part_RO = tl.zeros((BLOCK_R, BLOCK_O), dtype=tl.float32)
         total_R = tl.zeros((BLOCK_R,), dtype=tl.float32)
-        for part in tl.static_range(PARTS):
-            x_ptrs = x_ptr + r[:, None].to(tl.int64) * x_stride + (byte * PARTS + part)[None, :]
+        for part in tl.static_range(IN_BYTE):
+            x_ptrs = x_ptr + r[:, None].to(tl.int64) * x_stride + (byte * IN_BYTE + part)[None, :]
             x_RK = tl.load(x_ptrs, mask=(r[:, None] < num_rows) & there[None, :], other=0.0)
             if BITS == 8:
                 chosen_OK = code_OK
             elif part == 0:
                 chosen_OK = code_OK >> 4
             else:
-                chosen_OK = ((code_OK & 15) ^ 8) - 8
+                chosen_OK = ((code_OK & 15) ^ 8) - 8  # four bits of two's complement, sign extended
             if HAS_ZERO:
                 total_R += tl.sum(x_RK.to(tl.float32), axis=1)
             if WIDE:
@@ -84,11 +97,11 @@ def _gradient_kernel(
 ):  # fmt: skip
     """Write one tile ``[BLOCK_R, BLOCK_I]`` of dy W; with groups, BLOCK_I is the group's size."""
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    PARTS: tl.constexpr = 8 // BITS
-    byte = tl.program_id(1) * (BLOCK_I // PARTS) + tl.arange(0, BLOCK_I // PARTS)
-    there = byte * PARTS < num_in
-    for part in tl.static_range(PARTS):
-        sum_RK = tl.zeros((BLOCK_R, BLOCK_I // PARTS), dtype=tl.float32)
+    IN_BYTE: tl.constexpr = 8 // BITS
+    byte = tl.program_id(1) * (BLOCK_I // IN_BYTE) + tl.arange(0, BLOCK_I // IN_BYTE)
+    there = byte * IN_BYTE < num_in
+    for part in tl.static_range(IN_BYTE):
+        sum_RK = tl.zeros((BLOCK_R, BLOCK_I // IN_BYTE), dtype=tl.float32)
         for block in range(0, tl.cdiv(num_out, BLOCK_O)):
             o = block * BLOCK_O + tl.arange(0, BLOCK_O)
             dy_ptrs = dy_ptr + r[:, None].to(tl.int64) * dy_stride + o[None, :]
@@ -107,7 +120,7 @@ def _gradient_kernel(
             if WIDE:
                 dy_RO, weight_OK = dy_RO.to(tl.float32), weight_OK.to(tl.float32)
             sum_RK += tl.dot(dy_RO, weight_OK, input_precision="ieee")
-        dx_ptrs = dx_ptr + r[:, None].to(tl.int64) * num_in + (byte * PARTS + part)[None, :]
+        dx_ptrs = dx_ptr + r[:, None].to(tl.int64) * num_in + (byte * IN_BYTE + part)[None, :]
         tl.store(dx_ptrs, sum_RK.to(dx_ptr.dtype.element_ty), mask=(r[:, None] < num_rows) & there[None, :])
 
 
@@ -147,7 +160,9 @@ class TritonProduct:
 
     def _run(self, kernel: triton.JITFunction, grid: tuple[int, int], given: Tensor, out: Tensor) -> None:
         given = given if given.stride(-1) == 1 else given.contiguous()
-        zero = self._scale if self._zero is None else self._zero  # a pointer that is not looked at
+        zero = (
+            self._scale if self._zero is None else self._zero
+        )  # a kernel without zero points never reads it
         groups = 1 if self._group is None else self._scale.shape[1]
         kernel[grid](
             given, self._codes, self._scale, zero, out, len(given), *self._size, groups,

@@ -1,4 +1,8 @@
-"""Walk over a model: put layers of codes in the place of floating point ones, and back."""
+"""Put layers of codes in the place of a model's floating point ones.
+
+`quantize_model` quantizes a model that is loaded; `replace_layers` only makes room for codes, which a reader
+then fills (`glmtune.quantization.files.quantize_on_load`).
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from glmtune.errors import ConfigError
-from glmtune.models.checkpoints.quantized_layout import QuantizedLayout, without_layout
+from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.quantization.arithmetic.chunking import quantize_in_chunks
-from glmtune.quantization.arithmetic.methods import Method, method_named
+from glmtune.quantization.arithmetic.methods import QuantizationMethod, method_named
 from glmtune.quantization.layers.linear import QuantizedEmbedding, QuantizedLinear
 from glmtune.quantization.layers.plan import PlannedLayer, plan_layout, planned_layers
 from glmtune.quantization.layers.report import LayerReport, QuantizationReport, layer_report
@@ -29,7 +33,7 @@ def quantize_model(
         model: a base model in floating point, mutated.
         method: a name in `glmtune.quantization.arithmetic.methods.METHODS`.
         skip: see `plan_layout`.
-        embeddings: quantize the embedding, and the head tied to it.
+        embeddings: quantize the embedding too, and the head tied to it.
 
     Returns:
         What was done to every layer, with the SQNR of its weight.
@@ -39,15 +43,35 @@ def quantize_model(
         CheckpointError: a weight is not finite.
     """
     config: Any = model.config
-    if QuantizedLayout.of(config) is not None:
-        raise ConfigError("The model is quantized already. Load its unquantized checkpoint to quantize anew.")
-    layout = plan_layout(config, method, skip=skip, embeddings=embeddings)
-    layout = dataclasses.replace(layout, source_fingerprint=cast(Any, model).fingerprint())
+    layout = layout_for(model, method, skip=skip, embeddings=embeddings)
+    # A copy (the head that ChatGLM-6B ties to its embedding) is handled with its original.
     layers = [layer for layer in planned_layers(config, layout) if not layer.entry.is_copy]
     reports = tuple(_quantize_layer(model, layer, layout, method_named(method)) for layer in layers)
     _tie_head(model, layout)
     layout.put_into(config)
     return QuantizationReport(method, reports)
+
+
+def layout_for(
+    model: PreTrainedModel, method: str, *, skip: tuple[str, ...] = (), embeddings: bool = False
+) -> QuantizedLayout:
+    """Plan the layout of a loaded model, which remembers the weights it has now.
+
+    Args:
+        model: a base model in floating point.
+        method: see `plan_layout`.
+        skip: see `plan_layout`.
+        embeddings: see `plan_layout`.
+
+    Raises:
+        ConfigError: see `plan_layout`; the model is quantized already.
+    """
+    config: Any = model.config
+    if QuantizedLayout.of(config) is not None:
+        raise ConfigError("The model is quantized already. Load its unquantized checkpoint to quantize anew.")
+    layout = plan_layout(config, method, skip=skip, embeddings=embeddings)
+    # Prefixes and adapters name their base by this fingerprint; of codes it could not be computed any more.
+    return dataclasses.replace(layout, source_fingerprint=cast(Any, model).fingerprint())
 
 
 def replace_layers(model: PreTrainedModel, layout: QuantizedLayout) -> None:
@@ -64,31 +88,8 @@ def replace_layers(model: PreTrainedModel, layout: QuantizedLayout) -> None:
     _tie_head(model, layout)
 
 
-def dequantize_model(model: PreTrainedModel) -> None:
-    """Put floating point layers with the same weights in the place of a model's codes.
-
-    Args:
-        model: mutated; its layers of codes become ordinary ones in the model's own floating type.
-    """
-    dtype = model.dtype
-    for name, module in list(model.named_modules()):
-        if isinstance(module, QuantizedLinear):
-            with torch.device("meta"):
-                linear = nn.Linear(module.in_features, module.out_features, bias=False, dtype=dtype)
-            linear.weight = nn.Parameter(module.dequantized(dtype))
-            linear.bias = module.bias
-            model.set_submodule(name, linear)
-        elif isinstance(module, QuantizedEmbedding):
-            rows = nn.Embedding.from_pretrained(module.dequantized(dtype), freeze=False)
-            model.set_submodule(name, rows)
-    if "_tied_weights_keys" in vars(model):
-        del model._tied_weights_keys  # the class's own again
-        model.tie_weights()
-    without_layout(model.config)
-
-
 def _quantize_layer(
-    model: PreTrainedModel, layer: PlannedLayer, layout: QuantizedLayout, method: Method
+    model: PreTrainedModel, layer: PlannedLayer, layout: QuantizedLayout, method: QuantizationMethod
 ) -> LayerReport:
     """Replace one official layer, which may be three of the model's."""
     signal = noise = 0.0
@@ -96,6 +97,8 @@ def _quantize_layer(
     for name in layer.entry.native if not layer.reason else ():
         weight = model.get_parameter(name).detach()
 
+        # The default binds the weight of this turn of the loop. Codes are chosen on the CPU, a chunk at a
+        # time, so that they are the same wherever the model lies.
         def read(start: int, stop: int, weight: Tensor = weight) -> Tensor:
             return weight[start:stop].cpu()
 
@@ -130,7 +133,11 @@ def replace_layer(
 
 
 def _tie_head(model: PreTrainedModel, layout: QuantizedLayout) -> None:
-    """Let the head hold the embedding's codes, as the two are one matrix in the first generation."""
+    """Let the head hold the embedding's codes, as the two are one matrix in the first generation.
+
+    transformers ties parameters by name when it loads or builds a model (``_tied_weights_keys``, target →
+    source, 5.24); codes need an entry for each of their parameters, so the instance gets its own list.
+    """
     if not layout.embeddings:
         return
     name = next(name for name, module in model.named_modules() if isinstance(module, QuantizedEmbedding))

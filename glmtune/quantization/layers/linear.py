@@ -1,5 +1,10 @@
 """Layers that hold codes instead of weights: forward, and backward to their input.
 
+A layer of codes computes ``y = x Wᵀ`` in one of two ways. The plain path, here, dequantizes the weight piece
+by piece and multiplies; it works for every type, shape and device and is the reference. A `Product`, set by
+`glmtune.quantization.kernels`, multiplies by the codes themselves. It may hold the codes in an order of its
+own, and then it holds the only copy: two would double the memory that quantization is to save.
+
 Shapes: O output features, I input features, G groups of a row; any number of leading axes before I.
 """
 
@@ -17,24 +22,26 @@ from glmtune.quantization.arithmetic.chunking import dequantize_packed
 from glmtune.quantization.arithmetic.packing import pack, unpack
 from glmtune.quantization.arithmetic.primitives import QuantizedTensor, dequantize
 
-PARTS: tuple[str, ...] = ("weight", SCALE, ZERO)
+CODE_PARAMETERS: tuple[str, ...] = ("weight", SCALE, ZERO)
 """Parameters that make a weight."""
-WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What weights are formed in faster than by the plain path."""
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Types in which `Product.weight` forms weights; in others (float64 in tests) the plain path does."""
 OUTPUTS_AT_ONCE = 512
-"""Outputs whose weights are in floating point at the same time on a CPU, in forward and backward."""
+"""Outputs whose weights are in floating point at the same time on a CPU, in forward and backward: 8 MiB in
+float32 at 4,096 inputs, where the gate and up projection of a 6B model (27,392 outputs) would be 428 MiB. A
+multiple of every panel that kernels pack outputs into, so that a piece can be unpacked alone."""
 
 
-class Stored(Protocol):
-    """What a layer stores, held by its product in an order of its own."""
+class PackedStorage(Protocol):
+    """Parameters of a layer that its product keeps in another order, such as panels of 64 outputs."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Which of the layer's parameters; it holds the only copy of them."""
+        """Which of `CODE_PARAMETERS`; no other copy of them exists."""
         ...
 
     def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Return a parameter as the layer stored it.
+        """Return a parameter in the order of the checkpoint, some outputs or all.
 
         Args:
             name: one of `names`.
@@ -51,15 +58,15 @@ class Product:
     Attributes:
         multiply: rows ``[R, I]`` to ``[R, O]``; None for those it leaves to the plain path.
         dtypes: of the inputs it takes.
-        stored: what the product holds the only copy of; None: nothing.
-        weight: forms the weights ``[stop - start, I]`` of some outputs (see `Stored`) in one of
-            `WEIGHT_TYPES`, the same numbers as the plain path; None: the plain path.
+        storage: parameters that the product holds the only copy of; None: the layer keeps all of them.
+        weight: forms the weights ``[stop - start, I]`` of some outputs (see `PackedStorage`) in one of
+            `WEIGHT_DTYPES`, the same numbers as the plain path; None: the plain path.
         input_gradient: gradients of outputs ``[R, O]`` to those of inputs ``[R, I]``; None: the plain path.
     """
 
     multiply: Callable[[Tensor], Tensor | None]
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
-    stored: Stored | None = None
+    storage: PackedStorage | None = None
     weight: Callable[[int, int, torch.dtype], Tensor] | None = None
     input_gradient: Callable[[Tensor], Tensor] | None = None
 
@@ -93,7 +100,7 @@ class _Codes(nn.Module):
 
     def stored(self) -> dict[str, Tensor]:
         """Return codes, scales and zero points by name, even while a product holds them instead."""
-        return {name: self.stored_tensor(name) for name in PARTS if getattr(self, name) is not None}
+        return {n: self.stored_tensor(n) for n in CODE_PARAMETERS if getattr(self, n) is not None}
 
     def stored_tensor(self, name: str) -> Tensor:
         """Return one of them."""
@@ -122,13 +129,16 @@ class _Codes(nn.Module):
         codes = (held["weight"], held[SCALE], held.get(ZERO))
         return dequantize_packed(*codes, bits=self.bits, group_size=self.group_size, dtype=dtype)
 
+    # torch's Module calls `_apply` for every cast and move (`.to`, `.half()`, `.cuda()`; torch 2.13). It
+    # leaves the int8 codes alone in a cast, but a scale is floating point: float16 -> bfloat16 would lose
+    # three bits for good.
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         names = [name for name in (SCALE, ZERO) if getattr(self, name) is not None]
         before = {name: getattr(self, name).data for name in names}
         super()._apply(fn, recurse)
         for name, old in before.items():
             new: nn.Parameter = getattr(self, name)
-            if new.dtype != old.dtype:  # a cast of the model: scales keep every bit
+            if new.dtype != old.dtype:  # take the device of the new one, but the old numbers
                 fresh = torch.empty_like(old, device=new.device) if old.is_meta else old.to(new.device)
                 new.data = fresh
         return self
@@ -142,9 +152,9 @@ class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleV
     forward and backward.
 
     Attributes:
-        product: a faster forward than the plain one. What it holds in an order of its own is on the meta
-            device here meanwhile: its shape is known, and nobody reads it by mistake. Saving, copies, casts
-            and moves see everything as ever.
+        product: a faster forward than the plain one. Parameters in its storage are on the meta device here
+            meanwhile: they keep their shape, take no memory, and reading them by mistake is an error. Saving,
+            copies, casts and moves unpack them first, so from outside nothing has changed.
     """
 
     product: Product | None
@@ -173,21 +183,21 @@ class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleV
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``input @ weight.T + bias``: ``[..., I]`` to ``[..., O]``."""
-        kind = input.device.type
-        if torch.is_autocast_enabled(kind):
-            input = input.to(torch.get_autocast_dtype(kind))
+        device = input.device.type
+        if torch.is_autocast_enabled(device):  # autocast knows `nn.functional.linear`, not our product
+            input = input.to(torch.get_autocast_dtype(device))
         codes = (self.weight, self.weight_scale, self.weight_zero)
         product = self.product
         if product is not None and not torch.is_grad_enabled():
             found = _multiplied(input, product)  # decoding: without the cost of autograd's bookkeeping
             if found is not None:
                 return found if self.bias is None else found + self.bias.to(found.dtype)
-        output: Tensor = _Product.apply(input, *codes, self.bits, self.group_size, product)  # type: ignore[assignment]
+        output: Tensor = _CodesProduct.apply(input, *codes, self.bits, self.group_size, product)  # type: ignore[assignment]
         return output if self.bias is None else output + self.bias.to(output.dtype)
 
     def use(self, product: Product | None) -> None:
         """Take a product, which may hold codes and scales from now on; None: hold them here again."""
-        taken = () if product is None or product.stored is None else product.stored.names
+        taken = () if product is None or product.storage is None else product.storage.names
         for name, held in self.stored().items():
             tensor = torch.empty_like(held, device="meta") if name in taken else held
             if tensor is not getattr(self, name):
@@ -196,8 +206,8 @@ class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleV
 
     def stored_tensor(self, name: str) -> Tensor:
         """Return codes, scales or zero points, even while a product holds them instead."""
-        stored = None if self.product is None else self.product.stored
-        return getattr(self, name) if stored is None or name not in stored.names else stored.tensor(name)
+        storage = None if self.product is None else self.product.storage
+        return getattr(self, name) if storage is None or name not in storage.names else storage.tensor(name)
 
     def put(self, quantized: QuantizedTensor) -> None:
         """Copy codes, scales and zero points in."""
@@ -205,22 +215,26 @@ class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleV
         super().put(quantized)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
-        self.use(None)  # it was made for the old place and type
+        self.use(None)  # the product was made for the old device and dtype
         return super()._apply(fn, recurse)
 
+    # Called by `copy.deepcopy` and `pickle`. Products hold memory addresses and closures, which do not
+    # survive either.
     def __getstate__(self) -> dict[str, Any]:
         if self.product is None:
             return self.__dict__
         held = {name: _frozen(tensor) for name, tensor in self.stored().items()}
         parameters = {**self._parameters, **held}
-        return {**self.__dict__, "product": None, "_parameters": parameters}  # a copy makes its own
+        return {**self.__dict__, "product": None, "_parameters": parameters}
 
+    # Called by `state_dict` for every module (torch 2.13): meta tensors would be saved as nothing.
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        stored = None if self.product is None else self.product.stored
-        for name in () if stored is None else stored.names:
+        storage = None if self.product is None else self.product.storage
+        for name in () if storage is None else storage.names:
             destination[prefix + name] = self.stored_tensor(name)
 
+    # Called by `load_state_dict`, which copies into the parameters: they must be here for that.
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
         self.use(None)
         super()._load_from_state_dict(*arguments, **options)
@@ -253,15 +267,16 @@ class QuantizedEmbedding(_Codes, nn.Embedding):  # pyright: ignore[reportIncompa
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.padding_idx = self.max_norm = None
         self._make_codes(num_embeddings, embedding_dim, layout)
-        self.like = nn.Buffer(torch.empty(0, dtype=dtype), persistent=False)
-        """Holds nothing; its type is that of the result."""
+        # Codes have no floating type, so nothing else would say what the result is after `.half()`. A buffer
+        # is cast with the module; it is empty and not saved.
+        self.output_like = nn.Buffer(torch.empty(0, dtype=dtype), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return rows ``[..., columns]`` for ids ``[...]``."""
         flat = input.reshape(-1)
         zero = None if self.weight_zero is None else self.weight_zero[flat]
         rows = _unpacked(self.weight[flat], self.weight_scale[flat], zero, self.bits, self.group_size)
-        return dequantize(rows, self.like.dtype).reshape(*input.shape, self.embedding_dim)
+        return dequantize(rows, self.output_like.dtype).reshape(*input.shape, self.embedding_dim)
 
     def reset_parameters(self) -> None:
         """Do nothing: codes come from a weight."""
@@ -271,8 +286,15 @@ class QuantizedEmbedding(_Codes, nn.Embedding):  # pyright: ignore[reportIncompa
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.bits} bits"
 
 
-class _Product(torch.autograd.Function):
-    """Input times dequantized weight; the weight is formed again for the backward pass, not kept."""
+class _CodesProduct(torch.autograd.Function):
+    """``x Wᵀ`` and its gradient to x; the weight is formed again for the backward pass, not kept.
+
+    autograd would keep the floating point weight of every layer from the forward pass to the backward pass:
+    all of what quantization saved. Codes get no gradient, so the input is not kept either.
+
+    Shapes: forward takes x ``[..., I]`` and returns ``[..., O]``; backward takes ``[..., O]`` and returns
+    ``[..., I]``. Codes, scales and zero points are as in `_Codes`.
+    """
 
     @staticmethod
     def forward(
@@ -290,12 +312,12 @@ class _Product(torch.autograd.Function):
         output = None if product is None else _multiplied(input, product)
         if output is not None:
             return output
-        pieces = _Pieces(ctx, (packed, scale, zero), input.dtype)
-        if len(pieces.places) == 1:
-            return nn.functional.linear(input, pieces.weight(*pieces.places[0]))
+        pieces = _WeightPieces(ctx, (packed, scale, zero), input.dtype)
+        if len(pieces.ranges) == 1:
+            return nn.functional.linear(input, pieces.weight(*pieces.ranges[0]))
         output = input.new_empty(*input.shape[:-1], len(packed))
-        for place in pieces.places:
-            output[..., slice(*place)] = input @ pieces.weight(*place).T
+        for outputs in pieces.ranges:
+            output[..., slice(*outputs)] = input @ pieces.weight(*outputs).T
         return output
 
     @staticmethod
@@ -306,50 +328,56 @@ class _Product(torch.autograd.Function):
             found_RI = product.input_gradient(gradient.reshape(-1, gradient.shape[-1]))
             found = found_RI.reshape(*gradient.shape[:-1], found_RI.shape[-1])
         else:
-            found = _input_gradient(gradient, _Pieces(ctx, ctx.saved_tensors, gradient.dtype))
+            found = _input_gradient(gradient, _WeightPieces(ctx, ctx.saved_tensors, gradient.dtype))
         return found, None, None, None, None, None, None
 
 
-class _Pieces:
-    """The floating point weight of a layer, some outputs at a time: they stay in the processor's cache.
+class _WeightPieces:
+    """The floating point weight of a layer, formed for `OUTPUTS_AT_ONCE` outputs at a time.
 
     Attributes:
-        places: first output of a piece, and the one behind its last.
+        ranges: of outputs: the first of a piece, and the one behind its last.
     """
 
     def __init__(self, ctx: Any, tensors: Sequence[Tensor | None], dtype: torch.dtype) -> None:
         """Take codes, scales and zero points as the layer has them, and the type of the weight."""
         product = ctx.product
-        self._stored, self._fast = (None, None) if product is None else (product.stored, product.weight)
-        self._tensors: dict[str, Tensor | None] = dict(zip(PARTS, tensors, strict=True))
+        self._storage, self._fast = (None, None) if product is None else (product.storage, product.weight)
+        self._tensors: dict[str, Tensor | None] = dict(zip(CODE_PARAMETERS, tensors, strict=True))
         self._dtype, self._format = dtype, {"bits": ctx.bits, "group_size": ctx.group_size}
         packed = tensors[0]
         assert packed is not None
-        on_cpu = packed.device.type in ("cpu", "meta")  # a GPU is fastest with everything at once
+        # Elsewhere all at once, as every piece would cost several kernel launches.
+        # Meta: a CPU product holds the codes.
+        on_cpu = packed.device.type in ("cpu", "meta")
         step = OUTPUTS_AT_ONCE if on_cpu else len(packed)
-        self.places = [(start, min(start + step, len(packed))) for start in range(0, len(packed), step)]
+        self.ranges = [(start, min(start + step, len(packed))) for start in range(0, len(packed), step)]
 
     def weight(self, start: int, stop: int) -> Tensor:
         """Return the weight of some outputs, ``[stop - start, I]``."""
-        if self._fast is not None and self._dtype in WEIGHT_TYPES:
+        if self._fast is not None and self._dtype in WEIGHT_DTYPES:
             return self._fast(start, stop, self._dtype)
-        parts = [self._part(name, start, stop) for name in PARTS]
-        return dequantize_packed(*parts, **self._format, dtype=self._dtype)  # type: ignore[arg-type]
+        tensors = [self._rows(name, start, stop) for name in CODE_PARAMETERS]
+        return dequantize_packed(*tensors, **self._format, dtype=self._dtype)  # type: ignore[arg-type]
 
-    def _part(self, name: str, start: int, stop: int) -> Tensor | None:
-        if self._stored is not None and name in self._stored.names:
-            return self._stored.tensor(name, start, stop)
+    def _rows(self, name: str, start: int, stop: int) -> Tensor | None:
+        if self._storage is not None and name in self._storage.names:
+            return self._storage.tensor(name, start, stop)
         tensor = self._tensors[name]
         return None if tensor is None else tensor[start:stop]
 
 
-def _input_gradient(gradient: Tensor, pieces: _Pieces) -> Tensor:
-    """Return ``gradient @ weight``: ``[..., O]`` to ``[..., I]``; sums over pieces are formed in float32."""
-    if len(pieces.places) == 1:
-        return gradient @ pieces.weight(*pieces.places[0])
+def _input_gradient(gradient: Tensor, pieces: _WeightPieces) -> Tensor:
+    """Return ``gradient @ weight``: ``[..., O]`` to ``[..., I]``.
+
+    The sum over O is cut into pieces; each partial sum is rounded to the gradient's type, so they are added
+    in float32: adding up to 54 of them in bfloat16 would round at every step.
+    """
+    if len(pieces.ranges) == 1:
+        return gradient @ pieces.weight(*pieces.ranges[0])
     found: Tensor | None = None
-    for place in pieces.places:
-        part = gradient[..., slice(*place)] @ pieces.weight(*place)
+    for outputs in pieces.ranges:
+        part = gradient[..., slice(*outputs)] @ pieces.weight(*outputs)
         part = part.to(torch.promote_types(part.dtype, torch.float32))
         found = part if found is None else found.add_(part)
     assert found is not None

@@ -1,4 +1,7 @@
-"""What quantization did to every layer of a model: replaced or skipped, why, and at what loss."""
+"""What quantization did to every layer of a model: replaced or skipped, why, and at what loss.
+
+Layers carry sums of squares, not dB: sums can be added up over the layers of a kind, means of dB could not.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 import torch
 
-from glmtune.quantization.arithmetic.methods import Method
+from glmtune.quantization.arithmetic.methods import QuantizationMethod
 from glmtune.quantization.arithmetic.primitives import sqnr_db
 from glmtune.quantization.layers.plan import PlannedLayer
 
@@ -54,7 +57,7 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class KindReport:
-    """Layers of one kind taken together.
+    """All layers of one kind (such as ``dense_h_to_4h``) summed up.
 
     Attributes:
         kind: name inside a block.
@@ -113,7 +116,12 @@ class QuantizationReport:
 
 
 def layer_report(
-    layer: PlannedLayer, name: str, method: Method, dtype: torch.dtype, signal: float, noise: float
+    layer: PlannedLayer,
+    name: str,
+    method: QuantizationMethod,
+    dtype: torch.dtype,
+    signal: float,
+    noise: float,
 ) -> LayerReport:
     """Report on a planned layer.
 

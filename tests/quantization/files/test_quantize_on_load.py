@@ -21,8 +21,9 @@ from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.models.load import load_official
 from glmtune.quantization.arithmetic.methods import METHODS
 from glmtune.quantization.files.quantize_on_load import QuantizingReader
-from glmtune.quantization.layers.apply import dequantize_model, quantize_model
+from glmtune.quantization.layers.apply import quantize_model
 from tests.quantization.conftest import GOLDEN, REPO
+from tests.quantization.dequantized import dequantize_model
 
 Spoil = Callable[..., Path]
 LIMIT = 1.3

@@ -1,4 +1,4 @@
-"""PyTorch's kernels against the plain path, and what runs where none does; ours: test_kernels_native.py."""
+"""PyTorch's kernels against the plain path, and what runs where none does; ours: test_native.py."""
 
 from __future__ import annotations
 

@@ -15,10 +15,10 @@ from glmtune.prefix.attach import attach_prefix, freeze_base
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
 from glmtune.quantization.kernels.for_training import prepare_for_training
 from glmtune.quantization.kernels.native import native_library
-from glmtune.quantization.layers.apply import dequantize_model
 from glmtune.quantization.layers.linear import QuantizedLinear
 from glmtune.training.adapt import tune_adapter
 from glmtune.training.settings import LoraSettings
+from tests.quantization.dequantized import dequantize_model
 
 METHODS = ("int8", "int4", "int4-g32", "int4-g32-asym")
 """Every layout of codes: by row, in groups, with zero points. What chooses the codes does not matter here."""

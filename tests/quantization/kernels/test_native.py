@@ -18,7 +18,7 @@ from glmtune.quantization.arithmetic.methods import METHODS
 from glmtune.quantization.arithmetic.primitives import round_activations
 from glmtune.quantization.kernels import native, packed
 from glmtune.quantization.kernels.dispatch import KERNELS, choose_kernel, prepare_for_inference
-from glmtune.quantization.kernels.fused_projections import JoinedProducts, join_attention_inputs
+from glmtune.quantization.kernels.fused_projections import FusedProducts, fuse_attention_projections
 from glmtune.quantization.kernels.native import SWITCH, native_library
 from glmtune.quantization.kernels.packed import ACTIVATION_BLOCK, PackedProduct
 from glmtune.quantization.layers.linear import QuantizedLinear
@@ -103,7 +103,7 @@ def test_a_matrix_unit_computes_the_same(
     seen = x.bfloat16() if activations is None else round_activations(x.bfloat16(), block=block)
     exact = seen.double() @ made.dequantized(torch.bfloat16).double().T
     monkeypatch.setattr(packed, "native_library", lambda: replace(native_library(), matrix_unit=True))
-    monkeypatch.setattr(packed, "PART_WEIGHTS", 128 * 256)  # two parts
+    monkeypatch.setattr(packed, "MATRIX_WEIGHTS", 128 * 256)  # two parts
     prepare_for_inference(made, torch.bfloat16, activations=activations)
     assert made.product is not None
     assert isinstance(made.product.multiply, PackedProduct)
@@ -229,9 +229,9 @@ def test_query_key_and_value_are_one_product(method: str, activations: str | Non
 def test_what_does_not_fit_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     module = _Attention(("int4", "int8", "int4"))
     prepare_for_inference(module, torch.bfloat16)
-    assert join_attention_inputs(module) == 0
+    assert fuse_attention_projections(module) == 0
     calls: list[int] = []
-    monkeypatch.setattr(JoinedProducts, "multiply", lambda self, index, x: calls.append(index))
+    monkeypatch.setattr(FusedProducts, "multiply", lambda self, index, x: calls.append(index))
     module(torch.randn(1, 128).bfloat16())
     assert calls == []
 

@@ -11,7 +11,7 @@ from torch import nn
 from glmtune.quantization.kernels import small_batch
 from glmtune.quantization.kernels.dispatch import prepare_for_inference
 from glmtune.quantization.kernels.native import NativeLibrary, native_library
-from glmtune.quantization.kernels.small_batch import MOST_ROWS, FewRowsLinear, speed_up_few_rows
+from glmtune.quantization.kernels.small_batch import MAX_ROWS, SmallBatchLinear, use_small_batch_products
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,8 +24,8 @@ def _compiled() -> None:
 def changed(inputs: int, outputs: int, *, bias: bool = False) -> nn.Linear:
     torch.manual_seed(3)
     layer = nn.Linear(inputs, outputs, bias=bias).bfloat16()
-    assert speed_up_few_rows(layer) == 1
-    assert speed_up_few_rows(layer) == 0  # only once
+    assert use_small_batch_products(layer) == 1
+    assert use_small_batch_products(layer) == 0  # only once
     return layer
 
 
@@ -43,7 +43,7 @@ def test_few_rows_are_exact_but_for_rounding(
 ) -> None:
     layer = changed(*shape, bias=bias)
     calls = calls_of_parent(layer, monkeypatch)
-    for rows in range(1, MOST_ROWS + 1):
+    for rows in range(1, MAX_ROWS + 1):
         x = torch.randn(rows, shape[0]).bfloat16()
         with torch.no_grad():
             found = layer(x[None])[0]
@@ -65,10 +65,10 @@ def test_inputs_need_not_be_contiguous() -> None:
 def test_what_it_does_not_take_is_the_parents(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = changed(64, 16)
     calls = calls_of_parent(layer, monkeypatch)
-    many = torch.randn(MOST_ROWS + 1, 64).bfloat16()
+    many = torch.randn(MAX_ROWS + 1, 64).bfloat16()
     with torch.no_grad():
         layer(many)
-        assert calls.pop() == MOST_ROWS + 1
+        assert calls.pop() == MAX_ROWS + 1
         with torch.autocast("cpu", torch.bfloat16):
             layer(many[:1])
         assert calls.pop() == 1
@@ -82,7 +82,7 @@ def test_what_it_does_not_take_is_the_parents(monkeypatch: pytest.MonkeyPatch) -
 def test_copies_and_states_are_those_of_a_linear_layer() -> None:
     layer = changed(64, 16, bias=True)
     twin = copy.deepcopy(layer)
-    assert isinstance(twin, FewRowsLinear)
+    assert isinstance(twin, SmallBatchLinear)
     assert list(twin.state_dict()) == ["weight", "bias"]
 
 
@@ -90,6 +90,6 @@ def test_models_in_bfloat16_get_it_others_do_not(monkeypatch: pytest.MonkeyPatch
     small, wide = nn.Sequential(nn.Linear(8, 8)).bfloat16(), nn.Sequential(nn.Linear(8, 8))
     prepare_for_inference(small, torch.bfloat16)
     prepare_for_inference(wide, torch.float32)
-    assert [type(model[0]) for model in (small, wide)] == [FewRowsLinear, nn.Linear]
+    assert [type(model[0]) for model in (small, wide)] == [SmallBatchLinear, nn.Linear]
     monkeypatch.setattr(small_batch, "native_library", lambda: NativeLibrary(None, "none here"))
-    assert speed_up_few_rows(wide) == 0
+    assert use_small_batch_products(wide) == 0

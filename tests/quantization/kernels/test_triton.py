@@ -118,7 +118,7 @@ def interpreted() -> None:
     assert kernel.refusal(layer, torch.float32) == ""
     assert "inputs are float64" in kernel.refusal(layer, torch.float64)
     assert "the layer is on cpu" in dispatch.TritonKernel().refusal(layer, torch.float32)
-    many = torch.zeros(dispatch.TRITON_MOST_ROWS + 1, 64)
+    many = torch.zeros(dispatch.TRITON_MAX_ROWS + 1, 64)
     assert kernel.prepared(layer).multiply(many) is None
     results = []
     for product in (None, kernel.prepared(layer)):

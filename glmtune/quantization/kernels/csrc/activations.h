@@ -1,4 +1,7 @@
-// What the products work on: the packed weight, and activations made ready for them.
+// What the products work on: the packed weight, activations made ready for them, and small parts of both.
+//
+// Vectors are 512 bits: 16 numbers of float32 or, for the dot products, 16 pairs of bfloat16 or 16 times four bytes.
+// Everything that is not bfloat16 arithmetic or a dot product of bytes is done in float32.
 #pragma once
 
 #include <immintrin.h>
@@ -7,6 +10,7 @@
 #include <cstdint>
 #include <utility>
 
+// Repeated by hand in Python: DTYPE_NUMBERS in packed.py, Weight in native.py.
 enum Type { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
 struct Weight {
@@ -20,17 +24,18 @@ struct Weight {
 
 namespace {
 
-constexpr int PANEL = 64;  // outputs of a panel
+constexpr int PANEL = 64;  // outputs of a panel: four vectors of 16 float32 sums
 
-inline int64_t divided_up(int64_t number, int64_t by) { return (number + by - 1) / by; }
+inline int64_t ceil_div(int64_t number, int64_t by) { return (number + by - 1) / by; }
 int64_t columns_of_step(const Weight& w) { return 32 / w.bits; }
-int64_t steps_of(const Weight& w) { return divided_up(w.inputs, columns_of_step(w)); }
-int64_t panels_of(const Weight& w) { return divided_up(w.outputs, PANEL); }
-int64_t groups_of(const Weight& w) { return w.group ? divided_up(w.inputs, w.group) : 1; }
+int64_t steps_of(const Weight& w) { return ceil_div(w.inputs, columns_of_step(w)); }
+int64_t panels_of(const Weight& w) { return ceil_div(w.outputs, PANEL); }
+int64_t groups_of(const Weight& w) { return w.group ? ceil_div(w.inputs, w.group) : 1; }
 
 // --- loops ---------------------------------------------------------------------------------------------------
 
-// Calls f(0) ... f(N - 1) with constants: arrays indexed by them stay in registers.
+// Calls f(0) ... f(N - 1) with constants, a loop that is always unrolled. An array of vectors stays in registers only
+// if every index into it is a constant; a sum in memory costs a load and a store per multiplication.
 template <int... I, class F>
 inline __attribute__((always_inline)) void each(std::integer_sequence<int, I...>, F f) {
   (f(std::integral_constant<int, I>{}), ...);
@@ -41,11 +46,14 @@ inline __attribute__((always_inline)) void each(std::integer_sequence<int, I...>
 
 // --- numbers in and out -----------------------------------------------------------------------------------
 
+// bfloat16 is the upper half of a float32: widening is a shift.
 __m512 widened(__m256i bfloat16s) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16s), 16));
 }
 
-__m256i narrowed(__m512 x) {  // to bfloat16, to nearest even; NaN stays NaN
+// To bfloat16, to nearest even, as PyTorch rounds: adding 0x7FFF, and one more if the bit that will be the last is odd,
+// carries into the upper half exactly where rounding goes up. NaN is set apart: the sum could carry it to infinity.
+__m256i narrowed(__m512 x) {
   __m512i bits = _mm512_castps_si512(x);
   __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
@@ -72,7 +80,7 @@ __m512 halves_at(const uint16_t* from) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
-// sum += a * b for 16 pairs of bfloat16.
+// sum += a * b for 16 pairs of bfloat16. Without the instruction, a product of two bfloat16 is still exact in float32.
 #ifdef __AVX512BF16__
 __m512 dot_pairs(__m512 sum, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
@@ -86,7 +94,9 @@ __m512 dot_pairs(__m512 sum, __m512i a, __m512i b) {
 }
 #endif
 
-// x / (1 + exp(-x)); exp(y) as 2^n 2^f, f within half a unit of 0, by the Taylor series of 2^f.
+// x / (1 + exp(-x)). exp(-x) = 2^y with y = -x / ln 2; y = n + f with n an integer and |f| <= 1/2. 2^n goes into the
+// exponent, 2^f is its Taylor series, (ln 2)^i / i! from i = 6 down to 0: off by 1e-7, less than float32 rounds. y is
+// kept within what the exponent holds; beyond, silu(x) is x, or below 1e-34.
 __m512 silu(__m512 x) {
   __m512 y = _mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f));
   y = _mm512_max_ps(_mm512_min_ps(y, _mm512_set1_ps(126.0f)), _mm512_set1_ps(-126.0f));
@@ -110,10 +120,13 @@ struct Activations {
   const int32_t* sum;  // [rows, blocks]: sum of the codes, rounded only
 };
 
-// Round one row to INT8, a scale per block: code = x * (127 / largest magnitude).
+// Round one row to INT8, a scale per block: code = x * (127 / largest magnitude). The same operations in the same
+// order as `round_activations` in primitives.py, which tests compare it with. `sum` and `total` are what the offset of
+// the weight's codes and the zero points multiply: both belong to all columns of a block alike.
 void round_row(const Weight& w, const void* x, int64_t start, int type, int64_t block, int8_t* codes, float* scale,
                float* total, int32_t* sum) {
-  // Bytes in the order in which `vpdpbusd` meets the columns: see the bits of a word above.
+  // Bytes in the order in which `vpdpbusd` meets the columns, which is that of the bits of a word (see
+  // packed_product.cpp). INT8: columns 0 2 1 3. INT4, lower halves of the four bytes first: 0 4 1 5, then 2 6 3 7.
   const __m128i order = w.bits == 4 ? _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15)
                                     : _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
   for (int64_t from = 0, b = 0; from < w.inputs; from += block, ++b) {
@@ -135,7 +148,8 @@ void round_row(const Weight& w, const void* x, int64_t start, int type, int64_t 
   }
 }
 
-// Split one row into `parts` rows of bfloat16 whose sum it is (1 for bfloat16, 2 float16, 3 float32).
+// Split one row into `parts` rows of bfloat16 whose sum it is (1 for bfloat16, 2 float16, 3 float32): bfloat16 has 8
+// bits of mantissa, float16 11, float32 24. So inputs of any type have exact products with codes, by one kernel.
 void split_row(const Weight& w, const void* x, int64_t start, int type, int parts, char* to, int64_t row_bytes) {
   for (int64_t k = 0; k < w.inputs; k += 16) {
     __m512 rest = load(x, start + k, first(w.inputs - k), type);
@@ -147,6 +161,7 @@ void split_row(const Weight& w, const void* x, int64_t start, int type, int part
   }
 }
 
+// Sums of the inputs over each group: what zero points multiply.
 void add_up_row(const Weight& w, const void* x, int64_t start, int type, float* total) {
   for (int64_t from = 0, g = 0; from < w.inputs; from += w.group, ++g) {
     __m512 sum = _mm512_setzero_ps();

@@ -1,4 +1,9 @@
-// Codes back to floating point, in the order in which products of whole matrices want them.
+// Codes back to floating point, for PyTorch's products of whole matrices.
+//
+// The result is transposed ([inputs, outputs]): a panel has its outputs side by side, so 16 of them are written with
+// one store, and a product of matrices reads either order equally well. Numbers are those of the plain path, bit for
+// bit: code * scale is exact in float32 (8 and 11 bits), so it makes no difference if the compiler fuses it with the
+// addition of the zero point.
 
 #include "activations.h"
 

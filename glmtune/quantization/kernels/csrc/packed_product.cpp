@@ -2,13 +2,24 @@
 //
 // A weight is packed once into panels of 64 outputs. A step is a run of neighbouring columns whose codes fill a
 // 32-bit word per output: 8 columns of INT4, 4 of INT8. A panel holds its steps one after the other, a step the
-// words of 64 outputs. Codes are stored unsigned (code + 8, code + 128); the code of column 2t + h of a step lies
-// at bit 16h + bits * t. So
+// words of 64 outputs (a picture: kernels/packed.py). Codes are stored unsigned (code + 8, code + 128); the code of
+// column 2t + h of a step lies at bit 16h + bits * t. So
 //   - a shift brings the codes of columns 2t and 2t + 1 to the bottom of the two halves of every word, where
 //     `vpermw` turns them into a pair of bfloat16 for `vdpbf16ps` (weight-only product, exact products); INT8
 //     takes two shifts per pair, the upper four bits count sixteen;
 //   - a mask leaves bytes for `vpdpbusd` (activations rounded to INT8 by blocks of columns).
 // Both read the weight once per tile of up to ROWS rows, in registers; one row runs at the speed of memory.
+//
+// A tile is ROWS rows times a panel. Its sums stay in registers over all columns:
+//
+//              weight: 4 vectors of 16 outputs      32 registers: 24 sums
+//              [  n=0  ][  n=1  ][  n=2  ][  n=3  ]                4 weights
+//     x row 0    sum00    sum01    sum02    sum03                  1 activation, broadcast
+//       ...                                                        2 tables (or a mask)
+//     x row 5    sum50    sum51    sum52    sum53
+//
+// Every weight vector, once decoded, serves six rows, and every broadcast activation four vectors; with fewer sums the
+// loads would cost more than the products, with more they would spill into memory.
 //
 // Plain C interface, no PyTorch headers: it compiles in seconds and does not depend on PyTorch's version.
 
@@ -27,8 +38,8 @@ namespace {
 
 constexpr int VECTORS = 4;   // registers of 16 outputs that make a panel
 constexpr int ROWS = 6;      // rows of a tile: 24 accumulators of 32 registers
-constexpr int MANY_ROWS = 48;  // rows from which INT8 codes are widened once instead of in every tile
-constexpr int BLOCK = 256;   // columns of activations that share a scale where the weight has no groups
+constexpr int MANY_ROWS = 48;  // rows (8 tiles) from which INT8 codes are widened once instead of in every tile
+constexpr int BLOCK = 256;   // columns of activations that share a scale where the weight has no groups (packed.py too)
 
 // --- tiles: `rows` rows times a panel ---------------------------------------------------------------------
 
@@ -58,11 +69,14 @@ inline void add_scaled(const Weight& w, int64_t place, __m512 sum, float factor,
   _mm512_storeu_ps(result, all);
 }
 
+// Exact products: codes become bfloat16 (which holds them exactly) through a table of 16 entries in a register. An INT8
+// code is taken in two nibbles: the even steps s bring the lower one (0 .. 15), the odd ones the upper one, whose table
+// counts sixteen and takes the offset of 128 off. BITS == 16: codes that `widen_panel` has made bfloat16 already.
 template <int BITS, int COUNT>
 void weight_only_tile(const Weight& w, const uint32_t* words, int64_t panel, const Activations& x, int64_t row,
                       float (*out)[PANEL]) {
   const __m512i even = BITS == 4 ? table(8, 1) : table(0, 1), odd = BITS == 4 ? table(8, 1) : table(8, 16);
-  const int64_t steps = divided_up(w.inputs, 32 / BITS), groups = groups_of(w), row_bytes = x.row_bytes;
+  const int64_t steps = ceil_div(w.inputs, 32 / BITS), groups = groups_of(w), row_bytes = x.row_bytes;
   const int64_t group_steps = w.group ? w.group * BITS / 32 : steps;
   const char* data = x.data + row * row_bytes;
   for (int64_t g = 0, step = 0; g < groups; ++g) {
@@ -71,7 +85,7 @@ void weight_only_tile(const Weight& w, const uint32_t* words, int64_t panel, con
     for (int64_t end = std::min(step + group_steps, steps); step < end; ++step) {
       const uint32_t* from = words + step * PANEL;
       const char* at = data + step * (64 / BITS);
-      EACH(s, BITS == 16 ? 1 : 4)
+      EACH(s, BITS == 16 ? 1 : 4)  // shifts by a nibble: 4 pairs of INT4 columns; 2 of INT8, two nibbles each
         __m512i weight[VECTORS];
         EACH(n, VECTORS)
           weight[n] = _mm512_loadu_si512(from + 16 * n);
@@ -99,8 +113,12 @@ inline __attribute__((always_inline)) Ints dot_bytes(Ints sum, __m512i weight, _
   return reinterpret_cast<Ints>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), weight, four));
 }
 
-// Codes are stored unsigned, so every sum starts at what their offset will add, negative. SAME_SCALE: a row has
-// one scale and no zero point, which then waits for the end of the row.
+// Rounded activations: sums of INT8 times codes, exact in int32, scaled once per block of columns. `vpdpbusd`
+// multiplies unsigned bytes by signed ones and adds four neighbours; AVX-512 has no product of signed by signed. The
+// activations are the signed ones, so the codes have to be unsigned, stored with their offset, and
+//     sum x (code + offset) = sum x code + offset * sum x :
+// every sum starts at -offset * (sum of the activations' codes), which `round_row` has added up.
+// SAME_SCALE: a row has one scale and no zero point, so blocks are added up first and the scale comes at the end.
 template <int BITS, int COUNT, bool SAME_SCALE>
 void rounded_tile(const Weight& w, const uint32_t* words, int64_t panel, const Activations& x, int64_t row,
                   float (*out)[PANEL]) {
@@ -111,7 +129,8 @@ void rounded_tile(const Weight& w, const uint32_t* words, int64_t panel, const A
   const int32_t* code_sum = x.sum + row * blocks;
   const float *factor = x.scale + row * blocks, *total = x.total + row * blocks;
   for (int64_t b = 0, step = 0; b < blocks; ++b) {
-    asm volatile("" ::: "memory");  // results stay in memory: registers are for the sums
+    // Keeps the compiler from holding `out` in registers between blocks, which would push the sums out of them.
+    asm volatile("" ::: "memory");
     Ints sum[COUNT][VECTORS];
     EACH(r, COUNT)
       const Ints start = Ints{} - (1 << (BITS - 1)) * code_sum[r * blocks + b];
@@ -179,7 +198,8 @@ Tile tile_for(int bits, Way way, int64_t rows) {
   return bits == 4 ? tile_for<4>(way, rows, counts) : tile_for<8>(way, rows, counts);
 }
 
-// INT8 codes of a panel as pairs of bfloat16: worth it for many rows, as the tiles then need no tables.
+// INT8 codes of a panel as pairs of bfloat16: worth it for many rows, as the tiles then need neither tables nor two
+// products per code. A thread's own memory, in the layout of a panel with steps of two columns.
 void widen_panel(const uint32_t* words, int64_t steps, uint32_t* pairs) {
   const __m512i byte = _mm512_set1_epi32(0xFF), offset = _mm512_set1_epi32(128);
   auto number = [&](__m512i word, int shift) {
@@ -196,7 +216,7 @@ void widen_panel(const uint32_t* words, int64_t steps, uint32_t* pairs) {
   }
 }
 
-// The sum of 16 outputs over the parts that a row was split into.
+// The sum of 16 outputs over the parts that a row was split into (`split_row`): each part was a row of the tile.
 __m512 added_up(const float (*result)[PANEL], int parts, int64_t o) {
   __m512 number = _mm512_loadu_ps(result[0] + o);
   for (int part = 1; part < parts; ++part) number = _mm512_add_ps(number, _mm512_loadu_ps(result[part] + o));
@@ -218,7 +238,9 @@ int glmtune_products() {
 
 int64_t glmtune_words(const Weight* w) { return panels_of(*w) * steps_of(*w) * PANEL; }
 
-// Ask for huge pages: a weight read from end to end for every token misses the TLB on each small one. Advice only.
+// Ask for huge pages: a weight read from end to end for every token misses the TLB on each small one. Advice only, so
+// errors are ignored: without them reading is slower, no more. The first call is for pages not touched yet, the second
+// one moves those that are.
 void glmtune_use_huge_pages(void* from, int64_t bytes) {
   const uintptr_t huge = 1 << 21, begin = (reinterpret_cast<uintptr_t>(from) + huge - 1) & ~(huge - 1);
   const uintptr_t end = (reinterpret_cast<uintptr_t>(from) + bytes) & ~(huge - 1);
@@ -273,10 +295,12 @@ void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type
                      int threads) {
   const Weight& w = *weight;
   const int parts = rounded ? 1 : type == BFLOAT16 ? 1 : type == FLOAT16 ? 2 : 3;
-  const int64_t width = divided_up(w.inputs, 64) * 64 + 64, bytes = rounded ? 1 : 2;
+  const int64_t width = ceil_div(w.inputs, 64) * 64 + 64, bytes = rounded ? 1 : 2;
   Activations a{};
   a.block = w.group ? w.group : rounded ? BLOCK : w.inputs;
-  a.blocks = divided_up(w.inputs, a.block);
+  a.blocks = ceil_div(w.inputs, a.block);
+  // bfloat16 rows of whole steps are read where they lie; all else is converted, with zeros beyond the last column,
+  // as a step or a vector may reach over it.
   const bool as_they_are = !rounded && type == BFLOAT16 && w.inputs % columns_of_step(w) == 0;
   a.row_bytes = as_they_are ? 2 * w.inputs : width * bytes;
   std::unique_ptr<char[]> copied(as_they_are ? nullptr : new char[rows * parts * a.row_bytes]);
@@ -286,7 +310,8 @@ void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type
   a.data = as_they_are ? static_cast<const char*>(x) : copied.get();
   a.scale = scale.get(), a.total = total.get(), a.sum = sum.get();
 
-  const int64_t most = ROWS / parts, tiles = divided_up(rows, most), tall = divided_up(rows, tiles);
+  // Tiles of equal height: 7 rows are 4 + 3, not 6 + 1, as a tile of one row decodes the weight for one row alone.
+  const int64_t most = ROWS / parts, tiles = ceil_div(rows, most), tall = ceil_div(rows, tiles);
   const int64_t steps = steps_of(w), halves = gated ? 2 : 1;
   const int64_t outputs = w.outputs / halves, panels = panels_of(w) / halves;
   const Way way = !rounded ? EXACT : w.group || w.zero ? ROUNDED : ROUNDED_SAME_SCALE;
@@ -304,6 +329,7 @@ void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type
       if (!rounded && w.zero) add_up_row(w, x, r * w.inputs, type, total.get() + r * parts * a.blocks);
     }
     std::unique_ptr<uint32_t[]> pairs(widened ? new uint32_t[halves * 2 * steps * PANEL] : nullptr);
+    // Panels are handed out one by one: threads may share a core with others and then fall behind.
 #pragma omp for schedule(dynamic, 1)
     for (int64_t panel = 0; panel < panels; ++panel) {
       const uint32_t* words[2];
@@ -312,6 +338,7 @@ void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type
         if (widened) widen_panel(words[half], steps, pairs.get() + half * 2 * steps * PANEL);
         if (widened) words[half] = pairs.get() + half * 2 * steps * PANEL;
       }
+      // Rows inside panels: the panel (128 KiB of INT4 at 4,096 inputs) stays in the cache for all of them.
       for (int64_t row = 0; row < rows; row += tall) {
         float result[2][ROWS][PANEL] = {};
         const int64_t count = std::min(tall, rows - row);

@@ -1,8 +1,18 @@
-"""Quantize a model block by block by what its layers see: calibration rows, errors so far included."""
+"""Quantize a model by GPTQ, block by block, from the inputs that its layers see on calibration rows.
+
+::
+
+    rows -> block 0 -> block 1 -> block 2 -> ...
+            codes      codes      its inputs are those behind codes
+
+Blocks are done in order and each is run behind those already quantized: it then sees the inputs that
+it will see in use, errors of earlier blocks included, and its rounding can make good for some of them
+(as the GPTQ code does). The moments of the inputs are all that GPTQ needs of them: one ``[I, I]``
+matrix per layer instead of all tokens.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -13,11 +23,11 @@ from transformers import PreTrainedModel
 from glmtune.errors import ConfigError
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.quantization.arithmetic.gptq import output_signal_and_noise, quantize_gptq
-from glmtune.quantization.arithmetic.methods import Method, method_named
-from glmtune.quantization.files.finished_layers import Part, PartStore
-from glmtune.quantization.layers.apply import replace_layer
-from glmtune.quantization.layers.plan import PlannedLayer, plan_layout, planned_layers
-from glmtune.quantization.layers.report import LayerReport, QuantizationReport, layer_report
+from glmtune.quantization.arithmetic.methods import QuantizationMethod, method_named
+from glmtune.quantization.layers.apply import layout_for, replace_layer
+from glmtune.quantization.layers.finished_layers import FinishedLayer, FinishedLayers
+from glmtune.quantization.layers.plan import PlannedLayer, planned_layers
+from glmtune.quantization.layers.report import QuantizationReport, layer_report
 
 
 def quantize_calibrated(
@@ -26,21 +36,18 @@ def quantize_calibrated(
     rows: Sequence[Sequence[int]],
     *,
     skip: tuple[str, ...] = (),
-    watch: Callable[[int, int], None] | None = None,
-    parts: PartStore | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    finished: FinishedLayers | None = None,
 ) -> QuantizationReport:
     """Quantize a loaded model in place with GPTQ, from the first block to the last.
-
-    Every block is run on all rows for its inputs, behind blocks that are codes already, so that it can make
-    good for their errors.
 
     Args:
         model: a base model in floating point, mutated.
         method: a calibrated name in ``METHODS``.
         rows: token ids, special tokens included, as the model sees them in use.
         skip: see `plan_layout`.
-        watch: told how many blocks are done and how many there are.
-        parts: keeps every layer, and gives those that an earlier run finished.
+        on_progress: called with the number of blocks done and of all blocks.
+        finished: keeps every layer, and gives those that an earlier run finished.
 
     Returns:
         What was done to every layer; signal and noise are those of its outputs on these rows.
@@ -53,46 +60,59 @@ def quantize_calibrated(
             f"`quantization` is `{method}`, which needs rows to calibrate with, but there are none."
         )
     config: Any = model.config
-    if QuantizedLayout.of(config) is not None:
-        raise ConfigError("The model is quantized already. Load its unquantized checkpoint to quantize anew.")
-    layout = plan_layout(config, method, skip=skip)
-    layout = dataclasses.replace(layout, source_fingerprint=cast(Any, model).fingerprint())
+    layout = layout_for(model, method, skip=skip)
     layers = [layer for layer in planned_layers(config, layout) if not layer.entry.is_copy]
-    blocks: Any = cast(Any, model.base_model).layers
-    energies: dict[str, tuple[float, float]] = {}
+    # Taken now, as afterwards the layers hold codes.
     dtypes = {layer.name: model.get_parameter(layer.entry.native[0]).dtype for layer in layers}
+    chosen, energies = method_named(method), dict[str, tuple[float, float]]()
+    blocks: Any = cast(Any, model.base_model).layers
     for number, block in enumerate(blocks):
         inside = [layer for layer in layers if not layer.reason and f".layers.{number}." in layer.name]
-        earlier = {layer.name: parts.get(layer.name) for layer in inside} if parts is not None else {}
-        if inside and all(earlier.get(layer.name) for layer in inside):
-            made = {name: part for name, part in earlier.items() if part is not None}
+        made = _earlier(inside, finished)
+        if made is not None:
             for layer in inside:
                 _put(model, layer, layout, made[layer.name])
-        else:  # a block is quantized as a whole, as all its layers see the same rows
+        else:
             moments = _input_moments(model, block, inside, rows)
             made = {
-                layer.name: _quantize(model, layer, layout, method_named(method), moments[layer.name])
-                for layer in inside
+                layer.name: _quantize(model, layer, layout, chosen, moments[layer.name]) for layer in inside
             }
-            if parts is not None:
-                for name, part in made.items():
-                    parts.put(name, part)
-        energies |= {name: (part.signal, part.noise) for name, part in made.items()}
-        if watch is not None:
-            watch(number + 1, len(blocks))
+            if finished is not None:
+                for name, layer in made.items():
+                    finished.put(name, layer)
+        energies |= {name: (layer.signal, layer.noise) for name, layer in made.items()}
+        if on_progress is not None:
+            on_progress(number + 1, len(blocks))
     layout.put_into(config)
-    reports = [
-        layer_report(
-            layer, method, method_named(method), dtypes[layer.name], *energies.get(layer.name, (0.0, 0.0))
-        )
+    reports = tuple(
+        layer_report(layer, method, chosen, dtypes[layer.name], *energies.get(layer.name, (0.0, 0.0)))
         for layer in layers
-    ]
-    return QuantizationReport(method, tuple[LayerReport, ...](reports), measured="outputs")
+    )
+    return QuantizationReport(method, reports, measured="outputs")
+
+
+def _earlier(
+    layers: Sequence[PlannedLayer], finished: FinishedLayers | None
+) -> dict[str, FinishedLayer] | None:
+    """Return a block's layers as an earlier run made them; None unless all of them are there.
+
+    A block is resumed as a whole: its moments are collected before any of its layers is replaced, so a block
+    with some layers of codes would give the others other inputs than a run without a kill does.
+    """
+    if finished is None:
+        return None
+    found = {layer.name: finished.get(layer.name) for layer in layers}
+    made = {name: layer for name, layer in found.items() if layer is not None}
+    return made if made and len(made) == len(layers) else None
 
 
 def _quantize(
-    model: PreTrainedModel, layer: PlannedLayer, layout: QuantizedLayout, method: Method, moments_II: Tensor
-) -> Part:
+    model: PreTrainedModel,
+    layer: PlannedLayer,
+    layout: QuantizedLayout,
+    method: QuantizationMethod,
+    moments_II: Tensor,
+) -> FinishedLayer:
     """Replace one official layer, three of the model's perhaps; return codes and energies of its outputs."""
     signal = noise = 0.0
     tensors: dict[str, Tensor] = {}
@@ -108,30 +128,36 @@ def _quantize(
         codes = replace_layer(model, name.removesuffix(".weight"), layout)
         codes.put(quantized)
         tensors |= {f"{name}/{key}": value for key, value in codes.state_dict().items() if key != "bias"}
+        # By the outputs, not the weights: GPTQ moves weights away from their nearest codes on purpose.
         more = output_signal_and_noise(weight, codes.dequantized().cpu(), moments_II)
         signal, noise = signal + more[0], noise + more[1]
-    return Part(tensors, signal, noise, {})
+    return FinishedLayer(tensors, signal, noise, {})
 
 
-def _put(model: PreTrainedModel, layer: PlannedLayer, layout: QuantizedLayout, part: Part) -> None:
+def _put(model: PreTrainedModel, layer: PlannedLayer, layout: QuantizedLayout, made: FinishedLayer) -> None:
     """Replace one official layer by what an earlier run made of it."""
     for name in layer.entry.native:
         codes = replace_layer(model, name.removesuffix(".weight"), layout)
         with torch.no_grad():
-            for key, value in part.tensors.items():
+            for key, value in made.tensors.items():
                 if key.startswith(f"{name}/"):
                     codes.get_parameter(key.removeprefix(f"{name}/")).copy_(value)
 
 
 class _BlockIsDone(Exception):
-    """Stops a forward pass behind the block that was to be watched."""
+    """Ends a forward pass behind the block whose inputs were wanted; the blocks after it need not run."""
 
 
 @torch.no_grad()
 def _input_moments(
     model: PreTrainedModel, block: nn.Module, layers: Iterable[PlannedLayer], rows: Sequence[Sequence[int]]
 ) -> dict[str, Tensor]:
-    """Return official name → sum of x xᵀ over the inputs of the layer, float32 ``[I, I]``."""
+    """Return official name → sum of x xᵀ over the inputs of the layer, float32 ``[I, I]``.
+
+    Every row is sent through the model from its start, up to this block. Keeping each row's hidden states
+    between blocks would be faster, but masks and rotary positions would have to be kept with them,
+    differently in every generation.
+    """
     moments: dict[str, Tensor] = {}
 
     def summing(name: str) -> Callable[..., None]:
@@ -146,7 +172,7 @@ def _input_moments(
         raise _BlockIsDone
 
     hooks = [block.register_forward_hook(stop)]
-    for layer in layers:  # query, key and value have one input
+    for layer in layers:  # query, key and value have one input: the first stands for all three
         module = model.get_submodule(layer.entry.native[0].removesuffix(".weight"))
         hooks.append(module.register_forward_pre_hook(summing(layer.name)))
     try:
