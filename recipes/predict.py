@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from glmtune.data.dataset import ConversationSet
-    from glmtune.inference.predict.journal import RunIdentity
+    from glmtune.inference.predict.run_identity import RunIdentity
     from glmtune.inference.predict.predict import PredictedSplit
     from glmtune.metrics.significance import Difference
     from glmtune.models.load import GlmModel
@@ -211,7 +211,7 @@ def _identity(
     num_rows: int,
     tuning: _Tuning,
 ) -> RunIdentity:
-    from glmtune.inference.predict.journal import RunIdentity, deciding_settings
+    from glmtune.inference.predict.run_identity import RunIdentity, deciding_settings
     from glmtune.models.templates.renderer import template_for
     from glmtune.version import __version__
 

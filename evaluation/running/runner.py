@@ -14,7 +14,7 @@ from evaluation.backend import Backend, Limits
 from evaluation.running.data_parallel import Processes
 from evaluation.running.fingerprint import deciding, fingerprint
 from evaluation.running.fitting import Asked, fit_extraction, fit_prompt, limits_of
-from evaluation.running.journal import JournalWriter, open_run, read_journals
+from evaluation.running.run_folder import JournalWriter, open_run, read_journals
 from evaluation.sample import Prompt, Sample
 from evaluation.task import CHOICES, GENERATE, GENERATE_THEN_CHOICES, Task, hash_prompt
 
@@ -80,7 +80,7 @@ def run_task(
         task: what to ask.
         backend: whom to ask.
         folder: of the run; gets one journal per process.
-        resume: see ``evaluation.running.journal.open_run``.
+        resume: see ``evaluation.running.run_folder.open_run``.
         processes: this process among those that share the run; one alone by default.
         watch: called once with the answers there, how many this process will add, and notes; returns what to
             call after each answer.

@@ -11,7 +11,7 @@ from pathlib import Path
 from evaluation.answer import Answer, parse_answer
 from evaluation.backend import ModelIdentity
 from evaluation.running.fingerprint import saved_identity
-from evaluation.running.journal import JOURNAL_PATTERN
+from evaluation.running.run_folder import JOURNAL_PATTERN
 from evaluation.task import CHOICES, GENERATE, Task
 from glmtune.errors import ConfigError, DataError, unknown_name
 

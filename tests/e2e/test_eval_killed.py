@@ -20,7 +20,7 @@ import matplotlib.figure, torch
 torch.set_num_threads(1)
 plan = json.loads(sys.argv[1])
 import evaluation.backends.glm
-from evaluation.running import journal
+from evaluation.running import run_folder
 from evaluation.reporting import files as report
 from glmtune.files import partial_of
 from recipes.compose import load_settings
@@ -33,7 +33,7 @@ def die(*args, **kwargs):
 
 def die_while_journalling(number, how):
     """Kill the process around the write of its answer with that number: before it, in its middle, after it."""
-    append, count = journal.JournalWriter.append, 0
+    append, count = run_folder.JournalWriter.append, 0
 
     def deadly(self, answer):
         nonlocal count
@@ -48,7 +48,7 @@ def die_while_journalling(number, how):
         if count == number:
             die()
 
-    journal.JournalWriter.append = deadly
+    run_folder.JournalWriter.append = deadly
 
 
 def die_while_reporting(at):

@@ -11,7 +11,7 @@ from typing import Any
 from evaluation.answer import Answer, parse_answer
 from evaluation.metrics import Outcome
 from evaluation.reporting.files import ANSWERS_NAME, RESULTS_NAME, read_results
-from evaluation.running.journal import IDENTITY_NAME, JOURNAL_PATTERN, read_journals
+from evaluation.running.run_folder import IDENTITY_NAME, JOURNAL_PATTERN, read_journals
 from glmtune.errors import ConfigError, DataError
 
 STATES = ("correct", "wrong", "unparsed")

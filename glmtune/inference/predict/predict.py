@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glmtune.files import json_text, write_text_atomically
 from glmtune.inference.predict.generate import generate_completions
-from glmtune.inference.predict.journal import RESULTS_NAME, RunIdentity, open_journal
+from glmtune.inference.predict.run_identity import RESULTS_NAME, RunIdentity, open_journal
 from glmtune.inference.predict.predictions import (
     PREDICTIONS_NAME,
     Prediction,

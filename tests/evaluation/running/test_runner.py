@@ -10,7 +10,7 @@ import pytest
 
 from evaluation.running.data_parallel import Processes
 from evaluation.running.fitting import fit_extraction, fit_prompt
-from evaluation.running.journal import JournalWriter, read_journals
+from evaluation.running.run_folder import JournalWriter, read_journals
 from evaluation.running.runner import run_task
 from glmtune.errors import ConfigError, GlmtuneError
 from tests.evaluation.doubles import Stopped, TableBackend, make_task, other_model

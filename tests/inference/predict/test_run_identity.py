@@ -9,7 +9,7 @@ import os
 import pytest
 
 from glmtune.errors import ConfigError, DataError
-from glmtune.inference.predict.journal import RunIdentity, deciding_settings, open_journal
+from glmtune.inference.predict.run_identity import RunIdentity, deciding_settings, open_journal
 from glmtune.inference.predict.predictions import Prediction, append_prediction
 from glmtune.inference.settings import GenerationSettings
 

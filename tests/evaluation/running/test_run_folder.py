@@ -9,7 +9,7 @@ import os
 import pytest
 
 from evaluation.answer import Answer, parse_answer
-from evaluation.running.journal import JournalWriter, open_run, read_journals
+from evaluation.running.run_folder import JournalWriter, open_run, read_journals
 from glmtune.errors import ConfigError, DataError, GlmtuneError
 
 IDENTITY = {"data_hash": "d1", "model": {"weights_hash": "w1", "dtype": "float32"}, "num_samples": 2}
