@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from glmtune.data.dataset import ConversationSet
-    from glmtune.inference.predict.run_identity import RunIdentity
     from glmtune.inference.predict.predict import PredictedSplit
+    from glmtune.inference.predict.run_identity import RunIdentity
     from glmtune.metrics.significance import Difference
     from glmtune.models.load import GlmModel
 
@@ -111,7 +111,9 @@ def run(config: PredictConfig) -> PredictResult:
 
     from glmtune.data.dataset import load_conversations
     from glmtune.inference.predict.predict import predict_split
+    from glmtune.inference.predict.predictions import PREDICTIONS_NAME
     from glmtune.inference.predict.questions import build_questions
+    from glmtune.journal import check_not_in_use
     from glmtune.loading import load_base, load_tokenizer
     from glmtune.quantization.kernels.dispatch import prepare_for_inference
 
@@ -120,6 +122,7 @@ def run(config: PredictConfig) -> PredictResult:
     folder = (
         Path(config.output_dir).expanduser() if config.output_dir else _default_folder(config, tuned_path)
     )
+    check_not_in_use(folder / PREDICTIONS_NAME)  # before a second model is put beside that of the other run
     loaded = load_conversations(config.data, config.split, need_answers=False)
     tokenizer = load_tokenizer(config.model.source, family=config.model.family)
     questions = build_questions(tokenizer, loaded, config.data)

@@ -14,9 +14,10 @@ from evaluation.backend import Backend, Limits
 from evaluation.running.data_parallel import Processes
 from evaluation.running.fingerprint import deciding, fingerprint
 from evaluation.running.fitting import Asked, fit_extraction, fit_prompt, limits_of
-from evaluation.running.run_folder import JournalWriter, open_run, read_journals
+from evaluation.running.run_folder import journal_path, open_run, read_journals
 from evaluation.sample import Prompt, Sample
 from evaluation.task import CHOICES, GENERATE, GENERATE_THEN_CHOICES, Task, hash_prompt
+from glmtune.journal import Journal
 
 CHUNK_SAMPLES = 256
 """Questions without common exemplars that are passed to the backend together."""
@@ -49,7 +50,7 @@ class _Session:
 
     task: Task
     backend: Backend
-    writer: JournalWriter
+    journal: Journal
     advance: Advance
     first_stages: dict[Key, Answer]
     last_time: float = field(default_factory=time.perf_counter)
@@ -60,7 +61,7 @@ class _Session:
         extracted = self.task.answers(sample, text=answer.completion, scores=answer.scores)
         answer = dataclasses.replace(answer, extracted=extracted, seconds=now - self.last_time)
         self.last_time = now
-        self.writer.append(answer)
+        self.journal.append(answer)
         if is_complete(self.task, answer):
             self.advance(sample, answer)
 
@@ -113,8 +114,8 @@ def run_task(
         known = read_journals(folder).answers
     done = [known[sample.key] for sample in task.samples if _has(task, known, sample.key)]
     advance = watch(done, len(share), notes) if watch is not None else lambda sample, answer: None
-    with JournalWriter(folder, processes.rank) as writer:
-        session = _Session(task, backend, writer, advance, known)
+    with Journal(journal_path(folder, processes.rank)) as journal:
+        session = _Session(task, backend, journal, advance, known)
         _ask_all(session, [sample for sample in task.samples if sample.key in share])
     if processes.rank:
         return None

@@ -9,8 +9,9 @@ import os
 import pytest
 
 from evaluation.answer import Answer, parse_answer
-from evaluation.running.run_folder import JournalWriter, open_run, read_journals
+from evaluation.running.run_folder import journal_path, open_run, read_journals
 from glmtune.errors import ConfigError, DataError, GlmtuneError
+from glmtune.journal import Journal
 
 IDENTITY = {"data_hash": "d1", "model": {"weights_hash": "w1", "dtype": "float32"}, "num_samples": 2}
 ANSWER = Answer(
@@ -31,7 +32,7 @@ ANSWER = Answer(
 
 def write(folder, *answers, rank=0):
     open_run(folder, IDENTITY)
-    with JournalWriter(folder, rank) as journal:
+    with Journal(journal_path(folder, rank)) as journal:
         for answer in answers:
             journal.append(answer)
     return journal.path
@@ -126,7 +127,7 @@ def test_resume_false_begins_anew_and_deletes_nothing(tmp_path):
         "results.json",
         "run.json",
     ]
-    with JournalWriter(tmp_path) as journal:
+    with Journal(journal_path(tmp_path, 0)) as journal:
         journal.append(ANSWER)
     open_run(tmp_path, {"other": 2}, resume=False)
     assert (tmp_path / "earlier-2" / "journal-rank0.jsonl").is_file()
@@ -136,7 +137,7 @@ def test_resume_false_begins_anew_and_deletes_nothing(tmp_path):
 def test_journals_of_all_processes_are_one(tmp_path):
     first = dataclasses.replace(ANSWER, choice_logprobs=None)
     write(tmp_path, first)
-    with JournalWriter(tmp_path, 3) as journal:
+    with Journal(journal_path(tmp_path, 3)) as journal:
         journal.append(ANSWER)
         journal.append(dataclasses.replace(ANSWER, index=9))
     answers = read_journals(tmp_path).answers
@@ -146,9 +147,9 @@ def test_journals_of_all_processes_are_one(tmp_path):
 
 def test_two_writers_are_refused(tmp_path):
     write(tmp_path, ANSWER)
-    with JournalWriter(tmp_path):
+    with Journal(journal_path(tmp_path, 0)):
         with pytest.raises(ConfigError, match=r"journal-rank0.jsonl is being written by another process"):
-            JournalWriter(tmp_path)
+            Journal(journal_path(tmp_path, 0))
         with pytest.raises(ConfigError, match="written by another process"):
             open_run(tmp_path, IDENTITY)
 
@@ -161,7 +162,7 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
     with pytest.raises(
         GlmtuneError, match=r"journal-rank1.jsonl cannot be written \(No space left on device\).*goes on"
     ):
-        with JournalWriter(tmp_path, 1) as journal:
+        with Journal(journal_path(tmp_path, 1)) as journal:
             journal.append(ANSWER)
     assert parse_answer(path.read_text(encoding="utf-8")) == ANSWER
 

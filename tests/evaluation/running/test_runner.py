@@ -10,9 +10,10 @@ import pytest
 
 from evaluation.running.data_parallel import Processes
 from evaluation.running.fitting import fit_extraction, fit_prompt
-from evaluation.running.run_folder import JournalWriter, read_journals
+from evaluation.running.run_folder import journal_path, read_journals
 from evaluation.running.runner import run_task
 from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.journal import Journal
 from tests.evaluation.doubles import Stopped, TableBackend, make_task, other_model
 
 KINDS = ("generate", "choices", "generate_then_choices")
@@ -200,5 +201,5 @@ def test_a_first_stage_in_the_journal_is_not_asked_again(tmp_path):
 
 def test_a_writer_of_an_earlier_launch_is_refused(tmp_path):
     run_task(make_task(), TableBackend(), tmp_path)
-    with JournalWriter(tmp_path, 0), pytest.raises(ConfigError, match="another process"):
+    with Journal(journal_path(tmp_path, 0)), pytest.raises(ConfigError, match="another process"):
         run_task(make_task(), TableBackend(), tmp_path)
