@@ -1,4 +1,4 @@
-"""Generation of the engine: stop strings, refilled slots, shared beginnings of several groups, memory."""
+"""Generation of the engine: stop strings, refilled slots, shared prompts of several groups, memory."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def prompts():
     def words(count):
         return torch.randint(10, 48, (count,), generator=source).tolist()
 
-    beginnings = [words(30), words(21), []]
-    return [beginnings[place % 3] + words(1 + place * 5 % 13) for place in range(40)]
+    starts = [words(30), words(21), []]
+    return [starts[place % 3] + words(1 + place * 5 % 13) for place in range(40)]
 
 
 def decode(ids):
