@@ -50,7 +50,7 @@ class AttentionStates(Protocol):
             query: ``[B, N, Q, H]``, rotated.
             own: keys (rotated) and values of the same tokens, each ``[B, K, Q, H]``.
             mask: over own tokens, boolean (True = visible) or additive; None: causal.
-            prefix: what an attached prefix encoder (P-Tuning) puts first, each ``[B, K, E, H]``, visible to all.
+            prefix: what an attached prefix encoder puts in front, each ``[B, K, E, H]``, visible to all.
             scaling: factor of the scores.
 
         Returns:

@@ -164,6 +164,35 @@ def test_rows_sent_back_keep_what_they_have(model, prompts, alone, monkeypatch, 
     assert sum(generated) < 1.3 * useful  # no token is generated twice
 
 
+def test_the_requests_that_got_least_far_go_back(model, prompts, alone, monkeypatch):
+    """What goes back is read again, prompt and generated tokens: the furthest would cost most."""
+    real, retreat = EngineModel.step, continuous_batching.ContinuousBatch._retreat_from_step
+    count, seen = [0], []
+
+    def step(self, tokens, positions, states):
+        count[0] += 1
+        if count[0] in (36, 60):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, tokens, positions, states)
+
+    def spy(batch):
+        before = {slot: row for slot, row in enumerate(batch._slots) if row is not None}
+        lengths = {row.index: len(row.generated) for row in before.values()}
+        retreat(batch)
+        kept = [lengths[row.index] for row in batch._slots if row is not None]
+        gone = [lengths[row.index] for slot, row in before.items() if batch._slots[slot] is None]
+        seen.append((sorted(kept), sorted(gone)))
+
+    monkeypatch.setattr(EngineModel, "step", step)
+    monkeypatch.setattr(continuous_batching.ContinuousBatch, "_retreat_from_step", spy)
+    same(generate(model, prompts, batch_size=8), alone)
+    assert len(seen) == 2
+    for kept, gone in seen:
+        assert len(kept) == (len(kept) + len(gone)) // 2
+        assert min(kept) >= max(gone)
+        assert max(kept) > min(gone)  # there was a choice
+
+
 @pytest.mark.parametrize("failing", [{1}, {7}, {4, 12}, {20}])
 def test_slots_that_cannot_grow_stay_as_they_were(model, prompts, alone, monkeypatch, failing):
     count, real = [0], kv_cache._larger
