@@ -10,6 +10,7 @@ from glmtune.inference.predict.predictions import Prediction, identity_beside
 from glmtune.metrics.text import RowScores, score_row
 
 SHOWN_ROWS = 5
+"""Row numbers named in an error."""
 
 
 def score_predictions(predictions: Sequence[Prediction], path: Path) -> list[RowScores]:

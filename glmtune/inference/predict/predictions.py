@@ -145,6 +145,7 @@ def identity_beside(predictions_file: Path) -> Mapping[str, Any] | None:
 
 def _decode(path: Path) -> str:
     content = path.read_bytes()
+    # Files edited on a Chinese Windows are GB18030; almost no such text is valid UTF-8, so that goes first.
     for encoding in ("utf-8-sig", "gb18030"):
         try:
             return content.decode(encoding)

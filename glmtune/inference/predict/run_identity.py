@@ -25,7 +25,10 @@ DECIDING = (
     "model_fingerprint", "prefix_sha256", "adapter_sha256", "template", "dtype", "data_fingerprint",
     "num_rows", "max_source_length", "max_target_length", "source_prefix", "generation",
 )  # fmt: skip
-"""What a run must share with the rows already there; the rest of the identity is for people."""
+"""What a run must share with the rows already there.
+
+The rest of the identity is for people: a model that was renamed or data that was moved give the same answers.
+"""
 
 
 @dataclass(frozen=True, slots=True)
