@@ -123,7 +123,7 @@ def parse_answer(line: str) -> Answer:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0  # True is an int in Python
 
 
 def _are_numbers(value: object) -> bool:

@@ -98,6 +98,7 @@ def read_journals(folder: Path, *, repair: bool = False) -> OpenedRun:
         else:
             found, _ = read_entries(path, parse_answer, begin_anew=BEGIN_ANEW)
         for answer in found:
+            # A two-stage question has a line per stage; the second repeats the first and adds the scores.
             known = answers.get(answer.key)
             if known is None or (known.choice_logprobs is None and answer.choice_logprobs is not None):
                 answers[answer.key] = answer

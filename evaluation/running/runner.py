@@ -20,11 +20,17 @@ from evaluation.task import CHOICES, GENERATE, GENERATE_THEN_CHOICES, Task, hash
 from glmtune.journal import Journal
 
 CHUNK_SAMPLES = 256
-"""Questions without common exemplars that are passed to the backend together."""
+"""Questions without common exemplars that are passed to the backend together.
+
+Enough for it to sort by length and fill its batches; and a two-stage protocol scores after each piece, so
+that a run that is stopped has most of its questions answered whole and not half.
+"""
 
 Key = tuple[str, int]
 Advance = Callable[[Sample, Answer], None]
-Watch = Callable[[Sequence[Answer], int, tuple[str, ...]], Advance]
+"""Called after each complete answer."""
+StartProgress = Callable[[Sequence[Answer], int, tuple[str, ...]], Advance]
+"""Called once, with the answers there, how many this process will add, and notes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,7 @@ def run_task(
     *,
     resume: bool = True,
     processes: Processes | None = None,
-    watch: Watch | None = None,
+    progress: StartProgress | None = None,
 ) -> Finished | None:
     """Answer the questions of a task that have no answer in a folder yet.
 
@@ -83,8 +89,7 @@ def run_task(
         folder: of the run; gets one journal per process.
         resume: see ``evaluation.running.run_folder.open_run``.
         processes: this process among those that share the run; one alone by default.
-        watch: called once with the answers there, how many this process will add, and notes; returns what to
-            call after each answer.
+        progress: shows how far the run is; None shows nothing.
 
     Returns:
         All answers; None in processes other than the first.
@@ -110,10 +115,10 @@ def run_task(
 
     began = time.perf_counter()
     share = set(processes.share(folder, unanswered))
-    if processes.rank:
+    if processes.rank:  # rank 0 has read them when it opened the run
         known = read_journals(folder).answers
     done = [known[sample.key] for sample in task.samples if _has(task, known, sample.key)]
-    advance = watch(done, len(share), notes) if watch is not None else lambda sample, answer: None
+    advance = progress(done, len(share), notes) if progress is not None else lambda sample, answer: None
     with Journal(journal_path(folder, processes.rank)) as journal:
         session = _Session(task, backend, journal, advance, known)
         _ask_all(session, [sample for sample in task.samples if sample.key in share])
@@ -124,7 +129,7 @@ def run_task(
         known.update(read_journals(folder).answers)
         return {key for key in known if _has(task, known, key)}
 
-    answered()
+    answered()  # what is there by now may be all, and one process has nobody to wait for
     processes.wait_for_answers([sample.key for sample in task.samples], answered)
     answers = tuple(known[sample.key] for sample in task.samples)
     return Finished(answers, len(done), time.perf_counter() - began, notes)
@@ -166,7 +171,10 @@ def _ask_all(session: _Session, samples: Sequence[Sample]) -> None:
 
 
 def _batches(task: Task, samples: Sequence[Sample]) -> Iterator[list[Sample]]:
-    """Yield questions to pass together: a subject where exemplars are shared, else pieces of the whole."""
+    """Yield questions to pass together: a subject where exemplars are shared, else pieces of the whole.
+
+    A backend reads what the prompts of one call begin with once, so a subject is never divided.
+    """
     if task.num_fewshot:
         for _, group in groupby(samples, key=lambda sample: sample.subject):
             yield list(group)
@@ -176,10 +184,15 @@ def _batches(task: Task, samples: Sequence[Sample]) -> Iterator[list[Sample]]:
 
 
 def _first_stage(session: _Session, asked: Sequence[Asked]) -> dict[Key, Answer]:
-    """Generate what is not there yet; journalled at once. Returns the completions of all."""
+    """Generate what is not there yet, journalled at once.
+
+    Returns:
+        The first stage of every question asked, those of an earlier launch included.
+    """
     done = {each.sample.key: session.first_stages.get(each.sample.key) for each in asked}
     finished = {key: answer for key, answer in done.items() if answer is not None}
     waiting = [each for each in asked if each.sample.key not in finished]
+    # A call has one limit for all its prompts, and long questions have less room to generate.
     by_limits: dict[Limits, list[Asked]] = {}
     for each in waiting:
         by_limits.setdefault(limits_of(session.task, each), []).append(each)

@@ -10,7 +10,7 @@ from glmtune.settings import check_choice, check_range, setting
 
 OFFICIAL_TOP_P = 0.7
 OFFICIAL_TEMPERATURE = 0.95
-"""Of THUDM/ChatGLM2-6B, ptuning/main.py, its call of ``trainer.predict``: the published scores are sampled."""
+"""Of THUDM/ChatGLM2-6B, ptuning/main.py, its call of ``trainer.predict``: published scores are sampled."""
 OFFICIAL_TOP_K = 50
 """Of transformers, which applies it unasked where a script, as the official one, names no other."""
 
