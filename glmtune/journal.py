@@ -189,19 +189,6 @@ def make_run_folder(folder: Path) -> None:
         ) from None
 
 
-def check_not_in_use(path: Path) -> None:
-    """Refuse a journal that another process writes, before anything is loaded for nothing.
-
-    Args:
-        path: the journal; neither it nor its folder need exist.
-
-    Raises:
-        ConfigError: see `Journal`.
-    """
-    if _lock_path(path).exists():
-        os.close(_lock_of(path))
-
-
 def read_identity(path: Path) -> Mapping[str, Any] | None:
     """Read an identity file; None if there is none.
 
@@ -287,13 +274,9 @@ else:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _lock_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
-
-
 def _lock_of(path: Path) -> int:
     """Lock a journal; returns the open handle that keeps it locked."""
-    lock_path = _lock_path(path)
+    lock_path = path.with_name(f".{path.name}.lock")
     try:
         handle = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o666)  # not emptied: it names another process
     except OSError as error:

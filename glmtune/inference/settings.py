@@ -116,7 +116,7 @@ class EngineSettings:
         None, "most prompt tokens read in one forward pass (a longer prompt alone); default: by device"
     )
     share_prefixes: bool = setting(True, "read what prompts begin with once (never with ChatGLM-6B)")
-    min_shared_gain: int = setting(512, "tokens that reading a common beginning once must spare")
+    min_shared_gain: int = setting(512, "tokens that reading a shared prompt once must spare")
     kv_cache: str = setting(
         "plain", "int8 keeps the keys and values of a row's own tokens as codes: less memory, a small error"
     )

@@ -15,8 +15,9 @@ from glmtune.files import json_text, write_text_atomically
 from glmtune.inference.predict.generate import generate_completions
 from glmtune.inference.predict.predictions import Prediction
 from glmtune.inference.predict.questions import Question
-from glmtune.inference.predict.run_identity import RESULTS_NAME, RunIdentity, answered_rows, open_journal
+from glmtune.inference.predict.run_identity import RESULTS_NAME, RunIdentity, answered_rows
 from glmtune.inference.settings import GenerationSettings
+from glmtune.journal import Journal
 from glmtune.metrics.summary import TextReport, summarize
 from glmtune.metrics.text import RowScores, score_row
 
@@ -51,19 +52,19 @@ def predict_split(
     questions: Sequence[Question],
     settings: GenerationSettings,
     *,
-    folder: Path,
+    journal: Journal,
     identity: RunIdentity,
     resume: str = "auto",
     console: Console | None = None,
 ) -> PredictedSplit:
-    """Answer the questions that have no answer in the folder yet.
+    """Answer the questions that have no answer in the journal yet.
 
     Args:
         model: the model, its prefix attached if there is one.
         tokenizer: its tokenizer.
         questions: all of them.
         settings: how to generate.
-        folder: gets ``generated_predictions.jsonl`` and ``predict_results.json``.
+        journal: of the run, see ``open_journal``; ``predict_results.json`` is written beside it.
         identity: of this run.
         resume: ``auto`` or ``never``, see ``answered_rows``.
         console: shows progress; None shows nothing.
@@ -72,32 +73,32 @@ def predict_split(
         The answers and their scores.
 
     Raises:
-        ConfigError: see ``open_journal``, ``answered_rows`` and ``generate_ids``.
+        ConfigError: see ``answered_rows`` and ``generate_ids``.
     """
-    with open_journal(folder) as journal:
-        done = {row.row: row for row in answered_rows(journal, identity, resume=resume)}
-        num_resumed = len(done)
-        waiting = [question for question in questions if question.row not in done]
-        began = time.perf_counter()
-        fresh: dict[int, RowScores | None] = {}
-        with _progress(console, folder.name, num_done=num_resumed, num_rows=len(questions)) as advance:
-            for prediction, scored in _answer(model, tokenizer, waiting, settings):
-                journal.append(prediction)
-                done[prediction.row], fresh[prediction.row] = prediction, scored
-                advance(prediction.num_new_tokens)
-        seconds = time.perf_counter() - began
-        predictions = tuple(done[question.row] for question in questions)
-        # Answers come a batch at a time, longest prompts first; the finished file has the order of the data.
-        journal.rewrite(predictions)
-        complete = all(each.reference is not None for each in predictions)
-        scores = tuple(
-            fresh.get(each.row) or score_row(each.prediction, each.reference or "")
-            for each in (predictions if complete else ())
-        )
-        split = PredictedSplit(
-            folder, predictions, scores, summarize(scores) if scores else None, num_resumed, seconds
-        )
-        write_text_atomically(folder / RESULTS_NAME, json_text(results_json(split)))
+    folder = journal.path.parent
+    done = {row.row: row for row in answered_rows(journal, identity, resume=resume)}
+    num_resumed = len(done)
+    waiting = [question for question in questions if question.row not in done]
+    began = time.perf_counter()
+    fresh: dict[int, RowScores | None] = {}
+    with _progress(console, folder.name, num_done=num_resumed, num_rows=len(questions)) as advance:
+        for prediction, scored in _answer(model, tokenizer, waiting, settings):
+            journal.append(prediction)
+            done[prediction.row], fresh[prediction.row] = prediction, scored
+            advance(prediction.num_new_tokens)
+    seconds = time.perf_counter() - began
+    predictions = tuple(done[question.row] for question in questions)
+    # Answers come a batch at a time, longest prompts first; the finished file has the order of the data.
+    journal.rewrite(predictions)
+    complete = all(each.reference is not None for each in predictions)
+    scores = tuple(
+        fresh.get(each.row) or score_row(each.prediction, each.reference or "")
+        for each in (predictions if complete else ())
+    )
+    split = PredictedSplit(
+        folder, predictions, scores, summarize(scores) if scores else None, num_resumed, seconds
+    )
+    write_text_atomically(folder / RESULTS_NAME, json_text(results_json(split)))
     return split
 
 
