@@ -33,6 +33,7 @@ Entry = TypeVar("Entry")
 
 HOLDER_BYTES = 500
 """More than the words that name a process take."""
+LOCK_SUFFIX = ".lock"
 SHA256 = re.compile(r'"[0-9a-f]{64}"')
 SHOWN_DIGITS = 12
 """Digits of a SHA-256 shown in errors: enough to tell two apart, short enough to read."""
@@ -134,6 +135,18 @@ class Journal:
         if self._file is not None:
             file, self._file = self._file, None
             file.close()
+
+
+def journals_in(folder: Path, pattern: str) -> list[Path]:
+    """Return the journals of a folder, and those that a process may hold without having written yet.
+
+    Args:
+        folder: of a run.
+        pattern: of the journals' names.
+    """
+    locks = folder.glob(f".{pattern}{LOCK_SUFFIX}")
+    held = (folder / lock.name[1 : -len(LOCK_SUFFIX)] for lock in locks)
+    return sorted({*folder.glob(pattern), *held})
 
 
 def read_entries(path: Path, parse: Callable[[str], Entry], *, begin_anew: str) -> tuple[list[Entry], int]:
@@ -276,7 +289,7 @@ else:
 
 def _lock_of(path: Path) -> int:
     """Lock a journal; returns the open handle that keeps it locked."""
-    lock_path = path.with_name(f".{path.name}.lock")
+    lock_path = path.with_name(f".{path.name}{LOCK_SUFFIX}")
     try:
         handle = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o666)  # not emptied: it names another process
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,14 @@ from typing import Any
 from evaluation.answer import Answer, parse_answer
 from glmtune.errors import DataError
 from glmtune.files import json_text, write_text_atomically
-from glmtune.journal import Journal, make_run_folder, read_entries, read_identity, refuse_other_run
+from glmtune.journal import (
+    Journal,
+    journals_in,
+    make_run_folder,
+    read_entries,
+    read_identity,
+    refuse_other_run,
+)
 
 IDENTITY_NAME = "run.json"
 JOURNAL_PATTERN = "journal-rank*.jsonl"
@@ -23,17 +30,20 @@ WAY_OUT = (
     " is moved aside, not deleted)."
 )
 
+Key = tuple[str, int]
+"""Subject and index of a question."""
+
 
 @dataclass(frozen=True, slots=True)
 class OpenedRun:
     """What an output folder holds when a run begins or goes on.
 
     Attributes:
-        answers: by subject and index, the fullest one where a sample occurs twice.
+        answers: by subject and index.
         notes: what a reader should be told, such as a dropped half line.
     """
 
-    answers: dict[tuple[str, int], Answer]
+    answers: dict[Key, Answer]
     notes: tuple[str, ...]
 
 
@@ -47,62 +57,86 @@ def journal_path(folder: Path, rank: int) -> Path:
     return folder / JOURNAL_PATTERN.replace("*", str(rank))
 
 
-def open_run(folder: Path, identity: Mapping[str, Any], *, resume: bool = True) -> OpenedRun:
+def lock_run(folder: Path) -> Journal:
+    """Make the folder of a run and lock the first process's journal; a context manager.
+
+    Rank 0 holds it from before it opens the run until every question is answered, so a second launch into
+    the folder is refused whatever the first is doing.
+
+    Raises:
+        ConfigError: the folder cannot be written, or another process writes there.
+    """
+    make_run_folder(folder)
+    return Journal(journal_path(folder, 0))
+
+
+def open_run(journal: Journal, identity: Mapping[str, Any], *, resume: bool = True) -> OpenedRun:
     """Begin or continue a run; only one process (rank 0) does this.
 
     Args:
-        folder: made if it is not there.
+        journal: of the first process, see `lock_run`.
         identity: plain nested values that decide the answers; kept as ``run.json``.
         resume: go on with what is there; otherwise it is moved to ``earlier-N`` and nothing is deleted.
 
     Returns:
-        The answers there.
+        The answers there; half-written last lines are cut off.
 
     Raises:
-        ConfigError: the folder cannot be written, another process writes there, or its answers come from
-            another run; the differences are named.
+        ConfigError: another process still writes one of the journals, or their answers come from another run;
+            the differences are named.
         DataError: a line that is not the last one cannot be read.
     """
-    make_run_folder(folder)
-    if not resume:
-        _move_aside(folder)
-    _refuse_other_run(folder, identity)
-    opened = read_journals(folder, repair=True)
-    text = json_text(identity)
-    write_text_atomically(folder / IDENTITY_NAME, text)
-    return opened
+    folder = journal.path.parent
+    with ExitStack() as others:
+        # A launch may have lost its first process and still have others that write.
+        paths = (path for path in journals_in(folder, JOURNAL_PATTERN) if path != journal.path)
+        journals = [journal, *(others.enter_context(Journal(path)) for path in paths)]
+        if not resume:
+            _move_aside(folder)
+        _refuse_other_run(folder, identity)
+        answers: list[Answer] = []
+        notes: list[str] = []
+        for each in journals:
+            found, num_torn = each.repair(parse_answer, begin_anew=BEGIN_ANEW)
+            answers += found
+            if num_torn:
+                notes.append(
+                    f"{each.path}: the last line was not finished ({num_torn} bytes, a run was killed); it is"
+                    " dropped and its question asked again."
+                )
+        write_text_atomically(folder / IDENTITY_NAME, json_text(identity))
+    return OpenedRun(_fullest(answers), tuple(notes))
 
 
-def read_journals(folder: Path, *, repair: bool = False) -> OpenedRun:
-    """Read the journals of all processes.
+def read_journals(folder: Path) -> dict[Key, Answer]:
+    """Read the answers in the journals of all processes, while these may be writing them.
 
     Args:
         folder: the run's output folder.
-        repair: cut a half-written last line off; otherwise it is passed over (somebody may be writing it).
+
+    Returns:
+        By subject and index.
 
     Raises:
-        ConfigError: with ``repair``, another process still writes one of them.
         DataError: a line that is not the last one cannot be read.
     """
-    answers: dict[tuple[str, int], Answer] = {}
-    notes: list[str] = []
+    answers: list[Answer] = []
     for path in sorted(folder.glob(JOURNAL_PATTERN)):
-        if repair:
-            with Journal(path) as journal:
-                found, num_torn = journal.repair(parse_answer, begin_anew=BEGIN_ANEW)
-            if num_torn:
-                notes.append(
-                    f"{path}: the last line was not finished ({num_torn} bytes, a run was killed); it is"
-                    " dropped and its question asked again."
-                )
-        else:
-            found, _ = read_entries(path, parse_answer, begin_anew=BEGIN_ANEW)
-        for answer in found:
-            # A two-stage question has a line per stage; the second repeats the first and adds the scores.
-            known = answers.get(answer.key)
-            if known is None or (known.choice_logprobs is None and answer.choice_logprobs is not None):
-                answers[answer.key] = answer
-    return OpenedRun(answers, tuple(notes))
+        answers += read_entries(path, parse_answer, begin_anew=BEGIN_ANEW)[0]
+    return _fullest(answers)
+
+
+def _fullest(answers: Sequence[Answer]) -> dict[Key, Answer]:
+    """Return one answer per question.
+
+    A two-stage question has a line per stage; the second repeats the first and adds the scores.
+    """
+    found: dict[Key, Answer] = {}
+    for answer in answers:
+        known = found.get(answer.key)
+        if known is None or (known.choice_logprobs is None and answer.choice_logprobs is not None):
+            found[answer.key] = answer
+    return found
 
 
 def _move_aside(folder: Path) -> None:
@@ -110,16 +144,13 @@ def _move_aside(folder: Path) -> None:
     there = [path for path in folder.iterdir() if not path.name.startswith((EARLIER, "."))]
     if not there:
         return
-    with ExitStack() as locked:
-        for path in folder.glob(JOURNAL_PATTERN):
-            locked.enter_context(Journal(path))  # a run that is still going keeps its files
-        number = 1
-        while (folder / f"{EARLIER}-{number}").exists():
-            number += 1
-        target = folder / f"{EARLIER}-{number}"
-        target.mkdir()
-        for path in there:
-            path.rename(target / path.name)
+    number = 1
+    while (folder / f"{EARLIER}-{number}").exists():
+        number += 1
+    target = folder / f"{EARLIER}-{number}"
+    target.mkdir()
+    for path in there:
+        path.rename(target / path.name)
 
 
 def _refuse_other_run(folder: Path, identity: Mapping[str, Any]) -> None:

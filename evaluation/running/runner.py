@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -14,7 +15,7 @@ from evaluation.backend import Backend, Limits
 from evaluation.running.data_parallel import Processes
 from evaluation.running.fingerprint import deciding, fingerprint
 from evaluation.running.fitting import Asked, fit_extraction, fit_prompt, limits_of
-from evaluation.running.run_folder import journal_path, open_run, read_journals
+from evaluation.running.run_folder import Key, journal_path, lock_run, open_run, read_journals
 from evaluation.sample import Prompt, Sample
 from evaluation.task import CHOICES, GENERATE, GENERATE_THEN_CHOICES, Task, hash_prompt
 from glmtune.journal import Journal
@@ -26,7 +27,6 @@ Enough for it to sort by length and fill its batches; and a two-stage protocol s
 that a run that is stopped has most of its questions answered whole and not half.
 """
 
-Key = tuple[str, int]
 Advance = Callable[[Sample, Answer], None]
 """Called after each complete answer."""
 StartProgress = Callable[[Sequence[Answer], int, tuple[str, ...]], Advance]
@@ -101,36 +101,36 @@ def run_task(
     identity = deciding(fingerprint(task, backend.identity, backend.max_context_tokens))
     known: dict[Key, Answer] = {}
     notes: tuple[str, ...] = ()
-
-    def unanswered() -> list[Key]:
-        nonlocal notes
-        opened = open_run(folder, identity, resume=resume)
-        known.update(opened.answers)
-        notes = opened.notes
-        return [
-            sample.key
-            for sample in task.samples
-            if sample.key not in known or not is_complete(task, known[sample.key])
-        ]
-
+    journal: Journal | None = None
     began = time.perf_counter()
-    share = set(processes.share(folder, unanswered))
-    if processes.rank:  # rank 0 has read them when it opened the run
-        known = read_journals(folder).answers
-    done = [known[sample.key] for sample in task.samples if _has(task, known, sample.key)]
-    advance = progress(done, len(share), notes) if progress is not None else lambda sample, answer: None
-    with Journal(journal_path(folder, processes.rank)) as journal:
+    with ExitStack() as held:
+
+        def unanswered() -> list[Key]:
+            """Open the run, in rank 0 alone, which holds its journal from here to the end."""
+            nonlocal journal, notes
+            journal = held.enter_context(lock_run(folder))
+            opened = open_run(journal, identity, resume=resume)
+            known.update(opened.answers)
+            notes = opened.notes
+            return [sample.key for sample in task.samples if not _has(task, known, sample.key)]
+
+        share = set(processes.share(folder, unanswered))
+        if journal is None:
+            journal = held.enter_context(Journal(journal_path(folder, processes.rank)))
+            known.update(read_journals(folder))
+        done = [known[sample.key] for sample in task.samples if _has(task, known, sample.key)]
+        advance = progress(done, len(share), notes) if progress is not None else lambda sample, answer: None
         session = _Session(task, backend, journal, advance, known)
         _ask_all(session, [sample for sample in task.samples if sample.key in share])
-    if processes.rank:
-        return None
+        if processes.rank:
+            return None
 
-    def answered() -> set[Key]:
-        known.update(read_journals(folder).answers)
-        return {key for key in known if _has(task, known, key)}
+        def answered() -> set[Key]:
+            known.update(read_journals(folder))
+            return {key for key in known if _has(task, known, key)}
 
-    answered()  # what is there by now may be all, and one process has nobody to wait for
-    processes.wait_for_answers([sample.key for sample in task.samples], answered)
+        answered()  # what is there by now may be all, and one process has nobody to wait for
+        processes.wait_for_answers([sample.key for sample in task.samples], answered)
     answers = tuple(known[sample.key] for sample in task.samples)
     return Finished(answers, len(done), time.perf_counter() - began, notes)
 

@@ -193,7 +193,7 @@ def test_a_first_stage_in_the_journal_is_not_asked_again(tmp_path):
     task = make_task("generate_then_choices")
     with pytest.raises(Stopped):
         run_task(task, TableBackend(fail_after=7), tmp_path)
-    assert all(answer.choice_logprobs is None for answer in read_journals(tmp_path).answers.values())
+    assert all(answer.choice_logprobs is None for answer in read_journals(tmp_path).values())
     rest = TableBackend()
     assert run_task(task, rest, tmp_path).num_resumed == 0
     assert [call[:2] for call in rest.calls] == [("generate", 5), ("score", 12)]
