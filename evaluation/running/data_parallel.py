@@ -29,13 +29,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.answer import Key
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.files import write_text_atomically
 
 PLAN_NAME = ".plan.json"
 POLL_SECONDS = 0.1
 """Between two looks at a file: nothing beside the seconds a model takes to load."""
-Key = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.answer import Answer, parse_answer
+from evaluation.answer import Answer, Key, parse_answer
 from glmtune.errors import DataError
 from glmtune.files import json_text, write_text_atomically
 from glmtune.journal import (
@@ -29,9 +29,6 @@ WAY_OUT = (
     f"Continue with the same, choose another `output_dir`, or begin anew with `{BEGIN_ANEW}` (what is there"
     " is moved aside, not deleted)."
 )
-
-Key = tuple[str, int]
-"""Subject and index of a question."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
-from evaluation.answer import TOO_LONG, Answer
+from evaluation.answer import TOO_LONG, Answer, Key
 from evaluation.backend import Backend, Limits
 from evaluation.running.data_parallel import Processes
 from evaluation.running.fingerprint import deciding, fingerprint
 from evaluation.running.fitting import Asked, fit_extraction, fit_prompt, limits_of
-from evaluation.running.run_folder import Key, journal_path, lock_run, open_run, read_journals
+from evaluation.running.run_folder import journal_path, lock_run, open_run, read_journals
 from evaluation.sample import Prompt, Sample
 from evaluation.task import CHOICES, GENERATE, GENERATE_THEN_CHOICES, Task, hash_prompt
 from glmtune.journal import Journal

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.answer import Answer, parse_answer
+from evaluation.answer import Answer, Key, parse_answer
 from evaluation.backend import ModelIdentity
 from evaluation.running.fingerprint import saved_identity
 from evaluation.running.run_folder import JOURNAL_PATTERN
@@ -53,7 +53,7 @@ def read_saved(
     """
     files = _files(path)
     samples = {sample.key: sample for sample in task.samples}
-    found: dict[tuple[str, int], tuple[Answer, Path, int]] = {}
+    found: dict[Key, tuple[Answer, Path, int]] = {}
     digest = hashlib.sha256()
     for file in files:
         content = file.read_bytes()

@@ -1,8 +1,8 @@
 """How well a model predicts a plain text: the negative log-likelihood of every token.
 
-`glmtune compare` takes the perplexities of a model before and after quantization from it. Benchmarks ask a
-few hundred questions whose answers flip or do not; every token of a text moves a little, so a text shows
-small damage that a benchmark of that size cannot.
+`glmtune compare` takes the perplexities of a model before and after quantization from it. Answers of
+a benchmark flip or do not; every token of a text moves a little, so a short text shows damage that takes
+thousands of questions to show.
 """
 
 from __future__ import annotations

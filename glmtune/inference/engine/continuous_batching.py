@@ -48,7 +48,7 @@ wastes at most this share of each step, and a batch of 128 reads 16 prompts at o
 """
 
 SPARSE_FRAC = 0.75
-"""Share of the slots, taken ones among all, at or below which empty slots are dropped once nothing waits.
+"""Share of taken slots at or below which the empty ones are dropped, once no request waits for them.
 
 Dropping copies the keys and values of those that stay. Each time at least a quarter of the batch goes, so a
 batch of 128 is copied at most 17 times until it ends, and never a slot that a waiting request would fill.
