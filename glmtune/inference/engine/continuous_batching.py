@@ -19,7 +19,7 @@ Each request computes the same tokens wherever it sits (up to rounding), so none
 
 Source:
     Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-Based Generative Models" (OSDI),
-    section 3.1 (iteration-level scheduling).
+    section 3 (iteration-level scheduling).
 """
 
 from __future__ import annotations

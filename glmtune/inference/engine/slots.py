@@ -12,7 +12,7 @@ A row attends to its shared prompt and to its own columns separately, and the tw
 ``lse`` the log-sum-exp of the scores of a part, softmax over both parts is the mean of the parts' own
 softmaxes with weights ``exp(lse_1 - lse)`` and ``exp(lse_2 - lse)``, ``lse`` that of both: exact, not an
 approximation. So the queries of all rows meet the shared keys in one matrix product, and the shared keys
-are read from memory once per step instead of once per row; reading memory is what decoding waits for.
+are read from memory once per step instead of once per row: decoding is bound by reading memory.
 
 Shapes: B slots, N query heads, K key/value heads, G = N / K, C columns, P shared tokens, H head width.
 
