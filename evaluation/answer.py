@@ -10,6 +10,9 @@ from typing import Any
 
 from evaluation.sample import ChoiceScores
 
+Key = tuple[str, int]
+"""What names a question inside its benchmark: subject and index."""
+
 TOO_LONG = "too_long"
 """Not a stop reason of a model: the question does not fit its context, so it was not asked."""
 STOP_REASONS = ("eos", "stop", "length", TOO_LONG, "")
@@ -49,7 +52,7 @@ class Answer:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> Key:
         """What names the sample: subject and index."""
         return (self.subject, self.index)
 
@@ -123,7 +126,7 @@ def parse_answer(line: str) -> Answer:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0  # True is an int in Python
 
 
 def _are_numbers(value: object) -> bool:

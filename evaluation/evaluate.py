@@ -77,8 +77,8 @@ def evaluate_model(
     shown = None if processes.rank else console
     if shown is not None:
         _announce(shown, task, folder)
-    with progress_of(task, shown) as watch:
-        finished = run_task(task, backend, folder, resume=resume, processes=processes, watch=watch)
+    with progress_of(task, shown) as progress:
+        finished = run_task(task, backend, folder, resume=resume, processes=processes, progress=progress)
     if finished is None:
         return None
     result = make_result(task, finished.answers, values)

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from glmtune.data.dataset import ConversationSet
-    from glmtune.inference.predict.journal import RunIdentity
     from glmtune.inference.predict.predict import PredictedSplit
+    from glmtune.inference.predict.run_identity import RunIdentity
+    from glmtune.journal import Journal
     from glmtune.metrics.significance import Difference
     from glmtune.models.load import GlmModel
 
@@ -112,6 +113,7 @@ def run(config: PredictConfig) -> PredictResult:
     from glmtune.data.dataset import load_conversations
     from glmtune.inference.predict.predict import predict_split
     from glmtune.inference.predict.questions import build_questions
+    from glmtune.inference.predict.run_identity import open_journal
     from glmtune.loading import load_base, load_tokenizer
     from glmtune.quantization.kernels.dispatch import prepare_for_inference
 
@@ -123,37 +125,39 @@ def run(config: PredictConfig) -> PredictResult:
     loaded = load_conversations(config.data, config.split, need_answers=False)
     tokenizer = load_tokenizer(config.model.source, family=config.model.family)
     questions = build_questions(tokenizer, loaded, config.data)
-    source = config.model
-    model = load_base(
-        source.source,
-        dtype=source.dtype,
-        device=source.device,
-        family=source.family,
-        quantization=source.method,
-    )
-    tuning = _tune(config, model, tuned_path)
-    prepare_for_inference(model, activations=source.quantization_activations)
-    _announce(console, config, loaded, tuning, folder)
-
-    def predict(where: Path, tuning: _Tuning) -> PredictedSplit:
-        identity = _identity(config, cast("GlmModel", model), loaded, len(questions), tuning)
-        return predict_split(
-            model,
-            tokenizer,
-            questions,
-            config.generation,
-            folder=where,
-            identity=identity,
-            resume=config.resume,
-            console=console,
+    # Held to the end, and before a second model would be put beside that of another process.
+    with open_journal(folder) as journal:
+        source = config.model
+        model = load_base(
+            source.source,
+            dtype=source.dtype,
+            device=source.device,
+            family=source.family,
+            quantization=source.method,
         )
+        tuning = _tune(config, model, tuned_path)
+        prepare_for_inference(model, activations=source.quantization_activations)
+        _announce(console, config, loaded, tuning, folder)
 
-    base = None
-    if config.compare_base:
-        with tuning.base_alone:
-            base = predict(folder / "base", _Tuning())
-    tuned = predict(folder, tuning)
-    differences = _report(console, tuned, base)
+        def predict(into: Journal, tuning: _Tuning) -> PredictedSplit:
+            identity = _identity(config, cast("GlmModel", model), loaded, len(questions), tuning)
+            return predict_split(
+                model,
+                tokenizer,
+                questions,
+                config.generation,
+                journal=into,
+                identity=identity,
+                resume=config.resume,
+                console=console,
+            )
+
+        base = None
+        if config.compare_base:
+            with open_journal(folder / "base") as base_journal, tuning.base_alone:
+                base = predict(base_journal, _Tuning())
+        tuned = predict(journal, tuning)
+        differences = _report(console, tuned, base)
     return PredictResult(tuned=tuned, base=base, differences=differences)
 
 
@@ -211,7 +215,7 @@ def _identity(
     num_rows: int,
     tuning: _Tuning,
 ) -> RunIdentity:
-    from glmtune.inference.predict.journal import RunIdentity, deciding_settings
+    from glmtune.inference.predict.run_identity import RunIdentity, deciding_settings
     from glmtune.models.templates.renderer import template_for
     from glmtune.version import __version__
 

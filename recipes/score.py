@@ -90,11 +90,7 @@ def _score_file(given: str, seed: int) -> ScoreResult:
 
     from glmtune.files import json_text, write_text_atomically
     from glmtune.inference.predict.match import score_predictions
-    from glmtune.inference.predict.predictions import (
-        find_predictions,
-        read_identity,
-        read_predictions,
-    )
+    from glmtune.inference.predict.predictions import find_predictions, identity_beside, read_predictions
     from glmtune.metrics.summary import summarize
     from glmtune.metrics.tables import report_table
 
@@ -103,7 +99,7 @@ def _score_file(given: str, seed: int) -> ScoreResult:
     report = summarize(score_predictions(predictions, path), seed=seed)
     console = Console()
     console.print(report_table(report, str(path)))
-    identity = read_identity(path) or {}
+    identity = identity_beside(path) or {}
     expected = identity.get("num_rows")
     if isinstance(expected, int) and expected > len(predictions):
         console.print(

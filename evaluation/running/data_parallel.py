@@ -1,4 +1,22 @@
-"""Several processes, one run: who answers what, and waiting for each other, through files of its folder."""
+"""Several processes, one run: who answers what, agreed through files of its folder.
+
+::
+
+    rank 0                          files                     rank 1, 2, ...
+    removes old hellos
+    opens the run                   .hello-1  {nonce}    <--  says hello, again if the file vanished
+    awaits a hello of each rank <-- .hello-2  {nonce}    <--
+    divides what is unanswered  --> .plan.json           -->  takes its share of the plan with its nonce
+    answers its share           --> journal-rankN.jsonl  <--  answers its share, and ends
+    reads all journals until
+    every question is answered  <--
+    reports
+
+Files, since the processes may share nothing else: a backend may be a server, without torch.distributed,
+and its processes on several machines. The nonce tells this launch from a killed one, whose plan and hellos
+still lie there: a plan counts for a process only if it answers the hello of just this process. Shares are
+made anew by every launch from what is unanswered, so another number of processes may go on.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +29,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.answer import Key
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.files import write_text_atomically
 
 PLAN_NAME = ".plan.json"
 POLL_SECONDS = 0.1
-Key = tuple[str, int]
+"""Between two looks at a file: nothing beside the seconds a model takes to load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +93,7 @@ class Processes:
             return self._follow(folder)
         for rank in range(1, self.world_size):  # of a killed launch; those that live say hello again
             (folder / f".hello-{rank}").unlink(missing_ok=True)
-        keys = unanswered()
+        keys = unanswered()  # before the hellos: what is refused is refused at once
         shares = [list(keys[rank :: self.world_size]) for rank in range(self.world_size)]
         hellos = self._await_hellos(folder)
         write_text_atomically(folder / PLAN_NAME, json.dumps({"hellos": hellos, "shares": shares}))
@@ -103,7 +122,7 @@ class Processes:
             self._refuse_waiting(
                 last_sign, f"{num_left} of {len(wanted)} questions are unanswered (first: {left[0]})"
             )
-            time.sleep(10 * POLL_SECONDS)
+            time.sleep(10 * POLL_SECONDS)  # each look reads all journals whole
 
     def _await_hellos(self, folder: Path) -> dict[str, str]:
         """Return what each other process said, by rank, once all have."""
@@ -129,6 +148,7 @@ class Processes:
             if plan.get("hellos", {}).get(str(self.rank)) == nonce:
                 hello.unlink(missing_ok=True)
                 return [(subject, index) for subject, index in plan["shares"][self.rank]]
+            # Rank 0 makes the folder, and removes a hello that came before it began: then it is said again.
             if folder.is_dir() and _read_json(hello).get("nonce") != nonce:
                 write_text_atomically(hello, json.dumps({"nonce": nonce}))
             self._refuse_waiting(began, "process 0, which opens the run, did not appear")

@@ -19,6 +19,7 @@ def fingerprint(task: Task, model: ModelIdentity, max_context_tokens: int | None
         model: who answered.
         max_context_tokens: the model's context, which decides how many exemplars fit; None if unknown.
     """
+    # Only what the protocol uses: runs that generate nothing do not differ by a limit of generation.
     decoding: dict[str, Any] = {"do_sample": False, "max_context_tokens": max_context_tokens}
     if task.kind != CHOICES:
         decoding |= {"max_new_tokens": task.limits.max_new_tokens, "stop": list(task.limits.stop)}

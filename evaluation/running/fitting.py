@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from evaluation.backend import Backend, Limits
@@ -38,6 +39,7 @@ def fit_prompt(task: Task, sample: Sample, backend: Backend) -> Asked:
         sample: the question.
         backend: counts tokens and knows the context's length.
     """
+    # Choices are read from the scores of one next token.
     needed = 1 if task.kind == CHOICES else task.limits.max_new_tokens
     prompt = task.prompt(sample)
     for num_fewshot in range(prompt.num_fewshot, -1, -1):
@@ -67,14 +69,14 @@ def fit_extraction(task: Task, sample: Sample, completion: str, backend: Backend
         return prompt
     if not fits(task.extraction_prompt(sample, ""), 1, backend):
         return None
-    low, high = 0, len(completion)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(task.extraction_prompt(sample, completion[:middle]), 1, backend):
-            low = middle
-        else:
-            high = middle - 1
-    return task.extraction_prompt(sample, completion[:low])
+
+    def cut(length: int) -> Prompt:
+        return task.extraction_prompt(sample, completion[:length])
+
+    # Longest first, so that the key goes from False to True.
+    longest = len(completion)
+    too_long = bisect_left(range(longest, 0, -1), True, key=lambda length: fits(cut(length), 1, backend))
+    return cut(longest - too_long)
 
 
 def fits(prompt: Prompt, room: int, backend: Backend) -> bool:

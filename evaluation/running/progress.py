@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from evaluation.answer import Answer
-from evaluation.running.runner import Advance, Watch
+from evaluation.running.runner import Advance, StartProgress
 from evaluation.sample import Sample
 from evaluation.task import Task
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def progress_of(task: Task, console: Console | None) -> Iterator[Watch]:
+def progress_of(task: Task, console: Console | None) -> Iterator[StartProgress]:
     """Show the progress of a task while the context is open.
 
     Args:
@@ -24,7 +24,7 @@ def progress_of(task: Task, console: Console | None) -> Iterator[Watch]:
         console: where to; None shows nothing.
 
     Yields:
-        What ``evaluation.running.runner.run_task`` takes as ``watch``.
+        What ``evaluation.running.runner.run_task`` takes as ``progress``.
     """
     if console is None:
         yield lambda done, num_new, notes: lambda sample, answer: None
@@ -54,7 +54,7 @@ def progress_of(task: Task, console: Console | None) -> Iterator[Watch]:
             unparsed = f"unparsed {num_unparsed}" if num_unparsed else ""
             bar.update(shown, completed=num_done, state=f"{right}{unparsed}")
 
-        def watch(done: Sequence[Answer], num_new: int, notes: tuple[str, ...]) -> Advance:
+        def start(done: Sequence[Answer], num_new: int, notes: tuple[str, ...]) -> Advance:
             for note in notes:
                 console.print(note, markup=False, highlight=False, soft_wrap=True)
             if done:
@@ -64,4 +64,4 @@ def progress_of(task: Task, console: Console | None) -> Iterator[Watch]:
             bar.update(shown, total=len(done) + num_new, completed=num_done)
             return advance
 
-        yield watch
+        yield start

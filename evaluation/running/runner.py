@@ -5,25 +5,32 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
-from evaluation.answer import TOO_LONG, Answer
+from evaluation.answer import TOO_LONG, Answer, Key
 from evaluation.backend import Backend, Limits
 from evaluation.running.data_parallel import Processes
 from evaluation.running.fingerprint import deciding, fingerprint
 from evaluation.running.fitting import Asked, fit_extraction, fit_prompt, limits_of
-from evaluation.running.journal import JournalWriter, open_run, read_journals
+from evaluation.running.run_folder import journal_path, lock_run, open_run, read_journals
 from evaluation.sample import Prompt, Sample
 from evaluation.task import CHOICES, GENERATE, GENERATE_THEN_CHOICES, Task, hash_prompt
+from glmtune.journal import Journal
 
 CHUNK_SAMPLES = 256
-"""Questions without common exemplars that are passed to the backend together."""
+"""Questions without common exemplars that are passed to the backend together.
 
-Key = tuple[str, int]
+Enough for it to sort by length and fill its batches; and a two-stage protocol scores after each piece, so
+that a run that is stopped has most of its questions answered whole and not half.
+"""
+
 Advance = Callable[[Sample, Answer], None]
-Watch = Callable[[Sequence[Answer], int, tuple[str, ...]], Advance]
+"""Called after each complete answer."""
+StartProgress = Callable[[Sequence[Answer], int, tuple[str, ...]], Advance]
+"""Called once, with the answers there, how many this process will add, and notes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class _Session:
 
     task: Task
     backend: Backend
-    writer: JournalWriter
+    journal: Journal
     advance: Advance
     first_stages: dict[Key, Answer]
     last_time: float = field(default_factory=time.perf_counter)
@@ -60,7 +67,7 @@ class _Session:
         extracted = self.task.answers(sample, text=answer.completion, scores=answer.scores)
         answer = dataclasses.replace(answer, extracted=extracted, seconds=now - self.last_time)
         self.last_time = now
-        self.writer.append(answer)
+        self.journal.append(answer)
         if is_complete(self.task, answer):
             self.advance(sample, answer)
 
@@ -72,7 +79,7 @@ def run_task(
     *,
     resume: bool = True,
     processes: Processes | None = None,
-    watch: Watch | None = None,
+    progress: StartProgress | None = None,
 ) -> Finished | None:
     """Answer the questions of a task that have no answer in a folder yet.
 
@@ -80,10 +87,9 @@ def run_task(
         task: what to ask.
         backend: whom to ask.
         folder: of the run; gets one journal per process.
-        resume: see ``evaluation.running.journal.open_run``.
+        resume: see ``evaluation.running.run_folder.open_run``.
         processes: this process among those that share the run; one alone by default.
-        watch: called once with the answers there, how many this process will add, and notes; returns what to
-            call after each answer.
+        progress: shows how far the run is; None shows nothing.
 
     Returns:
         All answers; None in processes other than the first.
@@ -95,36 +101,36 @@ def run_task(
     identity = deciding(fingerprint(task, backend.identity, backend.max_context_tokens))
     known: dict[Key, Answer] = {}
     notes: tuple[str, ...] = ()
-
-    def unanswered() -> list[Key]:
-        nonlocal notes
-        opened = open_run(folder, identity, resume=resume)
-        known.update(opened.answers)
-        notes = opened.notes
-        return [
-            sample.key
-            for sample in task.samples
-            if sample.key not in known or not is_complete(task, known[sample.key])
-        ]
-
+    journal: Journal | None = None
     began = time.perf_counter()
-    share = set(processes.share(folder, unanswered))
-    if processes.rank:
-        known = read_journals(folder).answers
-    done = [known[sample.key] for sample in task.samples if _has(task, known, sample.key)]
-    advance = watch(done, len(share), notes) if watch is not None else lambda sample, answer: None
-    with JournalWriter(folder, processes.rank) as writer:
-        session = _Session(task, backend, writer, advance, known)
+    with ExitStack() as held:
+
+        def unanswered() -> list[Key]:
+            """Open the run, in rank 0 alone, which holds its journal from here to the end."""
+            nonlocal journal, notes
+            journal = held.enter_context(lock_run(folder))
+            opened = open_run(journal, identity, resume=resume)
+            known.update(opened.answers)
+            notes = opened.notes
+            return [sample.key for sample in task.samples if not _has(task, known, sample.key)]
+
+        share = set(processes.share(folder, unanswered))
+        if journal is None:
+            journal = held.enter_context(Journal(journal_path(folder, processes.rank)))
+            known.update(read_journals(folder))
+        done = [known[sample.key] for sample in task.samples if _has(task, known, sample.key)]
+        advance = progress(done, len(share), notes) if progress is not None else lambda sample, answer: None
+        session = _Session(task, backend, journal, advance, known)
         _ask_all(session, [sample for sample in task.samples if sample.key in share])
-    if processes.rank:
-        return None
+        if processes.rank:
+            return None
 
-    def answered() -> set[Key]:
-        known.update(read_journals(folder).answers)
-        return {key for key in known if _has(task, known, key)}
+        def answered() -> set[Key]:
+            known.update(read_journals(folder))
+            return {key for key in known if _has(task, known, key)}
 
-    answered()
-    processes.wait_for_answers([sample.key for sample in task.samples], answered)
+        answered()  # what is there by now may be all, and one process has nobody to wait for
+        processes.wait_for_answers([sample.key for sample in task.samples], answered)
     answers = tuple(known[sample.key] for sample in task.samples)
     return Finished(answers, len(done), time.perf_counter() - began, notes)
 
@@ -165,7 +171,10 @@ def _ask_all(session: _Session, samples: Sequence[Sample]) -> None:
 
 
 def _batches(task: Task, samples: Sequence[Sample]) -> Iterator[list[Sample]]:
-    """Yield questions to pass together: a subject where exemplars are shared, else pieces of the whole."""
+    """Yield questions to pass together: a subject where exemplars are shared, else pieces of the whole.
+
+    A backend reads what the prompts of one call begin with once, so a subject is never divided.
+    """
     if task.num_fewshot:
         for _, group in groupby(samples, key=lambda sample: sample.subject):
             yield list(group)
@@ -175,10 +184,15 @@ def _batches(task: Task, samples: Sequence[Sample]) -> Iterator[list[Sample]]:
 
 
 def _first_stage(session: _Session, asked: Sequence[Asked]) -> dict[Key, Answer]:
-    """Generate what is not there yet; journalled at once. Returns the completions of all."""
+    """Generate what is not there yet, journalled at once.
+
+    Returns:
+        The first stage of every question asked, those of an earlier launch included.
+    """
     done = {each.sample.key: session.first_stages.get(each.sample.key) for each in asked}
     finished = {key: answer for key, answer in done.items() if answer is not None}
     waiting = [each for each in asked if each.sample.key not in finished]
+    # A call has one limit for all its prompts, and long questions have less room to generate.
     by_limits: dict[Limits, list[Asked]] = {}
     for each in waiting:
         by_limits.setdefault(limits_of(session.task, each), []).append(each)

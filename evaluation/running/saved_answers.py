@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.answer import Answer, parse_answer
+from evaluation.answer import Answer, Key, parse_answer
 from evaluation.backend import ModelIdentity
 from evaluation.running.fingerprint import saved_identity
-from evaluation.running.journal import JOURNAL_PATTERN
+from evaluation.running.run_folder import JOURNAL_PATTERN
 from evaluation.task import CHOICES, GENERATE, Task
 from glmtune.errors import ConfigError, DataError, unknown_name
 
@@ -53,12 +53,13 @@ def read_saved(
     """
     files = _files(path)
     samples = {sample.key: sample for sample in task.samples}
-    found: dict[tuple[str, int], tuple[Answer, Path, int]] = {}
+    found: dict[Key, tuple[Answer, Path, int]] = {}
     digest = hashlib.sha256()
     for file in files:
         content = file.read_bytes()
         digest.update(content)
         for number, answer in _lines(content, file):
+            # A file of all answers may be scored on a few subjects.
             if answer.key not in samples and task.is_partial:
                 continue
             if answer.key not in samples:

@@ -10,7 +10,9 @@ from glmtune.settings import check_choice, check_range, setting
 
 OFFICIAL_TOP_P = 0.7
 OFFICIAL_TEMPERATURE = 0.95
+"""Of THUDM/ChatGLM2-6B, ptuning/main.py, its call of ``trainer.predict``: published scores are sampled."""
 OFFICIAL_TOP_K = 50
+"""Of transformers, which applies it unasked where a script, as the official one, names no other."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class EngineSettings:
         None, "most prompt tokens read in one forward pass (a longer prompt alone); default: by device"
     )
     share_prefixes: bool = setting(True, "read what prompts begin with once (never with ChatGLM-6B)")
-    min_shared_gain: int = setting(512, "tokens that reading a common beginning once must spare")
+    min_shared_gain: int = setting(512, "tokens that reading a shared prompt once must spare")
     kv_cache: str = setting(
         "plain", "int8 keeps the keys and values of a row's own tokens as codes: less memory, a small error"
     )

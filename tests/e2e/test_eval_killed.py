@@ -19,9 +19,9 @@ import matplotlib.figure, torch
 torch.set_num_threads(1)
 plan = json.loads(sys.argv[1])
 import evaluation.backends.glm
-from evaluation.running import journal
 from evaluation.reporting import files as report
 from glmtune.files import partial_of
+from glmtune.journal import Journal
 from recipes.compose import load_settings
 from recipes.eval import COMMAND, run
 
@@ -32,7 +32,7 @@ def die(*args, **kwargs):
 
 def die_while_journalling(number, how):
     """Kill the process around the write of its answer with that number: before it, in its middle, after it."""
-    append, count = journal.JournalWriter.append, 0
+    append, count = Journal.append, 0
 
     def deadly(self, answer):
         nonlocal count
@@ -41,13 +41,14 @@ def die_while_journalling(number, how):
             die()
         if count == number and how == "middle":
             line = answer.to_line().encode()
-            os.write(self._file.fileno(), line[: len(line) // 2])
+            with self.path.open("ab", buffering=0) as file:
+                file.write(line[: len(line) // 2])
             die()
         append(self, answer)
         if count == number:
             die()
 
-    journal.JournalWriter.append = deadly
+    Journal.append = deadly
 
 
 def die_while_reporting(at):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -148,6 +152,57 @@ def test_a_killed_run_goes_on_and_ends_the_same(config, tmp_path, monkeypatch, s
     assert resumed.predictions == whole.predictions
     assert lines(tmp_path / "out") == lines(tmp_path / "whole")
     assert run(config).tuned.num_resumed == 6
+
+
+# `glmtune predict` that stops for good after its third answer, while it holds the folder.
+STUCK = """
+import sys, time
+from glmtune.cli import main
+from glmtune.inference.predict import predict
+
+generate = predict.generate_completions
+
+def stuck(*arguments, **keywords):
+    for number, answer in enumerate(generate(*arguments, **keywords)):
+        if number == 3:
+            print("stuck", flush=True)
+            time.sleep(600)
+        yield answer
+
+predict.generate_completions = stuck
+main(sys.argv[1:])
+"""
+
+
+def test_a_second_process_is_refused_and_goes_on_when_the_first_is_killed(config, base, data, tmp_path):
+    whole = run(dataclasses.replace(config, output_dir=str(tmp_path / "whole"))).tuned
+    command = [
+        "predict", f"model.source={base}", "model.family=chatglm2", "model.dtype=float32", "data=files",
+        f"data.test_file={data}", "generation.max_new_tokens=12", "generation.batch_size=2",
+        f"output_dir={tmp_path / 'out'}",
+    ]  # fmt: skip
+
+    with subprocess.Popen(
+        [sys.executable, "-c", STUCK, *command], stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None
+        assert any(line == "stuck\n" for line in first.stdout)
+        before = lines(tmp_path / "out")
+        assert len(before) == 3
+        words = f"is being written by another process (process {first.pid} on {socket.gethostname()}, since"
+        second = subprocess.run(
+            [sys.executable, "-m", "glmtune", *command], capture_output=True, text=True, check=False
+        )
+        assert second.returncode == 2
+        assert words in " ".join(second.stderr.split())
+        with pytest.raises(ConfigError, match=re.escape(words)):
+            run(dataclasses.replace(config, resume="never"))
+        assert lines(tmp_path / "out") == before
+        first.kill()
+    done = run(config).tuned
+    assert done.num_resumed == 3
+    assert done.predictions == whole.predictions
+    assert lines(tmp_path / "out") == lines(tmp_path / "whole")
 
 
 def test_rows_made_otherwise_are_refused(config, prefix):

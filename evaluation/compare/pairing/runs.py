@@ -15,7 +15,7 @@ from typing import Any
 from evaluation.answer import Answer, parse_answer
 from evaluation.metrics import Outcome
 from evaluation.reporting.files import ANSWERS_NAME, RESULTS_NAME, read_results
-from evaluation.running.journal import IDENTITY_NAME, JOURNAL_PATTERN, read_journals
+from evaluation.running.run_folder import IDENTITY_NAME, JOURNAL_PATTERN, read_journals
 from glmtune.errors import ConfigError, DataError
 
 STATES = ("correct", "wrong", "unparsed")
@@ -143,7 +143,7 @@ def read_run(folder: Path) -> Run:
 
 def _unfinished(folder: Path) -> DataError:
     num_asked = json.loads((folder / IDENTITY_NAME).read_text(encoding="utf-8")).get("num_samples", "its")
-    num_done = len(read_journals(folder).answers)
+    num_done = len(read_journals(folder))
     return DataError(
         f"this run is not finished: {num_done} of {num_asked} questions have an answer, and {RESULTS_NAME} is"
         " missing. Run the same `glmtune eval` again, it goes on where it stopped; then compare.",

@@ -1,7 +1,15 @@
-"""The attention of the engine: prompts behind a beginning they share, and one token per row of a batch.
+"""The attention of the engine: prompts behind a shared prompt, and one token per row of a batch.
 
 A model in the engine runs with the attention implementation ``glmtune_engine``, which leaves everything to
-the states object handed down with the forward pass; transformers' own cache is not used.
+the states object handed down with the forward pass. transformers' own cache is not used: it holds one
+rectangle of keys and values for all rows, while here rows differ in length and share their first tokens.
+
+Prompts are read in two passes, which give the same hidden states as one (a causal model's token depends
+only on those before it)::
+
+    pass 1   [shared prompt]                     once, one row      -> SharedPrompt
+    pass 2   [shared prompt] question 1          all rows of a group; only the questions pass through
+             [shared prompt] question 2 ..       the layers, the shared keys and values come from pass 1
 
 Shapes: B rows, N query heads, K key/value heads, Q queries, S own tokens, P shared tokens, H head width.
 """
@@ -15,7 +23,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from glmtune.inference.engine.prompt_groups import SharedPrefix
+from glmtune.inference.engine.prompt_groups import SharedPrompt
 
 ENGINE_ATTENTION = "glmtune_engine"
 
@@ -32,7 +40,7 @@ class AttentionStates(Protocol):
         own: KeysValues,
         *,
         mask: Tensor | None,
-        front: KeysValues | None,
+        prefix: KeysValues | None,
         scaling: float,
     ) -> Tensor:
         """Attend in one layer.
@@ -42,7 +50,7 @@ class AttentionStates(Protocol):
             query: ``[B, N, Q, H]``, rotated.
             own: keys (rotated) and values of the same tokens, each ``[B, K, Q, H]``.
             mask: over own tokens, boolean (True = visible) or additive; None: causal.
-            front: what an attached prefix encoder puts in front, each ``[B, K, E, H]``, visible to all.
+            prefix: what an attached prefix encoder puts in front, each ``[B, K, E, H]``, visible to all.
             scaling: factor of the scores.
 
         Returns:
@@ -52,13 +60,13 @@ class AttentionStates(Protocol):
 
 
 class ReadStates:
-    """Reads prompts behind a shared beginning.
+    """Reads prompts behind a shared prompt, pass 1 and 2 alike (in pass 1 it is that of the parent, or none).
 
     Attributes:
         own: keys and values of the prompts' own tokens per layer, each ``[B, K, S, H]``, where kept.
     """
 
-    def __init__(self, shared: SharedPrefix, *, keep: bool) -> None:
+    def __init__(self, shared: SharedPrompt, *, keep: bool) -> None:
         """Start before the first layer; ``keep`` says whether to remember the tokens' keys and values."""
         self.own: list[KeysValues] = []
         self._shared, self._keep = shared, keep
@@ -71,14 +79,16 @@ class ReadStates:
         own: KeysValues,
         *,
         mask: Tensor | None,
-        front: KeysValues | None,
+        prefix: KeysValues | None,
         scaling: float,
     ) -> Tensor:
-        """Attend to the front, the shared tokens and, causally, to the row's own; see `AttentionStates`."""
+        """Attend to the prefix, the shared tokens and, causally, to the row's own; see `AttentionStates`."""
         if self._keep:
             self.own.append(own)
-        before = [front] if front is not None else []
-        before += self._shared.layers[layer : layer + 1]
+        before = [prefix] if prefix is not None else []
+        before += self._shared.layers[layer : layer + 1]  # none where the shared prompt is empty
+        # Joined for one call of the fused attention, which does not return the log-sum-exp that merging
+        # separate parts needs (see slots.py); reading is bound by arithmetic, so the copies hardly count.
         parts = [
             (part[0].expand(len(query), -1, -1, -1), part[1].expand(len(query), -1, -1, -1))
             for part in before
@@ -86,7 +96,7 @@ class ReadStates:
         keys = torch.cat([*(part[0].to(own[0]) for part in parts), own[0]], dim=2)
         values = torch.cat([*(part[1].to(own[1]) for part in parts), own[1]], dim=2)
         num_before = keys.shape[2] - own[0].shape[2]
-        if mask is not None:
+        if mask is not None:  # of ChatGLM-6B, whose prompt sees itself in both directions
             visible = True if mask.dtype == torch.bool else 0.0
             mask = nn.functional.pad(mask, (num_before, 0), value=visible)
         elif num_before:
@@ -94,7 +104,11 @@ class ReadStates:
         return _attend_grouped(query, keys, values, mask, scaling).transpose(1, 2)
 
     def _causal(self, query: Tensor, num_before: int) -> Tensor:
-        """Show every query all tokens before the prompt and the prompt up to itself."""
+        """Show every query all tokens before the prompt and the prompt up to itself.
+
+        PyTorch's ``is_causal`` cannot say that: with more keys than queries it aligns the first of both, as
+        if the queries were the first tokens. One mask serves all layers.
+        """
         size = query.shape[2]
         if self._mask is None or self._mask.shape[3] != num_before + size:
             everything = torch.ones(1, 1, size, num_before + size, dtype=torch.bool, device=query.device)
@@ -107,9 +121,8 @@ def _attend_grouped(
 ) -> Tensor:
     """Run PyTorch's fused attention, ``[B, N, Q, H]``; no mask means causal."""
     groups = query.shape[1] // keys.shape[1]
-    has_native_groups = (
-        mask is None or query.device.type == "cpu"
-    )  # with a mask CUDA falls back to slow kernels
+    # With a mask and fewer key heads than query heads, CUDA takes a kernel that is slower than a copy.
+    has_native_groups = mask is None or query.device.type == "cpu"
     if groups > 1 and not has_native_groups:
         keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
     return nn.functional.scaled_dot_product_attention(
@@ -135,11 +148,15 @@ def engine_attention(
     prefix_key_values: Any = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Hand a layer's attention to the states of the forward pass; arguments as in the attention interface."""
+    """Hand a layer's attention to the states of the forward pass.
+
+    Called by transformers (5.x, `AttentionInterface`) once per layer in place of its attention functions;
+    ``engine_states`` is the keyword given to the model's forward, which every layer passes on.
+    """
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
-    front = None if prefix_key_values is None else prefix_key_values[layer]
+    prefix = None if prefix_key_values is None else prefix_key_values[layer]
     mixed_BQNH = engine_states.attend(
-        layer, query, (key, value), mask=attention_mask, front=front, scaling=scaling
+        layer, query, (key, value), mask=attention_mask, prefix=prefix, scaling=scaling
     )
     return mixed_BQNH, None
 

@@ -1,4 +1,9 @@
-"""How much is done at once, and how that shrinks when memory runs out."""
+"""How much is done at once, and how that shrinks when memory runs out.
+
+How much fits is estimated and then corrected by failing: activations, fragmentation and other programs on
+the device cannot be computed beforehand. What failed is halved, so that the right size is found to within a
+factor of two in a few tries, and it never grows again: each further try would cost a lost forward pass.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,8 @@ from glmtune.prefix.encoder import prefix_shape
 
 LOGGER = logging.getLogger(__name__)
 USABLE_FRAC = 0.4
-"""Share of the free memory that keys and values may take; the rest is for activations."""
+"""Share of the free memory that keys and values may take; the rest is for activations, logits, and the copy
+of a layer's keys and values while they grow."""
 
 
 @dataclass
@@ -37,18 +43,22 @@ class Budget:
 
         Args:
             lengths: own tokens of the prompts waiting, in the order in which they are to be read.
-            num_shared: tokens of the beginning in front of each.
+            num_shared: tokens of the shared prompt in front of each.
         """
         width = 0
         for count, length in enumerate(lengths[: self.rows], start=1):
-            width = max(width, length)
+            width = max(width, length)  # shorter prompts are padded to it
             fits = count * width <= self.read_tokens and count * (width + num_shared) <= self.held_tokens
-            if count > 1 and not fits:
+            if count > 1 and not fits:  # one alone is tried whatever its length: there is no smaller batch
                 return count - 1
         return min(len(lengths), self.rows)
 
     def rows_to_hold(self, row_tokens: int) -> int:
-        """Count how many rows that may grow to ``row_tokens`` fit, at least one."""
+        """Count how many rows that may grow to ``row_tokens`` fit, at least one.
+
+        Counted by what rows may become, not by what they are: a batch that fills up later would have to
+        send requests back, and their prompts would be read a second time.
+        """
         return max(1, min(self.rows, self.held_tokens // row_tokens))
 
     def halve(self, num_rows: int) -> None:

@@ -1,7 +1,7 @@
 """The engine of evaluations: completions and next-token probabilities of many prompts that begin alike.
 
 What prompts share is read once; prompts are batched by length under a token budget; generation refills the
-places of rows that are done. Results do not depend on any of it (up to rounding).
+slots of requests that are done. Results do not depend on any of it (up to rounding).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 from glmtune.errors import ConfigError
 from glmtune.inference.engine.budget import Budget, tokens_that_fit
-from glmtune.inference.engine.continuous_batching import ContinuousBatch, Row
+from glmtune.inference.engine.continuous_batching import ContinuousBatch, Request
 from glmtune.inference.engine.model import EngineModel
 from glmtune.inference.engine.next_token_scores import score_group
-from glmtune.inference.engine.prompt_cache import PrefixStore
+from glmtune.inference.engine.prompt_cache import PromptCache
 from glmtune.inference.engine.prompt_groups import PromptGroup, group_prompts
 from glmtune.inference.engine.stop_text import Decode, StopText
 from glmtune.inference.settings import EngineSettings
@@ -26,6 +26,7 @@ from glmtune.models.architectures.compiling import compile_parts
 READ_TOKENS = {"cpu": 1024}
 """Prompt tokens per forward pass: more only drive a CPU's cache out (measured: 512 to 2048 are alike)."""
 GPU_READ_TOKENS = 8192
+"""Enough to keep a GPU busy; activations, which grow with it, stay small beside the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class Engine:
         self._check_context(prompts, max_new_tokens)
         rows = [tuple(prompt) for prompt in prompts]
         waiting = [
-            Row(index, rows[index], number, group.num_shared)
+            Request(index, rows[index], number, group.num_shared)
             for number, group in enumerate(self._groups(rows))
             for index in group.members
         ]
@@ -111,10 +112,9 @@ class Engine:
             max_new_tokens=max_new_tokens,
             kv_cache=self.settings.kv_cache,
         )
-        for row, reason in batch.run(waiting):
-            yield GeneratedText(
-                row.index, batch.stop_text.text(row.generated), tuple(row.generated), reason, len(row.prompt)
-            )
+        for request, reason in batch.run(waiting):
+            text = batch.stop_text.text(request.generated)
+            yield GeneratedText(request.index, text, tuple(request.generated), reason, len(request.prompt))
 
     def score_next(
         self, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
@@ -134,19 +134,21 @@ class Engine:
         """
         self._check_context(prompts, 0)
         rows = [tuple(prompt) for prompt in prompts]
-        budget, store = self._budget(), PrefixStore(self._model)
+        budget, cache = self._budget(), PromptCache(self._model)
         for group in self._groups(rows):
-            yield from score_group(self._model, budget, store, group, rows, candidates)
+            yield from score_group(self._model, budget, cache, group, rows, candidates)
 
     def _groups(self, rows: Sequence[tuple[int, ...]]) -> list[PromptGroup]:
         if self._model.can_share and self.settings.share_prefixes:
             return group_prompts(rows, min_gain=self.settings.min_shared_gain)
+        # Longest first, as in every group: what runs out of memory does so at once, and rows of a batch
+        # have similar lengths.
         order = sorted(range(len(rows)), key=lambda place: (-len(rows[place]), place))
         return [PromptGroup(0, tuple(order))] if order else []
 
     def _budget(self) -> Budget:
-        kind = torch.int8 if self.settings.kv_cache == "int8" else self._model.dtype
-        room = tokens_that_fit(self._model.config, kind, self._model.device)
+        dtype = torch.int8 if self.settings.kv_cache == "int8" else self._model.dtype
+        room = tokens_that_fit(self._model.config, dtype, self._model.device)
         return Budget(
             rows=self.settings.batch_size,
             held_tokens=min(room, self.settings.max_batch_tokens),

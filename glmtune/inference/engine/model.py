@@ -18,7 +18,7 @@ from glmtune.inference.engine.attention import (
     ReadStates,
     register_engine_attention,
 )
-from glmtune.inference.engine.prompt_groups import SharedPrefix, TokenIds
+from glmtune.inference.engine.prompt_groups import SharedPrompt, TokenIds
 from glmtune.inference.engine.slots import SlotStates
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.architectures.chatglm_inputs import continue_positions, token_positions
@@ -61,17 +61,18 @@ class EngineModel:
         self._stack, self._head = base.base_model, base.get_output_embeddings()
         weight = base.get_input_embeddings().weight
         self.device: torch.device = weight.device
+        # Embeddings of a quantized checkpoint may be codes.
         self.dtype: torch.dtype = weight.dtype if weight.is_floating_point() else torch.float32
         self.can_share = not isinstance(self.config, ChatGlmConfig)
         register_engine_attention()
 
     @torch.no_grad()
-    def read(self, prompts: Sequence[TokenIds], shared: SharedPrefix, *, keep: bool) -> Reading:
-        """Read what follows a shared beginning.
+    def read(self, prompts: Sequence[TokenIds], shared: SharedPrompt, *, keep: bool) -> Reading:
+        """Read what follows a shared prompt.
 
         Args:
             prompts: token ids without the shared ones, none empty; ChatGLM-6B: whole prompts.
-            shared: what was read before.
+            shared: the tokens before, which were read already.
             keep: whether to keep keys and values.
         """
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
@@ -92,8 +93,8 @@ class EngineModel:
             positions=streams.gather(2, last[:, None, None].expand(-1, streams.shape[1], 1))[..., 0],
         )
 
-    def read_shared(self, token_ids: TokenIds, parent: SharedPrefix) -> SharedPrefix:
-        """Read a beginning once; ``parent`` holds its first tokens already."""
+    def read_shared(self, token_ids: TokenIds, parent: SharedPrompt) -> SharedPrompt:
+        """Read a shared prompt, of which ``parent`` holds the first tokens already."""
         known = len(parent.token_ids)
         own = self.read([token_ids[known:]], parent, keep=True).layers
         with torch.no_grad():
@@ -105,7 +106,7 @@ class EngineModel:
                     for old, new in zip(parent.layers, own, strict=True)
                 ]
             )
-        return SharedPrefix(tuple(token_ids), tuple(layers))
+        return SharedPrompt(tuple(token_ids), tuple(layers))
 
     @torch.no_grad()
     def step(self, tokens: Sequence[int], positions: Tensor, states: SlotStates) -> Tensor:
@@ -120,12 +121,13 @@ class EngineModel:
             Hidden state ``[B, D]`` after the final norm.
         """
         mask = states.open_column()
-        positions = positions[..., None] if not self.can_share else positions
+        if not self.can_share:
+            positions = positions[..., None]  # ChatGLM-6B: two positions per token, ``[B, 2, 1]``
         input_ids_B1 = torch.tensor(tokens, device=self.device)[:, None]
         hidden_B1D = self._forward(
             states, input_ids=input_ids_B1, position_ids=positions, attention_mask=mask
         )
-        states.advance()
+        states.advance()  # last: a step that ran out of memory is repeated, over what it wrote
         return hidden_B1D[:, 0]
 
     @torch.no_grad()
@@ -151,7 +153,7 @@ class EngineModel:
 
 @contextmanager
 def _attention(config: Any, name: str) -> Iterator[None]:
-    """Run a forward pass with another attention implementation."""
+    """Run a forward pass with another attention implementation; the user's model keeps its own."""
     before = config._attn_implementation
     config._attn_implementation = name
     try:

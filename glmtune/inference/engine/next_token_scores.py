@@ -8,8 +8,8 @@ import torch
 
 from glmtune.inference.engine.budget import Budget, no_memory
 from glmtune.inference.engine.model import EngineModel
-from glmtune.inference.engine.prompt_cache import PrefixStore
-from glmtune.inference.engine.prompt_groups import PromptGroup, SharedPrefix, TokenIds
+from glmtune.inference.engine.prompt_cache import PromptCache
+from glmtune.inference.engine.prompt_groups import PromptGroup, SharedPrompt, TokenIds
 from glmtune.memory import is_out_of_memory, release_memory
 
 Scores = tuple[float, ...]
@@ -18,7 +18,7 @@ Scores = tuple[float, ...]
 def score_group(
     model: EngineModel,
     budget: Budget,
-    store: PrefixStore,
+    cache: PromptCache,
     group: PromptGroup,
     prompts: Sequence[tuple[int, ...]],
     candidates: Sequence[Sequence[int]],
@@ -28,7 +28,7 @@ def score_group(
     Args:
         model: what reads them.
         budget: how many at once, mutated when memory runs out.
-        store: holds the beginnings.
+        cache: holds the shared prompts.
         group: which prompts, and what they share.
         prompts: token ids of all prompts.
         candidates: per prompt the ids asked for.
@@ -39,7 +39,7 @@ def score_group(
     Raises:
         GlmtuneError: memory does not suffice for one prompt.
     """
-    shared = store.get(prompts[group.members[0]][: group.num_shared])
+    shared = cache.get(prompts[group.members[0]][: group.num_shared])
     waiting = list(group.members)
     while waiting:
         lengths = [len(prompts[place]) - group.num_shared for place in waiting[: budget.rows]]
@@ -56,7 +56,7 @@ def score_group(
 
 
 def _try_scores(
-    model: EngineModel, shared: SharedPrefix, own: Sequence[TokenIds], candidates: Sequence[Sequence[int]]
+    model: EngineModel, shared: SharedPrompt, own: Sequence[TokenIds], candidates: Sequence[Sequence[int]]
 ) -> list[Scores] | None:
     """Score a batch; None where memory ran out (whatever it held is free again on return)."""
     try:
@@ -64,17 +64,19 @@ def _try_scores(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+    # Not in the except block: while the error lives, its traceback keeps the tensors of what failed.
     release_memory()
     return None
 
 
 @torch.no_grad()
 def _scores(
-    model: EngineModel, shared: SharedPrefix, own: Sequence[TokenIds], candidates: Sequence[Sequence[int]]
+    model: EngineModel, shared: SharedPrompt, own: Sequence[TokenIds], candidates: Sequence[Sequence[int]]
 ) -> list[Scores]:
     logits_BV = model.logits(model.read(own, shared, keep=False).last_hidden_BD)
     total_B1 = logits_BV.logsumexp(dim=-1, keepdim=True)
     width = max(map(len, candidates))
+    # Padded with token 0, which every vocabulary has; its scores are cut off below.
     padded = [[*ids, *[0] * (width - len(ids))] for ids in candidates]
     chosen_BC = logits_BV.gather(1, torch.tensor(padded, device=logits_BV.device)) - total_B1
     return [tuple(row[: len(ids)]) for row, ids in zip(chosen_BC.tolist(), candidates, strict=True)]

@@ -1,10 +1,16 @@
-"""Prompts that begin alike: which of them to read together, and the part they share."""
+"""Prompts that begin alike: which of them to read together, and the part they share.
+
+The few-shot prompts of a subject are hundreds of tokens of the same examples and then one question. The
+examples are read once, as the *shared prompt* of a group. (They are not called a prefix: in this program
+that is P-Tuning's.)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, count, pairwise
+from operator import ne
 
 from torch import Tensor
 
@@ -27,8 +33,8 @@ class PromptGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class SharedPrefix:
-    """Tokens that were read once, and what every layer's attention keeps of them.
+class SharedPrompt:
+    """First tokens of several prompts, read once, and what every layer's attention keeps of them.
 
     Attributes:
         token_ids: the tokens.
@@ -45,37 +51,41 @@ def common_length(first: TokenIds, second: TokenIds) -> int:
     >>> common_length([5, 6, 7], [5, 6, 8, 9])
     2
     """
-    low, high = 0, min(len(first), len(second))
-    while low < high:  # comparing slices is far faster than comparing tokens one by one
-        middle = (low + high + 1) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    # A loop without Python code in it: it runs once per prompt of a benchmark, over hundreds of tokens.
+    return next(compress(count(), map(ne, first, second)), min(len(first), len(second)))
 
 
 def group_prompts(prompts: Sequence[tuple[int, ...]], *, min_gain: int) -> list[PromptGroup]:
     """Group prompts by their common first tokens.
 
     The prompts form a tree by their first tokens. A branch becomes a group of its own where reading its
-    common part once spares enough; what branches off too little stays with the group above it.
+    common part once spares enough; what branches off too little stays with the group above it::
+
+        [gMASK] sop ── examples of law ──┬─ question 1
+                    │                    └─ question 2       group: "[gMASK] sop, examples of law"
+                    └─ examples of art ──┬─ question 3
+                                         └─ question 4       group: "[gMASK] sop, examples of art"
+
+    Sorted prompts are the leaves of that tree in order, so a branch is a run of neighbours, and what the
+    run shares is the least of what neighbours share: no tree is built.
 
     Args:
         prompts: token ids, none empty.
         min_gain: tokens that a group must spare.
 
     Returns:
-        Groups that hold every prompt once, ordered so that nested beginnings follow each other.
+        Groups that hold every prompt once, ordered so that a shared prompt follows those it begins with
+        (which is what `PromptCache` keeps).
     """
     order = sorted(range(len(prompts)), key=lambda place: prompts[place])
     ordered = [prompts[place] for place in order]
     shared = [common_length(first, second) for first, second in pairwise(ordered)]
     groups: list[PromptGroup] = []
-    waiting = [(0, len(order), 0)] if order else []
-    while waiting:
+    waiting = [(0, len(order), 0)] if order else []  # branches: first and last leaf, tokens shared above
+    while waiting:  # a stack, not recursion: a branch may be as deep as there are prompts
         start, end, above = waiting.pop()
         common = _common(ordered, shared, start, end)
+        # One prompt reads the common tokens anyway; the others of the branch are spared them.
         length = common if (end - start - 1) * (common - above) >= min_gain else above
         members: list[int] = []
         for left, right in _branches(shared, start, end, common):
@@ -91,7 +101,7 @@ def group_prompts(prompts: Sequence[tuple[int, ...]], *, min_gain: int) -> list[
 
 
 def _common(ordered: Sequence[TokenIds], shared: Sequence[int], start: int, end: int) -> int:
-    """Count the tokens that sorted prompts share, leaving one over of each."""
+    """Count the tokens that sorted prompts share, leaving one over of each: its hidden state is needed."""
     return min([len(prompt) - 1 for prompt in ordered[start:end]] + list(shared[start : end - 1]))
 
 

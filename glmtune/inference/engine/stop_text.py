@@ -24,6 +24,8 @@ class StopText:
         """Whether a stop string occurs, given that none did before the last token."""
         if not self._stop:
             return False
+        # Decoding all tokens after each would make a long completion quadratic; the tail alone may show a
+        # stop string that the whole text does not have (its first token decoded wrongly), hence both.
         tail = self._decode(token_ids[-self._window :])
         return any(text in tail for text in self._stop) and self._place(self._decode(token_ids)) is not None
 

@@ -1,4 +1,8 @@
-"""Batched generation in token ids: longest prompts first, as many rows as the memory takes."""
+"""Batched generation in token ids: longest prompts first, as many rows as the memory takes.
+
+This is transformers' own ``generate``, with beams and sampling; the engine beside it is greedy alone and
+made for many prompts that begin alike. A batch is padded on the left, so that all rows generate at its end.
+"""
 
 from __future__ import annotations
 
@@ -89,6 +93,7 @@ def generate_ids(
             if sequences is None:
                 if len(batch) == 1:
                     raise _memory_error(len(prompts[batch[0]]), settings)
+                # Half of what failed; later batches have shorter prompts and so more rows.
                 budget = len(batch) // 2 * _row_tokens(len(prompts[batch[0]]), settings)
                 logger.warning(
                     "Out of memory with %d rows at once; going on with %d.", len(batch), len(batch) // 2
@@ -137,6 +142,7 @@ def _try_batch(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+    # Not in the except block: while the error lives, its traceback keeps the tensors of what failed.
     release_memory()
     return None
 
@@ -159,6 +165,8 @@ def _generate_batch(
         input_ids=input_ids_BS,
         attention_mask=attention_mask_BS,
         generation_config=GenerationConfig(
+            # Sampling and the penalty are processors of ours: transformers' draw and count depend on
+            # which rows share a batch, and a run that goes on would answer otherwise than one never stopped.
             do_sample=False,
             num_beams=settings.num_beams,
             max_new_tokens=settings.max_new_tokens,

@@ -1,4 +1,4 @@
-"""Batched generation of text: prompts in token ids, answers as they finish."""
+"""Answers as text: what the prompts of a tokenizer's template generate, decoded and cleaned as it says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from glmtune.models.templates.renderer import TextTokenizer, template_for
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class GeneratedAnswer:
     """One answer as text.
 
     Attributes:
@@ -39,7 +39,7 @@ def generate_completions(
     settings: GenerationSettings,
     *,
     rows: Sequence[int] | None = None,
-) -> Iterator[Completion]:
+) -> Iterator[GeneratedAnswer]:
     """Answer prompts, yielding each batch as it finishes (not in the order of the prompts).
 
     Args:
@@ -62,7 +62,7 @@ def generate_completions(
     answers = generate_ids(model, prompts, settings, stop_ids=stop_ids, pad_id=pad_id, rows=rows)
     for answer in answers:
         text = tokenizer.decode(list(answer.token_ids), skip_special_tokens=True)
-        yield Completion(
+        yield GeneratedAnswer(
             index=answer.index,
             text=template.clean_answer(str(text)),
             stop_reason=answer.stop_reason,

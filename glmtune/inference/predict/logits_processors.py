@@ -49,6 +49,7 @@ class PaddedRepetitionPenalty(RepetitionPenaltyLogitsProcessor):
             New logits of the same shape.
         """
         prompt_length = self.padding_BS.shape[1]
+        # Padding is given the prompt's last token, which counts as seen anyway.
         last_of_prompt = input_ids[:, prompt_length - 1 : prompt_length]
         prompt = torch.where(self.padding_BS, last_of_prompt, input_ids[:, :prompt_length])
         seen = torch.cat([prompt, input_ids[:, prompt_length:]], dim=1)
@@ -59,7 +60,8 @@ class SeededChoice(LogitsProcessor):
     """Sampling as a logits processor: leaves one finite logit per row, drawn with the row's own numbers.
 
     Each row has a stream of random numbers fixed by (seed, row), one number per step; so a row's answer is
-    the same in any batch, in any order, and after a resume.
+    the same in any batch, in any order, and after a resume. (transformers' sampling draws for all rows of a
+    batch from one global stream.)
     """
 
     def __init__(self, seed: int, rows: Sequence[int], *, prompt_length: int, max_new_tokens: int) -> None:
@@ -89,6 +91,7 @@ class SeededChoice(LogitsProcessor):
         probabilities, order = scores.float().softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
         total = probabilities.cumsum(dim=-1)
         draw = self.draws_BT[:, step : step + 1].to(scores.device) * total[:, -1:]
+        # Rounding may leave the sum below the draw: then the last token that has any probability.
         place = (total <= draw).sum(dim=-1, keepdim=True)
         last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
         chosen = order.gather(1, torch.minimum(place, last))

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glmtune.errors import DataError
-from glmtune.inference.predict.predictions import Prediction, read_identity
+from glmtune.inference.predict.predictions import Prediction, identity_beside
 from glmtune.metrics.text import RowScores, score_row
 
 SHOWN_ROWS = 5
+"""Row numbers named in an error."""
 
 
 def score_predictions(predictions: Sequence[Prediction], path: Path) -> list[RowScores]:
@@ -44,7 +45,7 @@ def match_rows(a: Sequence[Prediction], b: Sequence[Prediction], path_a: Path, p
     Raises:
         DataError: the data sets, the rows or the references differ; with the first differences.
     """
-    known = [(read_identity(path) or {}).get("data_fingerprint") for path in (path_a, path_b)]
+    known = [(identity_beside(path) or {}).get("data_fingerprint") for path in (path_a, path_b)]
     if all(known) and known[0] != known[1]:
         raise DataError(
             f"the two runs answered different data: its data fingerprint is {_short(known[0])}, that of"

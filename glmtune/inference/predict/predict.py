@@ -13,15 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glmtune.files import json_text, write_text_atomically
 from glmtune.inference.predict.generate import generate_completions
-from glmtune.inference.predict.journal import RESULTS_NAME, RunIdentity, open_journal
-from glmtune.inference.predict.predictions import (
-    PREDICTIONS_NAME,
-    Prediction,
-    append_prediction,
-    rewrite_sorted,
-)
+from glmtune.inference.predict.predictions import Prediction
 from glmtune.inference.predict.questions import Question
+from glmtune.inference.predict.run_identity import RESULTS_NAME, RunIdentity, answered_rows
 from glmtune.inference.settings import GenerationSettings
+from glmtune.journal import Journal
 from glmtune.metrics.summary import TextReport, summarize
 from glmtune.metrics.text import RowScores, score_row
 
@@ -56,61 +52,44 @@ def predict_split(
     questions: Sequence[Question],
     settings: GenerationSettings,
     *,
-    folder: Path,
+    journal: Journal,
     identity: RunIdentity,
     resume: str = "auto",
     console: Console | None = None,
 ) -> PredictedSplit:
-    """Answer the questions that have no answer in the folder yet.
+    """Answer the questions that have no answer in the journal yet.
 
     Args:
         model: the model, its prefix attached if there is one.
         tokenizer: its tokenizer.
         questions: all of them.
         settings: how to generate.
-        folder: gets ``generated_predictions.jsonl`` and ``predict_results.json``.
+        journal: of the run, see ``open_journal``; ``predict_results.json`` is written beside it.
         identity: of this run.
-        resume: ``auto`` or ``never``, see ``open_journal``.
+        resume: ``auto`` or ``never``, see ``answered_rows``.
         console: shows progress; None shows nothing.
 
     Returns:
         The answers and their scores.
 
     Raises:
-        ConfigError: see ``open_journal`` and ``generate_ids``.
+        ConfigError: see ``answered_rows`` and ``generate_ids``.
     """
-    done = {prediction.row: prediction for prediction in open_journal(folder, identity, resume=resume)}
-    num_resumed, path = len(done), folder / PREDICTIONS_NAME
-    fresh: dict[int, RowScores | None] = {}
+    folder = journal.path.parent
+    done = {row.row: row for row in answered_rows(journal, identity, resume=resume)}
+    num_resumed = len(done)
     waiting = [question for question in questions if question.row not in done]
     began = time.perf_counter()
-    answers = generate_completions(
-        model,
-        tokenizer,
-        [question.input_ids for question in waiting],
-        settings,
-        rows=[question.row for question in waiting],
-    )
+    fresh: dict[int, RowScores | None] = {}
     with _progress(console, folder.name, num_done=num_resumed, num_rows=len(questions)) as advance:
-        for answer in answers:
-            question = waiting[answer.index]
-            scored = None if question.reference is None else score_row(answer.text, question.reference)
-            prediction = Prediction(
-                row=question.row,
-                prediction=answer.text,
-                reference=question.reference,
-                prompt=question.prompt,
-                stop_reason=answer.stop_reason,
-                num_new_tokens=answer.num_new_tokens,
-                full_reference=question.full_reference,
-                scores=None if scored is None else scored.named(),
-            )
-            append_prediction(path, prediction)
-            done[question.row], fresh[question.row] = prediction, scored
-            advance(answer.num_new_tokens)
+        for prediction, scored in _answer(model, tokenizer, waiting, settings):
+            journal.append(prediction)
+            done[prediction.row], fresh[prediction.row] = prediction, scored
+            advance(prediction.num_new_tokens)
     seconds = time.perf_counter() - began
     predictions = tuple(done[question.row] for question in questions)
-    rewrite_sorted(path, predictions)
+    # Answers come a batch at a time, longest prompts first; the finished file has the order of the data.
+    journal.rewrite(predictions)
     complete = all(each.reference is not None for each in predictions)
     scores = tuple(
         fresh.get(each.row) or score_row(each.prediction, each.reference or "")
@@ -121,6 +100,36 @@ def predict_split(
     )
     write_text_atomically(folder / RESULTS_NAME, json_text(results_json(split)))
     return split
+
+
+def _answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    settings: GenerationSettings,
+) -> Iterator[tuple[Prediction, RowScores | None]]:
+    """Answer and score questions as they finish; None where there is no reference to score against."""
+    answers = generate_completions(
+        model,
+        tokenizer,
+        [question.input_ids for question in questions],
+        settings,
+        rows=[question.row for question in questions],
+    )
+    for answer in answers:
+        question = questions[answer.index]
+        scored = None if question.reference is None else score_row(answer.text, question.reference)
+        prediction = Prediction(
+            row=question.row,
+            prediction=answer.text,
+            reference=question.reference,
+            prompt=question.prompt,
+            stop_reason=answer.stop_reason,
+            num_new_tokens=answer.num_new_tokens,
+            full_reference=question.full_reference,
+            scores=None if scored is None else scored.named(),
+        )
+        yield prediction, scored
 
 
 def results_json(split: PredictedSplit) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Files of predictions: ours, written row by row and read back after a kill, and the official script's."""
+"""Files of predictions: the rows of ours, and the format of the official script beside it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ConfigError, DataError
-from glmtune.files import write_error, write_text_atomically
+from glmtune.journal import read_identity
 
 PREDICTIONS_NAME = "generated_predictions.jsonl"
 OFFICIAL_NAME = "generated_predictions.txt"
 IDENTITY_NAME = "predict_config.json"
 SHOWN_PROBLEMS = 10
+"""Bad lines named in an error: a file of another format has as many as it has lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,58 +109,23 @@ def read_predictions(path: Path) -> list[Prediction]:
         )
     if not found:
         raise DataError("holds no predictions. Run `glmtune predict` first.", path=path)
-    _refuse_twins(found, path)
+    refuse_twins(found, path)
     return sorted(found, key=lambda prediction: prediction.row)
 
 
-def read_journal(path: Path) -> list[Prediction]:
-    """Read what an interrupted run has written, dropping a last line that was not finished.
-
-    Args:
-        path: our own file; cut back to its last whole line. A missing file is an empty one.
+def parse_prediction(line: str) -> Prediction:
+    """Read one line of our own file, as `Prediction.to_line` writes it.
 
     Raises:
-        DataError: a line before the last one is unreadable, or a row occurs twice.
+        ValueError: it is no such object; the message says why.
     """
-    if not path.is_file():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    return read_predictions(path) if whole.strip() else []
+    values = json.loads(line)
+    if not isinstance(values, dict) or "row" not in values:
+        raise ValueError("a JSON object with the field `row` is needed")
+    return _prediction(values, 0)
 
 
-def append_prediction(path: Path, prediction: Prediction) -> None:
-    """Write one row at the end of the file and hand it to the operating system at once.
-
-    Args:
-        path: our own file, made if it is not there.
-        prediction: the row.
-
-    Raises:
-        GlmtuneError: the disk is full or the file not writable; the rows before are kept.
-    """
-    try:
-        with path.open("ab") as file:
-            file.write(prediction.to_line().encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise write_error(path, error) from error
-
-
-def rewrite_sorted(path: Path, predictions: Sequence[Prediction]) -> None:
-    """Replace the file by its rows in the order of the data, in one step.
-
-    Args:
-        path: our own file.
-        predictions: all rows.
-    """
-    ordered = sorted(predictions, key=lambda prediction: prediction.row)
-    write_text_atomically(path, "".join(prediction.to_line() for prediction in ordered))
-
-
-def read_identity(predictions_file: Path) -> Mapping[str, Any] | None:
+def identity_beside(predictions_file: Path) -> Mapping[str, Any] | None:
     """Return what is known about how a predictions file was made, None if nothing is.
 
     Args:
@@ -169,19 +135,17 @@ def read_identity(predictions_file: Path) -> Mapping[str, Any] | None:
         DataError: that file is no JSON object.
     """
     path = predictions_file.with_name(IDENTITY_NAME)
-    if not path.is_file():
-        return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return read_identity(path)
+    except json.JSONDecodeError as error:
         raise DataError(f"is no JSON: {error}. Delete it to go on without it.", path=path) from None
-    if not isinstance(values, dict):
-        raise DataError("is no JSON object. Delete it to go on without it.", path=path)
-    return values
+    except ValueError:
+        raise DataError("is no JSON object. Delete it to go on without it.", path=path) from None
 
 
 def _decode(path: Path) -> str:
     content = path.read_bytes()
+    # Files edited on a Chinese Windows are GB18030; almost no such text is valid UTF-8, so that goes first.
     for encoding in ("utf-8-sig", "gb18030"):
         try:
             return content.decode(encoding)
@@ -243,7 +207,12 @@ def _count(value: Any) -> int:
     return value
 
 
-def _refuse_twins(predictions: Sequence[Prediction], path: Path) -> None:
+def refuse_twins(predictions: Sequence[Prediction], path: Path) -> None:
+    """Refuse predictions of which two answer the same row.
+
+    Raises:
+        DataError: there are two; with the row.
+    """
     seen: set[int] = set()
     for prediction in predictions:
         if prediction.row in seen:

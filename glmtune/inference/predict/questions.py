@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import cast
 
@@ -25,7 +25,6 @@ class Question:
         input_ids: the prompt as the model reads it.
         reference: the text to score against, cut as the official evaluation does; None if there is none.
         full_reference: the uncut reference, where cutting changed it.
-        is_prompt_cut: whether turns or a part of the question were left out to fit ``max_source_length``.
     """
 
     row: int
@@ -33,7 +32,6 @@ class Question:
     input_ids: tuple[int, ...]
     reference: str | None
     full_reference: str | None
-    is_prompt_cut: bool
 
 
 def build_questions(
@@ -84,7 +82,6 @@ def _question(
         input_ids=tuple(fitted.input_ids),
         reference=reference,
         full_reference=answer.content if answer is not None and was_cut else None,
-        is_prompt_cut=bool(fitted.dropped_turns or fitted.cut_question_tokens),
     )
 
 
@@ -107,6 +104,7 @@ def cut_reference(tokenizer: PreTrainedTokenizerBase, reference: str, max_target
         THUDM/ChatGLM2-6B, ptuning/main.py, ``preprocess_function_eval`` and ``compute_metrics``.
     """
     ours = cast("TextTokenizer", tokenizer)
+    # A token is at least a byte, so this limit cuts nothing; 64 leaves room for the tokens in front.
     whole = encode_reference_row(ours, reference, len(reference.encode()) + 64)
     if tokenizer.unk_token_id in whole[len(ours.prefix_ids) :]:
 
@@ -116,21 +114,11 @@ def cut_reference(tokenizer: PreTrainedTokenizerBase, reference: str, max_target
                 <= max_target_length
             )
 
-        return reference[: _longest_that(fits, len(reference))].strip()
+        # Longest first, so that `fits` goes from False to True; no length at all fits without asking.
+        longest = len(reference)
+        return reference[: longest - bisect_left(range(longest, 0, -1), True, key=fits)].strip()
     cut = encode_reference_row(ours, reference, max_target_length)
     text = str(tokenizer.decode(cut, skip_special_tokens=True)).strip()
     template = template_for(ours)
     # Answers are cleaned before they are scored; roles' clean-up would take a first line for a tool's name.
     return text if template.knows_tools else template.clean_answer(text)
-
-
-def _longest_that(fits: Callable[[int], bool], high: int) -> int:
-    """Return the largest length from 0 to ``high`` that fits, by bisection."""
-    low = 0
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(middle):
-            low = middle
-        else:
-            high = middle - 1
-    return low

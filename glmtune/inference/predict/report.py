@@ -14,17 +14,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 COMPARISON_NAME = "comparison.json"
+SHOWN_SAMPLES = 3
+"""Rows printed in full: enough to see whether answers make sense, few enough to stay on a screen."""
 
 
-def samples_table(
-    predictions: Sequence[Prediction], before: Sequence[Prediction] | None = None, *, num_samples: int = 3
-) -> Table:
+def samples_table(predictions: Sequence[Prediction], before: Sequence[Prediction] | None = None) -> Table:
     """Lay out some rows in full, spread evenly over the data.
 
     Args:
         predictions: all rows.
         before: the same rows answered without the prefix, if they were.
-        num_samples: how many rows to show.
     """
     from rich.table import Table
     from rich.text import Text
@@ -32,7 +31,7 @@ def samples_table(
     table = Table(title="samples", title_justify="left", show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    num_shown = min(num_samples, len(predictions))
+    num_shown = min(SHOWN_SAMPLES, len(predictions))
     for number in range(num_shown):
         place = number * len(predictions) // num_shown
         row = predictions[place]

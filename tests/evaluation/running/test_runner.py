@@ -10,9 +10,10 @@ import pytest
 
 from evaluation.running.data_parallel import Processes
 from evaluation.running.fitting import fit_extraction, fit_prompt
-from evaluation.running.journal import JournalWriter, read_journals
+from evaluation.running.run_folder import journal_path, read_journals
 from evaluation.running.runner import run_task
 from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.journal import Journal
 from tests.evaluation.doubles import Stopped, TableBackend, make_task, other_model
 
 KINDS = ("generate", "choices", "generate_then_choices")
@@ -192,7 +193,7 @@ def test_a_first_stage_in_the_journal_is_not_asked_again(tmp_path):
     task = make_task("generate_then_choices")
     with pytest.raises(Stopped):
         run_task(task, TableBackend(fail_after=7), tmp_path)
-    assert all(answer.choice_logprobs is None for answer in read_journals(tmp_path).answers.values())
+    assert all(answer.choice_logprobs is None for answer in read_journals(tmp_path).values())
     rest = TableBackend()
     assert run_task(task, rest, tmp_path).num_resumed == 0
     assert [call[:2] for call in rest.calls] == [("generate", 5), ("score", 12)]
@@ -200,5 +201,5 @@ def test_a_first_stage_in_the_journal_is_not_asked_again(tmp_path):
 
 def test_a_writer_of_an_earlier_launch_is_refused(tmp_path):
     run_task(make_task(), TableBackend(), tmp_path)
-    with JournalWriter(tmp_path, 0), pytest.raises(ConfigError, match="another process"):
+    with Journal(journal_path(tmp_path, 0)), pytest.raises(ConfigError, match="another process"):
         run_task(make_task(), TableBackend(), tmp_path)

@@ -1,4 +1,4 @@
-"""Generation of the engine: stop strings, refilled slots, shared beginnings of several groups, memory."""
+"""Generation of the engine: stop strings, refilled slots, shared prompts of several groups, memory."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def prompts():
     def words(count):
         return torch.randint(10, 48, (count,), generator=source).tolist()
 
-    beginnings = [words(30), words(21), []]
-    return [beginnings[place % 3] + words(1 + place * 5 % 13) for place in range(40)]
+    starts = [words(30), words(21), []]
+    return [starts[place % 3] + words(1 + place * 5 % 13) for place in range(40)]
 
 
 def decode(ids):
@@ -162,6 +162,35 @@ def test_rows_sent_back_keep_what_they_have(model, prompts, alone, monkeypatch, 
     same(generate(model, prompts, batch_size=16), alone)
     useful = sum(text.num_new_tokens for text in alone.values())
     assert sum(generated) < 1.3 * useful  # no token is generated twice
+
+
+def test_the_requests_that_got_least_far_go_back(model, prompts, alone, monkeypatch):
+    """What goes back is read again, prompt and generated tokens: the furthest would cost most."""
+    real, retreat = EngineModel.step, continuous_batching.ContinuousBatch._retreat_from_step
+    count, seen = [0], []
+
+    def step(self, tokens, positions, states):
+        count[0] += 1
+        if count[0] in (36, 60):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, tokens, positions, states)
+
+    def spy(batch):
+        before = {slot: row for slot, row in enumerate(batch._slots) if row is not None}
+        lengths = {row.index: len(row.generated) for row in before.values()}
+        retreat(batch)
+        kept = [lengths[row.index] for row in batch._slots if row is not None]
+        gone = [lengths[row.index] for slot, row in before.items() if batch._slots[slot] is None]
+        seen.append((sorted(kept), sorted(gone)))
+
+    monkeypatch.setattr(EngineModel, "step", step)
+    monkeypatch.setattr(continuous_batching.ContinuousBatch, "_retreat_from_step", spy)
+    same(generate(model, prompts, batch_size=8), alone)
+    assert len(seen) == 2
+    for kept, gone in seen:
+        assert len(kept) == (len(kept) + len(gone)) // 2
+        assert min(kept) >= max(gone)
+        assert max(kept) > min(gone)  # there was a choice
 
 
 @pytest.mark.parametrize("failing", [{1}, {7}, {4, 12}, {20}])

@@ -165,14 +165,14 @@ def tokens_read(monkeypatch):
     return sizes
 
 
-def test_a_beginning_is_read_once(tokens_read):
+def test_a_shared_prompt_is_read_once(tokens_read):
     model = load("chatglm2")
     prompts = [[*range(5, 35), 5 + place] for place in range(8)]
     list(Engine(model, SMALL).score_next(prompts, [[5, 6]] * 8))
     assert tokens_read == [(1, 30), (4, 1), (4, 1)]
 
 
-def test_a_nested_beginning_continues_the_one_before(tokens_read):
+def test_a_nested_shared_prompt_continues_the_one_before(tokens_read):
     model = load("chatglm2")
     first = list(range(5, 25))
     prompts = [[*first, 30, place] for place in range(5, 9)] + [

@@ -14,7 +14,7 @@ def test_common_length():
     assert common_length((5, 2), (1, 2)) == 0
 
 
-def test_one_group_of_one_beginning_longest_first():
+def test_one_group_of_one_shared_prompt_longest_first():
     prompts = [(1, 2, 3, 9), (1, 2, 3, 8, 8), (1, 2, 3, 7)]
     assert group_prompts(prompts, min_gain=1) == [PromptGroup(3, (1, 0, 2))]
 

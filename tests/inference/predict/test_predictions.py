@@ -11,13 +11,12 @@ from glmtune.errors import ConfigError, DataError, GlmtuneError
 from glmtune.files import write_text_atomically
 from glmtune.inference.predict.predictions import (
     Prediction,
-    append_prediction,
     find_predictions,
-    read_identity,
-    read_journal,
+    identity_beside,
+    parse_prediction,
     read_predictions,
-    rewrite_sorted,
 )
+from glmtune.journal import Journal
 
 ROW = Prediction(
     row=3, prediction="好看\u2028的裤子", reference="好看", prompt="问：裤子\n\n答：", stop_reason="eos",
@@ -31,13 +30,19 @@ def official(path, *pairs, join="\n"):
     return path
 
 
+def repaired(path):
+    with Journal(path) as journal:
+        return journal.repair(parse_prediction, begin_anew="resume=never")[0]
+
+
 def test_rows_come_back_as_they_were_written(tmp_path):
     path = tmp_path / "p.jsonl"
     lone = Prediction(row=0, prediction="\ud83d", reference=None)
-    append_prediction(path, ROW)
-    append_prediction(path, lone)
-    assert read_predictions(path) == [lone, ROW]
-    rewrite_sorted(path, read_predictions(path))
+    with Journal(path) as journal:
+        journal.append(ROW)
+        journal.append(lone)
+        assert read_predictions(path) == [lone, ROW]
+        journal.rewrite(read_predictions(path))
     assert [json.loads(line)["row"] for line in path.read_text(encoding="utf-8").split("\n")[:-1]] == [0, 3]
     assert not list(tmp_path.glob(".*.partial"))
 
@@ -61,14 +66,15 @@ def test_byte_order_mark_and_gb18030_are_read(tmp_path):
 
 def test_unfinished_last_line_is_dropped_from_the_journal(tmp_path):
     path = tmp_path / "p.jsonl"
-    assert read_journal(path) == []
-    append_prediction(path, ROW)
+    assert repaired(path) == []
+    with Journal(path) as journal:
+        journal.append(ROW)
     whole = path.read_bytes()
     path.write_bytes(whole + whole[: len(whole) // 2])
-    assert read_journal(path) == [ROW]
+    assert repaired(path) == [ROW]
     assert path.read_bytes() == whole
     path.write_bytes(whole[:-1])
-    assert read_journal(path) == []
+    assert repaired(path) == []
     assert path.read_bytes() == b""
 
 
@@ -119,7 +125,8 @@ def test_full_disk_is_reported(tmp_path):
     path = tmp_path / "p.jsonl"
     path.symlink_to("/dev/full")
     with pytest.raises(GlmtuneError, match=r"p.jsonl cannot be written \(No space left on device\).*goes on"):
-        append_prediction(path, ROW)
+        with Journal(path) as journal:
+            journal.append(ROW)
     (tmp_path / ".q.jsonl.partial").symlink_to("/dev/full")
     with pytest.raises(GlmtuneError, match=r"q.jsonl cannot be written \(No space left"):
         write_text_atomically(tmp_path / "q.jsonl", "x")
@@ -127,11 +134,11 @@ def test_full_disk_is_reported(tmp_path):
 
 def test_identity_is_read_if_there_is_one(tmp_path):
     file = tmp_path / "p.jsonl"
-    assert read_identity(file) is None
+    assert identity_beside(file) is None
     identity = tmp_path / "predict_config.json"
     identity.write_text('{"num_rows": 5}')
-    assert read_identity(file) == {"num_rows": 5}
+    assert identity_beside(file) == {"num_rows": 5}
     for text, message in (("{", "is no JSON:"), ("[]", "is no JSON object")):
         identity.write_text(text)
         with pytest.raises(DataError, match=message):
-            read_identity(file)
+            identity_beside(file)

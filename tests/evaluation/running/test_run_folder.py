@@ -9,8 +9,9 @@ import os
 import pytest
 
 from evaluation.answer import Answer, parse_answer
-from evaluation.running.journal import JournalWriter, open_run, read_journals
+from evaluation.running.run_folder import journal_path, lock_run, open_run, read_journals
 from glmtune.errors import ConfigError, DataError, GlmtuneError
+from glmtune.journal import Journal
 
 IDENTITY = {"data_hash": "d1", "model": {"weights_hash": "w1", "dtype": "float32"}, "num_samples": 2}
 ANSWER = Answer(
@@ -29,9 +30,14 @@ ANSWER = Answer(
 )
 
 
+def opened(folder, identity, **resume):
+    with lock_run(folder) as journal:
+        return open_run(journal, identity, **resume)
+
+
 def write(folder, *answers, rank=0):
-    open_run(folder, IDENTITY)
-    with JournalWriter(folder, rank) as journal:
+    opened(folder, IDENTITY)
+    with Journal(journal_path(folder, rank)) as journal:
         for answer in answers:
             journal.append(answer)
     return journal.path
@@ -39,7 +45,7 @@ def write(folder, *answers, rank=0):
 
 def test_answers_come_back_as_they_were(tmp_path):
     path = write(tmp_path / "run", ANSWER, dataclasses.replace(ANSWER, index=4, completion=None))
-    assert open_run(tmp_path / "run", IDENTITY).answers[("law", 3)] == ANSWER
+    assert opened(tmp_path / "run", IDENTITY).answers[("law", 3)] == ANSWER
     row = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
     assert {
         "subject",
@@ -62,13 +68,13 @@ def test_a_half_written_last_line_is_dropped_and_said(tmp_path, end):
     path = write(tmp_path, ANSWER)
     whole = path.read_bytes()
     path.write_bytes(whole + end)
-    opened = open_run(tmp_path, IDENTITY)
-    assert list(opened.answers) == [("law", 3)]
-    assert len(opened.notes) == 1
-    assert f"({len(end)} bytes" in opened.notes[0]
-    assert str(path) in opened.notes[0]
+    run = opened(tmp_path, IDENTITY)
+    assert list(run.answers) == [("law", 3)]
+    assert len(run.notes) == 1
+    assert f"({len(end)} bytes" in run.notes[0]
+    assert str(path) in run.notes[0]
     assert path.read_bytes() == whole
-    assert open_run(tmp_path, IDENTITY).notes == ()
+    assert opened(tmp_path, IDENTITY).notes == ()
 
 
 def test_a_damaged_middle_line_names_file_and_line(tmp_path):
@@ -78,7 +84,7 @@ def test_a_damaged_middle_line_names_file_and_line(tmp_path):
     with pytest.raises(
         DataError, match=r"journal-rank0.jsonl, line 2: the field `index` is missing.*resume=false"
     ):
-        open_run(tmp_path, IDENTITY)
+        opened(tmp_path, IDENTITY)
 
 
 @pytest.mark.parametrize(
@@ -95,73 +101,84 @@ def test_a_damaged_middle_line_names_file_and_line(tmp_path):
 def test_another_run_is_refused_by_its_differences(tmp_path, changed, words):
     write(tmp_path, ANSWER)
     with pytest.raises(ConfigError) as caught:
-        open_run(tmp_path, {**IDENTITY, **changed})
+        opened(tmp_path, {**IDENTITY, **changed})
     assert words in str(caught.value)
     assert "resume=false" in str(caught.value)
     assert "weights_hash" not in str(caught.value)
-    assert list(open_run(tmp_path, IDENTITY).answers) == [("law", 3)]
+    assert list(opened(tmp_path, IDENTITY).answers) == [("law", 3)]
 
 
 def test_a_run_without_answers_may_change(tmp_path):
-    open_run(tmp_path, IDENTITY)
-    assert open_run(tmp_path, {**IDENTITY, "data_hash": "d2"}).answers == {}
+    opened(tmp_path, IDENTITY)
+    assert opened(tmp_path, {**IDENTITY, "data_hash": "d2"}).answers == {}
 
 
 def test_answers_of_unknown_origin_are_refused(tmp_path):
     write(tmp_path, ANSWER)
     (tmp_path / "run.json").unlink()
     with pytest.raises(ConfigError, match=r"there is no run.json beside it"):
-        open_run(tmp_path, IDENTITY)
+        opened(tmp_path, IDENTITY)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(DataError, match=r"run.json: it is no valid JSON"):
-        open_run(tmp_path, IDENTITY)
+        opened(tmp_path, IDENTITY)
 
 
 def test_resume_false_begins_anew_and_deletes_nothing(tmp_path):
     write(tmp_path, ANSWER)
     (tmp_path / "results.json").write_text("old")
-    assert open_run(tmp_path, {"other": 1}, resume=False).answers == {}
+    assert opened(tmp_path, {"other": 1}, resume=False).answers == {}
     assert sorted(path.name for path in (tmp_path / "earlier-1").iterdir()) == [
         "journal-rank0.jsonl",
         "results.json",
         "run.json",
     ]
-    with JournalWriter(tmp_path) as journal:
+    with Journal(journal_path(tmp_path, 0)) as journal:
         journal.append(ANSWER)
-    open_run(tmp_path, {"other": 2}, resume=False)
+    opened(tmp_path, {"other": 2}, resume=False)
     assert (tmp_path / "earlier-2" / "journal-rank0.jsonl").is_file()
-    assert open_run(tmp_path / "new", IDENTITY, resume=False).answers == {}
+    assert opened(tmp_path / "new", IDENTITY, resume=False).answers == {}
 
 
 def test_journals_of_all_processes_are_one(tmp_path):
     first = dataclasses.replace(ANSWER, choice_logprobs=None)
     write(tmp_path, first)
-    with JournalWriter(tmp_path, 3) as journal:
+    with Journal(journal_path(tmp_path, 3)) as journal:
         journal.append(ANSWER)
         journal.append(dataclasses.replace(ANSWER, index=9))
-    answers = read_journals(tmp_path).answers
+    answers = read_journals(tmp_path)
     assert answers[("law", 3)].choice_logprobs == (-1.5, -0.25)
     assert len(answers) == 2
 
 
 def test_two_writers_are_refused(tmp_path):
     write(tmp_path, ANSWER)
-    with JournalWriter(tmp_path):
+    with Journal(journal_path(tmp_path, 0)):
         with pytest.raises(ConfigError, match=r"journal-rank0.jsonl is being written by another process"):
-            JournalWriter(tmp_path)
+            Journal(journal_path(tmp_path, 0))
         with pytest.raises(ConfigError, match="written by another process"):
-            open_run(tmp_path, IDENTITY)
+            opened(tmp_path, IDENTITY)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_without_an_answer_yet_is_not_taken_over(tmp_path, rank):
+    opened(tmp_path, IDENTITY)
+    with Journal(journal_path(tmp_path, rank)) as journal:
+        for resume in (True, False):
+            with pytest.raises(ConfigError, match=rf"journal-rank{rank}.jsonl is being written by another"):
+                opened(tmp_path, {"other": 1}, resume=resume)
+        journal.append(ANSWER)
+    assert list(opened(tmp_path, IDENTITY).answers) == [("law", 3)]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full to play a full disk")
 def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
     path = write(tmp_path, ANSWER)
-    open_run(tmp_path, IDENTITY)
+    opened(tmp_path, IDENTITY)
     (tmp_path / "journal-rank1.jsonl").symlink_to("/dev/full")
     with pytest.raises(
         GlmtuneError, match=r"journal-rank1.jsonl cannot be written \(No space left on device\).*goes on"
     ):
-        with JournalWriter(tmp_path, 1) as journal:
+        with Journal(journal_path(tmp_path, 1)) as journal:
             journal.append(ANSWER)
     assert parse_answer(path.read_text(encoding="utf-8")) == ANSWER
 
@@ -169,7 +186,7 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
 def test_an_unwritable_folder_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"`output_dir` is `.*file/run`, but it cannot be written"):
-        open_run(tmp_path / "file" / "run", IDENTITY)
+        opened(tmp_path / "file" / "run", IDENTITY)
 
 
 @pytest.mark.parametrize(

@@ -1,30 +1,34 @@
-"""A prediction run on disk: every answer kept at once, and continued only by the run that began it."""
+"""The folder of a prediction run, which only the run that began it may continue."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from glmtune.errors import ConfigError, DataError
-from glmtune.files import json_text, write_text_atomically
+from glmtune.errors import DataError
+from glmtune.files import json_text, write_error, write_text_atomically
 from glmtune.inference.predict.predictions import (
     IDENTITY_NAME,
     PREDICTIONS_NAME,
     Prediction,
-    read_identity,
-    read_journal,
+    identity_beside,
+    parse_prediction,
+    refuse_twins,
 )
 from glmtune.inference.settings import GenerationSettings
+from glmtune.journal import Journal, make_run_folder, refuse_other_run
 
 RESULTS_NAME = "predict_results.json"
 DECIDING = (
     "model_fingerprint", "prefix_sha256", "adapter_sha256", "template", "dtype", "data_fingerprint",
     "num_rows", "max_source_length", "max_target_length", "source_prefix", "generation",
 )  # fmt: skip
-"""What a run must share with the rows already there; the rest of the identity is for people."""
+"""What a run must share with the rows already there.
+
+The rest of the identity is for people: a model that was renamed or data that was moved give the same answers.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +94,21 @@ def deciding_settings(settings: GenerationSettings) -> dict[str, Any]:
     return values
 
 
-def open_journal(folder: Path, identity: RunIdentity, *, resume: str = "auto") -> list[Prediction]:
-    """Begin or continue a run in a folder.
+def open_journal(folder: Path) -> Journal:
+    """Make the folder of a run and lock its predictions file; a context manager.
+
+    Raises:
+        ConfigError: the folder cannot be written, or another process predicts into it.
+    """
+    make_run_folder(folder)
+    return Journal(folder / PREDICTIONS_NAME)
+
+
+def answered_rows(journal: Journal, identity: RunIdentity, *, resume: str = "auto") -> list[Prediction]:
+    """Begin or continue a run, and keep its identity as ``predict_config.json``.
 
     Args:
-        folder: made if it is not there; holds the predictions and ``predict_config.json``.
+        journal: of the run, see `open_journal`.
         identity: of this run.
         resume: ``auto`` keeps the rows there, ``never`` deletes them and starts again.
 
@@ -102,25 +116,31 @@ def open_journal(folder: Path, identity: RunIdentity, *, resume: str = "auto") -
         The rows that are already answered; a half-written last one is dropped.
 
     Raises:
-        ConfigError: the folder cannot be written, or its rows come from another model, prefix, data set or
-            generation.
-        DataError: the rows there cannot be read.
+        ConfigError: the rows there come from another model, prefix, data set or generation.
+        DataError: the rows there cannot be read, answer a row twice, or one that the data does not have.
     """
-    path = folder / PREDICTIONS_NAME
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if resume == "never":
+    path = journal.path
+    if resume == "never":
+        try:
             for name in (PREDICTIONS_NAME, IDENTITY_NAME, RESULTS_NAME):
-                (folder / name).unlink(missing_ok=True)
-        done = read_journal(path)
-    except OSError as error:
-        raise ConfigError(
-            f"`output_dir` is `{folder}`, but it cannot be written ({error.strerror or error}). Give a folder"
-            " you may write to, with space left."
-        ) from error
-    _refuse_other_run(path, read_identity(path), identity, num_done=len(done))
-    content = json_text(asdict(identity))
-    write_text_atomically(folder / IDENTITY_NAME, content)
+                path.with_name(name).unlink(missing_ok=True)
+        except OSError as error:
+            raise write_error(path, error) from error
+    done, _ = journal.repair(parse_prediction, begin_anew="resume=never")
+    refuse_twins(done, path)
+    if done:
+        there, here = identity_beside(path), asdict(identity)
+        refuse_other_run(
+            path,
+            f"{len(done)} rows",
+            # A run begun before there were adapters does not name one.
+            None if there is None else {name: there.get(name, "") for name in DECIDING},
+            {name: here[name] for name in DECIDING},
+            identity_name=IDENTITY_NAME,
+            way_out="Continue with the same, choose another `output_dir`, or delete these rows with"
+            " `resume=never`.",
+        )
+    write_text_atomically(path.with_name(IDENTITY_NAME), json_text(asdict(identity)))
     foreign = [prediction.row for prediction in done if not 0 <= prediction.row < identity.num_rows]
     if foreign:
         raise DataError(
@@ -129,30 +149,3 @@ def open_journal(folder: Path, identity: RunIdentity, *, resume: str = "auto") -
             path=path,
         )
     return done
-
-
-def _refuse_other_run(
-    path: Path, there: Mapping[str, Any] | None, identity: RunIdentity, *, num_done: int
-) -> None:
-    if not num_done:
-        return
-    way_out = "Continue with the same, choose another `output_dir`, or delete these rows with `resume=never`."
-    if there is None:
-        raise ConfigError(
-            f"{path} holds {num_done} rows, but there is no {IDENTITY_NAME} beside it to tell how they were"
-            f" made. {way_out}"
-        )
-    here = asdict(identity)
-    pairs = {
-        key: (_shown(there.get(key)), _shown(here[key]))
-        for key in DECIDING
-        if there.get(key, "") != here[key]
-    }
-    if pairs:
-        differences = "; ".join(f"{key}: {old} there, {new} now" for key, (old, new) in pairs.items())
-        raise ConfigError(f"{path} holds {num_done} rows of another run ({differences}). {way_out}")
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) != 66 else text[:13] + '..."'

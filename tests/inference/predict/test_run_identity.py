@@ -9,8 +9,8 @@ import os
 import pytest
 
 from glmtune.errors import ConfigError, DataError
-from glmtune.inference.predict.journal import RunIdentity, deciding_settings, open_journal
-from glmtune.inference.predict.predictions import Prediction, append_prediction
+from glmtune.inference.predict.predictions import Prediction
+from glmtune.inference.predict.run_identity import RunIdentity, answered_rows, deciding_settings, open_journal
 from glmtune.inference.settings import GenerationSettings
 
 IDENTITY = RunIdentity(
@@ -21,20 +21,30 @@ IDENTITY = RunIdentity(
 ROW = Prediction(row=2, prediction="a", reference="b")
 
 
+def opened(folder, identity, **resume):
+    with open_journal(folder) as journal:
+        return answered_rows(journal, identity, **resume)
+
+
+def append(folder, row):
+    with open_journal(folder) as journal:
+        journal.append(row)
+
+
 def test_rows_are_kept_and_a_half_written_one_is_dropped(tmp_path):
     folder = tmp_path / "deep" / "run"
-    assert open_journal(folder, IDENTITY) == []
-    append_prediction(folder / "generated_predictions.jsonl", ROW)
+    assert opened(folder, IDENTITY) == []
+    append(folder, ROW)
     with (folder / "generated_predictions.jsonl").open("a") as file:
         file.write('{"row": 3, "predic')
-    assert open_journal(folder, IDENTITY) == [ROW]
+    assert opened(folder, IDENTITY) == [ROW]
 
 
 def test_never_starts_again(tmp_path):
-    open_journal(tmp_path, IDENTITY)
-    append_prediction(tmp_path / "generated_predictions.jsonl", ROW)
+    opened(tmp_path, IDENTITY)
+    append(tmp_path, ROW)
     other = dataclasses.replace(IDENTITY, data_fingerprint="e")
-    assert open_journal(tmp_path, other, resume="never") == []
+    assert opened(tmp_path, other, resume="never") == []
     assert json.loads((tmp_path / "predict_config.json").read_text())["data_fingerprint"] == "e"
 
 
@@ -52,41 +62,41 @@ def test_never_starts_again(tmp_path):
     ],
 )
 def test_rows_of_another_run_are_refused(tmp_path, change, message):
-    open_journal(tmp_path, IDENTITY)
-    append_prediction(tmp_path / "generated_predictions.jsonl", ROW)
+    opened(tmp_path, IDENTITY)
+    append(tmp_path, ROW)
     with pytest.raises(ConfigError, match=rf"1 rows of another run.*{message}.*resume=never"):
-        open_journal(tmp_path, dataclasses.replace(IDENTITY, **change))
+        opened(tmp_path, dataclasses.replace(IDENTITY, **change))
 
 
 def test_names_paths_and_batch_sizes_do_not_matter(tmp_path):
-    open_journal(tmp_path, IDENTITY)
-    append_prediction(tmp_path / "generated_predictions.jsonl", ROW)
+    opened(tmp_path, IDENTITY)
+    append(tmp_path, ROW)
     moved = dataclasses.replace(IDENTITY, model="other/name", data="elsewhere.json", glmtune_version="2")
-    assert open_journal(tmp_path, moved) == [ROW]
+    assert opened(tmp_path, moved) == [ROW]
     assert deciding_settings(GenerationSettings(batch_size=1, seed=5)) == IDENTITY.generation
     sampling = deciding_settings(GenerationSettings(do_sample=True, seed=5))
     assert (sampling["seed"], sampling["top_p"], sampling["temperature"]) == (5, 0.7, 0.95)
 
 
 def test_rows_without_identity_are_refused(tmp_path):
-    append_prediction(tmp_path / "generated_predictions.jsonl", ROW)
+    append(tmp_path, ROW)
     with pytest.raises(ConfigError, match=r"1 rows, but there is no predict_config.json"):
-        open_journal(tmp_path, IDENTITY)
+        opened(tmp_path, IDENTITY)
 
 
 def test_rows_beyond_the_data_are_refused(tmp_path):
-    open_journal(tmp_path, IDENTITY)
-    append_prediction(tmp_path / "generated_predictions.jsonl", dataclasses.replace(ROW, row=4))
+    opened(tmp_path, IDENTITY)
+    append(tmp_path, dataclasses.replace(ROW, row=4))
     with pytest.raises(DataError, match=r"row 4 does not exist: the data has 4 rows"):
-        open_journal(tmp_path, IDENTITY)
+        opened(tmp_path, IDENTITY)
 
 
 def test_unwritable_folder_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"`output_dir` is `.*file/run`, but it cannot be written"):
-        open_journal(tmp_path / "file" / "run", IDENTITY)
+        opened(tmp_path / "file" / "run", IDENTITY)
     if os.geteuid() == 0:
         return
     tmp_path.chmod(0o500)
     with pytest.raises(ConfigError, match="cannot be written"):
-        open_journal(tmp_path, IDENTITY)
+        opened(tmp_path, IDENTITY)

@@ -1,0 +1,178 @@
+"""The folder of an evaluation: a journal per process, continued only by the run that began it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.answer import Answer, Key, parse_answer
+from glmtune.errors import DataError
+from glmtune.files import json_text, write_text_atomically
+from glmtune.journal import (
+    Journal,
+    journals_in,
+    make_run_folder,
+    read_entries,
+    read_identity,
+    refuse_other_run,
+)
+
+IDENTITY_NAME = "run.json"
+JOURNAL_PATTERN = "journal-rank*.jsonl"
+EARLIER = "earlier"
+"""Folder, with a number, that keeps what ``resume=false`` found: a flag shall not delete hours of work."""
+BEGIN_ANEW = "resume=false"
+WAY_OUT = (
+    f"Continue with the same, choose another `output_dir`, or begin anew with `{BEGIN_ANEW}` (what is there"
+    " is moved aside, not deleted)."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRun:
+    """What an output folder holds when a run begins or goes on.
+
+    Attributes:
+        answers: by subject and index.
+        notes: what a reader should be told, such as a dropped half line.
+    """
+
+    answers: dict[Key, Answer]
+    notes: tuple[str, ...]
+
+
+def journal_path(folder: Path, rank: int) -> Path:
+    """Return the journal of one process.
+
+    Args:
+        folder: the run's output folder.
+        rank: number of the process, from 0.
+    """
+    return folder / JOURNAL_PATTERN.replace("*", str(rank))
+
+
+def lock_run(folder: Path) -> Journal:
+    """Make the folder of a run and lock the first process's journal; a context manager.
+
+    Rank 0 holds it from before it opens the run until every question is answered, so a second launch into
+    the folder is refused whatever the first is doing.
+
+    Raises:
+        ConfigError: the folder cannot be written, or another process writes there.
+    """
+    make_run_folder(folder)
+    return Journal(journal_path(folder, 0))
+
+
+def open_run(journal: Journal, identity: Mapping[str, Any], *, resume: bool = True) -> OpenedRun:
+    """Begin or continue a run; only one process (rank 0) does this.
+
+    Args:
+        journal: of the first process, see `lock_run`.
+        identity: plain nested values that decide the answers; kept as ``run.json``.
+        resume: go on with what is there; otherwise it is moved to ``earlier-N`` and nothing is deleted.
+
+    Returns:
+        The answers there; half-written last lines are cut off.
+
+    Raises:
+        ConfigError: another process still writes one of the journals, or their answers come from another run;
+            the differences are named.
+        DataError: a line that is not the last one cannot be read.
+    """
+    folder = journal.path.parent
+    with ExitStack() as others:
+        # A launch may have lost its first process and still have others that write.
+        paths = (path for path in journals_in(folder, JOURNAL_PATTERN) if path != journal.path)
+        journals = [journal, *(others.enter_context(Journal(path)) for path in paths)]
+        if not resume:
+            _move_aside(folder)
+        _refuse_other_run(folder, identity)
+        answers: list[Answer] = []
+        notes: list[str] = []
+        for each in journals:
+            found, num_torn = each.repair(parse_answer, begin_anew=BEGIN_ANEW)
+            answers += found
+            if num_torn:
+                notes.append(
+                    f"{each.path}: the last line was not finished ({num_torn} bytes, a run was killed); it is"
+                    " dropped and its question asked again."
+                )
+        write_text_atomically(folder / IDENTITY_NAME, json_text(identity))
+    return OpenedRun(_fullest(answers), tuple(notes))
+
+
+def read_journals(folder: Path) -> dict[Key, Answer]:
+    """Read the answers in the journals of all processes, while these may be writing them.
+
+    Args:
+        folder: the run's output folder.
+
+    Returns:
+        By subject and index.
+
+    Raises:
+        DataError: a line that is not the last one cannot be read.
+    """
+    answers: list[Answer] = []
+    for path in sorted(folder.glob(JOURNAL_PATTERN)):
+        answers += read_entries(path, parse_answer, begin_anew=BEGIN_ANEW)[0]
+    return _fullest(answers)
+
+
+def _fullest(answers: Sequence[Answer]) -> dict[Key, Answer]:
+    """Return one answer per question.
+
+    A two-stage question has a line per stage; the second repeats the first and adds the scores.
+    """
+    found: dict[Key, Answer] = {}
+    for answer in answers:
+        known = found.get(answer.key)
+        if known is None or (known.choice_logprobs is None and answer.choice_logprobs is not None):
+            found[answer.key] = answer
+    return found
+
+
+def _move_aside(folder: Path) -> None:
+    """Move everything of an earlier run into the first free ``earlier-N``."""
+    there = [path for path in folder.iterdir() if not path.name.startswith((EARLIER, "."))]
+    if not there:
+        return
+    number = 1
+    while (folder / f"{EARLIER}-{number}").exists():
+        number += 1
+    target = folder / f"{EARLIER}-{number}"
+    target.mkdir()
+    for path in there:
+        path.rename(target / path.name)
+
+
+def _refuse_other_run(folder: Path, identity: Mapping[str, Any]) -> None:
+    journals = [path for path in sorted(folder.glob(JOURNAL_PATTERN)) if path.stat().st_size]
+    if not journals:
+        return
+    path = folder / IDENTITY_NAME
+    try:
+        there = read_identity(path)
+    except ValueError:
+        raise DataError(f"it is no valid JSON. {WAY_OUT}", path=path) from None
+    refuse_other_run(
+        journals[0],
+        "answers",
+        None if there is None else dict(_leaves(there)),
+        dict(_leaves(identity)),
+        identity_name=IDENTITY_NAME,
+        way_out=WAY_OUT,
+    )
+
+
+def _leaves(values: Any, path: str = "") -> Iterator[tuple[str, object]]:
+    """Yield every plain value with its dotted path, so that an error names `model.dtype` alone."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, values
