@@ -11,7 +11,7 @@ import torch
 from glmtune.errors import ConfigError
 from glmtune.loading import load_base
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
-from glmtune.models.checkpoints.reading import save_official
+from glmtune.models.checkpoints.writing import save_official
 from glmtune.quantization.layers.apply import quantize_model
 from glmtune.quantization.layers.calibrate import quantize_calibrated
 
