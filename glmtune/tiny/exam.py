@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from random import Random
 
-from glmtune.tiny.corpus.corpus import MIX
+from glmtune.tiny.corpus.mix import MIX
 from glmtune.tiny.corpus.sample import LETTERS, Sample
 
 EXAM_SALT = "exam"

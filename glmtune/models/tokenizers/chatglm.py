@@ -13,7 +13,7 @@ from transformers.utils.generic import PaddingStrategy
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.releases.families import Family, read_json
-from glmtune.models.tokenizers.chatglm2 import read_sentencepiece_file, without_surrogates
+from glmtune.models.tokenizers.chatglm2_and_3 import read_sentencepiece_file, without_surrogates
 from glmtune.models.tokenizers.unigram_ties import TieBreaker
 from glmtune.models.tokenizers.vocabulary import VocabularyTokenizer
 

@@ -9,7 +9,7 @@ from typing import Any
 from glmtune.errors import CheckpointError
 from glmtune.models.releases.families import Family
 from glmtune.models.tokenizers.chatglm import ChatGLMTokenizer, image_token_settings
-from glmtune.models.tokenizers.chatglm2 import SentencePieceGlmTokenizer
+from glmtune.models.tokenizers.chatglm2_and_3 import SentencePieceGlmTokenizer
 from glmtune.models.tokenizers.glm4 import ChatGLM4Tokenizer
 from glmtune.models.tokenizers.vocabulary import VocabularyTokenizer
 
