@@ -208,7 +208,7 @@ def encode_conversations(
     """
     buffer = _RowBuffer()
     bad: list[BadRow] = []
-    for conversation in _watched(loaded.conversations, f"encoding {loaded.split}", progress):
+    for conversation in _with_progress(loaded.conversations, f"encoding {loaded.split}", progress):
         try:
             encoded = encode_training_row(tokenizer, conversation, settings)
         except RowProblem as problem:
@@ -247,7 +247,9 @@ def _warn_of_bad_rows(bad: Sequence[BadRow], total: int, path: str) -> None:
         )  # fmt: skip
 
 
-def _watched(conversations: Sequence[Conversation], title: str, progress: bool) -> Iterable[Conversation]:
+def _with_progress(
+    conversations: Sequence[Conversation], title: str, progress: bool
+) -> Iterable[Conversation]:
     if not progress:
         return conversations
     from rich.console import Console

@@ -15,6 +15,7 @@ FLOORS = {
     "glmtune.messages": 0,
     "glmtune.labels": 0,
     "glmtune.files": 0,
+    "glmtune.tuned_files": 0,
     "glmtune.memory": 0,
     "glmtune.version": 0,
     "glmtune.models": 1,

@@ -43,7 +43,9 @@ def base(cases: Golden) -> ChatGlmForCausalLM:
 @pytest.fixture(params=["sdpa", "eager"])
 def tuned(request: pytest.FixtureRequest, cases: Golden, kind: str) -> ChatGlmForCausalLM:
     model = _base(cases, request.param)
-    attach_prefix(model, load_prefix(cases.folder / f"ptuning_{kind}", model, dropout=0.0))
+    encoder = load_prefix(cases.folder / f"ptuning_{kind}", model)
+    encoder.dropout = 0.0
+    attach_prefix(model, encoder)
     return model
 
 

@@ -117,7 +117,9 @@ def test_prefix_logits_and_gradients(case: Case, checkpointing: bool, oracles: P
     if "prefix.gradient" not in case.cases:
         pytest.skip(f"{case.name} has no prefix cases")
     model = case.load()
-    attach_prefix(model, load_prefix(oracles / case.generation / "ptuning_embedding", model, dropout=0.0))
+    encoder = load_prefix(oracles / case.generation / "ptuning_embedding", model)
+    encoder.dropout = 0.0
+    attach_prefix(model, encoder)
     freeze_base(model)
     output = model(**case.inputs("prefix.plain_b"), use_cache=False)
     expected = case.tensors["prefix.plain_b.logits"]
