@@ -87,15 +87,15 @@ def prefix_rows(path: str) -> Iterator[Row]:
     """Yield what the file of a saved prefix says of itself."""
     from glmtune.prefix.checkpoint import describe_prefix
 
-    facts = describe_prefix(path)
-    yield "file", f"{facts.file} ({facts.file.stat().st_size / 2**20:,.2f} MiB)"
-    yield "pre_seq_len", str(facts.pre_seq_len)
-    yield "prefix_projection", str(facts.prefix_projection).lower()
-    yield "base", facts.meta.base_source or "not recorded"
-    yield "base fingerprint", facts.meta.base_fingerprint or "not recorded (official checkpoints hold none)"
-    yield "template", facts.meta.template or "not recorded"
-    yield "data fingerprint", facts.meta.data_fingerprint or "not recorded"
-    yield "written by glmtune", facts.meta.glmtune_version or "no"
+    prefix = describe_prefix(path)
+    yield "file", f"{prefix.file} ({prefix.file.stat().st_size / 2**20:,.2f} MiB)"
+    yield "pre_seq_len", str(prefix.pre_seq_len)
+    yield "prefix_projection", str(prefix.prefix_projection).lower()
+    yield "base", prefix.meta.base_source or "not recorded"
+    yield "base fingerprint", prefix.meta.base_fingerprint or "not recorded (official checkpoints hold none)"
+    yield "template", prefix.meta.template or "not recorded"
+    yield "data fingerprint", prefix.meta.data_fingerprint or "not recorded"
+    yield "written by glmtune", prefix.meta.glmtune_version or "no"
 
 
 def machine_rows() -> Iterator[Row]:
