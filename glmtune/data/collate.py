@@ -14,7 +14,7 @@ from torch import Tensor
 from glmtune.errors import ConfigError
 from glmtune.labels import IGNORE_INDEX
 
-Row = Mapping[str, Sequence[int]]
+TokenRow = Mapping[str, Sequence[int]]
 
 
 def _padded(rows: Sequence[Sequence[int]], length: int, fill: int) -> Tensor:
@@ -41,7 +41,7 @@ class DynamicPaddingCollator:
     pad_token_id: int
     pad_to_multiple_of: int = 1
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         """Build the batch.
 
         Args:
@@ -74,7 +74,7 @@ class PackingCollator:
     pad_token_id: int
     pad_to_multiple_of: int = 1
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         """Build the batch.
 
         Args:
@@ -179,7 +179,7 @@ class PackedDataset(torch.utils.data.Dataset[dict[str, list[int]]]):
     """
 
     def __init__(
-        self, rows: Sequence[Row], lengths: Sequence[int], packing_length: int, *, seed: int = 0
+        self, rows: Sequence[TokenRow], lengths: Sequence[int], packing_length: int, *, seed: int = 0
     ) -> None:
         """Plan the packed rows; tokens are put together when a row is asked for.
 

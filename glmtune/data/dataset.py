@@ -282,13 +282,13 @@ class _RowBuffer:
 
     def count(self, rows: Iterable[EncodedRow]) -> None:
         for row in rows:
-            for name, kind, amount in (
+            for name, total, amount in (
                 ("rows_with_dropped_turns", "dropped_turns", row.dropped_turns),
                 ("rows_with_cut_question", "cut_question_tokens", row.cut_question_tokens),
                 ("rows_with_cut_answer", "cut_answer_tokens", row.cut_answer_tokens),
             ):
                 self.truncation[name] = self.truncation.get(name, 0) + (amount > 0)
-                self.truncation[kind] = self.truncation.get(kind, 0) + amount
+                self.truncation[total] = self.truncation.get(total, 0) + amount
 
     def _flush(self) -> None:
         import pyarrow as pa

@@ -16,7 +16,7 @@ _CELLS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class ScoreEstimate:
     """A figure with its interval.
 
     Attributes:
@@ -41,12 +41,12 @@ class TextReport:
         num_empty_references: rows with nothing to compare with (they score 0).
     """
 
-    estimates: tuple[Estimate, ...]
+    estimates: tuple[ScoreEstimate, ...]
     num_rows: int
     num_empty_predictions: int
     num_empty_references: int
 
-    def __getitem__(self, name: str) -> Estimate:
+    def __getitem__(self, name: str) -> ScoreEstimate:
         """Return the estimate of a metric, by its name in ``METRICS``."""
         return self.estimates[list(METRICS).index(name)]
 
@@ -170,7 +170,7 @@ def summarize(rows: Sequence[RowScores], *, seed: int = 0) -> TextReport:
     lows, highs = percentile_interval(np.concatenate(draws))
     ends = zip(values.tolist(), lows.tolist(), highs.tolist(), strict=True)
     return TextReport(
-        estimates=tuple(Estimate(*end) for end in ends),
+        estimates=tuple(ScoreEstimate(*end) for end in ends),
         num_rows=len(rows),
         num_empty_predictions=sum(row.is_prediction_empty for row in rows),
         num_empty_references=sum(row.is_reference_empty for row in rows),

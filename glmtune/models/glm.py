@@ -12,7 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
 from transformers.utils.deprecation import deprecate_kwarg
 
-from glmtune.models.architectures.chunked_loss import labelled_loss
+from glmtune.models.architectures.chunked_loss import chunked_cross_entropy
 from glmtune.models.architectures.grouped_attention import register_grouped_attention
 from glmtune.models.checkpoints.names import state_to_native
 from glmtune.models.official import OfficialModel
@@ -105,7 +105,7 @@ class OfficialGlmForCausalLM(OfficialModel, GlmForCausalLM):  # pyright: ignore[
             return super().forward(**inputs, **{"labels": labels, "logits_to_keep": logits_to_keep}, **kwargs)
         num_items = kwargs.pop("num_items_in_batch", None)
         hidden_BSD = self.model(**inputs, **kwargs).last_hidden_state
-        return labelled_loss(
+        return chunked_cross_entropy(
             hidden_BSD,
             labels,
             self.lm_head,

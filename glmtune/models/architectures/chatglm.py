@@ -1,5 +1,18 @@
 """ChatGLM-6B, the first generation, as a transformers model; parameter names are the official ones.
 
+It is a prefix LM: a row is context, gMASK (or MASK), sop, answer. The answer fills the gap that the mask
+token marks, and to fill a gap one reads both sides of it: tokens of the context see each other in both
+directions, those from sop on see what is before them::
+
+      ids                  c0 c1 c2 gMASK sop a0 a1
+      first positions       0  1  2   3    3   3  3     place in the context; the answer's is that of its gap
+      second positions      0  0  0   0    1   2  3     place in the answer
+      c0 ... gMASK see      x  x  x   x
+      sop sees              x  x  x   x    x
+      a0 sees               x  x  x   x    x   x
+
+Each of the two positions of a token turns one half of every head.
+
 Shapes: B rows, S tokens, D hidden width, N heads, H channels of a head, T position streams, W = H / T.
 
 Source:
@@ -38,12 +51,14 @@ from glmtune.models.architectures.chatglm_inputs import (
     shared_context,
     token_positions,
 )
-from glmtune.models.architectures.chunked_loss import labelled_loss
+from glmtune.models.architectures.chunked_loss import chunked_cross_entropy
 from glmtune.models.official import OfficialModel
 
 RESIDUAL_SCALE = math.sqrt(2 * 28)
-"""Weight of the residual branch: a constant of the release, whatever the depth of the model."""
+"""Weight of the residual branch (DeepNorm's alpha, for 28 layers). The released block is never told how many
+layers there are and takes its default, so a model of another depth has the same constant."""
 ROPE_BASE = 10000.0
+"""Fixed in the release, which has no setting for it."""
 
 
 class ChatGlmRotaryEmbedding(nn.Module):
@@ -55,7 +70,11 @@ class ChatGlmRotaryEmbedding(nn.Module):
         self.width = config.head_dim // config.num_position_streams
 
     def inv_freq(self, device: torch.device | None = None) -> Tensor:
-        """Return the turn per position, float32 ``[W / 2]``, rounded to float16 as the release rounds it."""
+        """Return the turn per position, float32 ``[W / 2]``, rounded to float16 as the release rounds it.
+
+        The weights were trained with the rounded numbers: at position 1,000 exact ones are up to a
+        quarter of a radian off.
+        """
         exponent = torch.arange(0, self.width, 2, dtype=torch.float32, device=device) / self.width
         return (1.0 / ROPE_BASE**exponent).half().float()
 
@@ -104,6 +123,9 @@ class ChatGlmAttention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
+        # The release divides queries by (layer + 1) as well and multiplies the scores by it before the
+        # softmax, to keep float16 scores in range. That cancels out, and fused attention holds scores in
+        # float32.
         self.scaling = config.head_dim**-0.5
         self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
@@ -158,7 +180,14 @@ class ChatGlmMLP(nn.Module):
         self.dense_4h_to_h = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_BSD: Tensor) -> Tensor:
-        """Transform every token alone."""
+        """Transform every token alone.
+
+        Args:
+            hidden_BSD: float.
+
+        Returns:
+            ``[B, S, D]``.
+        """
         return self.dense_4h_to_h(nn.functional.gelu(self.dense_h_to_4h(hidden_BSD), approximate="tanh"))
 
 
@@ -174,7 +203,15 @@ class ChatGlmLayer(GradientCheckpointingLayer):
         self.mlp = ChatGlmMLP(config)
 
     def forward(self, hidden_BSD: Tensor, **kwargs: Any) -> Tensor:
-        """Run the block; keyword arguments are those of the attention."""
+        """Run the block.
+
+        Args:
+            hidden_BSD: the residual stream.
+            **kwargs: those of `ChatGlmAttention.forward`.
+
+        Returns:
+            The stream after the block, ``[B, S, D]``.
+        """
         normed_BSD = self.input_layernorm(hidden_BSD)
         mixed_BSD, _ = self.attention(normed_BSD, **kwargs)
         normed_BSD = self.post_attention_layernorm(RESIDUAL_SCALE * normed_BSD + mixed_BSD)
@@ -190,6 +227,7 @@ class ChatGlmPreTrainedModel(PreTrainedModel):
     _input_embed_layer = "word_embeddings"
     supports_gradient_checkpointing = True
     _no_split_modules = ["ChatGlmLayer"]
+    # Official files hold a rotary table per layer; it is formed anew here.
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -264,9 +302,18 @@ class ChatGlmModel(ChatGlmPreTrainedModel):
 
         Returns:
             Last hidden state ``[B, S, D]`` after the final norm, the cache, and what was to be captured.
+
+        Raises:
+            ConfigError: both or neither of ``input_ids`` and ``inputs_embeds`` are given.
+            DataError: a row has no sop or no mask token, or positions are missing where none can be derived.
+            ShapeError: mask or positions have another form than those above.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
+            given = "none of them" if input_ids is None else "both"
+            raise ConfigError(
+                f"Exactly one of input_ids and inputs_embeds must be given, but {given} was. Pass input_ids, "
+                "or inputs_embeds with attention_mask and position_ids."
+            )
         hidden_BSD = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
@@ -302,6 +349,8 @@ class ChatGlmModel(ChatGlmPreTrainedModel):
             return additive_mask(attention_mask, hidden_BSD), None
         is_start = cache is None or cache.get_seq_length() == 0
         if is_start and input_ids is not None and "sdpa" in str(self.config._attn_implementation):
+            # The common case: one prompt, or rows of one length. No mask over S x S is formed then, and
+            # PyTorch's flash kernel, which takes none, can run; padded batches take the general way below.
             context_length = shared_context(input_ids, attention_mask, self.config)
             if context_length is not None:
                 return answer_mask(context_length, hidden_BSD), context_length
@@ -387,7 +436,7 @@ class ChatGlmForCausalLM(OfficialModel, ChatGlmPreTrainedModel, GenerationMixin)
         hidden_BSD = outputs.last_hidden_state
         assert hidden_BSD is not None
         if labels is not None and is_sparing:
-            return labelled_loss(
+            return chunked_cross_entropy(
                 hidden_BSD,
                 labels,
                 self.lm_head,
@@ -438,6 +487,9 @@ class ChatGlmForCausalLM(OfficialModel, ChatGlmPreTrainedModel, GenerationMixin)
             input_ids, *args, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
 
+    # The four methods below are hooks of transformers 5's `generate`. Its own versions count positions in one
+    # stream and form a causal mask; here both depend on the context, so they are made anew from all ids.
+
     def create_masks_for_generate(self, attention_mask: Tensor | None, **_: object) -> Tensor | None:
         """Leave the mask to the forward pass, which knows the context, also with a static cache."""
         return attention_mask
@@ -448,6 +500,8 @@ class ChatGlmForCausalLM(OfficialModel, ChatGlmPreTrainedModel, GenerationMixin)
         """Leave positions to `prepare_inputs_for_generation`."""
 
     def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        # Called after every token. The parent would append "last position + 1" to positions that the user
+        # gave; they are put back as given, and `prepare_inputs_for_generation` continues them by our rule.
         model_kwargs: dict[str, Any] = args[1] if len(args) > 1 else kwargs["model_kwargs"]
         given = model_kwargs.pop("position_ids", None)
         return super()._update_model_kwargs_for_generation(*args, **kwargs) | {"position_ids": given}
@@ -455,6 +509,7 @@ class ChatGlmForCausalLM(OfficialModel, ChatGlmPreTrainedModel, GenerationMixin)
     def _expand_inputs_for_generation(
         self, *args: Any, position_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
+        # Called once, for beams and for several answers per prompt: positions are repeated like the rows.
         parent: Any = super()
         input_ids, rest = parent._expand_inputs_for_generation(*args, **kwargs)
         if position_ids is not None:

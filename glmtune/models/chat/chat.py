@@ -63,7 +63,7 @@ CHAT_DEFAULTS: dict[Family, ChatDefaults] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ChatTurn:
     """A question within its conversation.
 
     Attributes:
@@ -184,7 +184,7 @@ class ChatMixin:
             DataError: the history or the role does not fit the release.
         """
         model = cast("Any", self)
-        turn = Turn(tokenizer, history or (), query, role)
+        turn = ChatTurn(tokenizer, history or (), query, role)
         prompt_ids = turn.template.encode_prompt(turn.text_tokenizer, turn.messages())
         check_choice("kv_cache", kv_cache, KV_CACHES)
         if kv_cache == "int8":
@@ -234,7 +234,7 @@ class ChatMixin:
             DataError: as for `chat`.
         """
         model = cast("Any", self)
-        turn = Turn(tokenizer, history or (), query, role)
+        turn = ChatTurn(tokenizer, history or (), query, role)
         _check_streaming(turn, past_key_values, return_past_key_values, settings)
         settings.pop("compile", None)
         check_choice("kv_cache", kv_cache, KV_CACHES)
@@ -261,7 +261,9 @@ class ChatMixin:
                 yield (*answered, cache) if return_past_key_values else answered
 
 
-def generate_settings(model: Any, turn: Turn, prompt_length: int, given: Mapping[str, Any]) -> dict[str, Any]:
+def generate_settings(
+    model: Any, turn: ChatTurn, prompt_length: int, given: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what `generate` is told: the caller's settings, the release's where they say nothing.
 
     Args:
@@ -318,7 +320,7 @@ def _check_compiled(kv_cache: str, settings: Mapping[str, Any]) -> None:
 
 
 def _check_streaming(
-    turn: Turn, cache: ConversationCache | None, return_cache: bool, settings: Mapping[str, Any]
+    turn: ChatTurn, cache: ConversationCache | None, return_cache: bool, settings: Mapping[str, Any]
 ) -> None:
     """Raise ConfigError for what cannot be streamed, and for a cache that nothing can go on from."""
     if settings.get("compile"):

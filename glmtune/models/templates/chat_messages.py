@@ -14,7 +14,7 @@ from glmtune.models.templates.base import check_last
 from glmtune.models.templates.renderer import Template, TextTokenizer, template_for
 
 ChatMessage = Message | Mapping[str, Any]
-Conversation = Sequence[ChatMessage]
+ChatConversation = Sequence[ChatMessage]
 Tool = Mapping[str, Any] | Callable[..., object]
 
 _ENCODING_SETTINGS = (
@@ -44,7 +44,9 @@ class EncodedChat:
     assistant_mask: list[int] | None = None
 
 
-def chat_batch(conversation: Conversation | Sequence[Conversation]) -> tuple[Sequence[Conversation], bool]:
+def chat_batch(
+    conversation: ChatConversation | Sequence[ChatConversation],
+) -> tuple[Sequence[ChatConversation], bool]:
     """Return the conversations, and whether a batch of them was given.
 
     Raises:
@@ -53,11 +55,11 @@ def chat_batch(conversation: Conversation | Sequence[Conversation]) -> tuple[Seq
     if not conversation:
         raise DataError("The conversation holds 0 messages, but a prompt needs at least 1. Give a question.")
     batched = isinstance(conversation[0], list | tuple)
-    return cast("Sequence[Conversation]", conversation if batched else [conversation]), batched
+    return cast("Sequence[ChatConversation]", conversation if batched else [conversation]), batched
 
 
 def chat_messages(
-    tokenizer: TextTokenizer, conversation: Conversation, tools: Sequence[Tool] | None = None
+    tokenizer: TextTokenizer, conversation: ChatConversation, tools: Sequence[Tool] | None = None
 ) -> list[Message]:
     """Turn chat messages into ours.
 

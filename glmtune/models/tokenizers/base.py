@@ -15,7 +15,7 @@ from transformers.utils.generic import PaddingStrategy
 
 from glmtune.models.releases.families import Family
 from glmtune.models.templates.chat_messages import (
-    Conversation,
+    ChatConversation,
     Tool,
     chat_batch,
     chat_messages,
@@ -65,7 +65,7 @@ class GlmTokenizer(PreTrainedTokenizer, ABC):
 
     def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        conversation: Conversation | Sequence[Conversation],
+        conversation: ChatConversation | Sequence[ChatConversation],
         tools: Sequence[Tool] | None = None,
         *,
         add_generation_prompt: bool = False,
