@@ -81,6 +81,7 @@ def test_codes_and_dequantized_weights(case: Case) -> None:
     floats = official_state(dequantized)
     outer = {"v1": "transformer.", "v2": "transformer.encoder."}[case.generation]
     checked = 0
+    assert case.cases
     for name, described in case.cases.items():
         layer = outer + name.replace("layer0", "layers.0") + ".weight"
         if "int_weight" in described["tensors"]:

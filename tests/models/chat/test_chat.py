@@ -311,14 +311,18 @@ class TestRoles:
     def test_prompts_equal_the_release(self, oracles):
         path = oracles / "tokenizers"
         tokenizer = load_tokenizer(path / "tiny_v2", family="chatglm3")
-        for case in json.loads((path / "tiny_glm3.json").read_text(encoding="utf-8"))["chat_inputs"]:
+        cases = json.loads((path / "tiny_glm3.json").read_text(encoding="utf-8"))["chat_inputs"]
+        assert cases
+        for case in cases:
             turn = ChatTurn(tokenizer, case["history"], case["query"], case["role"])
             assert turn.template.encode_prompt(tokenizer, turn.messages()) == case["input_ids"][0]
 
     def test_continued_prompts_equal_the_release(self, oracles):
         path = oracles / "tokenizers"
         tokenizer = load_tokenizer(path / "tiny_v2", family="chatglm2")
-        for case in json.loads((path / "tiny_v2.json").read_text(encoding="utf-8"))["continued_chat_inputs"]:
+        cases = json.loads((path / "tiny_v2.json").read_text(encoding="utf-8"))["continued_chat_inputs"]
+        assert cases
+        for case in cases:
             turn = ChatTurn(tokenizer, [("a", "b")] * case["turns_before"], case["query"], "user")
             assert turn.template.encode_continuation(tokenizer, turn.messages()) == case["ids"][0]
 
