@@ -1,4 +1,9 @@
-"""Save a tuned prefix and load it again: our safetensors file, and the official `pytorch_model.bin`."""
+"""Save a tuned prefix and load it again: our safetensors file, and the official `pytorch_model.bin`.
+
+The official file holds bare tensors: nothing in it tells which base they belong to. Ours holds the same
+tensors under the same names and, as metadata, geometry and origin, so that a wrong base is refused when it
+is loaded and not noticed, at best, from nonsense answers.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +32,10 @@ PREFIX_FILE = "prefix_encoder.safetensors"
 OFFICIAL_FILE = "pytorch_model.bin"
 OFFICIAL_NAME = "transformer.prefix_encoder."
 FORMAT = "glmtune-prefix-1"
+"""Of the metadata, for a reader that has to tell versions apart."""
 DAMAGE = (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile)
+"""What reading a broken file raises: safetensors, pickle and zip (the container of `torch.save`) each their
+own."""
 WEIGHTS = frozenset({"embedding.weight"})
 PROJECTION_WEIGHTS = WEIGHTS | {"trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias"}
 
@@ -241,6 +249,8 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"`{file}` could not be read as a prefix: {error}. It is damaged, or of another format; "
             f"expected is our {PREFIX_FILE} or an official {OFFICIAL_FILE}."
         ) from error
+    # The official script saves trained parameters by their full names, some forks the encoder's alone or
+    # below further wrappers; what stands behind the marker is the same in all.
     marker = "prefix_encoder."
     named = {name.partition(marker)[2]: weight for name, weight in weights.items() if marker in name}
     return named or weights, metadata

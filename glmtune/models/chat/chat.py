@@ -28,8 +28,10 @@ from glmtune.models.templates.renderer import template_for
 from glmtune.models.templates.responses import process_response
 from glmtune.settings import check_choice
 
+# What a chat decides itself; handed in, it would be overwritten or change what comes back.
 _DECIDED = ("eos_token_id", "pad_token_id", "num_return_sequences", "return_dict_in_generate", "streamer")
 _INCOMPLETE = "\ufffd"
+"""How decoding shows the first bytes of a character whose other bytes are still to come."""
 
 ChatResponse = str | dict[str, Any]
 """An answer: text, or a tool call with ``name`` and ``parameters`` (``content`` where unreadable)."""
@@ -50,6 +52,7 @@ class ChatDefaults:
     temperature: float = 0.8
 
 
+# Numbers from the signatures of `chat` in the released modeling files; the long-context releases allow 32768.
 _LATER, _LONG = ChatDefaults(), ChatDefaults(max_length=32768)
 CHAT_DEFAULTS: dict[Family, ChatDefaults] = {
     Family.CHATGLM: ChatDefaults(max_length=2048, top_p=0.7, temperature=0.95),
@@ -275,6 +278,8 @@ def generate_settings(
     Raises:
         ConfigError: a setting that a chat decides itself, or no room for an answer.
     """
+    # Sampling settings fall back on the release's only while sampling: `generate` would warn of them
+    # otherwise.
     defaults = CHAT_DEFAULTS[turn.family]
     settings: dict[str, Any] = {"do_sample": True, "num_beams": 1}
     settings |= {name: value for name, value in given.items() if value is not None}

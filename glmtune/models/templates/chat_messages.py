@@ -1,4 +1,9 @@
-"""What `apply_chat_template` of our tokenizers does: chat messages of any library through our renderer."""
+"""What `apply_chat_template` of our tokenizers does: chat messages of any library through our renderer.
+
+The releases' Jinja templates render a text, in which nothing tells a role token from a user who typed its
+name. So messages are brought into our form, checked, and encoded by the family's template; a setting that
+asks for another template is refused rather than ignored.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +34,7 @@ _ENCODING_SETTINGS = (
 )
 _KEYS = ("role", "content", "metadata", "tools")
 _ROLE_NAMES = {"tool": "observation"}
+"""Role names of OpenAI's format that GLM calls otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
