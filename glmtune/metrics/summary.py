@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from glmtune.metrics.text import MAX_ORDER, METRICS, ROW_METRICS, RowScores
 
 NUM_RESAMPLES = 2000
+"""Draws of the bootstrap: the ends of an interval then move by some hundredths of its width between seeds."""
 CONFIDENCE = 0.95
 _CELLS_AT_ONCE = 4_000_000
+"""Weights formed at a time, 32 MB: all draws of 100,000 rows at once would be 1.6 GB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ class ScoreTable:
         Returns:
             float64 ``[resamples, len(METRICS)]``, 0 to 100, in the order of ``METRICS``.
         """
+        # A draw is a row of counts, so a resample is a matrix product. Corpus BLEU is no mean of rows: its
+        # n-gram counts are summed first.
         means = weights @ self.values / len(self.values)
         corpus = corpus_bleu(weights @ self.bleu_counts)
         columns = {**dict(zip(ROW_METRICS, means.T, strict=True)), "corpus-bleu-4": corpus}

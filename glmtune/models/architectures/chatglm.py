@@ -13,12 +13,11 @@ directions, those from sop on see what is before them::
 
 Each of the two positions of a token turns one half of every head.
 
-Shapes: B rows, S tokens, D hidden width, N heads, H channels of a head, T position streams, W = H / T.
+Shapes: B rows, S tokens, D hidden width, N heads, H channels of a head, T position streams.
 
 Source:
-    Du et al. 2022, arXiv:2103.10360 (prefix LM, two position streams); Su et al. 2021, arXiv:2104.09864
-    (rotary); Wang et al. 2022, arXiv:2203.00555 (scaled residual); file ``modeling_chatglm.py`` of
-    THUDM/chatglm-6b.
+    Du et al. 2022, arXiv:2103.10360 (prefix LM, two position streams); Wang et al. 2022, arXiv:2203.00555
+    (scaled residual); file ``modeling_chatglm.py`` of THUDM/chatglm-6b.
 """
 
 # ruff: noqa: RUF012 (class attributes in the form in which transformers declares them)
@@ -51,65 +50,13 @@ from glmtune.models.architectures.chatglm_inputs import (
     shared_context,
     token_positions,
 )
+from glmtune.models.architectures.chatglm_rotary import ChatGlmRotaryEmbedding, rotate
 from glmtune.models.architectures.chunked_loss import chunked_cross_entropy
 from glmtune.models.official import OfficialModel
 
 RESIDUAL_SCALE = math.sqrt(2 * 28)
 """Weight of the residual branch (DeepNorm's alpha, for 28 layers). The released block is never told how many
 layers there are and takes its default, so a model of another depth has the same constant."""
-ROPE_BASE = 10000.0
-"""Fixed in the release, which has no setting for it."""
-
-
-class ChatGlmRotaryEmbedding(nn.Module):
-    """Cosines and sines of the position streams; nothing is stored, checkpoints' tables are ignored."""
-
-    def __init__(self, config: ChatGlmConfig) -> None:
-        """Read the width of a stream's share of a head."""
-        super().__init__()
-        self.width = config.head_dim // config.num_position_streams
-
-    def inv_freq(self, device: torch.device | None = None) -> Tensor:
-        """Return the turn per position, float32 ``[W / 2]``, rounded to float16 as the release rounds it.
-
-        The weights were trained with the rounded numbers: at position 1,000 exact ones are up to a
-        quarter of a radian off.
-        """
-        exponent = torch.arange(0, self.width, 2, dtype=torch.float32, device=device) / self.width
-        return (1.0 / ROPE_BASE**exponent).half().float()
-
-    @torch.no_grad()
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Form the tables of a batch.
-
-        Args:
-            x: any tensor of the wanted dtype and device.
-            position_ids: int64 ``[B, T, S]``.
-
-        Returns:
-            Cosine and sine, each ``[B, S, 1, T, W]``; the angles are float32.
-        """
-        angles = position_ids.to(x.device).transpose(1, 2)[:, :, None, :, None].float() * self.inv_freq(
-            x.device
-        )
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-
-
-def rotate(heads_BSNH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn every stream's share of a head by its position, pairing channel i with i + W/2 inside the share.
-
-    Args:
-        heads_BSNH: queries or keys.
-        cos: ``[B, S, 1, T, W]``.
-        sin: ``[B, S, 1, T, W]``.
-
-    Returns:
-        ``[B, S, N, H]``.
-    """
-    shares = heads_BSNH.unflatten(-1, cos.shape[-2:])
-    first, second = shares.chunk(2, dim=-1)
-    return (shares * cos + torch.cat((-second, first), dim=-1) * sin).flatten(-2)
 
 
 class ChatGlmAttention(nn.Module):

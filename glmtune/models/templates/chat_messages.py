@@ -178,6 +178,8 @@ def _encode_answered(
     template: Template, tokenizer: TextTokenizer, messages: Sequence[Message], open_end: bool, with_mask: bool
 ) -> EncodedChat:
     """Encode a conversation that ends with an answer."""
+    # ChatGLM-6B and ChatGLM2 encode earlier answers as part of the prompt: the mask of several answers
+    # cannot be given then, and `encode_conversation` says so.
     num_answers = sum(message.role == "assistant" for message in messages)
     if template.one_row_per_conversation or (with_mask and num_answers > 1):
         ids, loss = template.encode_conversation(tokenizer, messages)
@@ -210,6 +212,7 @@ def encoding_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: a setting that our renderer cannot obey.
     """
+    # None and False pass: other libraries hand every argument on, whether their user gave it or not.
     for name, value in given.items():
         if name not in _ENCODING_SETTINGS and name != "sanitize_control_tokens" and value:
             raise ConfigError(
@@ -237,6 +240,7 @@ def spread_masks(
     for chat, row in zip(chats, attention, strict=True):
         mask = chat.assistant_mask or []
         num_real = int(sum(row))
+        # Padding shows in the attention mask, truncation only in the number of tokens left.
         kept = iter(mask[:num_real] if keep_start else mask[len(mask) - num_real :])
         rows.append([next(kept) if real else 0 for real in row])
     return rows
