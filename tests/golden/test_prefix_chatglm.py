@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError
 from glmtune.models.architectures.chatglm import ChatGlmForCausalLM
-from glmtune.models.architectures.chatglm_rotary import rotate
 from glmtune.models.architectures.chatglm_inputs import token_positions
+from glmtune.models.architectures.chatglm_rotary import rotate
 from glmtune.models.checkpoints.config import read_config
 from glmtune.models.load import load_base
 from glmtune.prefix.attach import attach_prefix, freeze_base
