@@ -41,7 +41,7 @@ def read_sentencepiece_file(path: Path) -> bytes:
 
 
 def without_surrogates(text: str) -> str:
-    """Join surrogate pairs that were split and replace single halves by U+FFFD.
+    r"""Join surrogate pairs that were split and replace single halves by U+FFFD.
 
     A Python string can hold half a pair (JSON files and cut emoji bring them); UTF-8, which sentencepiece
     reads, cannot.
