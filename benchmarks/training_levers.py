@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from glmtune.data.collate import DynamicPaddingCollator, PackedDataset, PackingCollator
 from glmtune.labels import IGNORE_INDEX
 from glmtune.models.architectures import chunked_loss
+from glmtune.models.architectures.compiling import compile_layers
 from glmtune.models.checkpoints.config import native_config
 from glmtune.models.official import OfficialGlmForCausalLM
 from glmtune.models.releases.families import Family
-from glmtune.training.compiling import compile_layers
 from glmtune.training.row_order import EpochSampler
 
 LONG = 8192

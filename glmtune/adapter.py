@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,13 +13,12 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from glmtune.errors import CheckpointError
-from glmtune.models.releases.families import Family
 from glmtune.models.releases.source import family_of_source
+from glmtune.tuned_files import TrainedOn, check_same_base, find_tuned
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-LOGGER = logging.getLogger(__name__)
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MANIFEST = "checkpoint.json"
 """What a run keeps beside its weights; it names the base."""
@@ -43,17 +41,9 @@ def find_adapter(path: str | Path) -> Path:
     Raises:
         CheckpointError: nothing there, with the places looked at.
     """
-    place = Path(path).expanduser()
-    numbered = [folder for folder in place.glob("checkpoint-*") if folder.name.partition("-")[2].isdigit()]
-    newest = sorted(numbered, key=lambda folder: -int(folder.name.partition("-")[2]))
-    for folder in (place, place / "last", *newest):
-        if (folder / ADAPTER_FILE).is_file() and (folder / ADAPTER_CONFIG).is_file():
-            return folder
-    raise CheckpointError(
-        f"No adapter at `{place}`: there is no {ADAPTER_FILE} with {ADAPTER_CONFIG} in it, in its `last` or "
-        f"in its checkpoint-N folders{'' if place.exists() else ' (the path does not exist)'}. "
-        "Give the run folder or one of its checkpoints."
-    )
+    return find_tuned(
+        path, (ADAPTER_FILE, ADAPTER_CONFIG), what="adapter", absent=f"{ADAPTER_FILE} with {ADAPTER_CONFIG}"
+    ).parent
 
 
 def adapter_sha256(folder: Path) -> str:
@@ -64,12 +54,15 @@ def adapter_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def trained_on(folder: Path) -> str:
-    """Return the fingerprint of the base an adapter was trained on; empty where nothing tells it."""
+def trained_on(folder: Path) -> TrainedOn:
+    """Return which base an adapter was trained on: PEFT's file names it, the run's manifest identifies it."""
+    stored = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    source = str(stored.get("base_model_name_or_path") or "")
     try:
-        return str(json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("base_fingerprint", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return TrainedOn(str(manifest.get("base_fingerprint", "")), source)
+    except (OSError, ValueError, AttributeError):  # no run of ours made it, or its manifest was edited
+        return TrainedOn("", source)
 
 
 def load_adapter(path: str | Path, model: PreTrainedModel, *, check_base: bool = True) -> PeftModel:
@@ -91,11 +84,15 @@ def load_adapter(path: str | Path, model: PreTrainedModel, *, check_base: bool =
     folder = find_adapter(path)
     _check_config(folder)
     if check_base:
-        _check_base(folder, model)
+        base = trained_on(folder)
+        family = family_of_source(base.source)  # None: a name that tells no release, such as a folder
+        check_same_base(f"adapter `{folder}`", base, model, may_belong=lambda: family in (None, model.family))
     try:
         weights = load_file(folder / ADAPTER_FILE)
         config = LoraConfig.from_pretrained(str(folder))
         config.inference_mode = True
+        # The steps of PeftModel.from_pretrained, which would only warn of missing tensors: here names are
+        # compared before anything is set. Embeddings are left out, as no adapter of ours changes them.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT asks for a property that transformers renamed
             adapted = cast("PeftModel", get_peft_model(model, config))
@@ -111,6 +108,7 @@ def load_adapter(path: str | Path, model: PreTrainedModel, *, check_base: bool =
 
 
 def _check_config(folder: Path) -> None:
+    """Refuse what merging and export could not express as one product of two matrices per layer."""
     file = folder / ADAPTER_CONFIG
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
@@ -139,31 +137,4 @@ def _check_names(folder: Path, found: set[str], expected: set[str]) -> None:
             f"{folder / ADAPTER_FILE} does not fit the model: {len(missing)} tensors are missing "
             f"({', '.join(missing[:4]) or 'none'}) and {len(leftover)} have no place "
             f"({', '.join(leftover[:4]) or 'none'}). Load it with the base it was trained on."
-        )
-
-
-def _source_family(folder: Path) -> Family | None:
-    """Return the release line of the base an adapter was trained on, None where its name tells none."""
-    stored = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    return family_of_source(str(stored.get("base_model_name_or_path") or ""))
-
-
-def _check_base(folder: Path, model: PreTrainedModel) -> None:
-    expected, fingerprint = trained_on(folder), getattr(model, "fingerprint", None)
-    if not expected or fingerprint is None:
-        return
-    is_base = getattr(model, "is_base", lambda trained: trained == fingerprint())
-    if is_base(expected):
-        return
-    if getattr(model, "parent_is_unknown", False) and _source_family(folder) in (None, model.family):
-        LOGGER.warning(
-            "The adapter %s was trained on another checkpoint; `%s` is quantized and does not say from which "
-            "weights, so whether they belong together cannot be checked.",
-            folder, getattr(model, "source", ""),
-        )  # fmt: skip
-    else:
-        raise CheckpointError(
-            f"The adapter `{folder}` was trained on another base, with fingerprint {expected[:16]}, but the "
-            f"model `{getattr(model, 'source', '')}` has {fingerprint()[:16]}. Load the base it was trained "
-            "on, or (in Python) pass `check_base=False` to use it all the same."
         )

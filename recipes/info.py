@@ -87,15 +87,15 @@ def prefix_rows(path: str) -> Iterator[Row]:
     """Yield what the file of a saved prefix says of itself."""
     from glmtune.prefix.checkpoint import describe_prefix
 
-    found = describe_prefix(path)
-    yield "file", f"{found.file} ({found.file.stat().st_size / 2**20:,.2f} MiB)"
-    yield "pre_seq_len", str(found.pre_seq_len)
-    yield "prefix_projection", str(found.prefix_projection).lower()
-    yield "base", found.meta.base_source or "not recorded"
-    yield "base fingerprint", found.meta.base_fingerprint or "not recorded (official checkpoints hold none)"
-    yield "template", found.meta.template or "not recorded"
-    yield "data fingerprint", found.meta.data_fingerprint or "not recorded"
-    yield "written by glmtune", found.meta.glmtune_version or "no"
+    prefix = describe_prefix(path)
+    yield "file", f"{prefix.file} ({prefix.file.stat().st_size / 2**20:,.2f} MiB)"
+    yield "pre_seq_len", str(prefix.pre_seq_len)
+    yield "prefix_projection", str(prefix.prefix_projection).lower()
+    yield "base", prefix.meta.base_source or "not recorded"
+    yield "base fingerprint", prefix.meta.base_fingerprint or "not recorded (official checkpoints hold none)"
+    yield "template", prefix.meta.template or "not recorded"
+    yield "data fingerprint", prefix.meta.data_fingerprint or "not recorded"
+    yield "written by glmtune", prefix.meta.glmtune_version or "no"
 
 
 def machine_rows() -> Iterator[Row]:

@@ -167,11 +167,11 @@ def _print_tables(
     from rich.table import Table
     from rich.text import Text
 
-    from glmtune.planning.report import facts_rows, memory_table, published_table, time_rows
+    from glmtune.planning.report import memory_table, published_table, summary_rows, time_rows
 
     console = Console(highlight=False)
     facts = Table(box=None, show_header=False)
-    for name, value in facts_rows(plan):
+    for name, value in summary_rows(plan):
         facts.add_row(name, Text(value))
     console.print(facts)
     console.print(memory_table(plan))

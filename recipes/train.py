@@ -98,13 +98,16 @@ def _load(config: TrainConfig) -> tuple[GlmModel, GlmTokenizer]:
     from glmtune.models.releases.families import Family
     from glmtune.models.releases.source import resolve_source
     from glmtune.models.tokenizers.load import load_tokenizer_folder
+    from glmtune.tiny.induction import teach_copying_where_it_fits
     from glmtune.training.adapt import fresh_model
 
     source = config.model.source
     # DeepSpeed moves the weights itself, each process's part to its GPU.
     device = config.model.device if config.deepspeed is None else "cpu"
     if config.from_scratch:
-        model = fresh_model(source, device=device, family=config.model.family)
+        model = fresh_model(
+            source, device=device, family=config.model.family, initialize=teach_copying_where_it_fits
+        )
     elif config.loads_in_parts and not is_quantized(source, config.model.family):
         dtype = "float32" if config.tune == "full" else config.model.dtype
         model = load_placeholders(source, dtype=dtype, family=config.model.family)
@@ -169,8 +172,8 @@ def _trainer(
     device: str,
 ) -> GlmTrainer:
     from glmtune.data.collate import DynamicPaddingCollator, PackingCollator
+    from glmtune.models.architectures.compiling import compile_layers
     from glmtune.training.arguments import compute_precision, training_arguments
-    from glmtune.training.compiling import compile_layers
     from glmtune.training.distributed.deepspeed import deepspeed_config
     from glmtune.training.trainer import GlmTrainer
 

@@ -24,6 +24,7 @@ from glmtune.inference.engine.engine import Engine
 from glmtune.inference.perplexity import token_losses
 from glmtune.inference.settings import EngineSettings
 from glmtune.loading import load_tokenizer, load_tuned
+from glmtune.models.architectures.unwrap import unwrapped
 from glmtune.models.checkpoints.fingerprint import hash_tensors
 from glmtune.models.releases.families import Family
 from glmtune.models.settings import ModelSettings
@@ -204,12 +205,6 @@ def _device(given: str) -> str:
     if given != "auto" or not torch.cuda.is_available():
         return given
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
-
-
-def unwrapped(model: PreTrainedModel) -> Any:
-    """Return the base model inside what PEFT wrapped, or the model itself."""
-    unwrap = getattr(model, "get_base_model", None)
-    return model if unwrap is None else unwrap()
 
 
 def identify(

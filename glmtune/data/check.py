@@ -24,9 +24,13 @@ from glmtune.labels import IGNORE_INDEX
 from glmtune.models.templates.renderer import TextTokenizer, template_for
 
 _NO_LIMIT = 1 << 30
+"""A length that cuts nothing, to see how long rows are before truncation."""
 _KEPT_FRAC = 0.99
+"""Share of the rows that the advised limit leaves whole: the longest percent may be ten times as long."""
 _STEP_TOKENS = 8
+"""Advised limits are multiples of this, as are the shapes that GPUs multiply fastest."""
 _NUM_BINS = 12
+"""Of the histogram, to fit on a terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +235,8 @@ def _load_all(settings: DataSettings) -> tuple[list[ConversationSet], tuple[tupl
 def _check_split(
     loaded: ConversationSet, tokenizer: TextTokenizer, settings: DataSettings, progress: bool
 ) -> tuple[SplitReport, np.ndarray, np.ndarray]:
+    # Encoded twice, without limits and with the configured ones: advice needs the former, the counts of what
+    # is cut the latter.
     tolerant = replace(settings, on_bad_row="skip")
     unlimited = replace(
         tolerant, max_source_length=_NO_LIMIT, max_target_length=_NO_LIMIT, loss_on="answer", packing=False
@@ -337,6 +343,8 @@ def render_sample(
     Raises:
         RowProblem: the conversation cannot be encoded.
     """
+    # Runs of tokens with and without loss, decoded run by run: what a user sees is what the labels say, not
+    # what the template should have made of them.
     row = encode_training_row(tokenizer, conversation, settings)[-1]
     names = {tokenizer.get_command(name): name for name in getattr(tokenizer, "command_names", ())}
     names.setdefault(tokenizer.end_id, "</s>")

@@ -14,7 +14,7 @@ from torch import Tensor
 from glmtune.errors import ConfigError
 from glmtune.labels import IGNORE_INDEX
 
-Row = Mapping[str, Sequence[int]]
+TokenRow = Mapping[str, Sequence[int]]
 
 
 def _padded(rows: Sequence[Sequence[int]], length: int, fill: int) -> Tensor:
@@ -41,7 +41,7 @@ class DynamicPaddingCollator:
     pad_token_id: int
     pad_to_multiple_of: int = 1
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         """Build the batch.
 
         Args:
@@ -64,33 +64,29 @@ class PackingCollator:
     """Batch packed rows; position ids that restart at 0 are what keeps samples apart.
 
     There is no attention mask on purpose: transformers derives the block mask from ``position_ids`` only when
-    neither an attention mask nor a cache is passed, so models must run with ``use_cache=False``. Kernels that
-    read sample borders from the positions of a single row (flash attention) need ``flatten=True``.
+    neither an attention mask nor a cache is passed, so models must run with ``use_cache=False``.
 
     Attributes:
         pad_token_id: written where there is no token (padding counts as samples of its own, without loss).
         pad_to_multiple_of: the padded length is rounded up to a multiple of this, in tokens.
-        flatten: lay all rows end to end in one row instead of padding them beside each other.
     """
 
     pad_token_id: int
     pad_to_multiple_of: int = 1
-    flatten: bool = False
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         """Build the batch.
 
         Args:
             rows: from a `PackedDataset`: ``input_ids``, ``labels`` and ``position_ids`` of one length each.
 
         Returns:
-            ``input_ids``, ``labels`` and ``position_ids``, all int64 ``[B, S]`` (``[1, S]`` if flattened).
+            ``input_ids``, ``labels`` and ``position_ids``, all int64 ``[B, S]``.
         """
         names = ("input_ids", "labels", "position_ids")
         columns = {name: [list(row[name]) for row in rows] for name in names}
-        if self.flatten:
-            columns = {name: [[item for row in parts for item in row]] for name, parts in columns.items()}
         length = _padded_length(columns["input_ids"], self.pad_to_multiple_of)
+        # Padding counts from 0, so it is a sample of its own; carrying on would make it part of the last one.
         for row in columns["position_ids"]:
             row.extend(range(length - len(row)))
         return {
@@ -132,6 +128,8 @@ def pack_lengths(lengths: Sequence[int], packing_length: int, *, seed: int = 0) 
         )
     generator = np.random.default_rng(seed)
     shuffled = generator.permutation(sizes.size)
+    # Longest first, which leaves least room unused; shuffled before a stable sort, so that only samples of
+    # one length change places.
     order = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
     rows = _first_fit([int(index) for index in order], sizes.tolist(), packing_length)
     for row in rows:
@@ -140,7 +138,15 @@ def pack_lengths(lengths: Sequence[int], packing_length: int, *, seed: int = 0) 
 
 
 def _first_fit(order: Sequence[int], sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Put each sample into the first row with room, found in a tree of the most room."""
+    """Put each sample into the first row with room, found in a tree of the most room.
+
+    The leaves are rows, a node holds the most room below it; going down to the left wherever the sample fits
+    finds the first row in log n steps, where looking at every row would make a million samples quadratic::
+
+                 [90]                 a sample of 60: left has 40 at most, so right;
+             [40]    [90]             there the left leaf has 70, so the third row takes it
+           [40][10][70][90]
+    """
     leaves = 1
     while leaves < max(1, len(order)):
         leaves *= 2
@@ -173,7 +179,7 @@ class PackedDataset(torch.utils.data.Dataset[dict[str, list[int]]]):
     """
 
     def __init__(
-        self, rows: Sequence[Row], lengths: Sequence[int], packing_length: int, *, seed: int = 0
+        self, rows: Sequence[TokenRow], lengths: Sequence[int], packing_length: int, *, seed: int = 0
     ) -> None:
         """Plan the packed rows; tokens are put together when a row is asked for.
 
@@ -200,6 +206,8 @@ class PackedDataset(torch.utils.data.Dataset[dict[str, list[int]]]):
         for sample in self.packs[index]:
             row = self._rows[sample]
             packed["input_ids"] += row["input_ids"]
+            # The model predicts each token from the one before it; before a sample's first stands another
+            # one.
             packed["labels"] += [IGNORE_INDEX, *row["labels"][1:]]
             packed["position_ids"] += range(len(row["input_ids"]))
         return packed

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ROWS_PER_TABLE = 50_000  # keeps the 32-bit offsets of a table far from their limit
+_ROWS_PER_TABLE = 50_000  # of up to some thousand tokens: far from 2**31, the limit of 32-bit offsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,7 @@ def encode_conversations(
     """
     buffer = _RowBuffer()
     bad: list[BadRow] = []
-    for conversation in _watched(loaded.conversations, f"encoding {loaded.split}", progress):
+    for conversation in _with_progress(loaded.conversations, f"encoding {loaded.split}", progress):
         try:
             encoded = encode_training_row(tokenizer, conversation, settings)
         except RowProblem as problem:
@@ -247,7 +247,9 @@ def _warn_of_bad_rows(bad: Sequence[BadRow], total: int, path: str) -> None:
         )  # fmt: skip
 
 
-def _watched(conversations: Sequence[Conversation], title: str, progress: bool) -> Iterable[Conversation]:
+def _with_progress(
+    conversations: Sequence[Conversation], title: str, progress: bool
+) -> Iterable[Conversation]:
     if not progress:
         return conversations
     from rich.console import Console
@@ -259,7 +261,12 @@ def _watched(conversations: Sequence[Conversation], title: str, progress: bool) 
 
 @dataclass(slots=True)
 class _RowBuffer:
-    """Rows as flat 32-bit arrays: a fifth of the memory of Python lists."""
+    """Rows as flat 32-bit arrays: a fifth of the memory of Python lists.
+
+    Arrow tables take such arrays without a copy, so a split is never held as lists, and forked or spawned
+    loader processes share it. The digest names the data set for `datasets`' cache without hashing everything
+    again.
+    """
 
     input_ids: array[int] = field(default_factory=lambda: array("i"))
     labels: array[int] = field(default_factory=lambda: array("i"))
@@ -280,13 +287,13 @@ class _RowBuffer:
 
     def count(self, rows: Iterable[EncodedRow]) -> None:
         for row in rows:
-            for name, kind, amount in (
+            for name, total, amount in (
                 ("rows_with_dropped_turns", "dropped_turns", row.dropped_turns),
                 ("rows_with_cut_question", "cut_question_tokens", row.cut_question_tokens),
                 ("rows_with_cut_answer", "cut_answer_tokens", row.cut_answer_tokens),
             ):
                 self.truncation[name] = self.truncation.get(name, 0) + (amount > 0)
-                self.truncation[kind] = self.truncation.get(kind, 0) + amount
+                self.truncation[total] = self.truncation.get(total, 0) + amount
 
     def _flush(self) -> None:
         import pyarrow as pa

@@ -1,7 +1,21 @@
-"""Turn conversations into ids and labels, shortened turn by turn where they are too long."""
+"""Turn conversations into ids and labels, shortened turn by turn where they are too long.
+
+The official script cuts the prompt's ids at ``max_source_length`` and so loses ``答：`` or the question
+itself, and the model learns to answer nothing. Here text is left out before it is encoded, in this order:
+
+    system message | oldest turns | tool results of the current turn | question | 答：
+    stays            go first       then these, cut at their ends       then it   stays
+
+Prompts that fit are those of the official script, id by id; so are its limits: ``sop`` of ChatGLM-6B, which
+its script puts on the answer's side, counts as a token of the answer.
+
+Source:
+    ``ptuning/main.py`` of THUDM/ChatGLM-6B and THUDM/ChatGLM2-6B (`preprocess_function_train`).
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -138,13 +152,15 @@ def _training_row(
     if len(messages) > 1:
         prompt = fit_prompt(tokenizer, template, messages[:-1], settings)
     *answer, end = _refusable(lambda: template.encode_answer(tokenizer, messages[-1]))
-    limit = max(0, settings.max_target_length - 2 * template.bidirectional_context)  # `sop` and the end count
+    # ChatGLM-6B's script counts `sop` and the end token in max_target_length, ChatGLM2's neither.
+    limit = max(0, settings.max_target_length - 2 * template.bidirectional_context)
     kept = [*answer[:limit], end]
     labels = [IGNORE_INDEX] * len(prompt.input_ids)
     if template.bidirectional_context:
-        labels[-1] = prompt.input_ids[-1]
+        labels[-1] = prompt.input_ids[-1]  # `sop`: predicted from gMASK, so the answer's first token
     if settings.loss_on == "all_turns" and template.one_row_per_conversation and prompt.messages:
         whole = _with_source_prefix([*prompt.messages, messages[-1]], settings.source_prefix)
+        # A cut answer is shorter than the conversation's ids; labels are needed for the prompt's part alone.
         ids, learnt = template.encode_conversation(tokenizer, whole)
         assert ids == [*prompt.input_ids, *answer, end], "a conversation is its last prompt and answer"
         labels = [
@@ -193,7 +209,13 @@ def fit_prompt(
     if len(ids) - template.bidirectional_context <= limit:
         return FittedPrompt(ids, tuple(messages))
     system, turns = _split_turns(messages)
-    dropped = _first_that(lambda count: size([*system, *_joined(turns[count:])]) <= limit, 1, len(turns) - 1)
+    # At least one turn goes and the last one stays, so the search runs from 1 to ``last``; bisection, because
+    # every try encodes the conversation anew (turns left are numbered anew, so lengths do not simply add up).
+    last = len(turns) - 1
+    dropped = min(
+        last,
+        bisect_left(range(last), True, lo=1, key=lambda n: size([*system, *_joined(turns[n:])]) <= limit),
+    )
     left = [*system, *_joined(turns[dropped:])]
     ids = encode(left)
     if size(left) <= limit:
@@ -244,23 +266,12 @@ def _joined(turns: Sequence[Sequence[Message]]) -> list[Message]:
     return [message for turn in turns for message in turn]
 
 
-def _first_that(fits: Callable[[int], bool], low: int, high: int) -> int:
-    """Return the smallest number from ``low`` to ``high`` that fits, by bisection; ``high`` if none does."""
-    high = max(high, 0)
-    low = min(low, high)
-    while low < high:
-        middle = (low + high) // 2
-        if fits(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return high
-
-
 def _shorten_question(
     size: Callable[[Sequence[Message]], int], messages: Sequence[Message], limit: int
 ) -> list[Message]:
     """Cut tool results (latest first) and then the question at their ends, as little as possible."""
+    # The tool's result goes before the question: it is long and can be asked for again. One character of each
+    # stays, because some templates leave empty messages out, which would be another conversation.
     shortened = list(messages)
     for index in [i for i in reversed(range(len(messages))) if messages[i].role in ("observation", "user")]:
 
@@ -282,16 +293,7 @@ def _shorten_question(
 
 def _longest_that(fits: Callable[[int], bool], guess: int, high: int) -> int:
     """Return the largest length from 1 to ``high`` that fits, 0 if none does; starts near ``guess``."""
-    low, upper = 0, max(1, min(guess, high))
-    while upper <= high and fits(upper):
-        low = upper
-        if upper == high:
-            return high
-        upper = min(2 * upper, high)
-    while low + 1 < upper:
-        middle = (low + upper) // 2
-        if fits(middle):
-            low = middle
-        else:
-            upper = middle
-    return low
+    low, upper = 0, min(guess, high)
+    while upper < high and fits(upper):  # doubled first: a question may be a book, and every try encodes it
+        low, upper = upper, min(2 * upper, high)
+    return bisect_left(range(1, upper + 1), True, lo=low, key=lambda length: not fits(length))

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from glmtune.errors import CheckpointError
 from glmtune.models.releases.families import Family
 from glmtune.models.tokenizers.base import GlmTokenizer
-from glmtune.models.tokenizers.chatglm2 import SentencePieceGlmTokenizer
+from glmtune.models.tokenizers.chatglm2_and_3 import SentencePieceGlmTokenizer
 from glmtune.models.tokenizers.glm4 import WORDS, ChatGLM4Tokenizer
 
 # Where translations go wrong: Chinese punctuation, leading and repeated blanks, line breaks, bytes of no

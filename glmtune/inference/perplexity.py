@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from glmtune.errors import ConfigError, DataError
+from glmtune.models.architectures.unwrap import unwrapped
 
 ROWS_PER_LOGITS = 256
 """Positions whose logits are formed at once: with 65,024 words in float32 these are 67 MB, a window of 2,048
@@ -47,8 +48,7 @@ def token_losses(model: PreTrainedModel, encode: Encode, text: str, *, window_to
         ConfigError: a window with the marks before it is longer than the model's context.
         DataError: the text has no token.
     """
-    unwrap = getattr(model, "get_base_model", None)
-    base: Any = model if unwrap is None else unwrap()
+    base = unwrapped(model)
     marks, token_ids = encode(text)
     context: int = base.config.max_position_embeddings
     if window_tokens + len(marks) > context:

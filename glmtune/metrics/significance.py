@@ -11,6 +11,7 @@ from glmtune.metrics.summary import NUM_RESAMPLES, ScoreTable, percentile_interv
 from glmtune.metrics.text import METRICS, RowScores
 
 LEVEL = 0.05
+"""Below this p-value a change is called one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def paired_bootstrap(
             for weights in resamples(len(a), num_resamples=num_resamples, seed=seed)
         ]
     )
-    draws[np.abs(draws) < 1e-9] = 0.0
+    draws[np.abs(draws) < 1e-9] = 0.0  # equal runs differ by rounding, which must not count as a side of zero
     low, high = percentile_interval(draws)
     smaller_side = np.minimum((draws <= 0).sum(axis=0), (draws >= 0).sum(axis=0))
     p_values = np.minimum(1.0, 2.0 * (smaller_side + 1) / (num_resamples + 1))

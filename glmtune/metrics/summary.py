@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from glmtune.metrics.text import MAX_ORDER, METRICS, ROW_METRICS, RowScores
 
 NUM_RESAMPLES = 2000
+"""Draws of the bootstrap: the ends of an interval then move by some hundredths of its width between seeds."""
 CONFIDENCE = 0.95
 _CELLS_AT_ONCE = 4_000_000
+"""Weights formed at a time, 32 MB: all draws of 100,000 rows at once would be 1.6 GB."""
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class ScoreEstimate:
     """A figure with its interval.
 
     Attributes:
@@ -41,12 +43,12 @@ class TextReport:
         num_empty_references: rows with nothing to compare with (they score 0).
     """
 
-    estimates: tuple[Estimate, ...]
+    estimates: tuple[ScoreEstimate, ...]
     num_rows: int
     num_empty_predictions: int
     num_empty_references: int
 
-    def __getitem__(self, name: str) -> Estimate:
+    def __getitem__(self, name: str) -> ScoreEstimate:
         """Return the estimate of a metric, by its name in ``METRICS``."""
         return self.estimates[list(METRICS).index(name)]
 
@@ -99,6 +101,8 @@ class ScoreTable:
         Returns:
             float64 ``[resamples, len(METRICS)]``, 0 to 100, in the order of ``METRICS``.
         """
+        # A draw is a row of counts, so a resample is a matrix product. Corpus BLEU is no mean of rows: its
+        # n-gram counts are summed first.
         means = weights @ self.values / len(self.values)
         corpus = corpus_bleu(weights @ self.bleu_counts)
         columns = {**dict(zip(ROW_METRICS, means.T, strict=True)), "corpus-bleu-4": corpus}
@@ -170,7 +174,7 @@ def summarize(rows: Sequence[RowScores], *, seed: int = 0) -> TextReport:
     lows, highs = percentile_interval(np.concatenate(draws))
     ends = zip(values.tolist(), lows.tolist(), highs.tolist(), strict=True)
     return TextReport(
-        estimates=tuple(Estimate(*end) for end in ends),
+        estimates=tuple(ScoreEstimate(*end) for end in ends),
         num_rows=len(rows),
         num_empty_predictions=sum(row.is_prediction_empty for row in rows),
         num_empty_references=sum(row.is_reference_empty for row in rows),

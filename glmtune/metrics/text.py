@@ -12,6 +12,7 @@ from glmtune.metrics.words import segment
 
 ADGEN_PROTOCOL = "adgen-official"
 MAX_ORDER = 4
+"""Longest n-grams of BLEU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,8 @@ def score_row(prediction: str, reference: str) -> RowScores:
     >>> score_row("这件衬衫很好看。", "这件衬衫真好看。").named()["rouge-1"]
     80.0
     """
+    # Characters for BLEU and words for ROUGE, each row rounded to 4 places: so the official script has it,
+    # and published ADGEN scores are only comparable computed in the same way.
     empty = (not prediction.strip(), not reference.strip())
     if any(empty):
         counts = _bleu_counts(prediction.strip(), reference.strip())

@@ -24,7 +24,7 @@ from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
 from transformers.utils.deprecation import deprecate_kwarg
 
 from glmtune.models.architectures.chatglm import ChatGlmForCausalLM
-from glmtune.models.architectures.chunked_loss import labelled_loss
+from glmtune.models.architectures.chunked_loss import chunked_cross_entropy
 from glmtune.models.architectures.grouped_attention import register_grouped_attention
 from glmtune.models.architectures.kv_cache import let_grow
 from glmtune.models.chat.chat import ChatMixin
@@ -252,7 +252,7 @@ class OfficialGlmForCausalLM(OfficialModel, GlmForCausalLM):  # pyright: ignore[
             return super().forward(**inputs, **{"labels": labels, "logits_to_keep": logits_to_keep}, **kwargs)
         num_items = kwargs.pop("num_items_in_batch", None)
         hidden_BSD = self.model(**inputs, **kwargs).last_hidden_state
-        return labelled_loss(
+        return chunked_cross_entropy(
             hidden_BSD,
             labels,
             self.lm_head,

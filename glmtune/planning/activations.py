@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from glmtune.planning.workload import Workload
 
+# Three constants of other modules, repeated because importing those means importing torch, which takes
+# longer than the whole plan; `tests/planning` measures what is really kept.
 HEAD_ROWS = 256
 """On a CPU the head is given a multiple of so many rows (`glmtune.models.architectures.chunked_loss`)."""
 LOGITS_PER_CHUNK = 2**26

@@ -13,10 +13,10 @@ import dataclasses
 from dataclasses import dataclass
 
 from glmtune.planning import activations as kept
+from glmtune.planning.hardware import GIB
 from glmtune.planning.states import OPTIMIZER_BYTES, base_bytes, num_trained, states_of, trained_bytes
 from glmtune.planning.workload import Workload
 
-GIB = 2**30
 SHARD_BYTES = 2 * GIB
 """Tensors of one file of a full checkpoint are copied before they are written."""
 CPU_LIBRARIES = 0.75 * GIB

@@ -123,6 +123,8 @@ _SECOND = Geometry(
     vocab_size=65024,
 )
 _FOURTH = dataclasses.replace(_SECOND, name="glm-4-9b", num_layers=40, vocab_size=151552, dtype="bfloat16")
+# Written down so that a plan needs no download; tests compare the numbers of parameters with the published
+# ones.
 _OF_FAMILY = {
     Family.CHATGLM: _FIRST,
     Family.CHATGLM2: _SECOND,

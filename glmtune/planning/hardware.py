@@ -9,6 +9,7 @@ from pathlib import Path
 from glmtune.errors import ConfigError
 
 GIB = 2**30
+# Version 2 and version 1 of control groups: in a container the machine's memory is not the process's.
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 

@@ -74,6 +74,7 @@ def measure_steps(plan: Plan, *, length: int | None = None) -> Probe:
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = _optimizer(work, weights)
     batch = _batch(work, device, length or work.batch.length)
+    # The first step allocates, compiles kernels and makes the optimizer's states; only the second is typical.
     _step(work, model, optimizer, batch)
     passing, updating = _step(work, model, optimizer, batch)
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
@@ -105,7 +106,7 @@ def _now(work: Workload) -> float:
     import torch
 
     if work.device == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize()  # kernels run behind: without it only their launch would be timed
     return time.perf_counter()
 
 

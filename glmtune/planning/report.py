@@ -48,7 +48,7 @@ def memory_table(plan: Plan) -> Table:
     return table
 
 
-def facts_rows(plan: Plan) -> list[tuple[str, str]]:
+def summary_rows(plan: Plan) -> list[tuple[str, str]]:
     """List what the plan reckons with, as (name, value)."""
     work, geometry, batch = plan.work, plan.geometry, plan.work.batch
     trained = num_trained(work)

@@ -90,6 +90,8 @@ def cheapest(
         hardware: what there is.
         length: see `workload_of`.
     """
+    # All combinations rather than a descent: there are some hundreds, and the levers interact (checkpointing
+    # makes room for rows, which can make ZeRO needless).
     best: Candidate | None = None
     for candidate, processes in _candidates(config, geometry, hardware, length):
         if best is not None and _rank(candidate) >= _rank(best):
@@ -112,7 +114,7 @@ def _candidates(
         _bases(config, geometry), _evaluations(config),
     )  # fmt: skip
     for (rows, passes), checkpointing, zero, optim, (base, dtype), eval_rows in combinations:
-        if zero is not None and optim not in DIVISIBLE:
+        if zero is not None and optim not in DIVISIBLE:  # DeepSpeed would refuse it
             continue
         trainer = dataclasses.replace(
             config.trainer,
@@ -131,7 +133,7 @@ def _candidates(
                 config, trainer=trainer, deepspeed=zero, distributed=distributed, model=model
             )
             work = workload_of(variant, geometry, hardware, length=length)
-        except ConfigError:
+        except ConfigError:  # settings that exclude each other: the run would refuse them, too
             continue
         changes = base != config.model.method or dtype != config.model.dtype
         overrides = tuple(_overrides(config, variant))

@@ -2,7 +2,15 @@
 
 The decoder stack inside the causal LM gets the encoder as its submodule ``prefix_encoder`` and one forward
 hook, which hands the prefix to the layers as the keyword argument ``prefix_key_values``. Nothing is kept
-between forwards and nothing enters the generation cache; token positions are not shifted.
+between forwards and nothing enters the generation cache; token positions are not shifted::
+
+    model(input_ids)
+      decoder stack   -- pre-hook: encoder computes [L, 2, P, K, H] once, adds it to the keyword arguments
+        layer l       -- passes unknown keyword arguments on to its attention (as transformers' layers do)
+          attention   -- `glmtune.prefix.attention` takes layer l's keys and values out of it
+
+A submodule, so that optimizers, `state_dict`, ``.to()`` and DeepSpeed find the prefix like any other weight;
+a hook rather than a patched ``forward``, so that copies, pickles and PEFT's wrappers keep working.
 """
 
 from __future__ import annotations
@@ -51,6 +59,8 @@ def attach_prefix(model: PreTrainedModel, encoder: PrefixEncoder) -> None:
         ConfigError: the attention implementation cannot carry a prefix.
         ShapeError: the encoder was made for another geometry.
     """
+    # First, as the attention's name is ours while a prefix is attached, and the check below wants the stock
+    # one.
     detach_prefix(model)
     base = _decoder(model)
     stock = str(model.config._attn_implementation)
@@ -88,6 +98,7 @@ def detach_prefix(model: PreTrainedModel) -> PrefixEncoder | None:
         return None
     attachment: _Attachment = getattr(base, _ATTACHMENT)
     attachment.hook.remove()
+    # Unless somebody changed the attention meanwhile, whose choice then stays.
     if model.config._attn_implementation == WITH_PREFIX[attachment.stock_attention]:
         model.set_attn_implementation(attachment.stock_attention)
     delattr(base, _ATTACHMENT)
@@ -168,6 +179,9 @@ def _check_can_carry(base: nn.Module) -> None:
             f"it would ignore the prefix, which needs one of {_listed(WITH_PREFIX.values())}. "
             "Detach the prefix, change the implementation, and attach it again."
         )
+    # Reentrant checkpointing runs a layer without a graph and again in the backward pass, and connects it
+    # through those positional arguments that need a gradient. With a frozen base none does: the prefix comes
+    # as a keyword.
     if not (base.training and torch.is_grad_enabled() and getattr(base, "gradient_checkpointing", False)):
         return
     function = getattr(base, "_gradient_checkpointing_func", None)

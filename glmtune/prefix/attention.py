@@ -3,6 +3,15 @@
 They wrap the stock functions of transformers and are chosen by name through its attention interface, so the
 models themselves stay as they are.
 
+The prefix is put in front here, behind the cache and the rotation, and not into the cache as the releases do:
+
+- Its keys are not rotated, which is the same as standing at position 0, and tokens count from 0 with and
+without
+  a prefix. (So it is in the releases: ``past_key_values``, through which the prefix comes, holds keys that
+  are rotated already.)
+- A cache holds tokens alone: it can be cropped, shared between prompts and counted in tokens, and gradient
+  checkpointing, which allows no cache, still has the prefix.
+
 Shapes: B batch, N query heads, K key/value heads, Q query length, S key length (with cache), P prefix length,
 H head width.
 """
@@ -42,7 +51,8 @@ def prepend(
         Key and value ``[B, K, P + S, H]`` and the mask ``[B, 1 or N, Q, P + S]`` (None stays None).
     """
     prefix_key, prefix_value = states[layer]
-    # Under autocast keys and values may differ in type, and layers may sit on different devices.
+    # `.to(key)`, for both: under autocast keys and values may differ in type from the prefix, and layers may
+    # sit on different devices. The mask grows in front, where the prefix stands, and hides none of it.
     key = torch.cat([prefix_key.to(key), key], dim=2)
     value = torch.cat([prefix_value.to(value), value], dim=2)
     if attention_mask is not None:
@@ -75,7 +85,7 @@ def sdpa_with_prefix(
         key, value = key[:, :, :num_queries], value[:, :, :num_queries]
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
     key, value, attention_mask = prepend(layer, key, value, attention_mask, prefix_key_values)
-    if is_causal:
+    if is_causal:  # (P + S) x (P + S), and the answers to the P blank queries are dropped below
         query = nn.functional.pad(query, (0, 0, key.shape[2] - num_queries, 0))
     kwargs["is_causal"] = is_causal
     mixed_BQNH, _ = grouped_sdpa(module, query, key, value, attention_mask, **kwargs)
@@ -100,7 +110,10 @@ def eager_with_prefix(
 
 
 def register_attention() -> None:
-    """Make the names of `WITH_PREFIX` known to transformers; doing it again changes nothing."""
+    """Make the names of `WITH_PREFIX` known to transformers; doing it again changes nothing.
+
+    Masks too: for a name without a mask function transformers forms no mask at all.
+    """
     AttentionInterface.register("glmtune_sdpa", sdpa_with_prefix)
     AttentionInterface.register("glmtune_eager", eager_with_prefix)
     AttentionMaskInterface.register("glmtune_sdpa", sdpa_mask)

@@ -1,10 +1,14 @@
-"""Save a tuned prefix and load it again: our safetensors file, and the official `pytorch_model.bin`."""
+"""Save a tuned prefix and load it again: our safetensors file, and the official `pytorch_model.bin`.
+
+The official file holds bare tensors: nothing in it tells which base they belong to. Ours holds the same
+tensors under the same names and, as metadata, geometry and origin, so that a wrong base is refused when it
+is loaded and not noticed, at best, from nonsense answers.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -21,14 +25,17 @@ from transformers import PreTrainedModel
 from glmtune.errors import CheckpointError
 from glmtune.files import write_atomically, write_json
 from glmtune.prefix.encoder import PrefixEncoder, PrefixShape, prefix_shape
+from glmtune.tuned_files import TrainedOn, check_same_base, find_tuned
 from glmtune.version import __version__
 
-LOGGER = logging.getLogger(__name__)
 PREFIX_FILE = "prefix_encoder.safetensors"
 OFFICIAL_FILE = "pytorch_model.bin"
 OFFICIAL_NAME = "transformer.prefix_encoder."
 FORMAT = "glmtune-prefix-1"
+"""Of the metadata, for a reader that has to tell versions apart."""
 DAMAGE = (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile)
+"""What reading a broken file raises: safetensors, pickle and zip (the container of `torch.save`) each their
+own."""
 WEIGHTS = frozenset({"embedding.weight"})
 PROJECTION_WEIGHTS = WEIGHTS | {"trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias"}
 
@@ -53,7 +60,7 @@ class PrefixMeta:
 
 
 @dataclass(frozen=True, slots=True)
-class PrefixFacts:
+class PrefixDescription:
     """What can be said of a saved prefix without a model.
 
     Attributes:
@@ -83,7 +90,7 @@ def save_prefix(
     Args:
         encoder: the prefix.
         folder: created if absent.
-        meta: facts about the base and the data.
+        meta: what the file will say about the base and the data.
         state: the weights, where they are not the encoder's own (put together by a trainer).
 
     Returns:
@@ -92,7 +99,7 @@ def save_prefix(
     Raises:
         OSError: the folder is not writable or the disk is full; an older file is intact.
     """
-    facts = {
+    metadata = {
         "format": FORMAT,
         "pre_seq_len": encoder.pre_seq_len,
         "prefix_projection": encoder.prefix_projection,
@@ -101,7 +108,7 @@ def save_prefix(
     }
     weights = encoder.state_dict() if state is None else state
     tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    content = save(tensors, {key: json.dumps(value, ensure_ascii=False) for key, value in facts.items()})
+    content = save(tensors, {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()})
     target = Path(folder) / PREFIX_FILE
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, lambda partial: partial.write_bytes(content))
@@ -124,48 +131,42 @@ def find_prefix(path: str | Path) -> Path:
     place = Path(path).expanduser()
     if place.is_file():
         return place
-    newest = sorted(
-        (folder for folder in place.glob("checkpoint-*") if folder.name.partition("-")[2].isdigit()),
-        key=lambda folder: -int(folder.name.partition("-")[2]),
-    )
-    for folder in (place, place / "last", *newest):
-        for name in (PREFIX_FILE, OFFICIAL_FILE):
-            if (folder / name).is_file():
-                return folder / name
-    raise CheckpointError(
-        f"No prefix at `{place}`: there is no {PREFIX_FILE} and no official {OFFICIAL_FILE} in it, in its "
-        f"`last` or in its checkpoint-N folders{'' if place.exists() else ' (the path does not exist)'}. "
-        "Give the run folder, one of its checkpoints, or the file itself."
+    return find_tuned(
+        place,
+        (PREFIX_FILE,),
+        (OFFICIAL_FILE,),
+        what="prefix",
+        absent=f"{PREFIX_FILE} and no official {OFFICIAL_FILE}",
+        or_give=", or the file itself",
     )
 
 
-def describe_prefix(path: str | Path) -> PrefixFacts:
+def describe_prefix(path: str | Path) -> PrefixDescription:
     """Read what a saved prefix is and where it comes from, without a model.
 
     Args:
         path: as for `find_prefix`.
 
     Returns:
-        The facts; those about its making are empty for an official checkpoint, which holds none.
+        The description; what it says about its making is empty for an official checkpoint, which tells
+        nothing.
 
     Raises:
         CheckpointError: there is no prefix, or the file is damaged.
     """
     file = find_prefix(path)
-    weights, facts = _read(file)
+    weights, metadata = _read(file)
     _check_names(file, weights)
     names = [field.name for field in dataclasses.fields(PrefixMeta)]
-    return PrefixFacts(
+    return PrefixDescription(
         file=file,
         pre_seq_len=weights["embedding.weight"].shape[0],
         prefix_projection="trans.0.weight" in weights,
-        meta=PrefixMeta(**{name: str(facts.get(name, "")) for name in names}),
+        meta=PrefixMeta(**{name: str(metadata.get(name, "")) for name in names}),
     )
 
 
-def load_prefix(
-    path: str | Path, model: PreTrainedModel, *, check_base: bool = True, dropout: float = 0.1
-) -> PrefixEncoder:
+def load_prefix(path: str | Path, model: PreTrainedModel, *, check_base: bool = True) -> PrefixEncoder:
     """Load a prefix for a base; length and projection are read from the file. Attaching is a separate step.
 
     Args:
@@ -175,7 +176,6 @@ def load_prefix(
             quantized is no other base; of released INT8 and INT4 files, which do not tell what they were
             made from, only the prompt template is compared (and a warning logged). Official prefixes, and
             models without `fingerprint()`, name no base.
-        dropout: of the encoder, for training on.
 
     Returns:
         The encoder, float32, on the CPU.
@@ -184,12 +184,17 @@ def load_prefix(
         CheckpointError: nothing there, damaged, of another geometry, or trained on another base.
     """
     file = find_prefix(path)
-    weights, facts = _read(file)
+    weights, metadata = _read(file)
     expected = prefix_shape(model.config)
     _check_names(file, weights)
-    _check_shape(file, weights, facts, expected)
+    _check_shape(file, weights, metadata, expected)
     if check_base:
-        _check_base(file, facts, model)
+        trained_on = TrainedOn(
+            str(metadata.get("base_fingerprint", "")), str(metadata.get("base_source", ""))
+        )
+        check_same_base(
+            f"prefix `{file}`", trained_on, model, may_belong=lambda: _is_of_template(metadata, model)
+        )
     projected = "trans.0.weight" in weights
     length, width = weights["embedding.weight"].shape
     encoder = PrefixEncoder(
@@ -197,7 +202,6 @@ def load_prefix(
         pre_seq_len=length,
         hidden_size=weights["trans.0.weight"].shape[0] if projected else None,
         embedding_width=width if projected else None,
-        dropout=dropout,
     )
     encoder.load_state_dict({name: weight.float() for name, weight in weights.items()})
     return encoder
@@ -228,29 +232,31 @@ def export_official_prefix(
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights by their short names, and the facts stored with them."""
+    """Return the weights by their short names, and the metadata stored with them."""
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as opened:
                 weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
                 stored: dict[str, str] = opened.metadata() or {}
-            facts = (
+            metadata = (
                 {key: json.loads(value) for key, value in stored.items()} if "pre_seq_len" in stored else {}
             )
         else:
             weights = torch.load(file, map_location="cpu", weights_only=True)
-            facts = _official_facts(file.with_name("config.json"))
+            metadata = _official_metadata(file.with_name("config.json"))
     except DAMAGE as error:
         raise CheckpointError(
             f"`{file}` could not be read as a prefix: {error}. It is damaged, or of another format; "
             f"expected is our {PREFIX_FILE} or an official {OFFICIAL_FILE}."
         ) from error
+    # The official script saves trained parameters by their full names, some forks the encoder's alone or
+    # below further wrappers; what stands behind the marker is the same in all.
     marker = "prefix_encoder."
     named = {name.partition(marker)[2]: weight for name, weight in weights.items() if marker in name}
-    return named or weights, facts
+    return named or weights, metadata
 
 
-def _official_facts(config_file: Path) -> dict[str, Any]:
+def _official_metadata(config_file: Path) -> dict[str, Any]:
     """Read the geometry from an official config beside a prefix, for error messages; {} where it is absent.
 
     Length and projection are not read: the weights tell them, while some public configs hold a nested list as
@@ -286,11 +292,11 @@ def _check_names(file: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def _check_shape(
-    file: Path, weights: Mapping[str, Tensor], facts: Mapping[str, Any], expected: PrefixShape
+    file: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, Any], expected: PrefixShape
 ) -> None:
     """Refuse a prefix made for another number of layers, heads or channels."""
     width = weights.get("trans.2.weight", weights["embedding.weight"].T).shape[0]
-    sizes = {name: facts[name] for name in ("num_layers", "num_kv_heads", "head_dim") if name in facts}
+    sizes = {name: metadata[name] for name in ("num_layers", "num_kv_heads", "head_dim") if name in metadata}
     known = PrefixShape(**sizes) if len(sizes) == 3 else None
     if width == expected.kv_width and known in (None, expected):
         return
@@ -302,31 +308,7 @@ def _check_shape(
     )
 
 
-def _template_of(model: PreTrainedModel) -> str:
+def _is_of_template(metadata: Mapping[str, Any], model: PreTrainedModel) -> bool:
     from glmtune.models.templates.renderer import template_for
 
-    return template_for(getattr(model, "family", "")).name
-
-
-def _check_base(file: Path, facts: Mapping[str, Any], model: PreTrainedModel) -> None:
-    """Refuse a prefix trained on other weights; the same numbers of layers and heads prove nothing."""
-    trained_on = str(facts.get("base_fingerprint", ""))
-    fingerprint = getattr(model, "fingerprint", None)
-    if not trained_on or fingerprint is None:
-        return
-    is_base = getattr(model, "is_base", lambda expected: expected == fingerprint())
-    if is_base(trained_on):
-        return
-    if getattr(model, "parent_is_unknown", False) and facts.get("template") == _template_of(model):
-        LOGGER.warning(
-            "The prefix %s was trained on `%s`; `%s` is quantized and does not say from which weights, so "
-            "whether they belong together cannot be checked.",
-            file, facts.get("base_source", ""), getattr(model, "source", ""),
-        )  # fmt: skip
-    else:
-        raise CheckpointError(
-            f"The prefix `{file}` was trained on another base: `{facts.get('base_source', '')}` with "
-            f"fingerprint {trained_on[:16]}, but the model `{getattr(model, 'source', '')}` has "
-            f"{fingerprint()[:16]}. Load that base, or (in Python) pass `check_base=False` to use it all the "
-            "same."
-        )
+    return metadata.get("template") == template_for(getattr(model, "family", "")).name

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 LayerStates = tuple[tuple[Tensor, Tensor], ...]
+"""One pair (keys, values) per layer, each ``[B, K, P, H]``."""
 
 
 @dataclass(frozen=True, slots=True)

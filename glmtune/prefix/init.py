@@ -89,6 +89,8 @@ def text_rows(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     def record(_module: nn.Module, _inputs: object, output: Tensor) -> None:
         recorded.append(output[0].float().cpu())
 
+    # Recorded by hooks on the projections: their outputs are what a prefix replaces, before rotation and
+    # cache, and the layers need not be run by hand.
     base: Any = model.base_model
     hooks = []
     was_training = model.training

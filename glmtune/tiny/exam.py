@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from random import Random
 
-from glmtune.tiny.corpus.corpus import MIX
+from glmtune.tiny.corpus.mix import MIX
 from glmtune.tiny.corpus.sample import LETTERS, Sample
 
 EXAM_SALT = "exam"
@@ -19,7 +19,7 @@ Answer = Callable[[Sequence[Sample]], Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class SkillScore:
     """How one group of exam rows went.
 
     Attributes:
@@ -85,7 +85,7 @@ def _group(sample: Sample) -> list[str]:
     return [sample.skill]
 
 
-def score(samples: Sequence[Sample], answers: Sequence[str]) -> list[Score]:
+def score(samples: Sequence[Sample], answers: Sequence[str]) -> list[SkillScore]:
     """Score answers, by skill and by parts of a skill.
 
     Args:
@@ -99,7 +99,9 @@ def score(samples: Sequence[Sample], answers: Sequence[str]) -> list[Score]:
     for sample, answer in zip(samples, answers, strict=True):
         for group in _group(sample):
             hits.setdefault(group, []).append(is_right(sample, answer))
-    return [Score(group, len(values), sum(values) / len(values)) for group, values in sorted(hits.items())]
+    return [
+        SkillScore(group, len(values), sum(values) / len(values)) for group, values in sorted(hits.items())
+    ]
 
 
 def coverage(samples: Sequence[Sample], answers: Sequence[str]) -> float:
@@ -113,7 +115,7 @@ def coverage(samples: Sequence[Sample], answers: Sequence[str]) -> float:
     return sum(found) / len(found) if found else 0.0
 
 
-def take(answer: Answer, *, per_skill: int = 100, seed: int = 0) -> tuple[list[Score], float]:
+def take(answer: Answer, *, per_skill: int = 100, seed: int = 0) -> tuple[list[SkillScore], float]:
     """Sit the exam.
 
     Args:

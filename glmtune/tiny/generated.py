@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from glmtune.errors import ConfigError
-from glmtune.tiny.corpus.corpus import write
+from glmtune.tiny.corpus.mix import write
 
 PREFIX = "generated:"
 FOLDER = Path("runs") / "generated"

@@ -26,14 +26,18 @@ import torch
 from torch import Tensor, nn
 from transformers import GlmConfig, GlmForCausalLM
 
+# With these four numbers 92 % of the characters of repeated random strings are right before the first step
+# (docs/log.md).
 LOOK_BACK = (17.0, 12.0, 8.0, 6.0)
-"""Logits that the four fastest rotary frequencies add for the token one place back."""
+"""Logits that the four fastest rotary frequencies add for the token one place back. One frequency alone has
+the same maximum a whole turn further back; of several with falling weights only the true place adds up."""
 PREVIOUS = 3.0
-"""How much longer the previous token is written than the token's own embedding."""
+"""How much longer the previous token is written than the token's own embedding: it must stay legible in the
+norm of layer 1 beside what else the stream holds."""
 MATCH = 25.0
-"""Logit of a place whose previous token is the current one."""
+"""Logit of a place whose previous token is the current one: enough to outweigh a thousand other places."""
 STRENGTH = 5.0
-"""How much longer the predicted token is written than an embedding."""
+"""How much longer the predicted token is written than an embedding, so that it outweighs the token itself."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,16 @@ def teach_copying(model: GlmForCausalLM, *, seed: int = 0) -> None:
         _look_for_match(layers[1].self_attn, heads)
 
 
+def teach_copying_where_it_fits(model: nn.Module) -> None:
+    """Let a fresh model copy, if it has the shape for it; any other model stays as it is.
+
+    Args:
+        model: mutated.
+    """
+    if isinstance(model, GlmForCausalLM) and fits(cast(GlmConfig, model.config)):
+        teach_copying(model)
+
+
 def fits(config: GlmConfig) -> bool:
     """Say whether a model has the shape that `teach_copying` needs."""
     size, groups = cast(int, config.head_dim), cast(int, config.num_key_value_heads)
@@ -107,6 +121,8 @@ def _heads(config: GlmConfig, seed: int) -> _Heads:
 
 def _look_back(attention: nn.Module, heads: _Heads) -> None:
     """Score a place by its distance alone, highest one place back; write the token there into M."""
+    # A constant query and a constant key that is turned by one position: rotated, their product depends on
+    # the distance alone, as sum(logit * cos(frequency * (distance - 1))), which is largest at distance 1.
     frequencies = [10_000 ** (-2 * pair / heads.rotary) for pair in range(len(LOOK_BACK))]
     amplitudes = [math.sqrt(logit * math.sqrt(heads.size)) for logit in LOOK_BACK]
     root = math.sqrt(heads.read.shape[1])
@@ -125,6 +141,8 @@ def _look_back(attention: nn.Module, heads: _Heads) -> None:
 
 def _look_for_match(attention: nn.Module, heads: _Heads) -> None:
     """Score a place by how alike its previous token and the current one are; write what stands there."""
+    # The norm in front divides by the stream's size, embedding plus what layer 0 wrote; `scale` undoes it, so
+    # that a match has the logit MATCH whatever the sizes of the model are.
     width, hidden = heads.read.shape
     scale = math.sqrt(
         hidden / (1 + PREVIOUS**2 * width / hidden)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from glmtune.models.templates.renderer import render_prompt
 from glmtune.tiny.corpus.characters import required_characters
-from glmtune.tiny.corpus.corpus import stream
+from glmtune.tiny.corpus.mix import stream
 from glmtune.tiny.corpus.sample import Sample
 
 CONTROL_AND_BYTES = 3 + 256

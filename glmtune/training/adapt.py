@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import GlmForCausalLM
 
 from glmtune.errors import ConfigError
 from glmtune.models.checkpoints.quantized_layout import without_layout
@@ -27,7 +26,6 @@ from glmtune.prefix.checkpoint import PrefixMeta, load_prefix, save_prefix
 from glmtune.prefix.encoder import PrefixEncoder
 from glmtune.quantization.layers.linear import QuantizedEmbedding, QuantizedLinear
 from glmtune.settings import check_choice
-from glmtune.tiny.induction import fits, teach_copying
 from glmtune.training.settings import LoraSettings
 
 if TYPE_CHECKING:
@@ -217,7 +215,9 @@ def tune_all(model: GlmModel, tokenizer: GlmTokenizer) -> TunedModel:
     return TunedModel(model, tokenizer)
 
 
-def fresh_model(source: str, *, device: str, family: str | None) -> GlmModel:
+def fresh_model(
+    source: str, *, device: str, family: str | None, initialize: Callable[[GlmModel], None] | None = None
+) -> GlmModel:
     """Make a model with random weights from the config.json of a checkpoint folder, in float32.
 
     Embedding and head are one matrix while it is trained; a checkpoint holds it twice, as the releases do.
@@ -226,6 +226,8 @@ def fresh_model(source: str, *, device: str, family: str | None) -> GlmModel:
         source: see ``glmtune.models.releases.source.resolve_source``; weights need not exist.
         device: ``auto``, ``cpu`` or ``cuda``.
         family: release line, None to detect it.
+        initialize: changes the random weights before training, such as
+            `glmtune.tiny.induction.teach_copying_where_it_fits`; None leaves them.
     """
     config = load_config(source, resolve_source(source), family)
     config.dtype = torch.float32
@@ -235,8 +237,8 @@ def fresh_model(source: str, *, device: str, family: str | None) -> GlmModel:
     embedding = cast(nn.Embedding, model.get_input_embeddings())
     nn.init.normal_(embedding.weight, std=config.hidden_size**-0.5)
     model.lm_head.weight = embedding.weight
-    if isinstance(model, GlmForCausalLM) and fits(model.config):
-        teach_copying(model)
+    if initialize is not None:
+        initialize(model)
     model.source = source
     nn.Module.to(model, device=choose_device(device), dtype=torch.float32)
     return model

@@ -16,6 +16,7 @@ FLOORS = {
     "glmtune.labels": 0,
     "glmtune.files": 0,
     "glmtune.journal": 0,
+    "glmtune.tuned_files": 0,
     "glmtune.memory": 0,
     "glmtune.version": 0,
     "glmtune.tables": 0,

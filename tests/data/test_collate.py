@@ -84,14 +84,13 @@ def model() -> GlmForCausalLM:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("flatten", [False, True])
-def test_packed_samples_cannot_see_each_other(model: GlmForCausalLM, attention: str, flatten: bool) -> None:
+def test_packed_samples_cannot_see_each_other(model: GlmForCausalLM, attention: str) -> None:
     lengths = [9, 4, 12, 7, 5, 3, 11, 6]
     rows = samples(lengths)
     packed = PackedDataset(rows, lengths, 24, seed=1)
-    batch = PackingCollator(pad_token_id=0, pad_to_multiple_of=4, flatten=flatten)(list(packed))
+    batch = PackingCollator(pad_token_id=0, pad_to_multiple_of=4)(list(packed))
     assert "attention_mask" not in batch
-    assert batch["input_ids"].shape[0] == (1 if flatten else len(packed))
+    assert batch["input_ids"].shape[0] == len(packed)
     model.set_attn_implementation(attention)
     with torch.no_grad():
         together = model(**batch, use_cache=False)

@@ -37,7 +37,9 @@ def _tuned(cases: Golden, kind: str, attention: str) -> GlmForCausalLM:
     family = {"v2": "chatglm2", "v2_32k": "chatglm2-32k", "glm3": "chatglm3"}[cases.folder.name]
     source = cases.folder / "checkpoint_bin"
     model = load_official(source, dtype=torch.float32, family=family, attn_implementation=attention).eval()
-    attach_prefix(model, load_prefix(cases.folder / f"ptuning_{kind}", model, dropout=0.0))
+    encoder = load_prefix(cases.folder / f"ptuning_{kind}", model)
+    encoder.dropout = 0.0
+    attach_prefix(model, encoder)
     return model
 
 

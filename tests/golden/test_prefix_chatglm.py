@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError
-from glmtune.models.architectures.chatglm import rotate
 from glmtune.models.architectures.chatglm_inputs import token_positions
+from glmtune.models.architectures.chatglm_rotary import rotate
 from glmtune.models.checkpoints.config import read_config
 from glmtune.models.load import load_official
 from glmtune.models.official import OfficialChatGlmForCausalLM
@@ -44,7 +44,9 @@ def base(cases: Golden) -> OfficialChatGlmForCausalLM:
 @pytest.fixture(params=["sdpa", "eager"])
 def tuned(request: pytest.FixtureRequest, cases: Golden, kind: str) -> OfficialChatGlmForCausalLM:
     model = _base(cases, request.param)
-    attach_prefix(model, load_prefix(cases.folder / f"ptuning_{kind}", model, dropout=0.0))
+    encoder = load_prefix(cases.folder / f"ptuning_{kind}", model)
+    encoder.dropout = 0.0
+    attach_prefix(model, encoder)
     return model
 
 

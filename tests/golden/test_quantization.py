@@ -82,6 +82,7 @@ def test_codes_and_dequantized_weights(case: Case) -> None:
     floats = official_state(dequantized)
     outer = {"v1": "transformer.", "v2": "transformer.encoder."}[case.generation]
     checked = 0
+    assert case.cases
     for name, described in case.cases.items():
         layer = outer + name.replace("layer0", "layers.0") + ".weight"
         if "int_weight" in described["tensors"]:
@@ -118,7 +119,9 @@ def test_prefix_logits_and_gradients(case: Case, checkpointing: bool, oracles: P
     if "prefix.gradient" not in case.cases:
         pytest.skip(f"{case.name} has no prefix cases")
     model = case.load()
-    attach_prefix(model, load_prefix(oracles / case.generation / "ptuning_embedding", model, dropout=0.0))
+    encoder = load_prefix(oracles / case.generation / "ptuning_embedding", model)
+    encoder.dropout = 0.0
+    attach_prefix(model, encoder)
     freeze_base(model)
     output = model(**case.inputs("prefix.plain_b"), use_cache=False)
     expected = case.tensors["prefix.plain_b.logits"]

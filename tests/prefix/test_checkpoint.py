@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import GlmForCausalLM
 
+from glmtune import files
 from glmtune.errors import CheckpointError
-from glmtune.prefix import checkpoint
 from glmtune.prefix.checkpoint import (
     OFFICIAL_FILE,
     PREFIX_FILE,
@@ -37,8 +37,13 @@ class Named(GlmForCausalLM):
 
     source = "here"
 
+    parent_is_unknown = False
+
     def fingerprint(self) -> str:
         return "b" * 64
+
+    def is_base(self, fingerprint: str) -> bool:
+        return fingerprint == self.fingerprint()
 
 
 def _named() -> GlmForCausalLM:
@@ -57,9 +62,9 @@ def test_a_prefix_comes_back_bit_for_bit_with_its_facts(tmp_path: Path, projecti
     file = save_prefix(encoder, tmp_path / "new" / "folder", meta=META)
     assert file == tmp_path / "new" / "folder" / PREFIX_FILE
     assert os.listdir(file.parent) == [PREFIX_FILE]
-    loaded = load_prefix(file, model, dropout=0.25)
+    loaded = load_prefix(file, model)
     assert _same(loaded, encoder)
-    assert (loaded.pre_seq_len, loaded.prefix_projection, loaded.dropout) == (6, projection, 0.25)
+    assert (loaded.pre_seq_len, loaded.prefix_projection) == (6, projection)
     facts = describe_prefix(file)
     assert (facts.file, facts.pre_seq_len, facts.prefix_projection, facts.meta) == (file, 6, projection, META)
     with safe_open(file, framework="pt") as opened:
@@ -206,7 +211,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save_prefix(make_prefix(model, seed=2), tmp_path)
     assert os.listdir(tmp_path) == [PREFIX_FILE]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import GlmConfig, GlmForCausalLM
 
-from glmtune.tiny.induction import fits, teach_copying
+from glmtune.tiny.induction import fits, teach_copying, teach_copying_where_it_fits
 from glmtune.training.adapt import fresh_model
 
 
@@ -19,13 +19,17 @@ def copied_share(model: GlmForCausalLM) -> float:
     return float((predicted == ids[:, 14:]).float().mean())
 
 
+def fresh_tiny() -> GlmForCausalLM:
+    return fresh_model("glm-tiny", device="cpu", family=None, initialize=teach_copying_where_it_fits)
+
+
 def test_a_fresh_model_copies() -> None:
     torch.manual_seed(0)
-    assert copied_share(fresh_model("glm-tiny", device="cpu", family=None)) > 0.9
+    assert copied_share(fresh_tiny()) > 0.9
 
 
 def test_the_copy_comes_from_the_two_layers() -> None:
-    model = fresh_model("glm-tiny", device="cpu", family=None)
+    model = fresh_tiny()
     for layer in model.model.layers[2:]:
         assert not layer.self_attn.o_proj.weight.any()
         assert not layer.mlp.down_proj.weight.any()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
 
 from glmtune.errors import ConfigError, MissingExtraError
+from glmtune.models.architectures.compiling import check_compiler, compile_layers
 from glmtune.training.arguments import training_arguments
-from glmtune.training.compiling import check_compiler, compile_layers
 from glmtune.training.settings import OPTIMIZERS, TrainerSettings
 from glmtune.training.trainer import GlmTrainer
 from recipes.compose import load_settings
@@ -64,16 +65,19 @@ def test_moments_in_eight_bits(make_trainer: MakeTrainer) -> None:
 
 
 def test_compiling_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+    def nothing() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", nothing)
     with pytest.raises(ConfigError, match=r"`trainer.torch_compile` is true.*`cpu`.*a C\+\+ compiler"):
         compile_layers(nn.Linear(2, 2))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"`cuda` it needs the package triton"):
-        check_compiler(torch.device("cuda"))
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: False)
+    with pytest.raises(ConfigError, match=r"`trainer.torch_compile` is true.*needs Triton on a GPU"):
+        check_compiler(torch.device("cuda"), setting="trainer.torch_compile")
 
 
 def test_every_layer_is_compiled_in_place(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/c++")
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "/usr/bin/c++")
     model = make_trainer().tuned.model
     names = list(model.state_dict())
     assert compile_layers(model) == model.config.num_hidden_layers

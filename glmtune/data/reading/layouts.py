@@ -14,6 +14,7 @@ from glmtune.errors import DataError
 from glmtune.messages import Message
 
 _DETECTION_ROWS = 20
+"""Rows looked at for columns: some leave out what is empty in them, such as a history."""
 _ANSWER = "the answer"
 _PAIRS = (("prompt", "response"), ("question", "answer"), ("query", "response"), ("prompt", "completion"))
 
@@ -78,6 +79,7 @@ def detect_layout(rows: Sequence[RawRow], settings: DataSettings, path: str) -> 
     return layout
 
 
+# How many of a layout's columns, the first ones, must occur; the others are read where they do.
 _REQUIRED = {"columns": 2, "adgen": 2, "alpaca": 2, "sharegpt": 1, "openai": 1}
 
 
@@ -92,6 +94,8 @@ def _chosen_layout(columns: Mapping[str, object], settings: DataSettings) -> Lay
         return Layout("columns", (prompt, response, *filter(None, [history])), prompt, response, history)
     if settings.layout != "auto":
         return _fixed_layout(settings.layout, columns)
+    # From the most telling to the least: lists of messages before pairs of columns, which other data have,
+    # too.
     for name in ("openai", "sharegpt", "adgen", "alpaca"):
         layout = _fixed_layout(name, columns)
         if all(column in columns for column in layout.columns[: _REQUIRED[name]]):
@@ -243,6 +247,7 @@ def _check_order(messages: Sequence[Message], need_answer: bool) -> None:
         return  # a text that answers nothing, learnt from its first token
     before = "start"
     for number, message in enumerate(messages, start=1):
+        # Two messages of the assistant in a row are one turn only if the first calls a tool.
         follows_call = before != "assistant" or message.role != "assistant" or messages[number - 2].metadata
         if message.role not in followers[before] or not follows_call:
             after = "at the start" if before == "start" else f"after a message from `{before}`"

@@ -46,6 +46,8 @@ def read_rows(source: str | Path, *, split: str = "train", hub_subset: str | Non
     Raises:
         DataError: nothing is there, it is a folder, empty, in an unknown encoding, or unreadable as a whole.
     """
+    # A file wins over a hub id of the same form, and so does a folder: `data/rows` with a missing file is a
+    # typing error to be reported, not a reason to ask the hub.
     path = Path(source)
     if not path.exists() and is_hub_id(str(source)) and not path.parent.is_dir():
         return _read_hub(str(source), split, hub_subset)
@@ -114,6 +116,8 @@ def _parse_table(text: str, path: str, delimiter: str) -> tuple[list[RawRow], li
     bad: list[BadRow] = []
     header = next(reader, [])
     _check_header(header, path)
+    # `line_num` is where the last row ended; a quoted cell may hold line breaks, so the next one starts
+    # behind it.
     line = reader.line_num + 1
     while True:
         try:

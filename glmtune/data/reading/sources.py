@@ -39,16 +39,6 @@ NAMED_SETS = {
 }
 
 
-def has_split(settings: DataSettings, split: str) -> bool:
-    """Say whether a file is given for a split; prediction falls back on the validation file.
-
-    Args:
-        settings: the data settings.
-        split: ``train``, ``validation`` or ``test``.
-    """
-    return bool(settings.file_of(split) or (split == "test" and settings.validation_file))
-
-
 def resolve_source(settings: DataSettings, split: str) -> str:
     """Return the file or hub id of a split.
 

@@ -22,6 +22,7 @@ from glmtune.inference.engine.prompt_groups import SharedPrompt, TokenIds
 from glmtune.inference.engine.slots import SlotStates
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.architectures.chatglm_inputs import continue_positions, token_positions
+from glmtune.models.architectures.unwrap import unwrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,7 @@ class EngineModel:
     def __init__(self, model: PreTrainedModel) -> None:
         """Take a causal LM, wrapped by PEFT or not, and put it into evaluation mode."""
         model.eval()
-        unwrap = getattr(model, "get_base_model", None)
-        base: Any = model if unwrap is None else unwrap()
+        base = unwrapped(model)
         self.config = base.config
         self._stack, self._head = base.base_model, base.get_output_embeddings()
         weight = base.get_input_embeddings().weight

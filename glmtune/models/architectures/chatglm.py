@@ -1,11 +1,23 @@
 """ChatGLM-6B, the first generation, as a transformers model; parameter names are the official ones.
 
-Shapes: B rows, S tokens, D hidden width, N heads, H channels of a head, T position streams, W = H / T.
+It is a prefix LM: a row is context, gMASK (or MASK), sop, answer. The answer fills the gap that the mask
+token marks, and to fill a gap one reads both sides of it: tokens of the context see each other in both
+directions, those from sop on see what is before them::
+
+      ids                  c0 c1 c2 gMASK sop a0 a1
+      first positions       0  1  2   3    3   3  3     place in the context; the answer's is that of its gap
+      second positions      0  0  0   0    1   2  3     place in the answer
+      c0 ... gMASK see      x  x  x   x
+      sop sees              x  x  x   x    x
+      a0 sees               x  x  x   x    x   x
+
+Each of the two positions of a token turns one half of every head.
+
+Shapes: B rows, S tokens, D hidden width, N heads, H channels of a head, T position streams.
 
 Source:
-    Du et al. 2022, arXiv:2103.10360 (prefix LM, two position streams); Su et al. 2021, arXiv:2104.09864
-    (rotary); Wang et al. 2022, arXiv:2203.00555 (scaled residual); file ``modeling_chatglm.py`` of
-    THUDM/chatglm-6b.
+    Du et al. 2022, arXiv:2103.10360 (prefix LM, two position streams); Wang et al. 2022, arXiv:2203.00555
+    (scaled residual); file ``modeling_chatglm.py`` of THUDM/chatglm-6b.
 """
 
 # ruff: noqa: RUF012 (class attributes in the form in which transformers declares them)
@@ -38,58 +50,12 @@ from glmtune.models.architectures.chatglm_inputs import (
     shared_context,
     token_positions,
 )
-from glmtune.models.architectures.chunked_loss import labelled_loss
+from glmtune.models.architectures.chatglm_rotary import ChatGlmRotaryEmbedding, rotate
+from glmtune.models.architectures.chunked_loss import chunked_cross_entropy
 
 RESIDUAL_SCALE = math.sqrt(2 * 28)
-"""Weight of the residual branch: a constant of the release, whatever the depth of the model."""
-ROPE_BASE = 10000.0
-
-
-class ChatGlmRotaryEmbedding(nn.Module):
-    """Cosines and sines of the position streams; nothing is stored, checkpoints' tables are ignored."""
-
-    def __init__(self, config: ChatGlmConfig) -> None:
-        """Read the width of a stream's share of a head."""
-        super().__init__()
-        self.width = config.head_dim // config.num_position_streams
-
-    def inv_freq(self, device: torch.device | None = None) -> Tensor:
-        """Return the turn per position, float32 ``[W / 2]``, rounded to float16 as the release rounds it."""
-        exponent = torch.arange(0, self.width, 2, dtype=torch.float32, device=device) / self.width
-        return (1.0 / ROPE_BASE**exponent).half().float()
-
-    @torch.no_grad()
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Form the tables of a batch.
-
-        Args:
-            x: any tensor of the wanted dtype and device.
-            position_ids: int64 ``[B, T, S]``.
-
-        Returns:
-            Cosine and sine, each ``[B, S, 1, T, W]``; the angles are float32.
-        """
-        angles = position_ids.to(x.device).transpose(1, 2)[:, :, None, :, None].float() * self.inv_freq(
-            x.device
-        )
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-
-
-def rotate(heads_BSNH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn every stream's share of a head by its position, pairing channel i with i + W/2 inside the share.
-
-    Args:
-        heads_BSNH: queries or keys.
-        cos: ``[B, S, 1, T, W]``.
-        sin: ``[B, S, 1, T, W]``.
-
-    Returns:
-        ``[B, S, N, H]``.
-    """
-    shares = heads_BSNH.unflatten(-1, cos.shape[-2:])
-    first, second = shares.chunk(2, dim=-1)
-    return (shares * cos + torch.cat((-second, first), dim=-1) * sin).flatten(-2)
+"""Weight of the residual branch (DeepNorm's alpha, for 28 layers). The released block is never told how many
+layers there are and takes its default, so a model of another depth has the same constant."""
 
 
 class ChatGlmAttention(nn.Module):
@@ -103,6 +69,9 @@ class ChatGlmAttention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
+        # The release divides queries by (layer + 1) as well and multiplies the scores by it before the
+        # softmax, to keep float16 scores in range. That cancels out, and fused attention holds scores in
+        # float32.
         self.scaling = config.head_dim**-0.5
         self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
@@ -157,7 +126,14 @@ class ChatGlmMLP(nn.Module):
         self.dense_4h_to_h = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_BSD: Tensor) -> Tensor:
-        """Transform every token alone."""
+        """Transform every token alone.
+
+        Args:
+            hidden_BSD: float.
+
+        Returns:
+            ``[B, S, D]``.
+        """
         return self.dense_4h_to_h(nn.functional.gelu(self.dense_h_to_4h(hidden_BSD), approximate="tanh"))
 
 
@@ -173,7 +149,15 @@ class ChatGlmLayer(GradientCheckpointingLayer):
         self.mlp = ChatGlmMLP(config)
 
     def forward(self, hidden_BSD: Tensor, **kwargs: Any) -> Tensor:
-        """Run the block; keyword arguments are those of the attention."""
+        """Run the block.
+
+        Args:
+            hidden_BSD: the residual stream.
+            **kwargs: those of `ChatGlmAttention.forward`.
+
+        Returns:
+            The stream after the block, ``[B, S, D]``.
+        """
         normed_BSD = self.input_layernorm(hidden_BSD)
         mixed_BSD, _ = self.attention(normed_BSD, **kwargs)
         normed_BSD = self.post_attention_layernorm(RESIDUAL_SCALE * normed_BSD + mixed_BSD)
@@ -189,6 +173,7 @@ class ChatGlmPreTrainedModel(PreTrainedModel):
     _input_embed_layer = "word_embeddings"
     supports_gradient_checkpointing = True
     _no_split_modules = ["ChatGlmLayer"]
+    # Official files hold a rotary table per layer; it is formed anew here.
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -263,9 +248,18 @@ class ChatGlmModel(ChatGlmPreTrainedModel):
 
         Returns:
             Last hidden state ``[B, S, D]`` after the final norm, the cache, and what was to be captured.
+
+        Raises:
+            ConfigError: both or neither of ``input_ids`` and ``inputs_embeds`` are given.
+            DataError: a row has no sop or no mask token, or positions are missing where none can be derived.
+            ShapeError: mask or positions have another form than those above.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
+            given = "none of them" if input_ids is None else "both"
+            raise ConfigError(
+                f"Exactly one of input_ids and inputs_embeds must be given, but {given} was. Pass input_ids, "
+                "or inputs_embeds with attention_mask and position_ids."
+            )
         hidden_BSD = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
@@ -301,6 +295,8 @@ class ChatGlmModel(ChatGlmPreTrainedModel):
             return additive_mask(attention_mask, hidden_BSD), None
         is_start = cache is None or cache.get_seq_length() == 0
         if is_start and input_ids is not None and "sdpa" in str(self.config._attn_implementation):
+            # The common case: one prompt, or rows of one length. No mask over S x S is formed then, and
+            # PyTorch's flash kernel, which takes none, can run; padded batches take the general way below.
             context_length = shared_context(input_ids, attention_mask, self.config)
             if context_length is not None:
                 return answer_mask(context_length, hidden_BSD), context_length
@@ -381,7 +377,7 @@ class ChatGlmForCausalLM(ChatGlmPreTrainedModel, GenerationMixin):  # pyright: i
         hidden_BSD = outputs.last_hidden_state
         assert hidden_BSD is not None
         if labels is not None and is_sparing:
-            return labelled_loss(
+            return chunked_cross_entropy(
                 hidden_BSD,
                 labels,
                 self.lm_head,
@@ -432,6 +428,9 @@ class ChatGlmForCausalLM(ChatGlmPreTrainedModel, GenerationMixin):  # pyright: i
             input_ids, *args, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
 
+    # The four methods below are hooks of transformers 5's `generate`. Its own versions count positions in one
+    # stream and form a causal mask; here both depend on the context, so they are made anew from all ids.
+
     def create_masks_for_generate(self, attention_mask: Tensor | None, **_: object) -> Tensor | None:
         """Leave the mask to the forward pass, which knows the context, also with a static cache."""
         return attention_mask
@@ -442,6 +441,8 @@ class ChatGlmForCausalLM(ChatGlmPreTrainedModel, GenerationMixin):  # pyright: i
         """Leave positions to `prepare_inputs_for_generation`."""
 
     def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        # Called after every token. The parent would append "last position + 1" to positions that the user
+        # gave; they are put back as given, and `prepare_inputs_for_generation` continues them by our rule.
         model_kwargs: dict[str, Any] = args[1] if len(args) > 1 else kwargs["model_kwargs"]
         given = model_kwargs.pop("position_ids", None)
         return super()._update_model_kwargs_for_generation(*args, **kwargs) | {"position_ids": given}
@@ -449,6 +450,7 @@ class ChatGlmForCausalLM(ChatGlmPreTrainedModel, GenerationMixin):  # pyright: i
     def _expand_inputs_for_generation(
         self, *args: Any, position_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
+        # Called once, for beams and for several answers per prompt: positions are repeated like the rows.
         parent: Any = super()
         input_ids, rest = parent._expand_inputs_for_generation(*args, **kwargs)
         if position_ids is not None:

@@ -1,6 +1,12 @@
 """What ChatGLM-6B derives from its inputs: where the context ends, positions of every token, and masks.
 
-A row is context, a mask token (gMASK or MASK, which may stand inside the context), sop, answer.
+A row is context, a mask token (gMASK or MASK, which may stand inside the context), sop, answer. gMASK asks
+for a text behind the context (every chat prompt ends with it), MASK for what is missing in the middle of
+one.
+
+Only the ids tell where the context ends. So positions and masks are made here, from whole rows, rather than
+by the tokenizer: a prompt from any source then gets what the model was trained with.
+
 Shapes: B rows, S tokens, T position streams (1 or 2).
 """
 
@@ -65,6 +71,8 @@ def shared_context(input_ids: Tensor, attention_mask: Tensor | None, config: Cha
     """
     if torch.compiler.is_compiling():  # the answer would have to leave the compiled graph
         return None
+    # Padding stands in front, inside what would be the context, and must be hidden from it: needs a real
+    # mask.
     if attention_mask is not None and not bool((attention_mask != 0).all()):
         return None
     lengths_B = context_lengths(input_ids, config)
@@ -100,6 +108,8 @@ def token_positions(input_ids: Tensor, config: ChatGlmConfig, attention_mask: Te
     place = count.gather(1, _first(torch.where(has_gmask, gmask, mask), what)[:, None])
     if not config.position_encoding_2d:
         return torch.where((column >= sop) & ~has_gmask, place, count)[:, None]
+    # The first checkpoints (March 2023) were run by code that numbered the prompt, sop included, straight on
+    # under gMASK, and stood still only from the first generated token; their weights expect it.
     stands_still = column >= sop
     if config.position_rule == "march_2023":
         stands_still &= (column > sop) | ~has_gmask
@@ -166,7 +176,20 @@ def answer_mask(context_length: int, hidden_BSD: Tensor) -> Tensor | None:
 
 
 def additive_mask(mask_B1QK: Tensor, hidden_BSD: Tensor) -> Tensor:
-    """Turn a four-dimensional mask (boolean: True = blocked) into what is added to the scores."""
+    """Turn a four-dimensional mask into what is added to the scores.
+
+    Args:
+        mask_B1QK: boolean in the official meaning (True = blocked, the opposite of PyTorch's), or additive.
+        hidden_BSD: tells length, dtype and device.
+
+    Returns:
+        ``[B, 1, S, K]``, 0 where a key is visible. Blocked keys get the lowest finite number rather than
+        minus infinity, so that a row which sees nothing (padding) has weights instead of NaN.
+
+    Raises:
+        ShapeError: the mask is of an integer type.
+    """
+    # A mask of the whole text may come along with its last tokens alone: the last rows are theirs.
     mask_B1QK = mask_B1QK[:, :, -hidden_BSD.shape[1] :].to(hidden_BSD.device)
     if mask_B1QK.is_floating_point():
         return mask_B1QK.to(hidden_BSD.dtype)

@@ -1,6 +1,17 @@
-"""The loss of a causal LM whose logits never exist for the whole batch, only for some labels at a time.
+"""Chunked cross entropy: the loss of a causal LM with logits formed for some labelled tokens at a time.
 
-Shapes: B batch, S sequence, D hidden width, T labels (places with loss), C labels of a chunk, V vocabulary.
+Logits are by far the largest tensor of a training step: 65,024 float32 numbers per token, 1 GiB for 4,096
+tokens, and once more for their gradient. Most are never looked at (prompts and padding have no label), and
+the others are turned into a loss chunk by chunk::
+
+    hidden [T, D] --split--> [C, D] --head--> logits [C, V] --> loss, gradients of hidden and head
+                                              (freed)           (kept)
+
+Keeping gradients instead of logits is possible because the loss is a sum: they are known in the forward pass,
+up to the factor that the backward pass brings.
+
+Shapes: B batch, S sequence, D hidden width, T labels (places with loss), C labels of a chunk, V vocabulary. A
+"row" of the head's input is one token's hidden state.
 """
 
 from __future__ import annotations
@@ -19,8 +30,8 @@ from glmtune.labels import IGNORE_INDEX
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 LOGITS_PER_CHUNK = 2**26
 """Numbers formed at a time: 256 MiB in float32, which is 1,032 labels of a 65,024-token vocabulary."""
-LABELLED_ROWS = 256
-"""On a CPU the head is given a multiple of so many rows."""
+ROW_MULTIPLE = 256
+"""On a CPU the head is given a multiple of so many rows, see `_logits`."""
 
 
 @dataclass
@@ -42,7 +53,7 @@ def rows_per_chunk(vocab_size: int) -> int:
     >>> rows_per_chunk(65024), rows_per_chunk(151552)
     (1032, 442)
     """
-    return max(LABELLED_ROWS, LOGITS_PER_CHUNK // vocab_size)
+    return max(ROW_MULTIPLE, LOGITS_PER_CHUNK // vocab_size)
 
 
 def _uncompiled(function: _Function) -> _Function:
@@ -51,7 +62,7 @@ def _uncompiled(function: _Function) -> _Function:
 
 
 @_uncompiled
-def labelled_loss(
+def chunked_cross_entropy(
     hidden_BSD: Tensor,
     labels: Tensor,
     lm_head: nn.Module,
@@ -71,6 +82,9 @@ def labelled_loss(
         vocab_size: V.
         num_items: divides the summed loss; None: the number of labels. Without any label the loss is 0.
     """
+    # Four ways, by what the gradient needs: none at all; one chunk, where plain autograd is as sparing;
+    # chunks that are computed again in the backward pass; chunks whose gradients are formed at once, the
+    # usual and fastest.
     asked_BS = labels[:, 1:] != IGNORE_INDEX
     targets_T = labels[:, 1:][asked_BS]
     hidden_TD = hidden_BSD[:, :-1][asked_BS]
@@ -101,6 +115,20 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, lm_head: nn.Module, rows: int, hidden_TD: Tensor, targets_T: Tensor, *weights: Tensor
     ) -> Tensor:
+        """Sum the loss of all chunks and keep the gradients of the sum.
+
+        Args:
+            ctx: of autograd.
+            lm_head: ``[C, D]`` to ``[C, V]``.
+            rows: C.
+            hidden_TD: float.
+            targets_T: int64.
+            *weights: trained parameters of the head. It has them itself; as arguments they make autograd ask
+                `backward` for their gradients.
+
+        Returns:
+            float32 ``[]``.
+        """
         total = torch.zeros((), dtype=torch.float32, device=hidden_TD.device)
         hidden_grad = torch.empty_like(hidden_TD) if hidden_TD.requires_grad else None
         weight_grads: list[Tensor] = []
@@ -114,6 +142,7 @@ class _ChunkedLoss(torch.autograd.Function):
             total += loss.detach()
             if hidden_grad is not None:
                 hidden_grad[chunk] = grads.pop(0)
+            # The first chunk's gradients become the sums; the others are added in place.
             for total_grad, grad in zip(weight_grads, grads, strict=start > 0):
                 total_grad += grad
             weight_grads = weight_grads or grads
@@ -122,14 +151,15 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients by that of the sum ``[]``; one place per argument of `forward`."""
         grads: Sequence[Tensor | None] = ctx.grads
         del ctx.grads  # scaled in place, so good for one backward pass
         return None, None, *(None if grad is None else grad.mul_(grad_outputs[0]) for grad in grads)
 
 
 def _logits(lm_head: nn.Module, hidden_CD: Tensor) -> Tensor:
-    # Few shapes: on a CPU every new number of rows has a bf16 kernel compiled.
-    spare = -len(hidden_CD) % LABELLED_ROWS if hidden_CD.device.type == "cpu" else 0
+    # Few shapes: on a CPU oneDNN compiles a bfloat16 kernel for every new number of rows.
+    spare = -len(hidden_CD) % ROW_MULTIPLE if hidden_CD.device.type == "cpu" else 0
     return lm_head(nn.functional.pad(hidden_CD, (0, 0, 0, spare)))[: len(hidden_CD)].float()
 
 

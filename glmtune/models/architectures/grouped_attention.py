@@ -18,9 +18,10 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.models.glm.modeling_glm import GlmAttention
 
 MOST_TOKENS = 1024
-"""Of a prompt; above, the scores leave the cache and PyTorch's kernel is as fast."""
+"""Of a prompt; above, the scores leave the processor's cache and PyTorch's kernel is as fast."""
 QUERIES = 32
-"""Queries whose scores are formed at once."""
+"""Queries whose scores are formed at once: with the 16 heads of a group (ChatGLM2) a product of 512 rows,
+whose scores for 1,024 keys are 2 MiB."""
 
 
 def grouped_sdpa(
@@ -45,12 +46,17 @@ def grouped_sdpa(
         ``[B, Q, N, H]``, and None instead of weights.
     """
     batch, heads, num_queries, width = query.shape
+    # Only where it is faster and means the same: several heads per key/value head, no mask to add, on a CPU.
+    # GPU kernels group heads by themselves; a mask is what padded batches and packed rows bring.
     shares = key.shape[1] < heads
     is_plain = (
         attention_mask is None and kwargs.get("position_bias") is None and kwargs.get("softcap") is None
     )
     if not shares or not is_plain or query.device.type != "cpu" or batch == 0:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    # Several queries: only a prompt read from its start is causal without a mask (a later part of one sees
+    # what is cached before it). With gradients the scores of all chunks would be kept, which PyTorch's
+    # kernel avoids.
     if num_queries > 1:
         is_prompt = num_queries == key.shape[2] <= MOST_TOKENS and kwargs.get("is_causal") in (None, True)
         needs_graph = torch.is_grad_enabled() or torch.compiler.is_compiling() or kwargs.get("dropout")
@@ -92,6 +98,8 @@ def causal_in_chunks(query: Tensor, key: Tensor, value: Tensor, scale: float | N
     for start in range(0, length, QUERIES):
         end = min(start + QUERIES, length)
         count = end - start
+        # Keys after the last query of the chunk are left out, so the upper triangle is computed only within
+        # a chunk.
         scores = query_gGSH[:, :, start:end].reshape(groups, -1, width) @ key_gHS[..., :end]
         seen = scores.view(groups, -1, count, end)
         seen[..., start:].masked_fill_(later_QQ[:count, :count], -torch.inf)

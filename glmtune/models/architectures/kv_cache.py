@@ -2,7 +2,8 @@
 
 INT8 codes take half the memory of a long context, at a small error. Every token has a scale of its own in
 every head, so nothing already stored changes when a token is added, and the result does not depend on the
-pieces in which a prompt is read.
+pieces in which a prompt is read. One scale per channel, or for a group of tokens, would be more exact, but
+had to be found anew when a token is larger than those before.
 
 Shapes: B rows, K key/value heads, C columns (tokens), D head width.
 """
@@ -18,7 +19,9 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 COLUMN_CHUNK = 64
-"""Columns by which a cache grows at least."""
+"""Columns by which a cache grows at least; beyond 256 columns it is a quarter of what is there. Growing
+copies everything, so by a share of the size a token costs a constant number of copies, whatever the
+length."""
 
 
 class PlainStates:
@@ -91,7 +94,7 @@ class Int8States:
     def write(self, where: Any, new: Tensor) -> None:
         """See `PlainStates`."""
         scale = new.abs().amax(-1, keepdim=True).float() / 127
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # zeros stay zeros, without 0 / 0
         self.codes_BKCD[where] = (new / scale).round_().to(torch.int8)
         self.scale_BKC1[where] = scale
 
@@ -123,7 +126,7 @@ class GrowingLayer(DynamicLayer):
     """
 
     is_croppable = True
-    kind: type[PlainStates] | type[Int8States] = PlainStates
+    states_type: type[PlainStates] | type[Int8States] = PlainStates
     """How keys and values are held."""
 
     def __init__(self, *_: object, **__: object) -> None:
@@ -147,7 +150,7 @@ class GrowingLayer(DynamicLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take type, device, heads and width from the first states."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self._states = (self.kind.empty(key_states), self.kind.empty(value_states))
+        self._states = (self.states_type.empty(key_states), self.states_type.empty(value_states))
         self.is_initialized = True
 
     def update(
@@ -169,6 +172,8 @@ class GrowingLayer(DynamicLayer):
         assert self._states is not None
         rows, start, stop = len(key_states), self._length, self._length + key_states.shape[2]
         is_recorded = torch.is_grad_enabled() and key_states.requires_grad  # a gradient needs what was read
+        # Written in place, unless somebody still needs the memory as it is: a copy of this layer, or the
+        # backward pass, for which autograd kept views of it.
         if not self._owns_room or is_recorded or stop > self._states[0].room[1]:
             room = stop + max(COLUMN_CHUNK, stop // 4)
             keys, values = self._states
@@ -220,6 +225,8 @@ class GrowingLayer(DynamicLayer):
             keys, values = self._states
             self._put((keys.picked(chosen, columns), values.picked(chosen, columns)))
 
+    # A conversation that is continued twice shares its memory until one side writes: the copy gives up the
+    # right to write at once, the original when it forgets tokens that the copy still has.
     def __copy__(self) -> GrowingLayer:
         self._has_copies = True
         twin = type(self).__new__(type(self))
@@ -230,7 +237,7 @@ class GrowingLayer(DynamicLayer):
 class Int8Layer(GrowingLayer):
     """A growing layer whose keys and values are codes."""
 
-    kind = Int8States
+    states_type = Int8States
 
     @property
     def num_bytes(self) -> int:

@@ -28,8 +28,10 @@ from glmtune.models.templates.renderer import template_for
 from glmtune.models.templates.responses import process_response
 from glmtune.settings import check_choice
 
+# What a chat decides itself; handed in, it would be overwritten or change what comes back.
 _DECIDED = ("eos_token_id", "pad_token_id", "num_return_sequences", "return_dict_in_generate", "streamer")
 _INCOMPLETE = "\ufffd"
+"""How decoding shows the first bytes of a character whose other bytes are still to come."""
 
 ChatResponse = str | dict[str, Any]
 """An answer: text, or a tool call with ``name`` and ``parameters`` (``content`` where unreadable)."""
@@ -50,6 +52,7 @@ class ChatDefaults:
     temperature: float = 0.8
 
 
+# Numbers from the signatures of `chat` in the released modeling files; the long-context releases allow 32768.
 _LATER, _LONG = ChatDefaults(), ChatDefaults(max_length=32768)
 CHAT_DEFAULTS: dict[Family, ChatDefaults] = {
     Family.CHATGLM: ChatDefaults(max_length=2048, top_p=0.7, temperature=0.95),
@@ -63,7 +66,7 @@ CHAT_DEFAULTS: dict[Family, ChatDefaults] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ChatTurn:
     """A question within its conversation.
 
     Attributes:
@@ -184,7 +187,7 @@ class ChatMixin:
             DataError: the history or the role does not fit the release.
         """
         model = cast("Any", self)
-        turn = Turn(tokenizer, history or (), query, role)
+        turn = ChatTurn(tokenizer, history or (), query, role)
         prompt_ids = turn.template.encode_prompt(turn.text_tokenizer, turn.messages())
         check_choice("kv_cache", kv_cache, KV_CACHES)
         if kv_cache == "int8":
@@ -234,7 +237,7 @@ class ChatMixin:
             DataError: as for `chat`.
         """
         model = cast("Any", self)
-        turn = Turn(tokenizer, history or (), query, role)
+        turn = ChatTurn(tokenizer, history or (), query, role)
         _check_streaming(turn, past_key_values, return_past_key_values, settings)
         settings.pop("compile", None)
         check_choice("kv_cache", kv_cache, KV_CACHES)
@@ -261,7 +264,9 @@ class ChatMixin:
                 yield (*answered, cache) if return_past_key_values else answered
 
 
-def generate_settings(model: Any, turn: Turn, prompt_length: int, given: Mapping[str, Any]) -> dict[str, Any]:
+def generate_settings(
+    model: Any, turn: ChatTurn, prompt_length: int, given: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what `generate` is told: the caller's settings, the release's where they say nothing.
 
     Args:
@@ -273,6 +278,8 @@ def generate_settings(model: Any, turn: Turn, prompt_length: int, given: Mapping
     Raises:
         ConfigError: a setting that a chat decides itself, or no room for an answer.
     """
+    # Sampling settings fall back on the release's only while sampling: `generate` would warn of them
+    # otherwise.
     defaults = CHAT_DEFAULTS[turn.family]
     settings: dict[str, Any] = {"do_sample": True, "num_beams": 1}
     settings |= {name: value for name, value in given.items() if value is not None}
@@ -318,7 +325,7 @@ def _check_compiled(kv_cache: str, settings: Mapping[str, Any]) -> None:
 
 
 def _check_streaming(
-    turn: Turn, cache: ConversationCache | None, return_cache: bool, settings: Mapping[str, Any]
+    turn: ChatTurn, cache: ConversationCache | None, return_cache: bool, settings: Mapping[str, Any]
 ) -> None:
     """Raise ConfigError for what cannot be streamed, and for a cache that nothing can go on from."""
     if settings.get("compile"):

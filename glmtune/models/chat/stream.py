@@ -1,4 +1,9 @@
-"""Generation one token at a time, with a cache that a later turn of the conversation can go on from."""
+"""Generation one token at a time, with a cache that a later turn of the conversation can go on from.
+
+transformers' streamers push tokens into a queue from a second thread, which runs on when its reader stops.
+Here `generate` prepares everything (settings, processors, stopping rules, cache) and then calls `_decode`, a
+generator instead of its loop: whoever stops reading stops the model.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +19,12 @@ from transformers.generation.logits_process import LogitsProcessor
 from glmtune.models.architectures.kv_cache import LAYERS
 
 SAFE_TOKEN = 5
-"""The token the releases fall back to when the logits are damaged, counted from the first text token."""
+"""The token the releases fall back to when the logits are damaged, counted from the first text token
+(``InvalidScoreLogitsProcessor`` in their modeling files)."""
 
 PREFILL_CHUNK_TOKENS = 1024
-"""Queries read at once where a mask must be written out (padding, tokens before them), one row per query."""
+"""Queries read at once where a mask must be written out (padding, tokens before them), one row per query: a
+long text on top of a long conversation would otherwise need a mask of new tokens x all tokens at once."""
 
 
 class ConversationCache(DynamicCache):
@@ -95,6 +102,8 @@ def _decode(
     **model_kwargs: Any,
 ) -> Iterator[tuple[int, bool]]:
     """Do what `generate` does after its preparations, but hand out every token at once."""
+    # Called by `generate` of transformers 5 as `custom_generate`, in place of its own loop (`_sample`),
+    # whose steps these are; stopping rules see the new token before it is handed out.
     outputs = model._prefill(input_ids, generation_config, model_kwargs)
     finished = False
     while not finished:

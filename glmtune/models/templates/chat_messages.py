@@ -1,4 +1,9 @@
-"""What `apply_chat_template` of our tokenizers does: chat messages of any library through our renderer."""
+"""What `apply_chat_template` of our tokenizers does: chat messages of any library through our renderer.
+
+The releases' Jinja templates render a text, in which nothing tells a role token from a user who typed its
+name. So messages are brought into our form, checked, and encoded by the family's template; a setting that
+asks for another template is refused rather than ignored.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from glmtune.models.templates.base import check_last
 from glmtune.models.templates.renderer import Template, TextTokenizer, template_for
 
 ChatMessage = Message | Mapping[str, Any]
-Conversation = Sequence[ChatMessage]
+ChatConversation = Sequence[ChatMessage]
 Tool = Mapping[str, Any] | Callable[..., object]
 
 _ENCODING_SETTINGS = (
@@ -29,6 +34,7 @@ _ENCODING_SETTINGS = (
 )
 _KEYS = ("role", "content", "metadata", "tools")
 _ROLE_NAMES = {"tool": "observation"}
+"""Role names of OpenAI's format that GLM calls otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,9 @@ class EncodedChat:
     assistant_mask: list[int] | None = None
 
 
-def chat_batch(conversation: Conversation | Sequence[Conversation]) -> tuple[Sequence[Conversation], bool]:
+def chat_batch(
+    conversation: ChatConversation | Sequence[ChatConversation],
+) -> tuple[Sequence[ChatConversation], bool]:
     """Return the conversations, and whether a batch of them was given.
 
     Raises:
@@ -53,11 +61,11 @@ def chat_batch(conversation: Conversation | Sequence[Conversation]) -> tuple[Seq
     if not conversation:
         raise DataError("The conversation holds 0 messages, but a prompt needs at least 1. Give a question.")
     batched = isinstance(conversation[0], list | tuple)
-    return cast("Sequence[Conversation]", conversation if batched else [conversation]), batched
+    return cast("Sequence[ChatConversation]", conversation if batched else [conversation]), batched
 
 
 def chat_messages(
-    tokenizer: TextTokenizer, conversation: Conversation, tools: Sequence[Tool] | None = None
+    tokenizer: TextTokenizer, conversation: ChatConversation, tools: Sequence[Tool] | None = None
 ) -> list[Message]:
     """Turn chat messages into ours.
 
@@ -170,6 +178,8 @@ def _encode_answered(
     template: Template, tokenizer: TextTokenizer, messages: Sequence[Message], open_end: bool, with_mask: bool
 ) -> EncodedChat:
     """Encode a conversation that ends with an answer."""
+    # ChatGLM-6B and ChatGLM2 encode earlier answers as part of the prompt: the mask of several answers
+    # cannot be given then, and `encode_conversation` says so.
     num_answers = sum(message.role == "assistant" for message in messages)
     if template.one_row_per_conversation or (with_mask and num_answers > 1):
         ids, loss = template.encode_conversation(tokenizer, messages)
@@ -202,6 +212,7 @@ def encoding_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: a setting that our renderer cannot obey.
     """
+    # None and False pass: other libraries hand every argument on, whether their user gave it or not.
     for name, value in given.items():
         if name not in _ENCODING_SETTINGS and name != "sanitize_control_tokens" and value:
             raise ConfigError(
@@ -229,6 +240,7 @@ def spread_masks(
     for chat, row in zip(chats, attention, strict=True):
         mask = chat.assistant_mask or []
         num_real = int(sum(row))
+        # Padding shows in the attention mask, truncation only in the number of tokens left.
         kept = iter(mask[:num_real] if keep_start else mask[len(mask) - num_real :])
         rows.append([next(kept) if real else 0 for real in row])
     return rows

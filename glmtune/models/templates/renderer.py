@@ -1,4 +1,9 @@
-"""How a conversation becomes the text and the ids a GLM was trained on: one renderer for all of glmtune."""
+"""Which template belongs to which release, and `render_prompt`.
+
+How a conversation becomes the text and the ids a GLM was trained on is decided here alone: training,
+prediction, evaluation, chat and export take their prompts from these templates, so a tuned model meets the
+prompts it was tuned on.
+"""
 
 from __future__ import annotations
 

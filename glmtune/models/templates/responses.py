@@ -1,4 +1,12 @@
-"""What the released `chat` makes of decoded output: pure functions, one set of rules per generation."""
+"""What the released `chat` makes of decoded output: pure functions, one set of rules per generation.
+
+A history that is handed back holds cleaned answers, and the models saw such histories; so the clean-ups are
+part of the prompt, and each is the release's, oddities included.
+
+Source:
+    ``process_response`` in ``modeling_chatglm.py`` of THUDM/chatglm-6b, chatglm2-6b, chatglm3-6b and
+    glm-4-9b-chat.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +21,8 @@ from glmtune.messages import Message
 from glmtune.models.releases.families import Family
 
 _ASSISTANT = "<|assistant|>"
+# The release replaces an ASCII mark that touches a Chinese character on either side, so "3:4" keeps its
+# colon.
 _FULL_WIDTH = str.maketrans(",!:;?", "，！：；？")
 _NEXT_TO_CHINESE = re.compile(r"(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff])")
 
@@ -121,6 +131,8 @@ def read_python_parameters(content: str) -> Mapping[str, Any] | None:
     >>> read_python_parameters("```python\ntool_call(city='Beijing', days=3)\n```")
     {'city': 'Beijing', 'days': 3}
     """
+    # The release evaluates this text as Python, with `tool_call` returning its arguments. Here it is parsed
+    # and only literals are read, so that nothing a model writes is ever executed.
     code = "\n".join(content.strip().split("\n")[1:-1])
     try:
         call = ast.parse(code.strip(), mode="eval").body

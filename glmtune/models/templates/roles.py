@@ -1,4 +1,19 @@
-"""The templates of ChatGLM3 and GLM-4, where every message opens with the token of its role."""
+r"""The templates of ChatGLM3 and GLM-4, where every message opens with the token of its role.
+
+As ids, a conversation that goes on after an answer (``\n`` ends the metadata, here empty)::
+
+    [gMASK] sop <|user|> \n question <|assistant|> \n answer <|user|> \n question <|assistant|>
+                                                  ------------------
+
+What is underlined the model writes, and it carries loss: the next role's token is what ends an answer.
+
+The tokenizer knows role tokens as ids alone, so every message is encoded for itself, and its text can hold no
+role.
+
+Sources:
+    ``build_chat_input`` in ``tokenization_chatglm.py`` and ``process_response`` in ``modeling_chatglm.py`` of
+    THUDM/chatglm3-6b; ``apply_chat_template`` in ``tokenization_chatglm.py`` of THUDM/glm-4-9b-chat.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +52,11 @@ class _RoleTemplate:
     def encode_prompt(
         self, tokenizer: TextTokenizer, messages: Sequence[Message], *, generation_prompt: bool = True
     ) -> list[int]:
-        """Return ``[gMASK] sop``, the messages, and the assistant's id."""
+        """Return ``[gMASK] sop``, the messages, and the assistant's id.
+
+        Raises:
+            DataError: the last message is no question and no tool's result, or metadata of several lines.
+        """
         check_last(messages, ("user", "observation"))
         ids = tokenizer.prefix_ids
         for message in self._shown(messages):
@@ -45,11 +64,19 @@ class _RoleTemplate:
         return [*ids, tokenizer.get_command(_ASSISTANT)] if generation_prompt else ids
 
     def encode_answer(self, tokenizer: TextTokenizer, answer: Message) -> list[int]:
-        """Return metadata, line break and content, and the id that ends the answer."""
+        """Return metadata, line break and content, and the id that ends the answer.
+
+        Raises:
+            DataError: metadata of several lines.
+        """
         return [*_body_ids(tokenizer, answer), _end_id(tokenizer, answer)]
 
     def encode_continuation(self, tokenizer: TextTokenizer, messages: Sequence[Message]) -> list[int]:
-        """Return the last message and the assistant's id."""
+        """Return the last message and the assistant's id.
+
+        Raises:
+            DataError: as `encode_prompt`.
+        """
         check_last(messages, ("user", "observation"))
         if len(messages) == 1:
             return self.encode_prompt(tokenizer, messages)
@@ -59,11 +86,16 @@ class _RoleTemplate:
     def encode_conversation(
         self, tokenizer: TextTokenizer, messages: Sequence[Message]
     ) -> tuple[list[int], list[bool]]:
-        """Return all ids; loss falls on what the model writes: every answer and the token that ends it."""
+        """Return all ids; loss falls on what the model writes: every answer and the token that ends it.
+
+        Raises:
+            DataError: the last message is no answer, or metadata of several lines.
+        """
         check_last(messages, ("assistant",))
         ids = tokenizer.prefix_ids
         mask = [False] * len(ids)
         ends_answer = False
+        # The last answer is learnt even where it is empty, which `_shown` of GLM-4 would leave out.
         for message in [*self._shown(messages[:-1]), messages[-1]]:
             body = _body_ids(tokenizer, message)
             answered = message.role == "assistant"
@@ -111,7 +143,11 @@ class GLM4Template(_RoleTemplate):
     def announce_tools(self, content: str, tools: Sequence[Mapping[str, object]]) -> Message:
         """Return a system message with a heading and the description of each tool.
 
-        The release writes a sentence about itself where ``content`` stands here.
+        The release writes a sentence about itself where ``content`` stands here. Its wording is Chinese
+        whatever the conversation's language is.
+
+        Raises:
+            DataError: a description has no ``name``.
         """
         parts = [f"{content}\n\n# 可用工具"]
         for tool in tools:
@@ -143,6 +179,7 @@ def _body_ids(tokenizer: TextTokenizer, message: Message) -> list[int]:
             f"The metadata of a message is {message.metadata!r}, but it must be one line: a tool's name or "
             "nothing. Move the rest to the content."
         )
+    # Encoded apart, as the release does: together, the line break could melt into one piece with the text.
     return tokenizer.text_ids(f"{message.metadata}\n") + tokenizer.text_ids(message.content)
 
 
@@ -151,4 +188,6 @@ def _message_ids(tokenizer: TextTokenizer, message: Message) -> list[int]:
 
 
 def _end_id(tokenizer: TextTokenizer, answer: Message) -> int:
+    # Metadata names a tool: the model then hands over to it, and the tool's result opens with
+    # <|observation|>.
     return tokenizer.get_command("<|observation|>") if answer.metadata else tokenizer.end_id

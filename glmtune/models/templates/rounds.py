@@ -1,7 +1,17 @@
-"""Templates whose prompt is one text: numbered rounds of ChatGLM-6B and ChatGLM2, plain text of CodeGeeX2."""
+"""Templates whose prompt is one text: numbered rounds of ChatGLM-6B and ChatGLM2, plain text of CodeGeeX2.
+
+Line breaks, colons and numbers are those the models were tuned on, character by character; answers get worse
+where they differ, and nothing reports it. The text is encoded as a whole, because pieces may span the border
+of two parts: ids of the parts, joined, are not the ids of the text.
+
+Sources:
+    ``chat`` and ``stream_chat`` in ``modeling_chatglm.py`` of THUDM/chatglm-6b and of THUDM/chatglm2-6b,
+    ``build_prompt`` in the latter's ``tokenization_chatglm.py``; README of CodeGeeX2.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -11,7 +21,7 @@ from glmtune.models.templates.base import TextTokenizer, check_last, split_syste
 from glmtune.models.templates.responses import clean_chatglm, clean_chatglm2, keep_text
 
 
-class _TextTemplate:
+class _TextTemplate(ABC):
     """What the templates have in common whose prompt is one text, encoded as a whole."""
 
     one_row_per_conversation: ClassVar[bool] = False
@@ -19,14 +29,18 @@ class _TextTemplate:
     bidirectional_context: ClassVar[bool] = False
     name: ClassVar[str]
 
+    @abstractmethod
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
-        """Return the conversation as text."""
-        raise NotImplementedError
+        """Return the conversation as text; see `Template.render`."""
 
     def encode_prompt(
         self, tokenizer: TextTokenizer, messages: Sequence[Message], *, generation_prompt: bool = True
     ) -> list[int]:
-        """Return the ids of the rendered text, with ``[gMASK] sop`` on the tokenizer's side of it."""
+        """Return the ids of the rendered text, with ``[gMASK] sop`` on the tokenizer's side of it.
+
+        Raises:
+            DataError: the last message is no question, or the order does not fit.
+        """
         check_last(messages, ("user",))
         text = self.render(messages, generation_prompt=generation_prompt)
         return [*tokenizer.prefix_ids, *tokenizer.text_ids(text), *tokenizer.suffix_ids]
@@ -38,7 +52,11 @@ class _TextTemplate:
     def encode_conversation(
         self, tokenizer: TextTokenizer, messages: Sequence[Message]
     ) -> tuple[list[int], list[bool]]:
-        """Refuse: earlier answers are part of the prompt's text here."""
+        """Refuse: earlier answers are part of the prompt's text here.
+
+        Raises:
+            DataError: always.
+        """
         raise DataError(
             f"The template of `{tokenizer.family}` encodes earlier answers as part of the prompt, so one row "
             f"carries the loss of one answer, but a row for all {len(messages)} messages was asked for. "
@@ -46,7 +64,11 @@ class _TextTemplate:
         )
 
     def announce_tools(self, content: str, tools: Sequence[Mapping[str, object]]) -> Message:
-        """Refuse: these releases know no tools."""
+        """Refuse: these releases know no tools.
+
+        Raises:
+            DataError: always.
+        """
         names = ", ".join(f"`{tool.get('name')}`" for tool in tools)
         raise DataError(
             f"Template `{self.name}` knows no tools, but {names} should be announced. Drop them, or use "
@@ -73,6 +95,8 @@ class ChatGLMTemplate(_TextTemplate):
         """Return the rounds as text, ending with ``答：`` if the last message is a question."""
         system, turns = split_system(messages, self.name)
         before = f"{system.content}\n" if system else ""
+        # The released `chat` numbers rounds only where there is a history, so a first question goes in as it
+        # is.
         if len(turns) == 1:
             return before + turns[0].content
         rounds: list[str] = []
@@ -85,7 +109,11 @@ class ChatGLMTemplate(_TextTemplate):
         return before + "\n".join(rounds) + after
 
     def encode_continuation(self, tokenizer: TextTokenizer, messages: Sequence[Message]) -> list[int]:
-        """Return the prompt of a first turn; refuse later ones, whose cache does not hold."""
+        """Return the prompt of a first turn; refuse later ones, whose cache does not hold.
+
+        Raises:
+            DataError: there is an earlier turn.
+        """
         check_last(messages, ("user",))
         if len(messages) > 1 + (messages[0].role == "system"):
             raise DataError(
@@ -124,11 +152,16 @@ class ChatGLM2Template(_TextTemplate):
         return before + "\n\n".join(parts)
 
     def encode_continuation(self, tokenizer: TextTokenizer, messages: Sequence[Message]) -> list[int]:
-        """Return the last round; as in the release a blank line leads and the first id is dropped."""
+        """Return the last round; as in the release a blank line leads and the first id is dropped.
+
+        Raises:
+            DataError: the last message is no question, or the order does not fit.
+        """
         check_last(messages, ("user",))
         _, turns = split_system(messages, self.name)
         if len(turns) == 1:
             return self.encode_prompt(tokenizer, messages)
+        # sentencepiece puts a blank (one id) before every text, which belongs only to the start of a prompt.
         text = f"\n\n[Round {len(turns) // 2 + 1}]\n\n问：{turns[-1].content}\n\n答："
         return tokenizer.text_ids(text)[1:]
 

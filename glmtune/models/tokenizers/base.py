@@ -1,7 +1,12 @@
-"""What every tokenizer of the family does alike: left padding, position ids, and prompts by our renderer."""
+"""What every tokenizer of the family does alike: left padding, position ids, and prompts by our renderer.
+
+Two methods of transformers 5 are overridden here: `apply_chat_template`, the public way to a prompt, and
+`_pad`, which `pad` and ``tokenizer(...)`` call once per row.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -10,7 +15,7 @@ from transformers.utils.generic import PaddingStrategy
 
 from glmtune.models.releases.families import Family
 from glmtune.models.templates.chat_messages import (
-    Conversation,
+    ChatConversation,
     Tool,
     chat_batch,
     chat_messages,
@@ -21,7 +26,7 @@ from glmtune.models.templates.chat_messages import (
 )
 
 
-class GlmTokenizer(PreTrainedTokenizer):
+class GlmTokenizer(PreTrainedTokenizer, ABC):
     """A transformers tokenizer of a GLM.
 
     Rows are padded on the left unless told otherwise; position ids are 0 on padding and count the real
@@ -36,9 +41,9 @@ class GlmTokenizer(PreTrainedTokenizer):
     padding_side: str = "left"
 
     @property
+    @abstractmethod
     def prefix_ids(self) -> list[int]:
         """The ids every input starts with."""
-        raise NotImplementedError
 
     @property
     def suffix_ids(self) -> list[int]:
@@ -46,21 +51,21 @@ class GlmTokenizer(PreTrainedTokenizer):
         return []
 
     @property
+    @abstractmethod
     def end_id(self) -> int:
         """The id that ends an answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def text_ids(self, text: str) -> list[int]:
         """Encode a text alone: no ids in front, no command token recognised."""
-        raise NotImplementedError
 
+    @abstractmethod
     def get_command(self, token: str) -> int:
         """Return the id of a command token such as ``[gMASK]``."""
-        raise NotImplementedError
 
     def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        conversation: Conversation | Sequence[Conversation],
+        conversation: ChatConversation | Sequence[ChatConversation],
         tools: Sequence[Tool] | None = None,
         *,
         add_generation_prompt: bool = False,
@@ -105,6 +110,7 @@ class GlmTokenizer(PreTrainedTokenizer):
             )
             for chat in chats
         ]
+        # Once more through `__call__`, now with ids: it pads, truncates and makes tensors like any input.
         ids: Any = [chat.input_ids for chat in encoded]
         out = self(ids if batched else ids[0], add_special_tokens=False, **settings)
         if return_assistant_tokens_mask:
@@ -124,6 +130,8 @@ class GlmTokenizer(PreTrainedTokenizer):
         padding_side: str | None = None,
         return_attention_mask: bool | None = None,
     ) -> dict[str, Any]:
+        # Positions are counted before the parent pads: behind it, padding and tokens look alike where the
+        # caller asked for no attention mask.
         ids = encoded_inputs[self.model_input_names[0]]
         positions = encoded_inputs.get("position_ids")
         if positions is None and "position_ids" in self.model_input_names:

@@ -1,4 +1,12 @@
-"""The tokenizer of ChatGLM-6B: a sentencepiece unigram file with pieces for line breaks, tabs and blanks."""
+r"""The tokenizer of ChatGLM-6B: a sentencepiece unigram file with pieces for line breaks, tabs and blanks.
+
+sentencepiece drops line breaks and runs of blanks, which code and poems need. So the release writes them as
+pieces of their own before it encodes a text (``\n`` as ``<n>``, eight blanks as ``<|blank_8|>``) and turns
+them back after decoding.
+
+Source:
+    ``tokenization_chatglm.py`` of THUDM/chatglm-6b, up to its last revision and as of March 2023.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +21,19 @@ from transformers.utils.generic import PaddingStrategy
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.releases.families import Family, read_json
-from glmtune.models.tokenizers.chatglm2 import read_sentencepiece_file, without_surrogates
+from glmtune.models.tokenizers.sentencepiece_file import read_sentencepiece_file, without_surrogates
 from glmtune.models.tokenizers.unigram_ties import TieBreaker
 from glmtune.models.tokenizers.vocabulary import VocabularyTokenizer
 
+# In the order of the final vocabulary file: ids of the early releases, whose file lacks them, follow from it.
 _CONTROL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
-_LINE_BREAK, _TAB, _LONGEST_BLANK = "<n>", "<|tab|>", 80
+_LINE_BREAK, _TAB = "<n>", "<|tab|>"
+_LONGEST_BLANK = 80  # blanks of the longest such piece; a longer run becomes several
 _BLANKS = re.compile(f" {{2,{_LONGEST_BLANK}}}")
 _WHITESPACE_PIECE = re.compile(r"<n>|<\|tab\|>|<\|blank_([2-9]|[1-7]\d|80)\|>")
 _IMAGE_TOKEN = re.compile(r"<image_(\d+)>")
 _FIXED_TOKENS = {"gmask_token": "[gMASK]", "end_token": "</s>", "eop_token": "<eop>"}
+"""Settings of the released tokenizer_config.json whose values the released prompts take for granted."""
 
 
 class ChatGLMTokenizer(VocabularyTokenizer):
@@ -37,7 +48,8 @@ class ChatGLMTokenizer(VocabularyTokenizer):
     Attributes:
         sp_model: the sentencepiece processor; its ids start at 0.
         num_image_tokens: what is added to its ids.
-        prefix_lm_mask: make padding return the masks and positions of the release, see `_pad`.
+        prefix_lm_mask: make padding return the masks and positions of the release, see `_pad`. Code written
+            for the release reads them; our model needs neither, as it derives both from the ids.
     """
 
     DEFAULT_FAMILY = Family.CHATGLM
@@ -58,7 +70,7 @@ class ChatGLMTokenizer(VocabularyTokenizer):
         self,
         vocab_file: str,
         *,
-        num_image_tokens: int = 0,
+        num_image_tokens: int | None = None,
         prefix_lm_mask: bool = False,
         do_lower_case: bool = False,
         remove_space: bool = False,
@@ -68,15 +80,19 @@ class ChatGLMTokenizer(VocabularyTokenizer):
 
         Args:
             vocab_file: path of ``ice_text.model``.
-            num_image_tokens: ids in front of the text vocabulary.
+            num_image_tokens: ids in front of the text vocabulary; None (tokenizer_config.json before April
+                2023 does not say) reads it off config.json beside the vocabulary.
             prefix_lm_mask: see the class.
             do_lower_case: write texts in lower case before encoding them.
             remove_space: reduce white space to single blanks before encoding.
             kwargs: as for every tokenizer here.
 
         Raises:
-            CheckpointError: as for every tokenizer here; also settings that rename a token of the vocabulary.
+            CheckpointError: as for every tokenizer here; also settings that rename a token of the vocabulary,
+                and a config.json beside it that belongs to another vocabulary.
         """
+        if num_image_tokens is None:
+            num_image_tokens = _image_tokens_of_config(Path(vocab_file))
         self.num_image_tokens = num_image_tokens
         self.prefix_lm_mask = prefix_lm_mask
         self.do_lower_case, self.remove_space = do_lower_case, remove_space
@@ -102,10 +118,7 @@ class ChatGLMTokenizer(VocabularyTokenizer):
         return read_sentencepiece_file(path)
 
     def _load(self, content: bytes) -> None:
-        self.sp_model = sentencepiece.SentencePieceProcessor()
-        self.sp_model.LoadFromSerializedProto(content)
-        if self.sp_model.IsUnknown(self.sp_model.PieceToId("[gMASK]")):
-            self.sp_model.LoadFromSerializedProto(content + _command_pieces())
+        self.sp_model = _processor(content)
         self._ties = TieBreaker(self.sp_model)
 
     # ---- vocabulary ----
@@ -180,6 +193,8 @@ class ChatGLMTokenizer(VocabularyTokenizer):
         return [index + self.num_image_tokens for index in ids]
 
     def _call_ids(self, text: str) -> list[int]:
+        # As transformers split texts for the release: at names of special tokens, with the blanks around
+        # them.
         names = [name for name in self.all_special_tokens if name not in self._added_tokens_encoder]
         ids: list[int] = []
         for part in re.split(rf"\s*({'|'.join(map(re.escape, names))})\s*", text):
@@ -247,6 +262,9 @@ class ChatGLMTokenizer(VocabularyTokenizer):
     def _prefix_lm_inputs(self, ids_S: np.ndarray, num_padding: int) -> tuple[np.ndarray, np.ndarray]:
         """Return mask and positions of one row that is padded on the left, as the release makes them.
 
+        Kept for programs written against the released tokenizer, whose padding returns these two; the parity
+        tests compare them entry by entry.
+
         The tokens before ``<sop>`` see each other, the others see what is before them; ``[MASK]``, where
         there is one, takes precedence over ``[gMASK]``.
 
@@ -270,26 +288,34 @@ class ChatGLMTokenizer(VocabularyTokenizer):
         return mask[None], np.pad(positions, ((0, 0), before))
 
 
-def image_token_settings(folder: Path) -> dict[str, int]:
-    """Return ``num_image_tokens`` where tokenizer_config.json does not say it, as before April 2023.
+def _processor(content: bytes) -> sentencepiece.SentencePieceProcessor:
+    """Return the processor of a vocabulary file; command pieces are added where the file lacks them."""
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(content)
+    if processor.IsUnknown(processor.PieceToId("[gMASK]")):
+        processor.LoadFromSerializedProto(content + _command_pieces())
+    return processor
 
-    It is then read off config.json, whose ``bos_token_id`` is the id of ``<sop>``; without that file there
-    are no image tokens.
+
+def _image_tokens_of_config(vocab_file: Path) -> int:
+    """Return the number of image tokens that config.json beside a vocabulary implies, 0 without that file.
+
+    Its ``bos_token_id`` is the id of ``<sop>``, and what that exceeds the piece's place by stands in front.
 
     Raises:
         CheckpointError: ``bos_token_id`` is below the place of ``<sop>`` in the vocabulary.
     """
-    config = read_json(folder / "config.json")
-    if "num_image_tokens" in read_json(folder / "tokenizer_config.json") or "bos_token_id" not in config:
-        return {}
-    sop = ChatGLMTokenizer(str(folder / "ice_text.model")).get_command("<sop>")
+    config = read_json(vocab_file.with_name("config.json"))
+    if "bos_token_id" not in config:
+        return 0
+    sop = _processor(read_sentencepiece_file(vocab_file)).PieceToId("<sop>")
     num_image_tokens = int(config["bos_token_id"]) - sop
     if num_image_tokens < 0:
         raise CheckpointError(
-            f"{folder}/config.json says `bos_token_id` = {config['bos_token_id']}, but `<sop>` is number "
-            f"{sop} of ice_text.model. The files are of different releases: download both again."
+            f"{vocab_file.parent}/config.json says `bos_token_id` = {config['bos_token_id']}, but `<sop>` is "
+            f"number {sop} of {vocab_file.name}. The files are of different releases: download both again."
         )
-    return {"num_image_tokens": num_image_tokens}
+    return num_image_tokens
 
 
 def _whitespace(piece: re.Match[str]) -> str:

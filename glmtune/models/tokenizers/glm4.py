@@ -1,4 +1,11 @@
-"""The tokenizer of GLM-4: byte-pair ranks read by tiktoken, and special tokens numbered after them."""
+"""The tokenizer of GLM-4: byte-pair ranks read by tiktoken, and special tokens numbered after them.
+
+A piece is a sequence of bytes, often part of a character, so names of pieces are ``bytes`` and only runs of
+them can be decoded. tiktoken is given no special tokens: it would find their names in any text.
+
+Source:
+    ``tokenization_chatglm.py`` of THUDM/glm-4-9b-chat.
+"""
 
 from __future__ import annotations
 
@@ -146,6 +153,8 @@ class ChatGLM4Tokenizer(VocabularyTokenizer):
         return self.encoding.encode_ordinary(text)
 
     def _call_ids(self, text: str) -> list[int]:
+        # The release recognises names of special tokens in `tokenizer(text)`, and so programs written for it
+        # expect; templates go through `text_ids`, which does not.
         ids: list[int] = []
         for part in _COMMAND.split(text):
             ids += [self._commands[part]] if part in self._commands else self.text_ids(part)

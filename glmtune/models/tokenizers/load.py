@@ -1,66 +1,15 @@
-"""The tokenizer of each release as a transformers tokenizer without remote code, and how a folder is read."""
+"""Which tokenizer class belongs to which release, and how the tokenizer of a checkpoint folder is read."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any
 
 from glmtune.errors import CheckpointError
 from glmtune.models.releases.families import Family
-from glmtune.models.tokenizers.chatglm import ChatGLMTokenizer, image_token_settings
-from glmtune.models.tokenizers.chatglm2 import SentencePieceGlmTokenizer
+from glmtune.models.tokenizers.chatglm import ChatGLMTokenizer
+from glmtune.models.tokenizers.chatglm2_and_3 import ChatGLM2Tokenizer, ChatGLM3Tokenizer
 from glmtune.models.tokenizers.glm4 import ChatGLM4Tokenizer
 from glmtune.models.tokenizers.vocabulary import VocabularyTokenizer
-
-ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
-_ROLE_TOKEN = re.compile(f"({'|'.join(map(re.escape, ROLE_TOKENS))})")
-
-
-class ChatGLM2Tokenizer(SentencePieceGlmTokenizer):
-    """Tokenizer of ChatGLM2-6B, ChatGLM2-6B-32K and CodeGeeX2-6B; decoding drops command tokens."""
-
-    DEFAULT_FAMILY = Family.CHATGLM2
-
-
-class ChatGLM3Tokenizer(SentencePieceGlmTokenizer):
-    """Tokenizer of ChatGLM3-6B(-32K): ChatGLM2's file and, behind its command tokens, the role tokens.
-
-    As in the release, decoding writes the names of command tokens, also under ``skip_special_tokens``;
-    cut generated ids at the template's ``stop_ids`` before decoding them.
-
-    Attributes:
-        encode_special_tokens: recognise the names of role tokens in a text given to the tokenizer. Prompt
-            templates never do.
-    """
-
-    COMMANDS = (*SentencePieceGlmTokenizer.COMMANDS, *ROLE_TOKENS)
-    DEFAULT_FAMILY = Family.CHATGLM3
-
-    def __init__(self, vocab_file: str, *, encode_special_tokens: bool = False, **kwargs: Any) -> None:
-        """Read a sentencepiece file.
-
-        Args:
-            vocab_file: path of ``tokenizer.model``.
-            encode_special_tokens: see the class.
-            kwargs: as for every tokenizer here.
-        """
-        self.encode_special_tokens = encode_special_tokens
-        super().__init__(vocab_file, encode_special_tokens=encode_special_tokens, **kwargs)
-
-    def _call_ids(self, text: str) -> list[int]:
-        if not self.encode_special_tokens:
-            return self.text_ids(text)
-        ids: list[int] = []
-        for part in _ROLE_TOKEN.split(text):
-            ids += [self.get_command(part)] if part in ROLE_TOKENS else self.text_ids(part)
-        return ids
-
-    def _convert_id_to_token(self, index: int) -> str:
-        if self._num_pieces <= index < self.vocab_size:
-            return self.COMMANDS[index - self._num_pieces]
-        return super()._convert_id_to_token(index)
-
 
 TOKENIZERS: dict[Family, type[VocabularyTokenizer]] = {
     Family.CHATGLM: ChatGLMTokenizer,
@@ -71,6 +20,7 @@ TOKENIZERS: dict[Family, type[VocabularyTokenizer]] = {
     Family.CHATGLM3_32K: ChatGLM3Tokenizer,
     Family.GLM4: ChatGLM4Tokenizer,
 }
+"""Family → class of its tokenizer."""
 
 
 def load_tokenizer_folder(folder: str | Path, family: Family) -> VocabularyTokenizer:
@@ -98,7 +48,8 @@ def load_tokenizer_folder(folder: str | Path, family: Family) -> VocabularyToken
             f"{folder} holds no `{file}`, which the tokenizer of `{family}` needs; found: {found}. "
             "Copy the file from the official release."
         )
-    settings: dict[str, Any] = {"local_files_only": True, "glmtune_family": Family(family).value}
-    if tokenizer_class is ChatGLMTokenizer:
-        settings |= image_token_settings(folder)
-    return tokenizer_class.from_pretrained(str(folder), **settings)
+    # `from_pretrained` of transformers 5 opens tokenizer_config.json twice by itself (for names of fast
+    # tokenizer files, then for the settings); so nothing here reads the file once more.
+    return tokenizer_class.from_pretrained(
+        str(folder), local_files_only=True, glmtune_family=Family(family).value
+    )

@@ -4,6 +4,10 @@ A unigram model takes the segmentation of the highest score. Pieces that repeat 
 ``::``, ``哈哈`` and ``哈哈哈哈``) give the same sum in any order, so rounding decides, and versions of
 sentencepiece round differently. Up to 0.1.99 a candidate is compared in double precision with the best score
 so far, which is kept in single precision.
+
+Newer versions, which we run on, find the same score but may order such pieces differently, and the model was
+trained on the old order. So their result is taken, and only runs of repetitions in it are segmented anew with
+the old arithmetic; everything else has one best segmentation, which all versions find.
 """
 
 from __future__ import annotations
@@ -15,8 +19,11 @@ import numpy as np
 from sentencepiece import SentencePieceProcessor
 
 _LONGEST_PIECE = 64
+"""Characters up to which a piece is looked for; the longest of the released file has 16."""
 _USER_DEFINED_SCORE = -0.1
+"""Of a user-defined piece: ``length * max_score_ - 0.1``, and ``max_score_`` is 0 here."""
 _UNKNOWN_PENALTY = 10.0
+"""Below the lowest score: what a character without a piece is scored (``kUnkPenalty``)."""
 
 
 class TieBreaker:
@@ -40,6 +47,7 @@ class TieBreaker:
         settled: list[int] = []
         start = 0
         while start < len(pieces):
+            # A run: neighbours that repeat one text, so that any order of them spells the same characters.
             stop = start + 1
             while stop < len(pieces) and _commute(pieces[stop - 1], pieces[stop]):
                 stop += 1
@@ -55,6 +63,8 @@ class TieBreaker:
         scores = (self._model.GetScore(index) for index in range(self._model.get_piece_size()))
         return min(scores) - _UNKNOWN_PENALTY
 
+    # The score of what stands before a run decides how its sums are rounded, so it is added up as then: each
+    # step in double precision, the sum kept in single.
     def _score(self, ids: Sequence[int]) -> np.float32:
         total = np.float32(0)
         for score in self._scores(ids):
@@ -62,6 +72,7 @@ class TieBreaker:
         return total
 
     def _scores(self, ids: Iterable[int]) -> Iterable[float]:
+        # Byte fallback: the bytes of a character without a piece were scored together, as one unknown.
         for index in ids:
             if not self._model.IsByte(index):
                 yield self._model.GetScore(index) or _USER_DEFINED_SCORE
@@ -70,6 +81,7 @@ class TieBreaker:
 
     def _best_path(self, text: str, before: np.float32) -> list[int]:
         """Segment a text behind pieces of the total score ``before``."""
+        # Viterbi: place in the text → best score up to there, where its last piece starts, and that piece.
         best: dict[int, tuple[np.float32, int, int]] = {0: (before, 0, 0)}
         for start in range(len(text)):
             if start not in best:

@@ -1,8 +1,15 @@
-"""What all tokenizers here share: one vocabulary file, command tokens, and tokens that a user adds."""
+"""What all tokenizers here share: one vocabulary file, command tokens, and tokens that a user adds.
+
+transformers' slow tokenizer would search every text for the names of special tokens. A GLM must not: whoever
+typed ``<|system|>`` into a question would write a system message. So a subclass encodes plain text by itself
+(`_piece_ids`), and the methods through which transformers 5 would split a text (`tokenize`, `_encode_plus`)
+are replaced; padding, truncation, tensors and saving stay the parent's.
+"""
 
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +27,7 @@ _INTERNAL_KEYS = (
     "model_specific_special_tokens",
     "sp_model_kwargs",
 )
+"""Keys that transformers 5 writes into tokenizer_config.json for itself; the released code refuses some."""
 
 
 class VocabularyTokenizer(GlmTokenizer):
@@ -54,6 +62,8 @@ class VocabularyTokenizer(GlmTokenizer):
             CheckpointError: the file is missing or of another kind, or the settings number an added token as
                 one of the vocabulary.
         """
+        # Before the parent's constructor, which asks for size and ids of the special tokens. The bytes are
+        # kept: saving writes them back as they were, and a pickle rebuilds the processor from them.
         self.family = Family(glmtune_family or self.DEFAULT_FAMILY)
         self._content = self._read(Path(vocab_file))
         self._load(self._content)
@@ -64,39 +74,39 @@ class VocabularyTokenizer(GlmTokenizer):
 
     # ---- what each vocabulary brings ----
 
+    @abstractmethod
     def _read(self, path: Path) -> bytes:
         """Return the bytes of the file, or raise CheckpointError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _load(self, content: bytes) -> None:
         """Build the processor from the file's bytes."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def vocab_size(self) -> int:
         """Number of ids as the release counts them, without tokens a user added."""
-        raise NotImplementedError
 
     @property
     def num_reserved_ids(self) -> int:
         """Number of ids of vocabulary and command tokens."""
         return self.vocab_size
 
+    @abstractmethod
     def _piece_ids(self, text: str) -> list[int]:
         """Encode a text in which no token is recognised by its name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _name_of(self, index: int) -> Any:
         """Return the piece or the command token of an id."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _is_known(self, token: str) -> bool:
         """Whether a token belongs to the vocabulary or the command tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _ids_to_text(self, ids: list[int]) -> str:
         """Decode ids."""
-        raise NotImplementedError
 
     def _official_keys(self) -> dict[str, object]:
         """Return what the release writes into tokenizer_config.json whatever the settings."""
@@ -125,11 +135,15 @@ class VocabularyTokenizer(GlmTokenizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Rebuild the processor."""
-        self.__dict__.update(state)
+        vars(self).update(state)
         self._load(state["_content"])
 
     def __setattr__(self, key: str, value: Any) -> None:
-        """Let ``pad_token_id = 2`` and the like find the token's name."""
+        """Let ``pad_token_id = 2`` and the like find the token's name.
+
+        transformers asks `convert_ids_to_tokens`, which here, as in the releases, is empty for command
+        tokens.
+        """
         if key.endswith("_token_id") and isinstance(value, int) and not isinstance(value, bool):
             key, value = key.removesuffix("_id"), self._name_of(value)
         super().__setattr__(key, value)
@@ -140,6 +154,8 @@ class VocabularyTokenizer(GlmTokenizer):
         """Number of ids in use, added tokens included."""
         return self.num_reserved_ids + len(self._added_tokens_decoder)
 
+    # transformers calls this for `add_tokens`. Its own version numbers new tokens from `len(get_vocab())`,
+    # which need not be a free id (pieces may share a name), and lists command tokens as added ones.
     def _add_tokens(self, new_tokens: list[str] | list[AddedToken], special_tokens: bool = False) -> int:
         count = 0
         for token in new_tokens:
@@ -211,6 +227,7 @@ class VocabularyTokenizer(GlmTokenizer):
         return self.tokenize(text)
 
     def _encode_plus(self, text: Any, text_pair: Any = None, *args: Any, **kwargs: Any) -> Any:
+        # The parent takes ids as they are, so it is given ids and never splits a text itself.
         if not kwargs.get("is_split_into_words"):
             encode = self._encoder(kwargs.get("split_special_tokens"))
             text, text_pair = _to_ids(text, encode), _to_ids(text_pair, encode)
@@ -282,7 +299,11 @@ class VocabularyTokenizer(GlmTokenizer):
         legacy_format: bool | None = None,
         filename_prefix: str | None = None,
     ) -> tuple[str, ...]:
-        """Bring the config that transformers wrote to the official keys, then write the vocabulary."""
+        """Bring the config that transformers wrote to the official keys, then write the vocabulary.
+
+        transformers 5 calls this at the end of `save_pretrained`. The released code must be able to load the
+        folder too, so keys are those of the release, and settings at their usual value are left out.
+        """
         config_file = Path(file_names[0])
         config = json.loads(config_file.read_text(encoding="utf-8"))
         usual = {

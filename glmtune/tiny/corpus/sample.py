@@ -53,7 +53,7 @@ class Sample:
     """One row of the corpus.
 
     Attributes:
-        skill: what it teaches; one of ``glmtune.tiny.corpus.corpus.MIX``.
+        skill: what it teaches; one of ``glmtune.tiny.corpus.mix.MIX``.
         messages: a conversation ending with the assistant's answer, or empty for plain text.
         text: plain text that is learnt from its first token, or empty for a conversation.
         key: the short correct answer a test looks for (a number, a letter, a word), if there is one.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from glmtune.data.reading import shipped
-from glmtune.data.reading.sources import has_split, resolve_source
+from glmtune.data.reading.sources import resolve_source
 from glmtune.data.settings import DataSettings
 from glmtune.errors import ConfigError, DataError
 
@@ -86,7 +86,8 @@ def test_test_falls_back_on_validation(tmp_path: Path) -> None:
     put(tmp_path / "dev.json")
     settings = DataSettings(validation_file="dev.json")
     assert resolve_source(settings, "test") == "dev.json"
-    assert (has_split(settings, "test"), has_split(settings, "train")) == (True, False)
+    with pytest.raises(ConfigError, match=r"`data\.train_file` is not set"):
+        resolve_source(settings, "train")
 
 
 @pytest.mark.parametrize(

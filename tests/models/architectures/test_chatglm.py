@@ -270,7 +270,7 @@ def test_rows_that_are_no_rows_of_this_model() -> None:
     embeddings = model.get_input_embeddings()(torch.tensor([ROW]))
     with pytest.raises(ShapeError, match="Only input_ids tell where the context ends"):
         model(inputs_embeds=embeddings, position_ids=token_positions(torch.tensor([ROW]), model.config))
-    with pytest.raises(ValueError, match="Exactly one of input_ids"):
+    with pytest.raises(ConfigError, match="Exactly one of input_ids"):
         model()
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from glmtune.models.architectures import chunked_loss as module
-from glmtune.models.architectures.chunked_loss import labelled_loss, rows_per_chunk
+from glmtune.models.architectures.chunked_loss import chunked_cross_entropy, rows_per_chunk
 from glmtune.models.load import load_official
 
 VOCAB, WIDTH = 300, 16
@@ -122,7 +122,7 @@ def test_every_kind_of_head(kind: str, autocast: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         logits = head(hidden[:, :-1]).float().flatten(0, 1)
         plain = nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum") / 5
-        ours = labelled_loss(hidden, labels, head, vocab_size=VOCAB, num_items=5).loss
+        ours = chunked_cross_entropy(hidden, labels, head, vocab_size=VOCAB, num_items=5).loss
         assert ours is not None
         scale = 1024.0  # as a loss scaler multiplies
         want = torch.autograd.grad(plain * scale, trained, allow_unused=True, materialize_grads=True)
@@ -166,7 +166,7 @@ def test_logits_never_exist_for_the_whole_batch(kind: str, monkeypatch: pytest.M
     hidden = torch.randn(4, 513, WIDTH, requires_grad=True)
     labels = torch.randint(0, VOCAB, (4, 513))
     with Largest() as largest:
-        loss = labelled_loss(hidden, labels, head, vocab_size=VOCAB).loss
+        loss = chunked_cross_entropy(hidden, labels, head, vocab_size=VOCAB).loss
         assert loss is not None
         loss.backward()
     assert largest.numbers == 256 * VOCAB  # of 2,048 labels

@@ -13,7 +13,7 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from glmtune.errors import ConfigError, DataError
 from glmtune.loading import load_model, load_tokenizer
-from glmtune.models.chat.chat import CHAT_DEFAULTS, Turn, generate_settings
+from glmtune.models.chat.chat import CHAT_DEFAULTS, ChatTurn, generate_settings
 from glmtune.models.chat.stream import SAFE_TOKEN, RepairScores
 from glmtune.models.checkpoints.config import native_config, read_config
 from glmtune.models.official import OfficialGlmForCausalLM
@@ -148,7 +148,7 @@ def check_carried_cache(model, tokenizer, queries=("你好", "3 + 4 = ?", "再�
             attention_mask=torch.ones(1, len(prompt)),
             max_new_tokens=12,
             **GREEDY,
-            eos_token_id=list(Turn(tokenizer, (), "", "user").stop_ids),
+            eos_token_id=list(ChatTurn(tokenizer, (), "", "user").stop_ids),
         )
         assert expected[0, len(prompt) : len(prompt) + len(answer)].tolist() == answer
     hook.remove()
@@ -193,7 +193,7 @@ class TestCarriedCache:
         settings = {"return_past_key_values": True, "max_new_tokens": 6, **GREEDY}
         before = len(cache.token_ids)
         _, _, longer = last(model.stream_chat(tokenizer, "再见", history, past_key_values=cache, **settings))
-        turn = Turn(tokenizer, history, "再见", "user")
+        turn = ChatTurn(tokenizer, history, "再见", "user")
         new_text = turn.template.encode_continuation(tokenizer, turn.messages())
         assert longer.token_ids[before : before + len(new_text)] == new_text
         prompt = longer.token_ids[: before + len(new_text)]
@@ -311,15 +311,19 @@ class TestRoles:
     def test_prompts_equal_the_release(self, oracles):
         path = oracles / "tokenizers"
         tokenizer = load_tokenizer(path / "tiny_v2", family="chatglm3")
-        for case in json.loads((path / "tiny_glm3.json").read_text(encoding="utf-8"))["chat_inputs"]:
-            turn = Turn(tokenizer, case["history"], case["query"], case["role"])
+        cases = json.loads((path / "tiny_glm3.json").read_text(encoding="utf-8"))["chat_inputs"]
+        assert cases
+        for case in cases:
+            turn = ChatTurn(tokenizer, case["history"], case["query"], case["role"])
             assert turn.template.encode_prompt(tokenizer, turn.messages()) == case["input_ids"][0]
 
     def test_continued_prompts_equal_the_release(self, oracles):
         path = oracles / "tokenizers"
         tokenizer = load_tokenizer(path / "tiny_v2", family="chatglm2")
-        for case in json.loads((path / "tiny_v2.json").read_text(encoding="utf-8"))["continued_chat_inputs"]:
-            turn = Turn(tokenizer, [("a", "b")] * case["turns_before"], case["query"], "user")
+        cases = json.loads((path / "tiny_v2.json").read_text(encoding="utf-8"))["continued_chat_inputs"]
+        assert cases
+        for case in cases:
+            turn = ChatTurn(tokenizer, [("a", "b")] * case["turns_before"], case["query"], "user")
             assert turn.template.encode_continuation(tokenizer, turn.messages()) == case["ids"][0]
 
     def test_wrong_histories(self, tiny, chatglm3):
@@ -336,7 +340,7 @@ class TestRoles:
 class TestSettings:
     def given(self, tiny, prompt_length=10, **settings):
         model, tokenizer = tiny
-        return generate_settings(model, Turn(tokenizer, (), "?", "user"), prompt_length, settings)
+        return generate_settings(model, ChatTurn(tokenizer, (), "?", "user"), prompt_length, settings)
 
     def test_defaults_of_the_releases(self, tiny):
         assert {family: (d.max_length, d.top_p, d.temperature) for family, d in CHAT_DEFAULTS.items()} == {

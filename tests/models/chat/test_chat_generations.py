@@ -10,7 +10,7 @@ import torch
 from glmtune.errors import ConfigError
 from glmtune.loading import load_tokenizer
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
-from glmtune.models.chat.chat import Turn, generate_settings
+from glmtune.models.chat.chat import ChatTurn, generate_settings
 from glmtune.models.checkpoints.config import native_config, read_config
 from glmtune.models.official import OfficialChatGlmForCausalLM, OfficialGlmForCausalLM
 from glmtune.models.releases.families import Family
@@ -82,7 +82,7 @@ class TestChatGlm:
     def test_image_tokens_in_front(self, chatglm, monkeypatch):
         model, tokenizer = chatglm
         monkeypatch.setattr(tokenizer, "num_image_tokens", 20000)
-        *_, repair = generate_settings(model, Turn(tokenizer, (), "", "user"), 5, {})["logits_processor"]
+        *_, repair = generate_settings(model, ChatTurn(tokenizer, (), "", "user"), 5, {})["logits_processor"]
         assert repair.safe_token == 20005
 
 
@@ -149,7 +149,7 @@ def test_a_program_of_chatglm3_and_what_it_printed(tiny_base, tiny_chatglm3_toke
         texts = tokenizer.text_ids(f"{metadata}\n") + tokenizer.text_ids(content)
         return [tokenizer.get_command(f"<|{role}|>"), *texts]
 
-    messages = Turn(tokenizer, history, "3", "observation").messages()
+    messages = ChatTurn(tokenizer, history, "3", "observation").messages()
     assert template_for(tokenizer).encode_prompt(tokenizer, messages) == [
         *tokenizer.prefix_ids,
         *message("system", "", "Write Python to answer."),

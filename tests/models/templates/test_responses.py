@@ -28,6 +28,7 @@ def test_texts_of_the_release(oracles: Path, name: str, family: str) -> None:
     cases = json.loads((oracles / "tokenizers" / f"{name}.json").read_text(encoding="utf-8"))[
         "process_response"
     ]
+    assert cases
     for raw, cleaned in cases:
         assert process_response(Family(family), raw) == Response(cleaned, (Message("assistant", cleaned),))
 
@@ -37,6 +38,7 @@ def test_messages_of_the_release(oracles: Path, name: str) -> None:
     cases = json.loads((oracles / "tokenizers" / f"{name}.json").read_text(encoding="utf-8"))[
         "process_response"
     ]
+    assert cases
     for case in cases:
         response = process_response(Family.CHATGLM3, case["output"])
         assert response.content == case["content"]

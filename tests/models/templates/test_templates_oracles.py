@@ -67,6 +67,7 @@ def message(item: Mapping[str, Any]) -> Message:
 def test_prompts_of_rounds(numbered):
     tokenizer, expected = numbered
     template = template_for(tokenizer)
+    assert expected["prompts"]
     for case in expected["prompts"]:
         history = [tuple(turn) for turn in case["history"]]
         assert render_prompt(case["query"], history, template=template.name) == case["prompt"]
@@ -84,6 +85,7 @@ def test_prompts_of_rounds(numbered):
 def test_continued_turns_of_chatglm2(rounds):
     tokenizer, expected = rounds
     template = template_for(tokenizer)
+    assert expected["continued_chat_inputs"]
     for case in expected["continued_chat_inputs"]:
         messages = conversation(case["query"], [["q", "a"]] * case["turns_before"])
         assert [template.encode_continuation(tokenizer, messages)] == case["ids"]
@@ -91,6 +93,7 @@ def test_continued_turns_of_chatglm2(rounds):
 
 def test_answers_cleaned_as_chatglm2_does(rounds):
     tokenizer, expected = rounds
+    assert expected["process_response"]
     for raw, cleaned in expected["process_response"]:
         assert template_for(tokenizer).clean_answer(raw) == cleaned
 
@@ -98,6 +101,7 @@ def test_answers_cleaned_as_chatglm2_does(rounds):
 def test_chat_inputs_of_glm4(glm4):
     tokenizer, expected = glm4
     template = template_for(tokenizer)
+    assert expected["chat_inputs"]
     for case in expected["chat_inputs"]:
         prompt = case["add_generation_prompt"]
         messages = [*map(message, case["messages"])]
@@ -113,6 +117,7 @@ def test_chat_inputs_of_glm4(glm4):
 def test_chat_inputs_of_chatglm3(roles):
     tokenizer, expected = roles
     template = template_for(tokenizer)
+    assert expected["chat_inputs"]
     for case in expected["chat_inputs"]:
         messages = [*map(message, case["history"]), Message(case["role"], case["query"])]
         assert [template.encode_prompt(tokenizer, messages)] == case["input_ids"]
@@ -125,6 +130,7 @@ def test_chat_inputs_of_chatglm3(roles):
 def test_continued_turn_of_chatglm3_is_what_the_whole_input_ends_with(roles):
     tokenizer, expected = roles
     template = template_for(tokenizer)
+    assert expected["chat_inputs"]
     for case in expected["chat_inputs"]:
         messages = [*map(message, case["history"]), Message(case["role"], case["query"])]
         ids = template.encode_continuation(tokenizer, messages)
@@ -138,6 +144,7 @@ def test_answers_parsed_as_chatglm3_does(roles):
     tokenizer, expected = roles
     template = template_for(tokenizer)
     assert isinstance(template, ChatGLM3Template)
+    assert expected["process_response"]
     for case in expected["process_response"]:
         written = [item for item in case["history"] if item["role"] == "assistant"]
         assert list(split_messages(case["output"])) == [message(item) for item in written]

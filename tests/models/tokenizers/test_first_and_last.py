@@ -43,6 +43,7 @@ def glm4(oracles: Path, released_tokenizers: Path) -> Case:
 
 def test_every_string(case: Case) -> None:
     tokenizer, expected = case
+    assert expected["strings"]
     for item in expected["strings"]:
         text, ids, special = item["text"], item["ids"], item["ids_with_special"]
         pieces = tokenizer.tokenize(text)
@@ -73,6 +74,7 @@ def test_special_ids_of_chatglm(first: Case) -> None:
     assert (tokenizer.vocab_size, len(tokenizer)) == (special["vocab_size"], special["len"])
     assert tokenizer.suffix_ids == [special["gmask"], special["bos"]]
     vocab = tokenizer.get_vocab()
+    assert expected["ids_of"]
     for token, index in expected["ids_of"].items():
         assert tokenizer.convert_tokens_to_ids(token) == tokenizer.get_command(token) == vocab[token] == index
         assert tokenizer.convert_ids_to_tokens(index) == token

@@ -50,6 +50,7 @@ def glm4() -> VocabularyTokenizer:
 def test_encodings(tokenizer: VocabularyTokenizer) -> None:
     expected = EXPECTED[tokenizer.family]
     assert tokenizer.vocab_size == expected["vocab_size"]
+    assert expected["texts"]
     for item in expected["texts"]:
         assert tokenizer.text_ids(item["text"]) == item["ids"]
         assert tokenizer.encode(item["text"]) == [*tokenizer.prefix_ids, *item["ids"], *tokenizer.suffix_ids]
@@ -58,6 +59,7 @@ def test_encodings(tokenizer: VocabularyTokenizer) -> None:
 
 
 def test_command_pieces_are_added_to_files_of_march_2023(first: VocabularyTokenizer) -> None:
+    assert EXPECTED["chatglm"]["commands"]
     for name, index in EXPECTED["chatglm"]["commands"].items():
         assert first.get_command(name) == index
     assert first.suffix_ids == [first.get_command("[gMASK]"), first.bos_token_id]
@@ -75,6 +77,7 @@ def test_files_of_march_2023_equal_later_ones(oracles: Path, tmp_path: Path) -> 
     (tmp_path / "ice_text.model").write_bytes(model.SerializeToString())
     tokenizer = load_tokenizer_folder(tmp_path, Family.CHATGLM)
     expected = json.loads((oracles / "tokenizers" / "tiny_v1.json").read_text(encoding="utf-8"))
+    assert expected["strings"]
     for item in expected["strings"]:
         assert tokenizer.encode(item["text"]) == item["ids_with_special"]
         assert tokenizer.decode(item["ids"]) == item["decoded"]

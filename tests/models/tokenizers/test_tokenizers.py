@@ -24,7 +24,8 @@ from transformers import DataCollatorWithPadding, GlmConfig, GlmForCausalLM
 
 from glmtune.errors import CheckpointError
 from glmtune.models.releases.families import Family
-from glmtune.models.tokenizers.load import ChatGLM2Tokenizer, ChatGLM3Tokenizer, load_tokenizer_folder
+from glmtune.models.tokenizers.chatglm2_and_3 import ChatGLM2Tokenizer, ChatGLM3Tokenizer
+from glmtune.models.tokenizers.load import load_tokenizer_folder
 
 TEXTS = ["你好", "How many apples are left?", "[gMASK]sop", "a  b\n\n c", "😀 和 <|user|>\nhi", ""]
 

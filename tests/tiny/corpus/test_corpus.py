@@ -13,7 +13,7 @@ import pytest
 from glmtune.errors import ConfigError
 from glmtune.tiny.corpus import ads, ads_style, chat_style
 from glmtune.tiny.corpus.arithmetic import add_columns, divide_columns, multiply_columns, subtract_columns
-from glmtune.tiny.corpus.corpus import MIX, draw, stream, write
+from glmtune.tiny.corpus.mix import MIX, draw, stream, write
 from glmtune.tiny.corpus.sample import lexicon
 from glmtune.tiny.exam import exam, is_right
 from glmtune.tiny.generated import resolve_generated

@@ -1,6 +1,6 @@
 """The corpus of glm-tiny: a weighted mix of exercises, the same for the same seed; run it to write JSONL.
 
-``python -m glmtune.tiny.corpus.corpus 1000 corpus.jsonl`` writes 1,000 rows.
+``python -m glmtune.tiny.corpus.mix 1000 corpus.jsonl`` writes 1,000 rows.
 """
 
 from __future__ import annotations

@@ -1,25 +1,37 @@
-"""What the tokenizers of ChatGLM2 and ChatGLM3 share: one sentencepiece file plus named command tokens."""
+"""The tokenizers of ChatGLM2 and ChatGLM3: one sentencepiece file, and command tokens numbered behind it.
+
+The file knows nothing of the command tokens (``[gMASK]``, ``<|user|>``, ...): the released code numbers them
+behind the pieces. So no text can be encoded into one, and a prompt cannot be broken by typing their names.
+
+Source:
+    ``tokenization_chatglm.py`` of THUDM/chatglm2-6b and THUDM/chatglm3-6b.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import sentencepiece
 
-from glmtune.errors import CheckpointError
+from glmtune.models.releases.families import Family
+from glmtune.models.tokenizers.sentencepiece_file import read_sentencepiece_file, without_surrogates
 from glmtune.models.tokenizers.vocabulary import VocabularyTokenizer
 
+ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+"""Command tokens that open a message, in ChatGLM3 only."""
+_ROLE_TOKEN = re.compile(f"({'|'.join(map(re.escape, ROLE_TOKENS))})")
 _ALIASES = {"<bos>": 1, "<eos>": 2, "<unk>": 0, "<pad>": 0}
+"""Names under which the released code knows pieces of the file; it has no piece for padding and takes unk."""
 
 
 class SentencePieceGlmTokenizer(VocabularyTokenizer):
-    """A transformers tokenizer over a GLM ``tokenizer.model``.
+    """What the tokenizers of ChatGLM2 and ChatGLM3 share, over a GLM ``tokenizer.model``.
 
     Ids below the number of pieces belong to sentencepiece; the command tokens follow in the order of
-    ``COMMANDS``, tokens that a user adds come after those. Command tokens exist as ids only: their names
-    in a text are ordinary text, so nobody can type one.
+    ``COMMANDS``, tokens that a user adds come after those.
 
     Attributes:
         sp_model: the sentencepiece processor.
@@ -115,30 +127,46 @@ class SentencePieceGlmTokenizer(VocabularyTokenizer):
         return self.sp_model.DecodePieces([token for token in tokens if token])
 
 
-def read_sentencepiece_file(path: Path) -> bytes:
-    """Return the bytes of a sentencepiece file, or say what is wrong with it."""
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} does not exist, but the tokenizer is read from it. Download the release's "
-            f"`{path.name}` into the folder of the checkpoint."
-        )
-    content = path.read_bytes()
-    try:
-        sentencepiece.SentencePieceProcessor().LoadFromSerializedProto(content)
-    except RuntimeError:
-        hint = (
-            " It is a git-lfs pointer: run `git lfs pull`."
-            if content.startswith(b"version https://git-lfs")
-            else ""
-        )
-        raise CheckpointError(
-            f"{path} ({len(content)} bytes, starts with {content[:16]!r}) is no sentencepiece model, but the "
-            f"tokenizers of ChatGLM-6B, ChatGLM2 and ChatGLM3 are.{hint} Download it again, or pass the "
-            "right `family=`."
-        ) from None
-    return content
+class ChatGLM2Tokenizer(SentencePieceGlmTokenizer):
+    """Tokenizer of ChatGLM2-6B, ChatGLM2-6B-32K and CodeGeeX2-6B; decoding drops command tokens."""
+
+    DEFAULT_FAMILY = Family.CHATGLM2
 
 
-def without_surrogates(text: str) -> str:
-    """Join surrogate pairs that were split and replace single halves by U+FFFD."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+class ChatGLM3Tokenizer(SentencePieceGlmTokenizer):
+    """Tokenizer of ChatGLM3-6B(-32K): ChatGLM2's file and, behind its command tokens, the role tokens.
+
+    As in the release, decoding writes the names of command tokens, also under ``skip_special_tokens``;
+    cut generated ids at the template's ``stop_ids`` before decoding them.
+
+    Attributes:
+        encode_special_tokens: recognise the names of role tokens in a text given to the tokenizer. Prompt
+            templates never do.
+    """
+
+    COMMANDS = (*SentencePieceGlmTokenizer.COMMANDS, *ROLE_TOKENS)
+    DEFAULT_FAMILY = Family.CHATGLM3
+
+    def __init__(self, vocab_file: str, *, encode_special_tokens: bool = False, **kwargs: Any) -> None:
+        """Read a sentencepiece file.
+
+        Args:
+            vocab_file: path of ``tokenizer.model``.
+            encode_special_tokens: see the class.
+            kwargs: as for every tokenizer here.
+        """
+        self.encode_special_tokens = encode_special_tokens
+        super().__init__(vocab_file, encode_special_tokens=encode_special_tokens, **kwargs)
+
+    def _call_ids(self, text: str) -> list[int]:
+        if not self.encode_special_tokens:
+            return self.text_ids(text)
+        ids: list[int] = []
+        for part in _ROLE_TOKEN.split(text):
+            ids += [self.get_command(part)] if part in ROLE_TOKENS else self.text_ids(part)
+        return ids
+
+    def _convert_id_to_token(self, index: int) -> str:
+        if self._num_pieces <= index < self.vocab_size:
+            return self.COMMANDS[index - self._num_pieces]
+        return super()._convert_id_to_token(index)
