@@ -66,11 +66,11 @@ def run(config: TrainConfig) -> TrainResult:
 
     from glmtune.models.load import choose_device
     from glmtune.training import session
-    from glmtune.training.distributed import collectives, deepspeed, sharded_loading
+    from glmtune.training.distributed import collectives, deepspeed_engine, sharded_loading
 
     device = choose_device(config.model.device)
     if config.deepspeed is not None:
-        deepspeed.prepare(config.deepspeed, device.type)
+        deepspeed_engine.prepare(config.deepspeed, device.type)
     settings = session.resolved(dataclasses.asdict(config))
     start = session.begin(config.output_dir, config.resume, settings, device)
     if start.finished is not None:
@@ -170,7 +170,7 @@ def _trainer(
     from glmtune.data.collate import DynamicPaddingCollator, PackingCollator
     from glmtune.training.arguments import compute_precision, training_arguments
     from glmtune.training.compiling import compile_layers
-    from glmtune.training.distributed.deepspeed import deepspeed_config
+    from glmtune.training.distributed.deepspeed_settings import deepspeed_config
     from glmtune.training.trainer import GlmTrainer
 
     zero = config.deepspeed

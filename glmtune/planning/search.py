@@ -17,7 +17,7 @@ from glmtune.planning.geometry import Geometry
 from glmtune.planning.hardware import Hardware
 from glmtune.planning.workload import workload_of
 from glmtune.training.config import RunConfig
-from glmtune.training.distributed.deepspeed import DIVISIBLE, DeepSpeedSettings, effective
+from glmtune.training.distributed.deepspeed_settings import DIVISIBLE, DeepSpeedSettings, effective
 
 CHECKPOINTING_COST = 4 / 3
 """One more forward pass, beside one forward and a backward pass of twice its work."""

@@ -11,7 +11,7 @@ from glmtune.planning.hardware import Hardware
 from glmtune.prefix.settings import PrefixSettings
 from glmtune.quantization.arithmetic.methods import EXTERNAL, METHODS, OPTIONAL
 from glmtune.training.config import RunConfig
-from glmtune.training.distributed.deepspeed import effective
+from glmtune.training.distributed.deepspeed_settings import effective
 from glmtune.training.distributed.launch import LaunchSettings
 from glmtune.training.settings import LoraSettings
 

@@ -82,7 +82,7 @@ def training_arguments(
         device: ``cpu`` or ``cuda``.
         autocast: see ``compute_precision``.
         evaluates: whether there are rows to evaluate on.
-        deepspeed: its dictionary, see ``glmtune.training.distributed.deepspeed``.
+        deepspeed: its dictionary, see ``glmtune.training.distributed.deepspeed_settings``.
         timeout_seconds: how long processes wait for each other.
 
     Raises:

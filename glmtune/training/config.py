@@ -9,7 +9,7 @@ from glmtune.errors import ConfigError
 from glmtune.models.settings import ModelSettings
 from glmtune.prefix.settings import PrefixSettings
 from glmtune.settings import check_choice, setting
-from glmtune.training.distributed.deepspeed import DeepSpeedSettings, effective
+from glmtune.training.distributed.deepspeed_settings import DeepSpeedSettings, effective
 from glmtune.training.distributed.launch import LaunchSettings
 from glmtune.training.settings import TUNE, LoraSettings, TrainerSettings
 

@@ -25,7 +25,7 @@ from glmtune.quantization.kernels.for_training import prepare_for_training
 from glmtune.training.adapt import Tuned
 from glmtune.training.checkpoints import folder as checkpoints
 from glmtune.training.checkpoints.saving import Job, Saves, parts_of
-from glmtune.training.distributed import collectives, deepspeed, fsdp
+from glmtune.training.distributed import collectives, deepspeed_engine, fsdp
 from glmtune.training.distributed.sharded_loading import fill_for_zero
 from glmtune.training.distributed.zero_state import load_state, refuse_other_kind
 from glmtune.training.rank_batches import FilledRows, RankBatches
@@ -166,7 +166,7 @@ class GlmTrainer(Trainer):
         try:
             loss = super().training_step(*args, **kwargs)
         except Exception as error:  # DeepSpeed raises no narrower one
-            if not self.is_deepspeed_enabled or not deepspeed.scale_is_exhausted(error):
+            if not self.is_deepspeed_enabled or not deepspeed_engine.scale_is_exhausted(error):
                 raise
             self.saves.finish()
             raise not_finite(self, "gradient norm", None) from error

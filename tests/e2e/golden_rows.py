@@ -56,7 +56,7 @@ def train(folder: Path, source: Path, stage: int, output_dir: Path) -> int:
     from glmtune.training import session
     from glmtune.training.adapt import tune_all
     from glmtune.training.arguments import training_arguments
-    from glmtune.training.distributed import collectives, deepspeed
+    from glmtune.training.distributed import collectives, deepspeed_engine, deepspeed_settings
     from glmtune.training.settings import TrainerSettings
     from glmtune.training.trainer import GlmTrainer
 
@@ -75,8 +75,8 @@ def train(folder: Path, source: Path, stage: int, output_dir: Path) -> int:
         max_grad_norm=0.0,
         logging_steps=1,
     )
-    zero = deepspeed.DeepSpeedSettings(stage=stage)
-    deepspeed.prepare(zero, "cpu")
+    zero = deepspeed_settings.DeepSpeedSettings(stage=stage)
+    deepspeed_engine.prepare(zero, "cpu")
     collectives.join(torch.device("cpu"), 60)
     output_dir.mkdir(exist_ok=True)
     rows = rows_of(folder)
@@ -89,7 +89,7 @@ def train(folder: Path, source: Path, stage: int, output_dir: Path) -> int:
             device="cpu",
             autocast="no",
             evaluates=False,
-            deepspeed=deepspeed.deepspeed_config(zero, settings, precision="no", has_gpu=False),
+            deepspeed=deepspeed_settings.deepspeed_config(zero, settings, precision="no", has_gpu=False),
         ),
         collator=DynamicPaddingCollator(0),
         train_rows=rows,  # type: ignore[arg-type]

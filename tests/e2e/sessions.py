@@ -238,7 +238,7 @@ def main() -> None:
     import torch.utils.tensorboard  # noqa: F401
 
     from glmtune.training import session, trainer  # noqa: F401
-    from glmtune.training.distributed import deepspeed as ours  # noqa: F401
+    from glmtune.training.distributed import deepspeed_engine  # noqa: F401
 
     for line in sys.argv[1:] or sys.stdin:
         folder = Path(line.strip()).parent

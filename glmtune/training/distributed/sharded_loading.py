@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from glmtune.memory import trim_memory
 from glmtune.models.load import GlmModel
 from glmtune.models.placeholders import wait_for, waits_for
-from glmtune.training.distributed import collectives, deepspeed
+from glmtune.training.distributed import collectives, deepspeed_engine
 
 
 def fingerprint(model: GlmModel) -> str:
@@ -89,7 +89,7 @@ def fill_for_zero(
 
     def keep(weight: nn.Parameter, whole: Tensor) -> None:
         weight.data = whole
-        deepspeed.divide(weight, config, divided[0] if divided else None)
+        deepspeed_engine.divide(weight, config, divided[0] if divided else None)
         divided.append(weight)
 
     fill(model, keep, device=device, dtype=dtype)

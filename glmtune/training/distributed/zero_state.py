@@ -18,17 +18,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError
-from glmtune.training.distributed import deepspeed
+from glmtune.training.distributed import deepspeed_engine
 
 FILE_PATTERN = "zero-{number:05d}-of-{count:05d}.safetensors"
 INDEX_FILE = "zero.json"
 WEIGHT = "weight"
 Shape = tuple[int, ...]
-
-
-def is_state_file(name: str) -> bool:
-    """Tell whether a file of a checkpoint is one of ours."""
-    return name == INDEX_FILE or (name.startswith("zero-") and name.endswith(".safetensors"))
 
 
 class State:
@@ -44,16 +39,16 @@ class State:
             count: processes in all.
         """
         self._engine, self._model, self._rank, self._count = engine, model, rank, count
-        self._parts = [WEIGHT, *deepspeed.state_names(engine)]
-        named = list(deepspeed.trained(model))
-        self._owners = _owners([(name, deepspeed.full_shape(weight)) for name, weight in named], count)
+        self._parts = [WEIGHT, *deepspeed_engine.state_names(engine)]
+        named = list(deepspeed_engine.trained(model))
+        self._owners = _owners([(name, deepspeed_engine.full_shape(weight)) for name, weight in named], count)
         self._shapes = {
-            f"{part}:{name}": deepspeed.full_shape(weight)
+            f"{part}:{name}": deepspeed_engine.full_shape(weight)
             for name, weight in named
             for part in self._parts
             if self._owners[name] == rank
         }
-        self._scalars = deepspeed.scalars(engine)
+        self._scalars = deepspeed_engine.scalars(engine)
         self._copies: list[Tensor] | None = None
 
     def copy(self) -> None:
@@ -62,9 +57,9 @@ class State:
 
     def _own(self) -> Iterator[Tensor]:
         """Put one parameter after the other together, with all processes, and yield those of this one."""
-        for name, parameter in deepspeed.trained(self._model):
+        for name, parameter in deepspeed_engine.trained(self._model):
             for part in self._parts:
-                whole = deepspeed.get_full(parameter, None if part == WEIGHT else part).detach()
+                whole = deepspeed_engine.get_full(parameter, None if part == WEIGHT else part).detach()
                 if self._owners[name] == self._rank:
                     yield whole
                 del whole
@@ -172,18 +167,18 @@ def load_state(engine: Any, model: nn.Module, folder: Path) -> None:
             "with, or start anew with `resume=never`."
         ) from error
     parts = [part for part in index["parts"] if part != WEIGHT]
-    wanted = {f"{part}:{name}" for name, _ in deepspeed.trained(model) for part in index["parts"]}
+    wanted = {f"{part}:{name}" for name, _ in deepspeed_engine.trained(model) for part in index["parts"]}
     if wanted != set(state.keys()):
         odd = sorted(wanted ^ set(state.keys()))
         raise CheckpointError(
             f"{folder} holds other parameters than this run trains: {len(odd)} differ, such as {odd[0]}. "
             "Go on with the settings it was made with, or start anew with `resume=never`."
         )
-    deepspeed.allocate_states(engine, parts, index["scalars"])
-    for name, parameter in deepspeed.trained(model):
+    deepspeed_engine.allocate_states(engine, parts, index["scalars"])
+    for name, parameter in deepspeed_engine.trained(model):
         for part in index["parts"]:
             full = state[f"{part}:{name}"].to(parameter.device)
-            deepspeed.set_full(parameter, None if part == WEIGHT else part, full)
+            deepspeed_engine.set_full(parameter, None if part == WEIGHT else part, full)
 
 
 class ZeroState(Mapping[str, Tensor]):
