@@ -18,8 +18,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from glmtune.files import write_text
-
-LOG_FILE = "trainer_log.jsonl"
+from glmtune.training.log import LOG_FILE, append_entry, read_log
 
 
 def memory_bytes() -> int:
@@ -27,27 +26,6 @@ def memory_bytes() -> int:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     return psutil.Process().memory_info().rss
-
-
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """Return the entries of a run's log, oldest first; a last line cut off by a kill is left out."""
-    entries: list[dict[str, Any]] = []
-    try:
-        lines = (run / LOG_FILE).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return entries
-    for line in lines:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            break
-    return entries
-
-
-def append_entry(run: Path, entry: dict[str, Any]) -> None:
-    """Add one line to a run's log."""
-    with (run / LOG_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
 
 
 class TrainingLog(TrainerCallback):

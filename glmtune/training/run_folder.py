@@ -22,7 +22,7 @@ from glmtune.training.checkpoints.folder import (
     set_aside,
     step_of,
 )
-from glmtune.training.rollback import keep_rollbacks
+from glmtune.training.watching.rollback_log import keep_rollbacks
 
 CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "all_results.json"

@@ -19,17 +19,11 @@ from glmtune.errors import TrainingError
 from glmtune.files import write_json, write_text
 from glmtune.memory import is_out_of_memory
 from glmtune.training.adapt import count_parameters
-from glmtune.training.callbacks import (
-    LOG_FILE,
-    ProgressDisplay,
-    StopOnSignal,
-    TrainingLog,
-    append_entry,
-    read_log,
-)
+from glmtune.training.callbacks import ProgressDisplay, StopOnSignal, TrainingLog
 from glmtune.training.checkpoints.folder import latest_checkpoint, step_of, write_problem
 from glmtune.training.distributed import collectives
 from glmtune.training.distributed.launch import PARTNER_LOST
+from glmtune.training.log import LOG_FILE, append_entry, read_log
 from glmtune.training.report import SCORES, environment, model_card, plot_loss, summarize
 from glmtune.training.rollback import train_with_rollbacks
 from glmtune.training.run_folder import RESULTS_FILE, RunStart, check_facts, start_run

@@ -29,11 +29,11 @@ from glmtune.training.distributed import collectives, deepspeed_engine, fsdp
 from glmtune.training.distributed.sharded_loading import fill_for_zero
 from glmtune.training.distributed.zero_state import load_state, refuse_other_kind
 from glmtune.training.rank_batches import FilledRows, RankBatches
-from glmtune.training.rollback import rate_factor, scale_rate
 from glmtune.training.row_order import EpochSampler, LengthOrder
 from glmtune.training.settings import WatchSettings
 from glmtune.training.watching.callback import TrainingWatch
 from glmtune.training.watching.evidence import not_finite
+from glmtune.training.watching.rollback_log import rate_factor, scale_rate
 
 LOSS_STATE = "loss_state.json"
 

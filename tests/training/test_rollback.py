@@ -15,20 +15,20 @@ from transformers import get_scheduler
 
 from glmtune.errors import TrainingError
 from glmtune.prefix.attach import prefix_of
-from glmtune.training.callbacks import read_log
 from glmtune.training.checkpoints.folder import latest_checkpoint
-from glmtune.training.rollback import (
-    EVIDENCE_FILE,
+from glmtune.training.log import read_log
+from glmtune.training.rollback import EVIDENCE_FILE
+from glmtune.training.run_folder import changed_settings
+from glmtune.training.session import train
+from glmtune.training.settings import SCHEDULERS
+from glmtune.training.trainer import GlmTrainer
+from glmtune.training.watching.rollback_log import (
     Rollback,
     keep_rollbacks,
     rate_factor,
     read_rollbacks,
     scale_rate,
 )
-from glmtune.training.run_folder import changed_settings
-from glmtune.training.session import train
-from glmtune.training.settings import SCHEDULERS
-from glmtune.training.trainer import GlmTrainer
 
 MakeTrainer = Callable[..., GlmTrainer]
 

@@ -18,8 +18,9 @@ from glmtune.prefix.attach import prefix_of
 from glmtune.quantization.kernels.native import native_library
 from glmtune.quantization.layers.apply import quantize_model
 from glmtune.quantization.layers.linear import QuantizedLinear
-from glmtune.training.callbacks import StopOnSignal, TrainingLog, read_log
+from glmtune.training.callbacks import StopOnSignal, TrainingLog
 from glmtune.training.checkpoints.folder import checkpoints, latest_checkpoint, read_manifest
+from glmtune.training.log import read_log
 from glmtune.training.session import train
 from glmtune.training.trainer import GlmTrainer
 

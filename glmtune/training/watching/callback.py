@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from glmtune.training.callbacks import append_entry
+from glmtune.training.log import append_entry
 from glmtune.training.settings import WatchSettings
 from glmtune.training.watching.rules import Alert, Step, StepWatch
 
