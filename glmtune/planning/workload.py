@@ -185,7 +185,7 @@ def workload_of(
         division=_division(config, geometry, hardware),
         checkpointing=config.trainer.gradient_checkpointing,
         optim=config.trainer.optim,
-        loads_in_parts=config.loads_in_parts and method is None,
+        loads_in_parts=config.loads_sharded and method is None,
         saves_beside=config.trainer.async_save,
     )
 

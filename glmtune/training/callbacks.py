@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -26,6 +27,43 @@ def memory_bytes() -> int:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     return psutil.Process().memory_info().rss
+
+
+class Flow(TrainerCallback):
+    """What transformers' own flow leaves out.
+
+    Tells the order of rows its epoch (transformers tells samplers of its own only), also in the middle of a
+    resumed one; lets the trainer begin; logs the last step, whatever ``logging_steps`` is.
+    """
+
+    def __init__(self, *, begin: Callable[[], None], set_epoch: Callable[[int], None]) -> None:
+        """Keep what is called.
+
+        Args:
+            begin: when everything is ready and restored, before the first step.
+            set_epoch: with the number of the epoch that begins, from 0.
+        """
+        self._begin = begin
+        self._set_epoch = set_epoch
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let the trainer begin."""
+        self._begin()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Choose the order of the epoch."""
+        self._set_epoch(int(state.epoch or 0))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Have the last step logged."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
 
 
 class TrainingLog(TrainerCallback):

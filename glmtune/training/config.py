@@ -76,7 +76,7 @@ class RunConfig:
                 )
 
     @property
-    def loads_in_parts(self) -> bool:
+    def loads_sharded(self) -> bool:
         """Whether a process reads its part of the base only, unless the base turns out to hold codes.
 
         The whole base is needed to compute a prefix from a text, or codes from weights.

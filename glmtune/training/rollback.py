@@ -61,7 +61,7 @@ def _go_back(trainer: GlmTrainer, error: NotFiniteError) -> Path:
         append_item(run / ROLLBACKS_FILE, dataclasses.asdict(back))
         trainer.watch.report(Alert("rollback", back.checkpoint, text, dataclasses.asdict(back)))
     trainer.accelerator.wait_for_everyone()
-    if trainer.is_deepspeed_enabled or trainer.divides:
+    if trainer.is_sharded:
         raise StartAnewError(
             f"{error.evidence.describe()} Weights divided among processes cannot be replaced in place. The "
             f"same command starts anew, {text}"

@@ -101,7 +101,7 @@ def start_run(output_dir: str, *, resume: str, settings: Mapping[str, Any]) -> R
     return RunStart(folder, checkpoint, set_aside=moved)
 
 
-def check_facts(checkpoint: Path, facts: Mapping[str, Any]) -> None:
+def check_fingerprints(checkpoint: Path, facts: Mapping[str, Any]) -> None:
     """Make sure that a checkpoint was made with the same model and data.
 
     Args:

@@ -26,7 +26,7 @@ from glmtune.training.distributed.launch import PARTNER_LOST
 from glmtune.training.log import LOG_FILE, append_entry, read_log
 from glmtune.training.report import SCORES, environment, model_card, plot_loss, summarize
 from glmtune.training.rollback import train_with_rollbacks
-from glmtune.training.run_folder import RESULTS_FILE, RunStart, check_facts, start_run
+from glmtune.training.run_folder import RESULTS_FILE, RunStart, check_fingerprints, start_run
 from glmtune.training.trainer import GlmTrainer
 from glmtune.version import __version__
 
@@ -54,9 +54,9 @@ def begin(output_dir: str, resume: str, settings: Mapping[str, Any], device: tor
     """
     if (num_threads := settings["trainer"]["num_threads"]) is not None:
         torch.set_num_threads(num_threads)
-    processes = collectives.join(device, settings["launch"]["timeout_seconds"])
-    collectives.check_same({name: value for name, value in settings.items() if name != "launch"})
-    start = collectives.of_first(lambda: start_run(output_dir, resume=resume, settings=settings))
+    processes = collectives.init_processes(device, settings["launch"]["timeout_seconds"])
+    collectives.check_same_settings({name: value for name, value in settings.items() if name != "launch"})
+    start = collectives.broadcast_from_main(lambda: start_run(output_dir, resume=resume, settings=settings))
     if processes.is_main_process:
         _announce(start)
     return start
@@ -79,7 +79,7 @@ def train(trainer: GlmTrainer, checkpoint: Path | None, *, tensorboard: bool = T
     """
     run = trainer.run_folder
     if checkpoint is not None:
-        check_facts(checkpoint, trainer.facts)
+        check_fingerprints(checkpoint, trainer.fingerprints)
     log, signals = TrainingLog(run), StopOnSignal()
     progress = ProgressDisplay(log)
     try:
@@ -90,12 +90,11 @@ def train(trainer: GlmTrainer, checkpoint: Path | None, *, tensorboard: bool = T
                 return None
             if checkpoint is None:
                 _begin_log(trainer)
-            is_divided = trainer.is_deepspeed_enabled or trainer.divides
-            if checkpoint is None and not is_divided:
+            if checkpoint is None and not trainer.is_sharded:
                 _measure_baseline(trainer)
             for callback in (log, progress, signals):
                 trainer.add_callback(callback)
-            if checkpoint is None and is_divided:
+            if checkpoint is None and trainer.is_sharded:
                 trainer.add_callback(_Baseline(trainer))
             if tensorboard and trainer.is_world_process_zero():
                 trainer.add_callback(_tensorboard(run, after=step_of(checkpoint) if checkpoint else None))
@@ -111,7 +110,7 @@ def train(trainer: GlmTrainer, checkpoint: Path | None, *, tensorboard: bool = T
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise TrainingError(_memory_problem(trainer)) from error
-        if collectives.is_lost(error):
+        if collectives.is_connection_lost(error):
             raise TrainingError(_lost_problem(trainer)) from error
         raise
     finally:

@@ -52,6 +52,7 @@ def train(folder: Path, source: Path, stage: int, output_dir: Path) -> int:
         output_dir: the run folder.
     """
     from glmtune.data.collate import DynamicPaddingCollator
+    from glmtune.data.rows import RowSet, TrainingRows
     from glmtune.models.load import load_base
     from glmtune.training import session
     from glmtune.training.adapt import tune_all
@@ -77,7 +78,7 @@ def train(folder: Path, source: Path, stage: int, output_dir: Path) -> int:
     )
     zero = deepspeed_settings.DeepSpeedSettings(stage=stage)
     deepspeed_engine.prepare(zero, "cpu")
-    collectives.join(torch.device("cpu"), 60)
+    collectives.init_processes(torch.device("cpu"), 60)
     output_dir.mkdir(exist_ok=True)
     rows = rows_of(folder)
     trainer = GlmTrainer(
@@ -91,9 +92,12 @@ def train(folder: Path, source: Path, stage: int, output_dir: Path) -> int:
             evaluates=False,
             deepspeed=deepspeed_settings.deepspeed_config(zero, settings, precision="no", has_gpu=False),
         ),
-        collator=DynamicPaddingCollator(0),
-        train_rows=rows,  # type: ignore[arg-type]
-        train_lengths=[len(row["labels"]) for row in rows],
+        settings,
+        TrainingRows(
+            train=RowSet(rows, [len(row["labels"]) for row in rows]),  # type: ignore[arg-type]
+            validation=None,
+            collator=DynamicPaddingCollator(0),
+        ),
     )
     # The oracles decay every weight; transformers leaves biases and norms out.
     trainer.get_decay_parameter_names = lambda model: [name for name, _ in model.named_parameters()]  # type: ignore[method-assign]

@@ -170,7 +170,7 @@ def test_divided_weights_need_a_new_start(make_trainer: MakeTrainer) -> None:
 
     def divided(*args: Any, **kwargs: Any) -> Any:
         if trainer.state.global_step == 4:
-            trainer.divides = True  # noticed on the way back only; dividing needs several processes
+            trainer.uses_fsdp2 = True  # noticed on the way back only; dividing needs several processes
         return original(*args, **kwargs)
 
     trainer._get_grad_norm = divided  # type: ignore[method-assign]

@@ -172,7 +172,7 @@ def test_gradient_that_is_not_finite(make_trainer: MakeTrainer) -> None:
 
 
 def test_early_stopping_saves_and_best_is_the_best(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    trainer = make_trainer(max_steps=40, eval_steps=2, early_stopping_patience=3, patience=3, save_steps=100)
+    trainer = make_trainer(max_steps=40, eval_steps=2, early_stopping_patience=3, save_steps=100)
     worse = iter([3.0, 2.0, 2.5, 2.4, 2.3])
     evaluate = trainer.evaluate
 

@@ -13,6 +13,7 @@ from glmtune.training.distributed.deepspeed_settings import DeepSpeedSettings, c
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+# Read from and set on the scaler itself: in DeepSpeed 0.19 `DynamicLossScaler` has no state_dict.
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What DeepSpeed's dynamic loss scale remembers."""
 
@@ -29,7 +30,8 @@ def prepare(settings: DeepSpeedSettings, device: str) -> None:
     """
     check_installed(settings)
     os.environ.setdefault("DS_ACCELERATOR", device)
-    # It compares with a plug-in that the Trainer, which accumulates itself, leaves at 1.
+    # accelerate warns that `gradient_accumulation_steps` differs from that of its plug-in, which
+    # transformers' trainer leaves at 1, since it accumulates itself.
     logging.getLogger("accelerate.accelerator").setLevel(logging.ERROR)
     # DeepSpeed calls collectives by names that PyTorch is about to change: nothing to us or to users.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
@@ -40,14 +42,17 @@ def prepare(settings: DeepSpeedSettings, device: str) -> None:
             deepspeed.ops.__compatible_ops__[name] = False
 
 
-def divide(parameter: nn.Parameter, config: Mapping[str, Any], like: nn.Parameter | None) -> None:
-    """Leave each process its part of a parameter, as stage 3 does; the values are those of process 0.
+def shard_parameter(parameter: nn.Parameter, config: Mapping[str, Any], like: nn.Parameter | None) -> None:
+    """Leave each process its shard of a parameter, as stage 3 does; the values are those of process 0.
 
     Args:
         parameter: whole, in the type the engine computes in; all processes must take part.
         config: the dictionary that the engine will get.
-        like: a parameter divided before, None for the first one.
+        like: a parameter sharded before, None for the first one.
     """
+    # DeepSpeed shards a whole model by `zero.Init`, which reads the dictionary and sets up its groups. What
+    # it leaves on the first parameter, a method, shards every later one alone: a model of one parameter at a
+    # time.
     if like is None:
         import deepspeed
         from torch import nn
@@ -58,7 +63,10 @@ def divide(parameter: nn.Parameter, config: Mapping[str, Any], like: nn.Paramete
 
 
 def scale_is_exhausted(error: Exception) -> bool:
-    """Tell whether DeepSpeed gave up in fp16, because gradients are not finite at the smallest loss scale."""
+    """Tell whether DeepSpeed gave up in fp16, because gradients are not finite at the smallest loss scale.
+
+    It raises a plain Exception, so only its words tell it apart.
+    """
     return "loss scale already at minimum" in str(error)
 
 
@@ -70,7 +78,7 @@ def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """Return the shape of a parameter, divided or not."""
+    """Return the shape of a parameter, sharded or not: ZeRO-3 leaves it empty, with a note of its shape."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
@@ -109,7 +117,9 @@ def allocate_states(engine: Any, names: list[str], values: Mapping[str, float]) 
     import torch
 
     inner = _inner(engine)
+    # Names with a dot are not of the optimizer's states per weight: `group.step`, `scaler.cur_scale`, ...
     plain = {name: value for name, value in values.items() if "." not in name}
+    # torch's own optimizers count steps in a tensor, DeepSpeed's compiled Adam in a number.
     counts_in_tensors = isinstance(inner, torch.optim.Optimizer) and type(inner).__module__.startswith(
         "torch."
     )
@@ -129,7 +139,11 @@ def allocate_states(engine: Any, names: list[str], values: Mapping[str, float]) 
 
 
 def _link_states(optimizer: Any) -> None:
-    """Let ZeRO 1 and 2 find each parameter's states; by itself it links those of the first group only."""
+    """Let ZeRO 1 and 2 find each parameter's states; by itself it links those of the first group only.
+
+    DeepSpeed (0.19) links at the end of the first group's first step, when the next groups have no states
+    yet, and takes all for linked from then on. Biases and norms, without weight decay, are such a next group.
+    """
     if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
         optimizer._hp_optimizer_states_linked = False
         optimizer._lazy_init_hp_params_optimizer_state()
@@ -141,11 +155,11 @@ def _inner(engine: Any) -> Any:
 
 
 def _flat_partitions(optimizer: Any) -> list[Tensor]:
-    """Return this process's parts of the float32 weights, in which the inner optimizer thinks."""
+    """Return this process's shards of the float32 weights, flat: what the inner optimizer updates."""
     for name in (
-        "fp32_partitioned_groups_flat",
-        "single_partition_of_fp32_groups",
-        "fp32_groups_flat_partition",
+        "fp32_partitioned_groups_flat",  # stage 3
+        "single_partition_of_fp32_groups",  # stages 1 and 2
+        "fp32_groups_flat_partition",  # its optimizer for bf16 (bf16_optimizer.py)
     ):
         if hasattr(optimizer, name):
             return list(getattr(optimizer, name))
@@ -157,7 +171,7 @@ def _is_per_weight(value: Any) -> bool:
 
 
 def get_full(parameter: nn.Parameter, state: str | None) -> Tensor:
-    """Put a divided float32 weight, or one of its optimizer states, together; all processes must take part.
+    """Gather a sharded float32 weight, or one of its optimizer states; all processes must take part.
 
     Args:
         parameter: a trained one.
@@ -171,7 +185,7 @@ def get_full(parameter: nn.Parameter, state: str | None) -> Tensor:
 
 
 def set_full(parameter: nn.Parameter, state: str | None, value: Tensor) -> None:
-    """Put this process's part of a full float32 weight, or of an optimizer state, in its place."""
+    """Store this process's shard of a full float32 weight, or of an optimizer state."""
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     if state is None:

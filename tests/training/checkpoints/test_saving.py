@@ -41,7 +41,7 @@ def test_the_files_are_those_of_a_run_that_waits(make_trainer: MakeTrainer, full
     for folder, beside in (("waits", False), ("beside", True)):
         trainer = make_trainer(folder=folder, full=full, save_steps=2, async_save=beside)
         session.train(trainer, None, tensorboard=False)
-        assert trainer.saves.beside is beside
+        assert trainer.saves.asynchronous is beside
         runs.append(trainer.run_folder)
     names = ("checkpoint-2", "checkpoint-4", "last", "best")
     for name in names:
