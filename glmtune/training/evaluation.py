@@ -39,3 +39,18 @@ def sum_over_tokens(
             sums += torch.stack([output["loss"].double() * count, hits.double(), count.double()])
     model.train(was_training)
     return sums
+
+
+def per_token(sums: Tensor, *, prefix: str) -> dict[str, float]:
+    """Return the metrics of an evaluation.
+
+    Args:
+        sums: of `sum_over_tokens`, added up over all processes.
+        prefix: what their names start with.
+    """
+    loss, hits, tokens = sums.tolist()
+    return {
+        f"{prefix}_loss": loss / max(tokens, 1),
+        f"{prefix}_accuracy": hits / max(tokens, 1),
+        f"{prefix}_tokens": int(tokens),
+    }

@@ -41,7 +41,7 @@ from glmtune.training.checkpoints import saving
 from glmtune.training.distributed import collectives, deepspeed_engine, fsdp
 from glmtune.training.distributed.sharded_loading import load_sharded_for_zero
 from glmtune.training.distributed.zero_state import load_state, refuse_other_optimizer_state
-from glmtune.training.evaluation import sum_over_tokens
+from glmtune.training.evaluation import per_token, sum_over_tokens
 from glmtune.training.rank_batches import FilledRows, RankBatches
 from glmtune.training.row_order import EpochSampler, LengthOrder
 from glmtune.training.settings import TrainerSettings
@@ -60,7 +60,7 @@ class GlmTrainer(Trainer):
         tuned: Tuned,
         args: TrainingArguments,
         settings: TrainerSettings,
-        data: TrainingRows,
+        rows: TrainingRows,
         *,
         uses_fsdp2: bool = False,
         fingerprints: Mapping[str, str] | None = None,
@@ -71,18 +71,18 @@ class GlmTrainer(Trainer):
             tuned: the model and how its tuned part is saved.
             args: made of the settings, see ``glmtune.training.arguments``; ``output_dir`` is the run folder.
             settings: order of rows, what is kept, when to stop and what is watched are read.
-            data: rows to learn and to be evaluated on.
+            rows: to learn and to be evaluated on.
             uses_fsdp2: shard the weights over the processes by FSDP2.
             fingerprints: of base and data, by name; kept in each checkpoint's manifest, checked on resuming.
         """
         self.tuned = tuned
         self.settings = settings
-        self.data = data
+        self.rows = rows
         self.run_folder = Path(str(args.output_dir))
         self.uses_fsdp2 = uses_fsdp2
         self.fingerprints = dict(fingerprints or {})
         self._train_sampler = EpochSampler(
-            data.train.lengths,
+            rows.train.lengths,
             batch_size=args.per_device_train_batch_size * args.world_size,
             group_by_length=settings.group_by_length,
             seed=args.seed,
@@ -96,14 +96,10 @@ class GlmTrainer(Trainer):
         super().__init__(
             model=tuned.model,
             args=args,
-            data_collator=cast(Any, data.collator),
-            train_dataset=data.train.rows,
-            eval_dataset=None if data.validation is None else data.validation.rows,
-            # The sampler is looked up at each epoch, as whoever has another order may put it in its place.
-            callbacks=[
-                Flow(begin=self._begin, set_epoch=lambda epoch: self._train_sampler.set_epoch(epoch)),
-                self.watch,
-            ],
+            data_collator=cast(Any, rows.collator),
+            train_dataset=rows.train.rows,
+            eval_dataset=None if rows.validation is None else rows.validation.rows,
+            callbacks=[Flow(begin=self._begin, set_epoch=self._set_epoch), self.watch],
         )
         self.remove_callback(PrinterCallback)  # it prints every log entry; ours shows them
 
@@ -130,9 +126,11 @@ class GlmTrainer(Trainer):
         """Return this process's micro-batches of an epoch."""
         if self.args.world_size == 1:
             return super().get_train_dataloader()
-        return self._rank_loader(
-            self.train_dataset, self._train_sampler, self.args.per_device_train_batch_size
-        )
+        batch_size = self.args.per_device_train_batch_size
+        return self._rank_loader(self.train_dataset, self._train_sampler, batch_size)
+
+    def _set_epoch(self, epoch: int) -> None:
+        self._train_sampler.set_epoch(epoch)
 
     def _rank_loader(self, rows: Any, order: Sampler[int], batch_size: int) -> DataLoader[Any]:
         """Return the batches of this process, of rows in an order that all processes know."""
@@ -181,10 +179,9 @@ class GlmTrainer(Trainer):
         self.watch.batch_losses.append(loss.detach())
         return loss
 
-    # A getter by its name; we use it as a hook. transformers 5.24 calls it in _run_epoch once per optimizer
-    # step, after the backward passes and clipping, just before optimizer.step(): the last moment at which a
-    # loss or gradient that is not finite can be kept from the weights, and the only one with the norm at
-    # hand.
+    # A getter by its name, a hook to us. transformers 5.24 calls it in _run_epoch once per optimizer step,
+    # after backward passes and clipping, just before optimizer.step(): the last moment at which a loss or
+    # gradient that is not finite can be kept from the weights, and the only one with the norm at hand.
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm: Any = super()._get_grad_norm(model, grad_norm)
         if hasattr(norm, "full_tensor"):  # under FSDP2 it is a DTensor, each process holding its share
@@ -220,16 +217,14 @@ class GlmTrainer(Trainer):
 
     def _not_finite(self, what: str, norm: Any) -> NotFiniteError:
         """Make the error to raise, in every process, with all that is known of the current step."""
-        rows = self._train_sampler.rows_of_step(
-            self.state.global_step,
-            rows_per_step=self._rows_per_forward() * self.args.gradient_accumulation_steps,
-        )
+        step = self.state.global_step
+        numbers = self._train_sampler.rows_of_step(step, rows_per_step=self._rows_per_step())
         evidence = gather_evidence(
             what,
-            step=self.state.global_step + 1,
+            step=step + 1,
             learning_rate=self._get_learning_rate(),
             grad_norm=None if norm is None else float(norm),
-            rows=self.data.train.samples(rows),
+            rows=self.rows.train.samples(numbers),
             model=self.tuned.model,
             watch=self.watch,
         )
@@ -241,21 +236,19 @@ class GlmTrainer(Trainer):
     # would count fillers, the rows that stand in where a process has none left.
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         mask = inputs.get("attention_mask")
-        real = mask if mask is not None else inputs["input_ids"] != self.data.collator.pad_token_id
-        real = (
-            real & (inputs["labels"] != IGNORE_INDEX).any()
-        )  # a filler is alone in its batch, and unlabelled
+        real = mask if mask is not None else inputs["input_ids"] != self.rows.collator.pad_token_id
+        # A filler is alone in its batch, which then has no label; tokens of a batch without labels do not
+        # count.
+        real = real & (inputs["labels"] != IGNORE_INDEX).any()
         self.state.num_input_tokens_seen += int(cast(Tensor, self.accelerator.gather(real.sum())).sum())
 
-    # Called once per micro-batch; the parent's number (for total_flos in trainer_state.json) is read by
-    # nobody.
+    # Called once per micro-batch, for total_flos in trainer_state.json.
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Count nothing: nobody reads it, and counting walks all parameters at every step."""
         return 0
 
     # Called by _maybe_log_save_evaluate through _evaluate, and by us before training. Replaced as a whole:
-    # the parent averages the means of batches, gathers logits, and draws random numbers that training would
-    # draw.
+    # the parent averages the means of batches, gathers logits, and draws from the random numbers of training.
     def evaluate(
         self,
         eval_dataset: Any = None,
@@ -279,21 +272,16 @@ class GlmTrainer(Trainer):
         assert self.model_wrapped is not None
         with self.accelerator.autocast():
             sums = sum_over_tokens(self.model_wrapped, self._eval_inputs(), self.args.device)
-        loss_sum, num_hits, tokens = cast(Tensor, self.accelerator.reduce(sums)).tolist()
-        metrics = {
-            f"{metric_key_prefix}_loss": loss_sum / max(tokens, 1),
-            f"{metric_key_prefix}_accuracy": num_hits / max(tokens, 1),
-            f"{metric_key_prefix}_tokens": int(tokens),
-            f"{metric_key_prefix}_runtime": time.monotonic() - start,
-        }
+        metrics = per_token(cast(Tensor, self.accelerator.reduce(sums)), prefix=metric_key_prefix)
+        metrics[f"{metric_key_prefix}_runtime"] = time.monotonic() - start
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _eval_inputs(self) -> Iterator[dict[str, Any]]:
-        assert self.data.validation is not None
+        assert self.rows.validation is not None
         # Long rows first: little padding, and a batch that does not fit into memory fails at once.
-        order = LengthOrder(self.data.validation.lengths)
+        order = LengthOrder(self.rows.validation.lengths)
         for batch in self._rank_loader(self.eval_dataset, order, self.args.per_device_eval_batch_size):
             yield self._prepare_inputs(batch)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
@@ -360,7 +348,7 @@ class GlmTrainer(Trainer):
     def _manifest(self) -> dict[str, Any]:
         return {
             **self.fingerprints,
-            "rows_per_step": self._rows_per_forward() * self.args.gradient_accumulation_steps,
+            "rows_per_step": self._rows_per_step(),
             "rows_grouped": self._train_sampler.batch_size,
             "num_processes": self.args.world_size,
             "step": self.state.global_step,
@@ -368,8 +356,9 @@ class GlmTrainer(Trainer):
             "ended": self.state.global_step >= self.state.max_steps or self._stopped_early,
         }
 
-    def _rows_per_forward(self) -> int:
-        return self.args.per_device_train_batch_size * self.args.world_size
+    def _rows_per_step(self) -> int:
+        args = self.args
+        return args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
 
     def _save_small_parts(self, folder: Path, loss_sum: float) -> None:
         self._save_scaler(str(folder))
