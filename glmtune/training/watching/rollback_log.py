@@ -69,13 +69,14 @@ def scale_rate(scheduler: LambdaLR, factor: float) -> None:
     That is another one than the checkpoint's where the number of steps was changed, or the warm-up.
 
     Args:
-        scheduler: mutated, with its optimizer.
+        scheduler: mutated, with its optimizer; its state is that of a checkpoint.
         factor: 1 leaves the peak as it is, to the last bit.
     """
+    # `initial_lr` of the groups stays: LambdaLR (torch 2.13) reads it once, to make `base_lrs` of it.
     scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
     places = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
     for group, base, shape in places:
-        group["initial_lr"], group["lr"] = base, base * shape(scheduler.last_epoch)
+        group["lr"] = base * shape(scheduler.last_epoch)  # the schedule itself writes it only in its next step
     scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
 
 
