@@ -1,4 +1,8 @@
-"""What a run says and writes while it trains: the log file, the progress display, stopping on signals."""
+"""Callbacks of a run: its flow, the log file, the progress display, stopping on signals.
+
+transformers calls them in the order in which they were added; what a trainer looks for in a run (losses that
+jump, slow data) is `glmtune.training.watching`.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from glmtune.files import write_text
@@ -111,7 +116,7 @@ class TrainingLog(TrainerCallback):
         """Leave the evaluation out of the speed."""
         self._mark = time.monotonic()
 
-    on_save = on_evaluate
+    on_save = on_evaluate  # nor a checkpoint
 
     def on_log(
         self,
@@ -252,6 +257,7 @@ class StopOnSignal(TrainerCallback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    # Nothing but a note: a handler runs between any two bytecodes, also while a checkpoint is being written.
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -263,10 +269,23 @@ class StopOnSignal(TrainerCallback):
         """Ask the trainer to save and stop, if a signal came to any process."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             newest = torch.tensor(self.received or 0, device=args.device)
-            torch.distributed.all_reduce(
-                newest, torch.distributed.ReduceOp.MAX
-            )  # all stop after the same step
+            # A signal may reach one process only, or several in different steps; all stop after the same one.
+            torch.distributed.all_reduce(newest, torch.distributed.ReduceOp.MAX)
             self.received = int(newest) or None
         if self.received is not None:
             control.should_save = True
             control.should_training_stop = True
+
+
+def tensorboard(run: Path, *, after: int | None) -> TensorBoardCallback:
+    """Make the callback that writes to ``runs/``.
+
+    Args:
+        run: the run folder.
+        after: step that the run goes on from; what the files there hold of later steps is taken back, or
+            curves would have two values at a step. None for a run that begins.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    purge_step = None if after is None else after + 1
+    return TensorBoardCallback(SummaryWriter(str(run / "runs"), purge_step=purge_step))

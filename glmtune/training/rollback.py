@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers.integrations import TensorBoardCallback
 
 from glmtune.errors import StartAnewError, TrainingError
+from glmtune.training.callbacks import tensorboard
 from glmtune.training.checkpoints.folder import latest_checkpoint, step_of
 from glmtune.training.trainer import GlmTrainer
 from glmtune.training.watching.evidence import NotFiniteError
@@ -30,7 +31,7 @@ def train_with_rollbacks(trainer: GlmTrainer, checkpoint: Path | None) -> None:
 
     Raises:
         TrainingError: it was not finite once more than allowed, or before the first checkpoint.
-        StartAnewError: the run went back, but weights are divided by DeepSpeed or FSDP; processes started
+        StartAnewError: the run went back, but weights are sharded by DeepSpeed or FSDP; processes started
             anew, as our launcher does, go on at the lower rate.
     """
     while True:
@@ -51,7 +52,9 @@ def _go_back(trainer: GlmTrainer, error: NotFiniteError) -> Path:
     if checkpoint is None or done >= settings.max_rollbacks:
         tries = "" if not done else f" {done} rollback{'s' if done > 1 else ''} did not help."
         raise TrainingError(f"{error}{tries} Everything known is in {run / EVIDENCE_FILE}.") from error
-    trainer.accelerator.wait_for_everyone()  # all have read how often the run went back
+    # Two barriers: all must have counted the rollbacks before one is added, and it must be there before any
+    # process reads the rate of the checkpoint it goes back to.
+    trainer.accelerator.wait_for_everyone()
     back = Rollback(step, step_of(checkpoint) or 0, settings.rollback_rate)
     text = (
         f"going back from step {step} to {checkpoint.name}, with {back.rate:g} of the learning rate "
@@ -63,19 +66,14 @@ def _go_back(trainer: GlmTrainer, error: NotFiniteError) -> Path:
     trainer.accelerator.wait_for_everyone()
     if trainer.is_sharded:
         raise StartAnewError(
+            # Another `train` in these processes would shard what is sharded already.
             f"{error.evidence.describe()} Weights divided among processes cannot be replaced in place. The "
             f"same command starts anew, {text}"
         ) from error
+    # transformers keeps an optimizer that is there; a new one takes the checkpoint's moments and rate over.
     trainer.forget_optimizer()
-    if (board := trainer.pop_callback(TensorBoardCallback)) is not None:
-        trainer.add_callback(_rewound(board, run, back.checkpoint))
+    if (board := cast(Any, trainer.pop_callback(TensorBoardCallback))) is not None:
+        if board.tb_writer is not None:
+            board.tb_writer.close()
+        trainer.add_callback(tensorboard(run, after=back.checkpoint))
     return checkpoint
-
-
-def _rewound(board: Any, run: Path, step: int) -> TensorBoardCallback:
-    """Close TensorBoard's file and open one that takes the later steps back."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    if board.tb_writer is not None:
-        board.tb_writer.close()
-    return TensorBoardCallback(SummaryWriter(str(run / "runs"), purge_step=step + 1))
