@@ -109,6 +109,7 @@ def _load(config: TrainConfig) -> tuple[GlmModel, GlmTokenizer]:
     device = config.model.device if config.deepspeed is None else "cpu"
     if config.from_scratch:
         model = fresh_model(source, device=device, family=config.model.family)
+    # Placeholders: no process holds the whole base, each reads its shards once the trainer is there.
     elif config.loads_sharded and not is_quantized(source, config.model.family):
         dtype = "float32" if config.tune == "full" else config.model.dtype
         model = load_hollow(source, dtype=dtype, family=config.model.family)

@@ -15,8 +15,9 @@ from glmtune.settings import check_choice, check_range, setting
 from glmtune.training.settings import TrainerSettings
 
 STAGES = (1, 2, 3)
-# Optimizers that update every number by itself, so that their states can be divided anywhere.
-DIVISIBLE = ("adamw_torch", "adamw_torch_fused", "sgd")
+# Optimizers that update every number by itself, so that ZeRO may cut their states anywhere. Adafactor keeps
+# sums of rows and columns, which need the whole matrix.
+SHARDABLE = ("adamw_torch", "adamw_torch_fused", "sgd")
 # What a configuration file may leave to us, and may not contradict: path -> the setting that decides it.
 DECIDED = {
     "train_micro_batch_size_per_gpu": "trainer.per_device_train_batch_size",
@@ -42,6 +43,7 @@ FILE_EXTRAS = (
 )
 """What of a configuration file changes memory in ways that `glmtune plan` does not follow."""
 
+# DeepSpeed's own defaults, written out: a run's numbers must not change with its version.
 LOSS_SCALE = {
     "loss_scale": 0,  # it changes: halved when a gradient overflows, doubled after a window without
     "initial_scale_power": 16,
@@ -53,7 +55,7 @@ LOSS_SCALE = {
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeedSettings:
-    """What ZeRO divides among the processes, and what waits in host memory."""
+    """What ZeRO shards over the processes, and what waits in host memory."""
 
     stage: int = setting(2, "ZeRO stage: 1 divides optimizer states, 2 gradients too, 3 weights too")
     offload_optimizer: bool = setting(False, "keep optimizer states and float32 weights in host memory")
@@ -128,9 +130,9 @@ def not_planned(settings: DeepSpeedSettings) -> list[str]:
         if _place(zero, name) == "nvme":
             found[f"zero_optimization.{name}.device"] = "nvme"
     found |= {name: config[name] for name in FILE_EXTRAS if config.get(name)}
-    kind = (config.get("optimizer") or {}).get("type", "AdamW")
-    if str(kind).lower() not in ("adam", "adamw"):
-        found["optimizer.type"] = kind
+    optimizer = (config.get("optimizer") or {}).get("type", "AdamW")
+    if str(optimizer).lower() not in ("adam", "adamw"):
+        found["optimizer.type"] = optimizer
     return [f"{path}: {json.dumps(value)}" for path, value in found.items() if value != "auto"]
 
 
@@ -151,17 +153,17 @@ def deepspeed_config(
         transformers fills in.
 
     Raises:
-        ConfigError: the optimizer cannot be divided, or the file cannot be read or contradicts a setting.
+        ConfigError: the optimizer's states cannot be sharded; the file cannot be read, or contradicts a setting.
         MissingExtraError: DeepSpeed is not installed.
     """
     check_installed(settings)
-    check_choice("trainer.optim (with `deepspeed`)", trainer.optim, DIVISIBLE)
+    check_choice("trainer.optim (with `deepspeed`)", trainer.optim, SHARDABLE)
     given = _decided_values(trainer, precision)
     if settings.config_file is not None:
         return _from_file(Path(settings.config_file), given)
     zero: dict[str, Any] = {
         "stage": settings.stage,
-        "overlap_comm": settings.overlap_comm and has_gpu,
+        "overlap_comm": settings.overlap_comm and has_gpu,  # overlaps by CUDA streams; a CPU has none
         "contiguous_gradients": True,
         "reduce_bucket_size": settings.bucket_size,
     }
@@ -169,7 +171,7 @@ def deepspeed_config(
         zero |= {"allgather_partitions": True, "allgather_bucket_size": settings.bucket_size}
     else:
         zero |= {
-            "stage3_prefetch_bucket_size": settings.bucket_size // 10,
+            "stage3_prefetch_bucket_size": settings.bucket_size // 10,  # DeepSpeed's proportion of the two
             "stage3_param_persistence_threshold": "auto",
         }
     if settings.offload_optimizer:
@@ -177,6 +179,7 @@ def deepspeed_config(
     if settings.offload_param:
         zero["offload_param"] = {"device": "cpu", "pin_memory": has_gpu}
     config: dict[str, Any] = {name: value for name, value in given.items() if "." not in name}
+    # Or DeepSpeed refuses PyTorch's own optimizer over offloaded states: slower, but it needs no compiler.
     config |= {"zero_optimization": zero, "zero_force_ds_cpu_optimizer": False}
     config["bf16"] = {"enabled": precision == "bf16"}
     config["fp16"] = {"enabled": precision == "fp16", **LOSS_SCALE}

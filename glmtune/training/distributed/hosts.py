@@ -170,8 +170,8 @@ def _watch(running: Running, hosts: Sequence[Host]) -> int:
     host, code = failed[0]
     if code > 128:
         return code
-    kind = ConfigError if code == 2 else TrainingError
-    raise kind(
+    raised = ConfigError if code == 2 else TrainingError
+    raise raised(
         f"The part of `{host.name}` ended with code {code}; the other machines were stopped. See above."
     )
 

@@ -147,7 +147,7 @@ def refuse_other_optimizer_state(folder: Path, *, is_zero: bool) -> None:
     """Make sure that a run goes on with DeepSpeed if, and only if, it began with it.
 
     Raises:
-        CheckpointError: the optimizer's state in the checkpoint is of the other kind.
+        CheckpointError: the optimizer's state in the checkpoint is of the other format.
     """
     if (folder / INDEX_FILE).is_file() and not is_zero:
         raise CheckpointError(
@@ -190,6 +190,7 @@ def load_state(engine: Any, model: nn.Module, folder: Path) -> None:
             f"{folder} holds other parameters than this run trains: {len(odd)} differ, such as {odd[0]}. "
             "Go on with the settings it was made with, or start anew with `resume=never`."
         )
+    # A fresh optimizer has no states to put values in: it makes them in its first step.
     deepspeed_engine.allocate_states(engine, parts, index["scalars"])
     for name, parameter in deepspeed_engine.trained(model):
         for part in index["parts"]:
