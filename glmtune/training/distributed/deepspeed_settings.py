@@ -153,7 +153,7 @@ def deepspeed_config(
         transformers fills in.
 
     Raises:
-        ConfigError: the optimizer's states cannot be sharded; the file cannot be read or contradicts a setting.
+        ConfigError: the optimizer's states cannot be sharded; the file cannot be read or contradicts us.
         MissingExtraError: DeepSpeed is not installed.
     """
     check_installed(settings)
