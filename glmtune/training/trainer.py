@@ -312,9 +312,12 @@ class GlmTrainer(Trainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
         # Still set where this step had a new best but no checkpoint, which would have published it.
         if self._improved and self.args.should_save:
-            self.saves.wait()  # one writer in the run folder at a time
-            with checkpoints.writing(self.run_folder / "best", manifest=self._best_manifest()) as folder:
-                self.tuned.save(folder)
+            self._publish_best()
+
+    def _publish_best(self) -> None:
+        self.saves.wait()  # one writer in the run folder at a time
+        with checkpoints.writing(self.run_folder / "best", manifest=self._best_manifest()) as folder:
+            self.tuned.save(folder)
 
     def _best_manifest(self) -> dict[str, Any]:
         return {**self.fingerprints, "step": self.state.global_step, "metric": self.state.best_metric}
