@@ -95,7 +95,7 @@ def train(case: str, way: str, rank: int, port: int, work: Path) -> None:
 
     trainer.GlmTrainer.create_optimizer = create_optimizer  # type: ignore[method-assign]
     if way == "whole":
-        RunConfig.loads_in_parts = property(lambda self: False)  # type: ignore[assignment,method-assign]
+        RunConfig.loads_sharded = property(lambda self: False)  # type: ignore[assignment,method-assign]
     session.StopOnSignal.on_train_begin = Meter.on_train_begin  # type: ignore[method-assign]
     session.StopOnSignal.on_step_end = Meter.on_step_end  # type: ignore[method-assign]
     folder, rows = work / "base", work / "rows.jsonl"

@@ -106,9 +106,7 @@ def prepared_folder(final: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full or the place not writable.
     """
-    partial = partial_of(final)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = begin_folder(final)
     try:
         yield partial
         put_in_place(partial, final)
@@ -144,6 +142,20 @@ def check_output(folder: Path, *, overwrite: bool, marker: str, result: str) -> 
             f"`output_dir` is `{folder}`, which holds an earlier {result}. Give a new folder, or add "
             "`overwrite=true` to replace it."
         )
+
+
+def begin_folder(final: Path) -> Path:
+    """Make the empty folder in which ``final`` is prepared; what a killed attempt left there goes.
+
+    For those who cannot keep a block open until the folder is full; `put_in_place` ends what this begins.
+
+    Raises:
+        OSError: the place is not writable.
+    """
+    partial = partial_of(final)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
 
 
 def put_in_place(partial: Path, final: Path) -> None:

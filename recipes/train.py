@@ -16,10 +16,8 @@ from glmtune.training.config import RunConfig
 from recipes.compose import Command
 
 if TYPE_CHECKING:
-    import datasets
-    from torch.utils.data import Dataset
-
     from glmtune.data.dataset import EncodedSplit
+    from glmtune.data.rows import TrainingRows
     from glmtune.models.load import GlmModel
     from glmtune.models.tokenizers.base import GlmTokenizer
     from glmtune.training.adapt import Tuned
@@ -66,28 +64,35 @@ def run(config: TrainConfig) -> TrainResult:
 
     from glmtune.models.load import choose_device
     from glmtune.training import session
-    from glmtune.training.distributed import collectives, deepspeed, sharded_loading
+    from glmtune.training.distributed import collectives, deepspeed_engine, sharded_loading
 
+    _refuse_fsdp_alone(config)
     device = choose_device(config.model.device)
     if config.deepspeed is not None:
-        deepspeed.prepare(config.deepspeed, device.type)
+        deepspeed_engine.prepare(config.deepspeed, device.type)
     settings = session.resolved(dataclasses.asdict(config))
     start = session.begin(config.output_dir, config.resume, settings, device)
     if start.finished is not None:
         return TrainResult(start.folder, start.finished["steps"], start.finished)
+    # Before anything random: the first values of a prefix or adapters, and the packs, are of the seed.
     set_seed(config.seed)
 
-    with collectives.all_or_none():
+    # What one process cannot read ends all: the others would wait for it in their first collective.
+    with collectives.propagate_errors():
         model, tokenizer = _load(config)
         train, validation = _data(config, tokenizer)
-    facts = {"base_fingerprint": sharded_loading.fingerprint(model), "data_fingerprint": train.fingerprint}
-    tuned = _adapt(config, model, tokenizer, facts)
-    trainer = _trainer(config, tuned, tokenizer, train, validation, facts, device.type)
+    fingerprints = {
+        "base_fingerprint": sharded_loading.fingerprint(model),
+        "data_fingerprint": train.fingerprint,
+    }
+    tuned = _adapt(config, model, tokenizer, fingerprints)
+    rows = _rows(config, train, validation, tokenizer)
+    trainer = _trainer(config, tuned, rows, fingerprints, device.type)
     tensorboard = "tensorboard" in config.trainer.report_to
     stopped_by = session.train(trainer, start.checkpoint, tensorboard=tensorboard)
     if stopped_by is not None:
         return TrainResult(start.folder, trainer.state.global_step, {}, stopped_by)
-    origin = {"train_path": train.path, "train_rows": len(train.lengths), **facts}
+    origin = {"train_path": train.path, "train_rows": len(train.lengths), **fingerprints}
     return TrainResult(start.folder, trainer.state.global_step, session.report(trainer, settings, origin))
 
 
@@ -108,7 +113,8 @@ def _load(config: TrainConfig) -> tuple[GlmModel, GlmTokenizer]:
         model = fresh_model(
             source, device=device, family=config.model.family, initialize=teach_copying_where_it_fits
         )
-    elif config.loads_in_parts and not is_quantized(source, config.model.family):
+    # Placeholders: no process holds the whole base, each reads its shards once the trainer is there.
+    elif config.loads_sharded and not is_quantized(source, config.model.family):
         dtype = "float32" if config.tune == "full" else config.model.dtype
         model = load_placeholders(source, dtype=dtype, family=config.model.family)
     else:
@@ -142,10 +148,7 @@ def _data(config: TrainConfig, tokenizer: GlmTokenizer) -> tuple[EncodedSplit, E
 
 
 def _adapt(
-    config: TrainConfig,
-    model: GlmModel,
-    tokenizer: GlmTokenizer,
-    facts: dict[str, str],
+    config: TrainConfig, model: GlmModel, tokenizer: GlmTokenizer, fingerprints: dict[str, str]
 ) -> Tuned:
     from glmtune.models.templates.renderer import template_for
     from glmtune.prefix.checkpoint import PrefixMeta
@@ -158,88 +161,68 @@ def _adapt(
         return tune_adapter(model, config.lora)
     assert config.prefix is not None
     encoder = build_prefix_encoder(model, config.prefix, tokenizer)
-    meta = PrefixMeta(base_source=config.model.described, template=template_for(tokenizer).name, **facts)
+    template = template_for(tokenizer).name
+    meta = PrefixMeta(base_source=config.model.described, template=template, **fingerprints)
     return tune_prefix(model, encoder, meta)
 
 
-def _trainer(
-    config: TrainConfig,
-    tuned: Tuned,
-    tokenizer: GlmTokenizer,
-    train: EncodedSplit,
-    validation: EncodedSplit | None,
-    facts: dict[str, str],
-    device: str,
-) -> GlmTrainer:
+def _rows(
+    config: TrainConfig, train: EncodedSplit, validation: EncodedSplit | None, tokenizer: GlmTokenizer
+) -> TrainingRows:
     from glmtune.data.collate import DynamicPaddingCollator, PackingCollator
+    from glmtune.data.rows import TrainingRows, row_set
+
+    collator = PackingCollator if config.data.packing else DynamicPaddingCollator
+    return TrainingRows(
+        train=row_set(train, config.data, seed=config.seed),
+        validation=None if validation is None else row_set(validation, config.data, seed=config.seed),
+        collator=collator(cast(int, tokenizer.pad_token_id), config.data.pad_to_multiple_of),
+    )
+
+
+def _trainer(
+    config: TrainConfig, tuned: Tuned, rows: TrainingRows, fingerprints: dict[str, str], device: str
+) -> GlmTrainer:
     from glmtune.models.architectures.compiling import compile_layers
     from glmtune.training.arguments import compute_precision, training_arguments
-    from glmtune.training.distributed.deepspeed import deepspeed_config
+    from glmtune.training.distributed.deepspeed_settings import deepspeed_config
     from glmtune.training.trainer import GlmTrainer
 
     zero = config.deepspeed
-    autocast = compute_precision(
+    precision = compute_precision(
         config.trainer, tune=config.tune, dtype=tuned.model.dtype, device=device, zero=zero is not None
     )
     if config.trainer.torch_compile:
         compile_layers(tuned.model)
-    pad = cast(int, tokenizer.pad_token_id)
-    collator = PackingCollator if config.data.packing else DynamicPaddingCollator
-    rows, lengths = _rows(config, train)
-    eval_rows, eval_lengths = _rows(config, validation) if validation else (None, [])
     arguments = training_arguments(
         config.trainer,
         output_dir=Path(config.output_dir).expanduser(),
         seed=config.seed,
         device=device,
-        autocast=autocast,
-        evaluates=validation is not None,
+        autocast=precision,
+        evaluates=rows.validation is not None,
         deepspeed=None
         if zero is None
-        else deepspeed_config(zero, config.trainer, precision=autocast, has_gpu=device == "cuda"),
+        else deepspeed_config(zero, config.trainer, precision=precision, has_gpu=device == "cuda"),
         timeout_seconds=config.launch.timeout_seconds,
     )
     return GlmTrainer(
         tuned,
         arguments,
-        collator=collator(pad, config.data.pad_to_multiple_of),
-        train_rows=rows,
-        train_lengths=lengths,
-        eval_rows=eval_rows,
-        eval_lengths=eval_lengths,
-        pad_token_id=pad,
-        group_by_length=config.trainer.group_by_length,
-        shuffle=config.trainer.shuffle,
-        keep_checkpoints=config.trainer.save_total_limit,
-        patience=config.trainer.early_stopping_patience,
-        watch=config.trainer,
-        divides=_divides(config),
-        async_save=config.trainer.async_save,
-        facts=facts,
+        config.trainer,
+        rows,
+        uses_fsdp2=config.distributed == "fsdp",
+        fingerprints=fingerprints,
     )
 
 
-def _divides(config: TrainConfig) -> bool:
-    """Say whether FSDP divides the weights, which takes processes to divide them among."""
-    if config.distributed is None:
-        return False
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+def _refuse_fsdp_alone(config: TrainConfig) -> None:
+    """Refuse FSDP in a single process, which would shard the weights over itself."""
+    if config.distributed == "fsdp" and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         raise ConfigError(
             "`distributed` is `fsdp`, but this run has one process, and so nobody to share the weights with. "
             "Add `launch.num_processes=N`, one for every GPU, or leave `distributed` out."
         )
-    return True
-
-
-def _rows(config: TrainConfig, split: EncodedSplit) -> tuple[Dataset | datasets.Dataset, list[int]]:
-    """Return the rows to batch and their lengths: samples, or packs of samples."""
-    from glmtune.data.collate import PackedDataset
-
-    if not config.data.packing:
-        return split.rows, split.lengths.tolist()
-    lengths = split.lengths.tolist()
-    packed = PackedDataset(cast(Any, split.rows), lengths, config.data.packing_length, seed=config.seed)
-    return packed, packed.lengths
 
 
 def _check_memory(config: TrainConfig) -> None:

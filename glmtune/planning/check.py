@@ -13,7 +13,7 @@ from glmtune.planning.search import Candidate, cheapest, fits
 from glmtune.planning.settings import PlanSettings
 from glmtune.planning.workload import Workload, workload_of
 from glmtune.training.config import RunConfig
-from glmtune.training.distributed.deepspeed import not_planned
+from glmtune.training.distributed.deepspeed_settings import not_planned
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from glmtune.planning.geometry import Geometry
 from glmtune.planning.hardware import Hardware
 from glmtune.planning.workload import workload_of
 from glmtune.training.config import RunConfig
-from glmtune.training.distributed.deepspeed import DIVISIBLE, DeepSpeedSettings, effective
+from glmtune.training.distributed.deepspeed_settings import SHARDABLE, DeepSpeedSettings, effective
 
 CHECKPOINTING_COST = 4 / 3
 """One more forward pass, beside one forward and a backward pass of twice its work."""
@@ -114,7 +114,7 @@ def _candidates(
         _bases(config, geometry), _evaluations(config),
     )  # fmt: skip
     for (rows, passes), checkpointing, zero, optim, (base, dtype), eval_rows in combinations:
-        if zero is not None and optim not in DIVISIBLE:  # DeepSpeed would refuse it
+        if zero is not None and optim not in SHARDABLE:  # DeepSpeed would refuse it
             continue
         trainer = dataclasses.replace(
             config.trainer,

@@ -11,7 +11,7 @@ from glmtune.planning.hardware import Hardware
 from glmtune.prefix.settings import PrefixSettings
 from glmtune.quantization.arithmetic.methods import EXTERNAL, METHODS, OPTIONAL
 from glmtune.training.config import RunConfig
-from glmtune.training.distributed.deepspeed import effective
+from glmtune.training.distributed.deepspeed_settings import effective
 from glmtune.training.distributed.launch import LaunchSettings
 from glmtune.training.settings import LoraSettings
 
@@ -185,7 +185,7 @@ def workload_of(
         division=_division(config, geometry, hardware),
         checkpointing=config.trainer.gradient_checkpointing,
         optim=config.trainer.optim,
-        loads_in_parts=config.loads_in_parts and method is None,
+        loads_in_parts=config.loads_sharded and method is None,
         saves_beside=config.trainer.async_save,
     )
 

@@ -48,12 +48,20 @@ class Tuned(Protocol):
 
         Args:
             folder: where to.
-            weights: trained weights by parameter name, where the model's own are divided among processes.
+            weights: trained weights by parameter name, where the model's own are sharded over processes, or
+                change while this writes.
         """
         ...
 
     def load(self, folder: Path) -> None:
-        """Read the tuned part back, in place and without loss; with pending weights: from there, later."""
+        """Read the tuned part back from a folder that `save` filled, in place and bit by bit.
+
+        The weights of a model of placeholders are not read here: the model takes note of the folder, and
+        sharded loading reads them from there, tensor by tensor.
+
+        Args:
+            folder: a checkpoint of the run.
+        """
         ...
 
     def base_alone(self) -> AbstractContextManager[None]:
@@ -79,6 +87,7 @@ class TunedPrefix:
         """Write ``prefix_encoder.safetensors``; see `Tuned.save`."""
         state = None
         if weights is not None:
+            # Names in `weights` are those of the whole model, in a file those of the encoder alone.
             place = next(name for name, module in self.model.named_modules() if module is self.encoder)
             state = {name: weights[f"{place}.{name}"] for name, _ in self.encoder.named_parameters()}
         save_prefix(self.encoder, folder, meta=self.meta, state=state)
@@ -175,7 +184,9 @@ def tune_adapter(model: GlmModel, settings: LoraSettings) -> TunedAdapter:
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks for a property that transformers renamed
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # PEFT 0.21 asks for a property that transformers renamed
         adapted = cast("PeftModel", get_peft_model(model, config))
     adapted.peft_config["default"].base_model_name_or_path = model.source
     return TunedAdapter(adapted)
@@ -211,7 +222,7 @@ def tune_all(model: GlmModel, tokenizer: GlmTokenizer) -> TunedModel:
         )
     model.float()
     model.requires_grad_(True)
-    model.config.dtype = torch.float32
+    model.config.dtype = torch.float32  # what config.json of every checkpoint will say
     return TunedModel(model, tokenizer)
 
 
@@ -233,7 +244,8 @@ def fresh_model(
     config.dtype = torch.float32
     without_layout(config)
     model = build_model(config)
-    # One matrix reads and writes tokens, its rows of length 1: copying is learnt once, not token by token.
+    # One matrix reads and writes tokens, its rows of length 1 (so a std of 1/sqrt(hidden_size)): copying is
+    # learnt once, not token by token.
     embedding = cast(nn.Embedding, model.get_input_embeddings())
     nn.init.normal_(embedding.weight, std=config.hidden_size**-0.5)
     model.lm_head.weight = embedding.weight

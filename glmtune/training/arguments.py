@@ -57,6 +57,8 @@ def compute_precision(
                     "training runs on the CPU. Use `model.dtype=bfloat16`, or float32."
                 )
             return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
+        # Full tuning holds float32 weights, so it gains from bf16 products; a frozen base is in its dtype
+        # already.
         wants_autocast = tune == "full" and device == "cuda" and torch.cuda.is_bf16_supported()
         return "bf16" if wants_autocast else "no"
     return "no" if settings.precision == "fp32" else settings.precision
@@ -82,7 +84,7 @@ def training_arguments(
         device: ``cpu`` or ``cuda``.
         autocast: see ``compute_precision``.
         evaluates: whether there are rows to evaluate on.
-        deepspeed: its dictionary, see ``glmtune.training.distributed.deepspeed``.
+        deepspeed: its dictionary, see ``glmtune.training.distributed.deepspeed_settings``.
         timeout_seconds: how long processes wait for each other.
 
     Raises:
@@ -99,14 +101,14 @@ def training_arguments(
             )
     arguments = TrainingArguments(
         output_dir=str(output_dir),
-        max_steps=settings.max_steps or -1,
+        max_steps=settings.max_steps or -1,  # -1: the epochs decide
         num_train_epochs=settings.num_train_epochs or 1.0,
         per_device_train_batch_size=settings.per_device_train_batch_size,
         per_device_eval_batch_size=settings.per_device_eval_batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler_type,
-        warmup_steps=settings.warmup_steps or settings.warmup_ratio,
+        warmup_steps=settings.warmup_steps or settings.warmup_ratio,  # below 1 it is a share of all steps
         optim=settings.optim,
         weight_decay=settings.weight_decay,
         adam_beta1=settings.adam_beta1,
@@ -117,21 +119,23 @@ def training_arguments(
         fp16=autocast == "fp16",
         **{
             CHECKPOINTING: settings.gradient_checkpointing,
+            # The reentrant form finds no gradient where a layer's input has none: a frozen base with a
+            # prefix.
             f"{CHECKPOINTING}_kwargs": {"use_reentrant": False},
         },
         logging_steps=settings.logging_steps,
-        logging_nan_inf_filter=False,
+        logging_nan_inf_filter=False,  # it would show the mean of earlier losses in place of a NaN
         eval_strategy="steps" if evaluates else "no",
         eval_steps=settings.eval_steps or settings.save_steps,
-        save_strategy="steps",
+        save_strategy="steps",  # its limit on checkpoints stays unset: `rotate` keeps to ours
         save_steps=settings.save_steps,
         metric_for_best_model=settings.metric_for_best_model,
         greater_is_better=METRICS[settings.metric_for_best_model],
-        include_num_input_tokens_seen="non_padding",
+        include_num_input_tokens_seen="non_padding",  # trackers are sent the count
         dataloader_num_workers=settings.dataloader_num_workers,
-        remove_unused_columns=False,
+        remove_unused_columns=False,  # our collators take what they need
         label_names=["labels"],
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=False,  # all trained ones are used; looking costs a pass over the graph
         use_cpu=device == "cpu",
         deepspeed=deepspeed,
         ddp_timeout=timeout_seconds,

@@ -1,10 +1,15 @@
-"""What a run says and writes while it trains: the log file, the progress display, stopping on signals."""
+"""Callbacks of a run: its flow, the log file, the progress display, stopping on signals.
+
+transformers calls them in the order in which they were added; what a trainer looks for in a run (losses that
+jump, slow data) is `glmtune.training.watching`.
+"""
 
 from __future__ import annotations
 
 import json
 import signal
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -15,11 +20,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from glmtune.files import write_text
-
-LOG_FILE = "trainer_log.jsonl"
+from glmtune.training.log import LOG_FILE, append_entry, read_log
 
 
 def memory_bytes() -> int:
@@ -29,25 +34,41 @@ def memory_bytes() -> int:
     return psutil.Process().memory_info().rss
 
 
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """Return the entries of a run's log, oldest first; a last line cut off by a kill is left out."""
-    entries: list[dict[str, Any]] = []
-    try:
-        lines = (run / LOG_FILE).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return entries
-    for line in lines:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            break
-    return entries
+class Flow(TrainerCallback):
+    """What transformers' own flow leaves out.
 
+    Tells the order of rows its epoch (transformers tells samplers of its own only), also in the middle of a
+    resumed one; lets the trainer begin; logs the last step, whatever ``logging_steps`` is.
+    """
 
-def append_entry(run: Path, entry: dict[str, Any]) -> None:
-    """Add one line to a run's log."""
-    with (run / LOG_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+    def __init__(self, *, begin: Callable[[], None], set_epoch: Callable[[int], None]) -> None:
+        """Keep what is called.
+
+        Args:
+            begin: when everything is ready and restored, before the first step.
+            set_epoch: with the number of the epoch that begins, from 0.
+        """
+        self._begin = begin
+        self._set_epoch = set_epoch
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let the trainer begin."""
+        self._begin()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Choose the order of the epoch."""
+        self._set_epoch(int(state.epoch or 0))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Have the last step logged."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
 
 
 class TrainingLog(TrainerCallback):
@@ -95,7 +116,7 @@ class TrainingLog(TrainerCallback):
         """Leave the evaluation out of the speed."""
         self._mark = time.monotonic()
 
-    on_save = on_evaluate
+    on_save = on_evaluate  # nor a checkpoint
 
     def on_log(
         self,
@@ -236,6 +257,7 @@ class StopOnSignal(TrainerCallback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    # Nothing but a note: a handler runs between any two bytecodes, also while a checkpoint is being written.
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -247,10 +269,23 @@ class StopOnSignal(TrainerCallback):
         """Ask the trainer to save and stop, if a signal came to any process."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             newest = torch.tensor(self.received or 0, device=args.device)
-            torch.distributed.all_reduce(
-                newest, torch.distributed.ReduceOp.MAX
-            )  # all stop after the same step
+            # A signal may reach one process only, or several in different steps; all stop after the same one.
+            torch.distributed.all_reduce(newest, torch.distributed.ReduceOp.MAX)
             self.received = int(newest) or None
         if self.received is not None:
             control.should_save = True
             control.should_training_stop = True
+
+
+def tensorboard(run: Path, *, after: int | None) -> TensorBoardCallback:
+    """Make the callback that writes to ``runs/``.
+
+    Args:
+        run: the run folder.
+        after: step that the run goes on from; what the files there hold of later steps is taken back, or
+            curves would have two values at a step. None for a run that begins.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    purge_step = None if after is None else after + 1
+    return TensorBoardCallback(SummaryWriter(str(run / "runs"), purge_step=purge_step))

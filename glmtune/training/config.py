@@ -9,7 +9,7 @@ from glmtune.errors import ConfigError
 from glmtune.models.settings import ModelSettings
 from glmtune.prefix.settings import PrefixSettings
 from glmtune.settings import check_choice, setting
-from glmtune.training.distributed.deepspeed import DeepSpeedSettings, effective
+from glmtune.training.distributed.deepspeed_settings import DeepSpeedSettings, effective
 from glmtune.training.distributed.launch import LaunchSettings
 from glmtune.training.settings import TUNE, LoraSettings, TrainerSettings
 
@@ -51,7 +51,7 @@ class RunConfig:
                     f"`{name}` has settings, but `tune` is `{self.tune}`, which ignores them. "
                     f"Add `{name}=null`."
                 )
-        self._check_division()
+        self._check_sharding()
         if self.model.quantization_activations is not None:
             raise ConfigError(
                 f"`model.quantization_activations` is `{self.model.quantization_activations}`, but training "
@@ -76,30 +76,31 @@ class RunConfig:
                 )
 
     @property
-    def loads_in_parts(self) -> bool:
-        """Whether a process reads its part of the base only, unless the base turns out to hold codes.
+    def loads_sharded(self) -> bool:
+        """Whether a process keeps its shards of the base only, unless the base turns out to hold codes.
 
         The whole base is needed to compute a prefix from a text, or codes from weights.
         """
-        divides = self.distributed == "fsdp" or (
+        shards = self.distributed == "fsdp" or (
             self.deepspeed is not None and effective(self.deepspeed).stage == 3
         )
         whole = self.prefix is not None and self.prefix.init == "text"
-        return divides and not (whole or self.from_scratch or self.model.method is not None)
+        return shards and not (whole or self.from_scratch or self.model.method is not None)
 
-    def _check_division(self) -> None:
-        """Check what divides the weights among processes."""
+    def _check_sharding(self) -> None:
+        """Check what shards the weights over processes."""
         if self.distributed is not None:
             check_choice("distributed", self.distributed, DISTRIBUTED)
-        divider = (self.distributed and f"distributed={self.distributed}") or (self.deepspeed and "deepspeed")
+        fsdp = self.distributed and f"distributed={self.distributed}"
+        shards_by = fsdp or (self.deepspeed and "deepspeed")
         if self.distributed is not None and self.deepspeed is not None:
             raise ConfigError(
                 f"`distributed` is `{self.distributed}` and `deepspeed` is set, but only one of them can "
                 "divide the weights. Leave one out."
             )
-        if self.trainer.torch_compile and divider:
+        if self.trainer.torch_compile and shards_by:
             raise ConfigError(
-                f"`trainer.torch_compile` is true, but `{divider}` gathers and divides weights between the "
+                f"`trainer.torch_compile` is true, but `{shards_by}` gathers and divides weights between the "
                 "layers. Leave one of them out: `trainer.torch_compile=false`."
             )
         if self.trainer.torch_compile and self.tune == "prefix":

@@ -1,4 +1,12 @@
-"""Divide an epoch's rows among processes so that every row counts exactly once."""
+"""Share an epoch's rows among processes so that every row counts exactly once.
+
+    order      0 1 2 3 | 4 5 6 7 | 8        batch_size 2, two processes: 9 rows, three forward passes each
+    process 0  0 1     | 4 5     | 8
+    process 1      2 3 |     6 7 | -9       a filler: the tokens of row 8 without a label
+
+Samplers of PyTorch and accelerate repeat rows until all processes have the same number; those would count
+twice, and training on two processes would not equal training on one.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +22,7 @@ class RankBatches(Sampler[list[int]]):
     """The micro-batches of one process, as row numbers.
 
     Of every ``batch_size × num_processes`` rows each process takes ``batch_size``, so together they see what
-    one process with the larger batch would. The last rows of an epoch are divided evenly. A process left
+    one process with the larger batch would. The last rows of an epoch are shared evenly. A process left
     without a row gets a filler, a negative number, so that all make the same number of forward passes: a
     process that ended earlier would leave the others waiting for it.
     """
@@ -37,11 +45,11 @@ class RankBatches(Sampler[list[int]]):
         return -(-len(self.order) // (self.batch_size * self.num_processes))  # pyright: ignore[reportArgumentType]
 
     def __iter__(self) -> Iterator[list[int]]:
-        together = self.batch_size * self.num_processes
+        rows_per_pass = self.batch_size * self.num_processes
         rows: list[int] = []
         for row in self.order:
             rows.append(row)
-            if len(rows) == together:
+            if len(rows) == rows_per_pass:
                 yield self._share(rows)
                 rows = []
         if rows:
@@ -55,7 +63,10 @@ class RankBatches(Sampler[list[int]]):
 
 
 def filler(row: int) -> int:
-    """Return the number that stands for a row of which nothing is learnt."""
+    """Return the number that stands for a row of which nothing is learnt; its own inverse.
+
+    -1 stands for row 0, as there is no other 0.
+    """
     return -1 - row
 
 

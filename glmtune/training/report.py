@@ -66,6 +66,7 @@ def summarize(entries: Sequence[Mapping[str, Any]], *, metric: str = "loss") -> 
     evaluations = [entry for entry in entries if "eval_loss" in entry]
     numbers: dict[str, Any] = {}
     if steps:
+        # A logged loss is the mean of the steps since the line before, so it weighs as many steps.
         widths = [
             b["step"] - a for a, b in zip([0, *(entry["step"] for entry in steps)], steps, strict=False)
         ]
@@ -127,7 +128,7 @@ def model_card(settings: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     tune, base = settings["tune"], settings["model"]["source"]
     bits = settings["model"].get("quantization_bit")
     method = f"int{bits}" if bits else settings["model"].get("quantization")
-    kind = {"prefix": "P-Tuning v2 prefix", "lora": "LoRA adapter", "full": "fully tuned model"}[tune]
+    title = {"prefix": "P-Tuning v2 prefix", "lora": "LoRA adapter", "full": "fully tuned model"}[tune]
     scores = [(name, results[name]) for name in SCORES if name in results]
     rows = "\n".join(
         f"| {name.replace('_', ' ')} | {value:.4f} |"
@@ -143,7 +144,7 @@ library_name: glmtune
 tags: [glm, {"p-tuning-v2" if tune == "prefix" else tune}]
 ---
 
-# {kind} for {base}
+# {title} for {base}
 
 Trained with glmtune {results["glmtune"]}: {results["steps"]} steps of {batch} rows, learning rate
 {trainer["learning_rate"]}, seed {settings["seed"]}. `config.yaml` holds every setting, `environment.json` the

@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch.utils.data import Sampler
 
+# Rows are sorted in pools of so many batches, not all at once: enough for little padding, and few enough that
+# what a batch holds still differs from epoch to epoch.
 BATCHES_SORTED_TOGETHER = 50
 Item = TypeVar("Item")
 
@@ -50,11 +52,25 @@ class EpochSampler(Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
+        # A generator of its own: the global one also draws dropout, and a the order must be known
+        # without repeating those draws. The factor keeps (seed 1, epoch 1) and (seed 2, epoch 0) apart.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = list(range(len(self.lengths)))
         if self.shuffle:
             order = _permuted(order, generator)
         return iter(self._grouped(order, generator) if self.group_by_length else order)
+
+    def rows_of_step(self, step: int, *, rows_per_step: int) -> list[int]:
+        """Return the row numbers of an optimizer step of the chosen epoch, in all processes.
+
+        Args:
+            step: counted from 0 over all epochs.
+            rows_per_step: rows of one optimizer step; the last one of an epoch may have fewer.
+        """
+        order = list(self)
+        steps_per_epoch = max(1, -(-len(order) // rows_per_step))
+        start = step % steps_per_epoch * rows_per_step
+        return order[start : start + rows_per_step]
 
     def _grouped(self, order: list[int], generator: torch.Generator) -> list[int]:
         pool_size = self.batch_size * BATCHES_SORTED_TOGETHER
@@ -67,6 +83,7 @@ class EpochSampler(Sampler[int]):
             batches += cut if self.shuffle else _permuted(cut, generator)
         if self.shuffle and batches:
             batches = _permuted(batches, generator)
+            # So that a run whose longest batch does not fit into memory fails now and not after an hour.
             longest = max(range(len(batches)), key=lambda at: sum(self.lengths[row] for row in batches[at]))
             batches[0], batches[longest] = batches[longest], batches[0]
         # The loader cuts every `batch_size` rows, so the one short batch has to stay at the end.

@@ -1,4 +1,8 @@
-"""The folder of one run: is it new, does it hold a run to go on with, is that run already finished?"""
+"""The folder of one run: is it new, does it hold a run to go on with, is that run already finished?
+
+A resumed run must end with the very numbers of one that was never stopped, so every setting that decides them
+has to be as it was; `changed_settings` compares today's with config.yaml, and knows which ones are free.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from glmtune.training.checkpoints.folder import (
     set_aside,
     step_of,
 )
-from glmtune.training.rollback import keep_rollbacks
+from glmtune.training.watching.rollback_log import keep_rollbacks
 
 CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "all_results.json"
@@ -39,13 +43,15 @@ FREE = frozenset(
 )
 
 PLACES = ("launch", "deepspeed", "distributed", "plan")
-"""Groups that say where a run computes and keeps its numbers, which may change too."""
+"""Groups that say where a run computes and keeps its numbers, which may change too: checkpoints hold whole
+tensors, and rows keep their order, so the numbers change in their last digits only."""
 WORLD_HINT = (
     "\n(That is `launch.num_processes` on all machines × `trainer.per_device_train_batch_size` × "
     "`trainer.gradient_accumulation_steps`: with another number of processes, change the others so that the "
     "product stays.)"
 )
-DIVIDED = ("trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps")
+# Rows per optimizer step = processes x rows per device x accumulation steps: only the product counts.
+ROW_FACTORS = ("trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps")
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def start_run(output_dir: str, *, resume: str, settings: Mapping[str, Any]) -> R
     """
     folder = _writable_folder(Path(output_dir).expanduser())
     moved = set_aside(folder) if resume == "never" else None
-    repair(folder)
+    repair(folder)  # before anything is looked for: a kill may have left `last` under its second name
     results = _finished(folder)
     stored = _stored_settings(folder)
     if stored is not None and resume not in ("force", "never") and (results or latest_checkpoint(folder)):
@@ -93,6 +99,7 @@ def start_run(output_dir: str, *, resume: str, settings: Mapping[str, Any]) -> R
         checkpoint = latest_checkpoint(folder)
     else:
         checkpoint = None if resume == "never" else checkpoint_at(Path(resume))
+    # Everything of later steps goes, as it will be made again, and half of both would be neither run.
     if checkpoint is not None:
         drop_after(folder, step_of(checkpoint) or 0)
     keep_rollbacks(folder, step_of(checkpoint) or 0 if checkpoint else 0)
@@ -101,19 +108,19 @@ def start_run(output_dir: str, *, resume: str, settings: Mapping[str, Any]) -> R
     return RunStart(folder, checkpoint, set_aside=moved)
 
 
-def check_facts(checkpoint: Path, facts: Mapping[str, Any]) -> None:
+def check_fingerprints(checkpoint: Path, fingerprints: Mapping[str, str]) -> None:
     """Make sure that a checkpoint was made with the same model and data.
 
     Args:
         checkpoint: a complete checkpoint.
-        facts: fingerprints of today, by name.
+        fingerprints: of today, by name.
 
     Raises:
         ConfigError: one of them differs.
     """
     manifest = read_manifest(checkpoint) or {}
-    for name, value in facts.items():
-        before = manifest.get(name, value)
+    for name, value in fingerprints.items():
+        before = manifest.get(name, value)  # a checkpoint from before there was this fingerprint passes
         if before != value:
             raise ConfigError(
                 f"{checkpoint} was made with another {name.replace('_', ' ')}: {before} then, {value} now. A "
@@ -138,10 +145,10 @@ def changed_settings(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> 
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay settings flat; how a step's rows are divided does not count, only how many they are."""
+    """Lay settings flat; how a step's rows are shared out does not count, only how many they are."""
     flat = {path: value for path, value in _leaves(settings) if not path.startswith(PLACES)}
     launch = settings.get("launch") or {}
-    parts = [launch.get("num_processes") or 1, *(flat.pop(path, None) or 1 for path in DIVIDED)]
+    parts = [launch.get("num_processes") or 1, *(flat.pop(path, None) or 1 for path in ROW_FACTORS)]
     return {**flat, "rows per optimizer step": math.prod(parts)}
 
 

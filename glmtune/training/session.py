@@ -1,4 +1,10 @@
-"""One session of a run: begin or go on, train under watch, and report."""
+"""One session of a run: begin or go on, train under watch, and report.
+
+A run may take several sessions: it is killed, told to stop, or goes back and starts anew. The order in which
+one goes on: run folder and settings are compared (`begin`); the fingerprints of model and data; then, in
+`GlmTrainer`, weights, step and order of rows, optimizer and schedule, running loss, and random numbers last,
+since everything before may draw some.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +18,21 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import TrainerCallback, TrainingArguments
-from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from glmtune.errors import TrainingError
 from glmtune.files import write_json, write_text
 from glmtune.memory import is_out_of_memory
+from glmtune.training import callbacks
 from glmtune.training.adapt import count_parameters
-from glmtune.training.callbacks import (
-    LOG_FILE,
-    ProgressDisplay,
-    StopOnSignal,
-    TrainingLog,
-    append_entry,
-    read_log,
-)
+from glmtune.training.callbacks import ProgressDisplay, StopOnSignal, TrainingLog
 from glmtune.training.checkpoints.folder import latest_checkpoint, step_of, write_problem
 from glmtune.training.distributed import collectives
 from glmtune.training.distributed.launch import PARTNER_LOST
+from glmtune.training.log import LOG_FILE, append_entry, read_log
 from glmtune.training.report import SCORES, environment, model_card, plot_loss, summarize
 from glmtune.training.rollback import train_with_rollbacks
-from glmtune.training.run_folder import RESULTS_FILE, RunStart, check_facts, start_run
+from glmtune.training.run_folder import RESULTS_FILE, RunStart, check_fingerprints, start_run
 from glmtune.training.trainer import GlmTrainer
 from glmtune.version import __version__
 
@@ -60,9 +60,10 @@ def begin(output_dir: str, resume: str, settings: Mapping[str, Any], device: tor
     """
     if (num_threads := settings["trainer"]["num_threads"]) is not None:
         torch.set_num_threads(num_threads)
-    processes = collectives.join(device, settings["launch"]["timeout_seconds"])
-    collectives.check_same({name: value for name, value in settings.items() if name != "launch"})
-    start = collectives.of_first(lambda: start_run(output_dir, resume=resume, settings=settings))
+    # Before anything is written: a process with other settings must not get as far as the run folder.
+    processes = collectives.init_processes(device, settings["launch"]["timeout_seconds"])
+    collectives.check_same_settings({name: value for name, value in settings.items() if name != "launch"})
+    start = collectives.broadcast_from_main(lambda: start_run(output_dir, resume=resume, settings=settings))
     if processes.is_main_process:
         _announce(start)
     return start
@@ -85,26 +86,31 @@ def train(trainer: GlmTrainer, checkpoint: Path | None, *, tensorboard: bool = T
     """
     run = trainer.run_folder
     if checkpoint is not None:
-        check_facts(checkpoint, trainer.facts)
+        check_fingerprints(checkpoint, trainer.fingerprints)
     log, signals = TrainingLog(run), StopOnSignal()
     progress = ProgressDisplay(log)
     try:
         with signals:
             if trainer.is_world_process_zero():
                 write_json(run / "environment.json", environment(seed=trainer.args.seed))
+            # Killed between the last checkpoint and the report: there is nothing to train.
             if checkpoint is not None and trainer.has_ended(checkpoint):
                 return None
             if checkpoint is None:
                 _begin_log(trainer)
-            is_divided = trainer.is_deepspeed_enabled or trainer.divides
-            if checkpoint is None and not is_divided:
+            # Before the callbacks are there: this evaluation is no step of theirs. Sharded weights are only
+            # whole enough to evaluate once training has begun, so there `_Baseline` does the same.
+            if checkpoint is None and not trainer.is_sharded:
                 _measure_baseline(trainer)
+            # The log before the display, which shows the entry that the log has just made.
             for callback in (log, progress, signals):
                 trainer.add_callback(callback)
-            if checkpoint is None and is_divided:
+            if checkpoint is None and trainer.is_sharded:
                 trainer.add_callback(_Baseline(trainer))
             if tensorboard and trainer.is_world_process_zero():
-                trainer.add_callback(_tensorboard(run, after=step_of(checkpoint) if checkpoint else None))
+                trainer.add_callback(
+                    callbacks.tensorboard(run, after=step_of(checkpoint) if checkpoint else None)
+                )
             trainer.watch.console = progress.console
             try:
                 train_with_rollbacks(trainer, checkpoint)
@@ -112,12 +118,12 @@ def train(trainer: GlmTrainer, checkpoint: Path | None, *, tensorboard: bool = T
                 trainer.saves.wait()  # so that no checkpoint is lost that is nearly complete
                 raise
             trainer.saves.finish()
-    except OSError as error:
+    except OSError as error:  # the log on a full disk, or another process's part of a checkpoint
         raise TrainingError(write_problem(run / LOG_FILE, error)) from error
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise TrainingError(_memory_problem(trainer)) from error
-        if collectives.is_lost(error):
+        if collectives.is_connection_lost(error):
             raise TrainingError(_lost_problem(trainer)) from error
         raise
     finally:
@@ -131,16 +137,19 @@ def train(trainer: GlmTrainer, checkpoint: Path | None, *, tensorboard: bool = T
     return signals.received
 
 
-def report(trainer: GlmTrainer, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+def report(trainer: GlmTrainer, settings: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
     """Write the results, the loss curve and the model card of a finished run, and show the main numbers.
 
     Args:
         trainer: trained to the end.
         settings: all settings, nested plain values.
-        facts: where model and data came from.
+        origin: where model and data came from: fingerprints, path and number of rows.
 
     Returns:
         Content of ``all_results.json``.
+
+    Raises:
+        TrainingError: a file could not be written.
     """
     run = trainer.run_folder
     entries = read_log(run)
@@ -153,10 +162,11 @@ def report(trainer: GlmTrainer, settings: Mapping[str, Any], facts: Mapping[str,
         **summarize(entries, metric=str(trainer.args.metric_for_best_model)),
         "trained_parameters": trained,
         "all_parameters": total,
-        **facts,
+        **origin,
     }
     if trainer.is_world_process_zero():
         try:
+            # The results last: their `finished` is what tells a later start that nothing is left to do.
             plot_loss(entries, run / "training_loss.png")
             write_text(run / "README.md", model_card(settings, results))
             write_json(run / RESULTS_FILE, results)
@@ -189,7 +199,7 @@ def _memory_problem(trainer: GlmTrainer) -> str:
 
 
 class _Baseline(TrainerCallback):
-    """Evaluates the base alone when its weights are divided, before which nobody may hold them all."""
+    """Evaluates the base alone as soon as its weights are sharded, before which nobody may hold them all."""
 
     def __init__(self, trainer: GlmTrainer) -> None:
         self._trainer = trainer
@@ -217,15 +227,6 @@ def _measure_baseline(trainer: GlmTrainer) -> None:
     if trainer.is_world_process_zero():
         append_entry(run, {"step": 0, "epoch": 0.0, **metrics})
         _say(f"eval loss before tuning {metrics['eval_loss']:.4f}")
-
-
-def _tensorboard(run: Path, *, after: int | None) -> TensorBoardCallback:
-    """Write to ``runs/``; a resumed run takes back what an earlier session wrote for later steps."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return TensorBoardCallback(
-        SummaryWriter(str(run / "runs"), purge_step=None if after is None else after + 1)
-    )
 
 
 def _announce(start: RunStart) -> None:

@@ -1,39 +1,53 @@
-"""`transformers.Trainer` plus exact resuming, atomic checkpoints and token-weighted evaluation."""
+"""`transformers.Trainer` plus exact resuming, atomic checkpoints and token-weighted evaluation.
+
+What is overridden is transformers' own inner flow, of version 5.24; a newer one may call these methods
+elsewhere. Each has a comment: when it is called there, and why we change it. The order there, in one run:
+
+    train                      _load_from_checkpoint
+      _inner_training_loop     get_train_dataloader, _init_training_state, _prepare_for_training
+        _prepare_for_training  (our sharding), optimizer, engine or DDP, _load_optimizer_and_scheduler
+        on_train_begin         (our running loss)
+        _run_epoch             get_batch_samples; for each micro-batch training_step > compute_loss,
+                               floating_point_ops, _track_num_input_tokens; then _get_grad_norm,
+                               optimizer.step, on_step_end, _maybe_log_save_evaluate
+          _maybe_log_save_evaluate    log, evaluate, _determine_best_metric, _save_checkpoint
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import datasets
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, TrainerState
 
-from glmtune.files import partial_of
+from glmtune.data.rows import TrainingRows
 from glmtune.labels import IGNORE_INDEX
 from glmtune.models.placeholders import pending_weights
 from glmtune.quantization.kernels.for_training import prepare_for_training
 from glmtune.training.adapt import Tuned
+from glmtune.training.callbacks import Flow
 from glmtune.training.checkpoints import folder as checkpoints
-from glmtune.training.checkpoints.saving import Job, Saves, parts_of
-from glmtune.training.distributed import collectives, deepspeed, fsdp
-from glmtune.training.distributed.sharded_loading import fill_for_zero
-from glmtune.training.distributed.zero_state import load_state, refuse_other_kind
+from glmtune.training.checkpoints import saving
+from glmtune.training.distributed import collectives, deepspeed_engine, fsdp
+from glmtune.training.distributed.sharded_loading import load_sharded_for_zero
+from glmtune.training.distributed.zero_state import load_state, refuse_other_optimizer_state
+from glmtune.training.evaluation import per_token, sum_over_tokens
 from glmtune.training.rank_batches import FilledRows, RankBatches
-from glmtune.training.rollback import rate_factor, scale_rate
 from glmtune.training.row_order import EpochSampler, LengthOrder
-from glmtune.training.settings import WatchSettings
+from glmtune.training.settings import TrainerSettings
 from glmtune.training.watching.callback import TrainingWatch
-from glmtune.training.watching.evidence import not_finite
+from glmtune.training.watching.evidence import NotFiniteError, gather_evidence
+from glmtune.training.watching.rollback_log import rate_factor, scale_rate
 
 LOSS_STATE = "loss_state.json"
 
@@ -45,103 +59,86 @@ class GlmTrainer(Trainer):
         self,
         tuned: Tuned,
         args: TrainingArguments,
+        settings: TrainerSettings,
+        rows: TrainingRows,
         *,
-        collator: Callable[[list[Any]], dict[str, Tensor]],
-        train_rows: Dataset[Any] | datasets.Dataset,
-        train_lengths: Sequence[int],
-        eval_rows: Dataset[Any] | datasets.Dataset | None = None,
-        eval_lengths: Sequence[int] = (),
-        pad_token_id: int = 0,
-        group_by_length: bool = True,
-        shuffle: bool = True,
-        keep_checkpoints: int | None = None,
-        patience: int | None = None,
-        watch: WatchSettings | None = None,
-        divides: bool = False,
-        async_save: bool = False,
-        facts: dict[str, Any] | None = None,
-        callbacks: Sequence[TrainerCallback] = (),
+        uses_fsdp2: bool = False,
+        fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         """Wire everything together.
 
         Args:
             tuned: the model and how its tuned part is saved.
-            args: see ``glmtune.training.arguments``; ``output_dir`` is the run folder.
-            collator: makes a batch (``input_ids``, ``labels`` ``[B, S]``, and a mask or positions) of rows.
-            train_rows: encoded rows to learn.
-            train_lengths: tokens of every training row.
-            eval_rows: encoded rows for evaluation, if any.
-            eval_lengths: tokens of every evaluation row.
-            pad_token_id: not counted as a real token in batches without a mask.
-            group_by_length: batch rows of similar length.
-            shuffle: draw rows at random; without it they come in the file's order.
-            keep_checkpoints: newest checkpoints kept; None keeps all.
-            patience: evaluations without a new best after which training stops; None never stops early.
-            watch: what is reported, and how often the run may go back; None: the defaults.
-            divides: divide the weights among the processes by FSDP2.
-            async_save: write checkpoints beside training; `saves.finish` waits for the last one.
-            facts: plain values kept in each checkpoint's manifest and checked on resuming.
-            callbacks: added to the trainer's own.
+            args: made of the settings, see ``glmtune.training.arguments``; ``output_dir`` is the run folder.
+            settings: order of rows, what is kept, when to stop and what is watched are read.
+            rows: to learn and to be evaluated on.
+            uses_fsdp2: shard the weights over the processes by FSDP2.
+            fingerprints: of base and data, by name; kept in each checkpoint's manifest, checked on resuming.
         """
         self.tuned = tuned
+        self.settings = settings
+        self.rows = rows
         self.run_folder = Path(str(args.output_dir))
-        self.keep_checkpoints = keep_checkpoints
-        self.patience = patience
-        self.pad_token_id = pad_token_id
-        self.facts = dict(facts or {})
+        self.uses_fsdp2 = uses_fsdp2
+        self.fingerprints = dict(fingerprints or {})
         self._train_sampler = EpochSampler(
-            train_lengths,
+            rows.train.lengths,
             batch_size=args.per_device_train_batch_size * args.world_size,
-            group_by_length=group_by_length,
+            group_by_length=settings.group_by_length,
             seed=args.seed,
-            shuffle=shuffle,
+            shuffle=settings.shuffle,
         )
-        self.watch = TrainingWatch(watch or WatchSettings(), self.run_folder)
-        self.divides = divides
-        self.saves = Saves(beside=async_save, timeout_seconds=args.ddp_timeout)
-        self._eval_lengths = eval_lengths
+        self.watch = TrainingWatch(settings, self.run_folder)
+        self.saves = saving.Saves(asynchronous=settings.async_save, timeout_seconds=args.ddp_timeout)
         self._improved = False
         self._stopped_early = False
         self._resumed_loss: dict[str, float] | None = None
         super().__init__(
             model=tuned.model,
             args=args,
-            data_collator=collator,
-            train_dataset=train_rows,
-            eval_dataset=eval_rows,
-            callbacks=[_Flow(self), self.watch, *callbacks],
+            data_collator=cast(Any, rows.collator),
+            train_dataset=rows.train.rows,
+            eval_dataset=None if rows.validation is None else rows.validation.rows,
+            callbacks=[Flow(begin=self._begin, set_epoch=self._set_epoch), self.watch],
         )
-        self.remove_callback(PrinterCallback)
+        self.remove_callback(PrinterCallback)  # it prints every log entry; ours shows them
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no process holds the whole state: ZeRO or FSDP2 has split it."""
+        return self.is_deepspeed_enabled or self.uses_fsdp2
+
+    @property
+    def plain_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer itself, without what accelerate puts around it."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     # ---- order of rows
 
+    # Called by get_train_dataloader, at the beginning of training. Replaces a random sampler whose order
+    # depends on the global generator, and so on everything drawn before.
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._train_sampler
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
-        return LengthOrder(self._eval_lengths)
-
+    # Called at the beginning of training. With several processes accelerate would wrap the loader, and repeat
+    # rows until all processes have as many; ours gives every row once.
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this process's micro-batches of an epoch."""
         if self.args.world_size == 1:
             return super().get_train_dataloader()
-        return self._shared_loader(
-            self.train_dataset, self._train_sampler, self.args.per_device_train_batch_size
-        )
+        batch_size = self.args.per_device_train_batch_size
+        return self._rank_loader(self.train_dataset, self._train_sampler, batch_size)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Return this process's batches of the evaluation."""
-        if self.args.world_size == 1:
-            return super().get_eval_dataloader(eval_dataset)
-        order = LengthOrder(self._eval_lengths)
-        return self._shared_loader(self.eval_dataset, order, self.args.per_device_eval_batch_size)
+    def _set_epoch(self, epoch: int) -> None:
+        self._train_sampler.set_epoch(epoch)
 
-    def _shared_loader(self, rows: Any, order: Sampler[int], batch_size: int) -> DataLoader[Any]:
+    def _rank_loader(self, rows: Any, order: Sampler[int], batch_size: int) -> DataLoader[Any]:
+        """Return the batches of this process, of rows in an order that all processes know."""
         batches = RankBatches(
             order, batch_size=batch_size, rank=self.args.process_index, num_processes=self.args.world_size
         )
         return DataLoader(
-            FilledRows(rows),
+            FilledRows(rows) if self.args.world_size > 1 else rows,  # one process has a row in each batch
             batch_sampler=batches,
             collate_fn=cast(Any, self.data_collator),
             num_workers=self.args.dataloader_num_workers,
@@ -150,10 +147,13 @@ class GlmTrainer(Trainer):
 
     # ---- loss
 
+    # Called by training_step. Our models form logits only at labelled positions if asked to, which spares the
+    # largest tensor of a step; asked for here, so that no other caller of the model gets fewer logits.
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Let the model form logits only where there is something to learn."""
         return super().compute_loss(model, {**inputs, "labelled_only": True}, *args, **kwargs)
 
+    # Called once per optimizer step, for all its micro-batches: where a step waits for its data, and begins.
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
         """Fetch the batches of a step under watch."""
         with self.watch.waiting():
@@ -161,47 +161,94 @@ class GlmTrainer(Trainer):
         self.watch.begin_step(num_items)
         return batches, num_items
 
+    # Called once per micro-batch. The losses of all of them are what tells which rows went wrong.
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Go forward and back, and note the loss."""
+        """Go forward and back, and note the loss.
+
+        Raises:
+            NotFiniteError: DeepSpeed gave up in fp16, as gradients overflow at the smallest loss scale.
+            TrainingError: the checkpoint that was being written meanwhile could not be.
+        """
         try:
             loss = super().training_step(*args, **kwargs)
         except Exception as error:  # DeepSpeed raises no narrower one
-            if not self.is_deepspeed_enabled or not deepspeed.scale_is_exhausted(error):
+            if not self.is_deepspeed_enabled or not deepspeed_engine.scale_is_exhausted(error):
                 raise
             self.saves.finish()
-            raise not_finite(self, "gradient norm", None) from error
+            raise self._not_finite("gradient norm", None) from error
         self.watch.batch_losses.append(loss.detach())
         return loss
 
+    # A getter by its name, a hook to us. transformers 5.24 calls it in _run_epoch once per optimizer step,
+    # after backward passes and clipping, just before optimizer.step(): the last moment at which a loss or
+    # gradient that is not finite can be kept from the weights, and the only one with the norm at hand.
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        # The last moment before the weights change: what is not finite here must not reach them.
         norm: Any = super()._get_grad_norm(model, grad_norm)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        scaler = getattr(self.accelerator, "scaler", None)
-        skips = scaler is not None or (self.is_deepspeed_enabled and self.args.fp16)  # such a step by itself
-        bad_norm = not skips and not math.isfinite(float(norm or 0.0))
-        loss = torch.stack(self.watch.batch_losses).sum().double()
-        found = torch.stack([loss, *torch.tensor([bad_norm, self.saves.has_failed]).to(loss)])
-        if self.args.world_size > 1:  # all stop, or none does
-            found = cast(Tensor, self.accelerator.reduce(found, "mean"))
-        self.watch.step_loss = found[0].item()
-        bad_loss, (bad_norm, bad_save) = not math.isfinite(self.watch.step_loss), map(bool, found[1:])
-        if bad_save or bad_loss or bad_norm:
-            self.saves.finish()  # so that what is said of checkpoints is true, or to say that they fail
-        if bad_loss or bad_norm:
-            raise not_finite(self, "loss" if bad_loss else "gradient norm", norm)
+        if hasattr(norm, "full_tensor"):  # under FSDP2 it is a DTensor, each process holding its share
+            norm = norm.full_tensor()
+        self.watch.step_loss, norm_is_bad, save_has_failed = self._reduce_step(norm)
+        loss_is_bad = not math.isfinite(self.watch.step_loss)
+        if loss_is_bad or norm_is_bad or save_has_failed:
+            # Raises if a checkpoint could not be written, which so ends the run within a step. If the step is
+            # bad, waiting makes true what the message says about the last good checkpoint.
+            self.saves.finish()
+        if loss_is_bad or norm_is_bad:
+            raise self._not_finite("loss" if loss_is_bad else "gradient norm", norm)
         return norm
 
+    def _reduce_step(self, norm: Any) -> tuple[float, bool, bool]:
+        """Return the step's loss, and whether in any process its norm is not finite or a save has failed.
+
+        One reduction for all three, so that all processes stop at this step or none does: one that stopped
+        alone would leave the others in the next collective.
+        """
+        # A loss scaler leaves out a step whose gradient is not finite, and lowers its scale: usual in fp16.
+        scaler = getattr(self.accelerator, "scaler", None)
+        skips_bad_steps = scaler is not None or (self.is_deepspeed_enabled and self.args.fp16)
+        norm_is_bad = not skips_bad_steps and not math.isfinite(float(norm or 0.0))
+        loss = torch.stack(self.watch.batch_losses).sum().double()
+        found = torch.stack([loss, *torch.tensor([norm_is_bad, self.saves.has_failed]).to(loss)])
+        if self.args.world_size > 1:
+            # The mean: each loss is scaled so that the mean over processes is that over all labels, as their
+            # gradients are averaged; a flag set in one process is above 0 everywhere.
+            found = cast(Tensor, self.accelerator.reduce(found, "mean"))
+        step_loss, bad_norms, failed_saves = found.tolist()
+        return step_loss, bad_norms > 0, failed_saves > 0
+
+    def _not_finite(self, what: str, norm: Any) -> NotFiniteError:
+        """Make the error to raise, in every process, with all that is known of the current step."""
+        step = self.state.global_step
+        numbers = self._train_sampler.rows_of_step(step, rows_per_step=self._rows_per_step())
+        evidence = gather_evidence(
+            what,
+            step=step + 1,
+            learning_rate=self._get_learning_rate(),
+            grad_norm=None if norm is None else float(norm),
+            rows=self.rows.train.samples(numbers),
+            model=self.tuned.model,
+            watch=self.watch,
+        )
+        if self.is_world_process_zero():
+            self.watch.report(evidence.alert())
+        return NotFiniteError(evidence, checkpoints.latest_checkpoint(self.run_folder))
+
+    # Called once per micro-batch. The parent counts by the attention mask, which packed rows do not have, and
+    # would count fillers, the rows that stand in where a process has none left.
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         mask = inputs.get("attention_mask")
-        real = mask if mask is not None else inputs["input_ids"] != self.pad_token_id
-        real = real & (inputs["labels"] != IGNORE_INDEX).any()  # a filler has no label: it counts nothing
+        real = mask if mask is not None else inputs["input_ids"] != self.rows.collator.pad_token_id
+        # A filler is alone in its batch, which then has no label; tokens of a batch without labels do not
+        # count.
+        real = real & (inputs["labels"] != IGNORE_INDEX).any()
         self.state.num_input_tokens_seen += int(cast(Tensor, self.accelerator.gather(real.sum())).sum())
 
+    # Called once per micro-batch, for total_flos in trainer_state.json.
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Count nothing: nobody reads it, and counting walks all parameters at every step."""
         return 0
 
+    # Called by _maybe_log_save_evaluate through _evaluate, and by us before training. Replaced as a whole:
+    # the parent averages the means of batches, gathers logits, and draws from the random numbers of training.
     def evaluate(
         self,
         eval_dataset: Any = None,
@@ -222,45 +269,36 @@ class GlmTrainer(Trainer):
             probable ones), ``eval_tokens``, ``eval_runtime`` (seconds).
         """
         start = time.monotonic()
-        loader = self.get_eval_dataloader()
-        model = self.model_wrapped
-        assert model is not None
-        was_training = model.training
-        sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
-        devices = [self.args.device] if self.args.device.type == "cuda" else []
-        model.eval()
-        with torch.random.fork_rng(devices), torch.no_grad(), self.accelerator.autocast():
-            for batch in loader:
-                inputs = self._prepare_inputs(batch)
-                labels = inputs["labels"][..., 1:]
-                count = (labels != IGNORE_INDEX).sum()
-                output = model(**inputs, num_items_in_batch=count.clamp(min=1), labelled_only=True)
-                hits = (output["predictions"] == labels[labels != IGNORE_INDEX]).sum()
-                sums += torch.stack([output["loss"].double() * count, hits.double(), count.double()])
-                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        model.train(was_training)
-        loss_sum, num_hits, tokens = cast(Tensor, self.accelerator.reduce(sums)).tolist()
-        metrics = {
-            f"{metric_key_prefix}_loss": loss_sum / max(tokens, 1),
-            f"{metric_key_prefix}_accuracy": num_hits / max(tokens, 1),
-            f"{metric_key_prefix}_tokens": int(tokens),
-            f"{metric_key_prefix}_runtime": time.monotonic() - start,
-        }
+        assert self.model_wrapped is not None
+        with self.accelerator.autocast():
+            sums = sum_over_tokens(self.model_wrapped, self._eval_inputs(), self.args.device)
+        metrics = per_token(cast(Tensor, self.accelerator.reduce(sums)), prefix=metric_key_prefix)
+        metrics[f"{metric_key_prefix}_runtime"] = time.monotonic() - start
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _eval_inputs(self) -> Iterator[dict[str, Any]]:
+        assert self.rows.validation is not None
+        # Long rows first: little padding, and a batch that does not fit into memory fails at once.
+        order = LengthOrder(self.rows.validation.lengths)
+        for batch in self._rank_loader(self.eval_dataset, order, self.args.per_device_eval_batch_size):
+            yield self._prepare_inputs(batch)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+    # Called after each evaluation within training. Extended by what a new best, or no new best, leads to.
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         self._improved = super()._determine_best_metric(metrics, trial)
-        if self._improved and (self.is_deepspeed_enabled or self.divides):
-            self.control.should_save = True  # only a checkpoint puts divided weights together
+        if self._improved and self.is_sharded:
+            self.control.should_save = True  # only a checkpoint gathers sharded weights, so `best` needs one
         key = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
         since = [
             entry["step"]
             for entry in self.state.log_history
             if key in entry and entry["step"] > (self.state.best_global_step or 0)
         ]
-        if self.patience is not None and len(since) >= self.patience:
+        patience = self.settings.early_stopping_patience
+        if patience is not None and len(since) >= patience:
             self._stopped_early = True
             self.control.should_training_stop = True
             self.control.should_save = True
@@ -268,61 +306,66 @@ class GlmTrainer(Trainer):
 
     # ---- saving
 
+    # Called after each step (with flags on what is due) and at the end of each epoch.
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         self._improved = False
         super()._maybe_log_save_evaluate(*args, **kwargs)
+        # Still set where this step had a new best but no checkpoint, which would have published it.
         if self._improved and self.args.should_save:
             self._publish_best()
 
     def _publish_best(self) -> None:
         self.saves.wait()  # one writer in the run folder at a time
-        at_this_step = self.run_folder / f"checkpoint-{self.state.global_step}"
-        best, facts = self.run_folder / "best", self._best_facts()
-        if checkpoints.read_manifest(at_this_step) is not None:
-            checkpoints.publish(at_this_step, best, facts=facts)
-        else:
-            with checkpoints.writing(best, facts=facts) as folder:
-                self.tuned.save(folder)
+        with checkpoints.writing(self.run_folder / "best", manifest=self._best_manifest()) as folder:
+            self.tuned.save(folder)
 
-    def _best_facts(self) -> dict[str, Any]:
-        return {**self.facts, "step": self.state.global_step, "metric": self.state.best_metric}
+    def _best_manifest(self) -> dict[str, Any]:
+        return {**self.fingerprints, "step": self.state.global_step, "metric": self.state.best_metric}
 
+    # Called by _maybe_log_save_evaluate where a checkpoint is due. Replaced as a whole: the parent writes
+    # into the final folder, so a kill leaves half a checkpoint that looks like a whole one.
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.saves.finish()
-        step = self.state.global_step
-        final = self.run_folder / f"checkpoint-{step}"
-        ended = step >= self.state.max_steps or self._stopped_early
-        facts = {**self.facts, **self._batch_facts(), "step": step}
-        facts |= {"max_steps": self.state.max_steps, "ended": ended}
+        self.saves.finish()  # the one before, or its error
+        # A collective, so outside the block below, which an error may end in one process alone.
         loss = cast(Tensor, self.accelerator.reduce(cast(Tensor, self._tr_loss).clone(), "mean"))
-        writes = self.args.should_save
-        # Every process adds its own part to the folder that the first one opens and seals.
-        opened = checkpoints.writing(final, facts=facts) if writes else nullcontext(partial_of(final))
-        with ExitStack() as stack:
-            folder = stack.enter_context(opened)
-            collectives.wait()
-            with collectives.agreed("write its part of the checkpoint", checkpoints.WRITE_ERRORS):
-                collectives.check_shared(folder)
-                self._save_small_parts(folder, loss.item())
-            parts = parts_of(self, folder)
-            rest = stack.pop_all()
-        job = Job(
-            opened=rest,
-            folder=folder,
-            final=final,
-            facts=facts,
-            best=self._best_facts() if self._improved and self.saves.beside else None,
-            parts=parts,
-            tuned=self.tuned,
-            writes=writes,
-            keep=self.keep_checkpoints,
+        staged = checkpoints.StagedCheckpoint(
+            self.run_folder / f"checkpoint-{self.state.global_step}",
+            self._manifest(),
+            is_owner=self.args.should_save,
         )
-        self._improved = self._improved and job.best is None
-        self.saves.start(job)
+        staged.begin()
+        with staged.discarded_on_error():
+            collectives.barrier()  # the folder is there
+            with collectives.propagate_write_errors(
+                "write its part of the checkpoint", checkpoints.WRITE_ERRORS
+            ):
+                collectives.check_shared_storage(staged.folder)
+                self._save_small_parts(staged.folder, loss.item())
+            parts = self._large_parts()
+        best = self._best_manifest() if self._improved else None
+        self._improved = False
+        # From here on the folder is the job's: written now, or by the writer thread, which then discards it.
+        keep = self.settings.save_total_limit
+        self.saves.start(saving.Job(staged, parts, self.tuned, best=best, keep=keep))
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            **self.fingerprints,
+            "rows_per_step": self._rows_per_step(),
+            "rows_grouped": self._train_sampler.batch_size,
+            "num_processes": self.args.world_size,
+            "step": self.state.global_step,
+            "max_steps": self.state.max_steps,
+            "ended": self.state.global_step >= self.state.max_steps or self._stopped_early,
+        }
+
+    def _rows_per_step(self) -> int:
+        args = self.args
+        return args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
 
     def _save_small_parts(self, folder: Path, loss_sum: float) -> None:
         self._save_scaler(str(folder))
-        self._save_rng_state(str(folder))
+        self._save_rng_state(str(folder))  # each process its own
         if not self.args.should_save:
             return
         if self.lr_scheduler is not None:
@@ -331,61 +374,63 @@ class GlmTrainer(Trainer):
         loss_state = {"sum": loss_sum, "last_logged_step": self._globalstep_last_logged}
         (folder / LOSS_STATE).write_text(json.dumps(loss_state), encoding="utf-8")
 
-    @property
-    def plain_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer itself, without what accelerate puts around it."""
-        return getattr(self.optimizer, "optimizer", self.optimizer)
-
-    def _batch_facts(self) -> dict[str, int]:
-        return {
-            "rows_per_step": self._rows_per_forward() * self.args.gradient_accumulation_steps,
-            "rows_grouped": self._train_sampler.batch_size,
-            "num_processes": self.args.world_size,
-        }
-
-    def _rows_per_forward(self) -> int:
-        return self.args.per_device_train_batch_size * self.args.world_size
+    def _large_parts(self) -> saving.Parts:
+        """Return weights and optimizer state as they are now; every process must call this."""
+        model, copies, writes = self.tuned.model, self.saves.asynchronous, self.args.should_save
+        if self.is_deepspeed_enabled:
+            rank, count = self.args.process_index, self.args.world_size
+            return saving.zero_parts(self.model_wrapped, model, rank=rank, count=count, copies=copies)
+        if self.uses_fsdp2:
+            return saving.fsdp_parts(model, self.plain_optimizer, writes=writes)
+        return saving.whole_parts(model, self.plain_optimizer, writes=writes, copies=copies)
 
     # ---- resuming
 
+    # Called by train, before anything is sharded, but not under DeepSpeed (there we call it, below). The
+    # parent looks for whole models or PEFT's; a prefix is neither.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         self.tuned.load(folder)
-        self._take_over(folder)
-
-    def _take_over(self, folder: Path) -> None:
         self._resumed_loss = json.loads((folder / LOSS_STATE).read_text(encoding="utf-8"))
         # Rows keep the order they began with, though other processes may share them now.
         manifest = checkpoints.read_manifest(folder) or {}
         self._train_sampler.batch_size = manifest.get("rows_grouped", self._train_sampler.batch_size)
 
+    # Called once per training: makes optimizer and schedule, wraps the model, and loads their state. Extended
+    # as weights must be complete (from a checkpoint, or read for placeholders) before anything shards them.
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
     ) -> Any:
-        if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
-            self._load_from_checkpoint(resume_from_checkpoint)  # before the weights are divided
-        if self.is_deepspeed_enabled and pending_weights(self.tuned.model) is not None:
-            self._fill_for_zero()
-        if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
-            # The parent looks for DeepSpeed's own files then, so it is told of no checkpoint.
-            prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-            self._load_optimizer_and_scheduler(str(resume_from_checkpoint))
-            return prepared
-        if self.divides:
-            fsdp.divide(self.tuned.model, self.args.device)
-            # So transformers calls a model that is divided already, and leaves its weights to it.
+        if self.is_deepspeed_enabled:
+            return self._prepare_for_zero(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.uses_fsdp2:
+            fsdp.shard(self.tuned.model, self.args.device)
+            # The mark of a model that transformers itself sharded while loading. With it the parent leaves
+            # weights where they are, wraps nothing in DDP, and defers gradients as below.
             self.is_distributed_loading_by_transformers = True
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
-    def _fill_for_zero(self) -> None:
-        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
-        config = cast(Any, self.args.hf_deepspeed_config).config
-        fill_for_zero(self.tuned.model, config, device=self.args.device, dtype=dtype)
+    def _prepare_for_zero(self, max_steps: int, train_dataloader: Any, checkpoint: Any) -> Any:
+        if checkpoint is not None:
+            self._load_from_checkpoint(checkpoint)
+        if pending_weights(self.tuned.model) is not None:
+            dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
+            config = cast(Any, self.args.hf_deepspeed_config).config
+            load_sharded_for_zero(self.tuned.model, config, device=self.args.device, dtype=dtype)
+        # Told of a checkpoint, the parent would look for DeepSpeed's own files in it.
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if checkpoint is not None:
+            self._load_optimizer_and_scheduler(str(checkpoint))
+        return prepared
 
+    # Called by the constructor. Placeholders have no memory that could be moved; their weights are read to
+    # the right device later.
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         if pending_weights(model) is None:
             super()._move_model_to_device(model, device)
 
+    # Called around each micro-batch but the last of a step, where the model is marked as sharded. The parent
+    # asks the model's config how transformers sharded it, which it did not.
     @contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
         model = cast(Any, self.tuned.model)
@@ -395,27 +440,32 @@ class GlmTrainer(Trainer):
         finally:
             model.set_requires_gradient_sync(True)
 
+    # Called at the end of _prepare_for_training. Extended by what FSDP2 and ZeRO have sharded, and by a
+    # learning rate lowered after rollbacks.
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            refuse_other_kind(Path(checkpoint), is_zero=self.is_deepspeed_enabled)
-        if self.divides and checkpoint is not None:
-            fsdp.load_optimizer(self.plain_optimizer, Path(checkpoint))
-            state = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
+        if checkpoint is None:
+            super()._load_optimizer_and_scheduler(None)
+            return
+        folder = Path(checkpoint)
+        refuse_other_optimizer_state(folder, is_zero=self.is_deepspeed_enabled)
+        if self.uses_fsdp2:
+            fsdp.load_optimizer(self.plain_optimizer, folder)
+            state = torch.load(folder / "scheduler.pt", weights_only=True)
             cast(LambdaLR, self.lr_scheduler).load_state_dict(state)
         else:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
+            super()._load_optimizer_and_scheduler(checkpoint)  # under DeepSpeed the schedule only
         if self.is_deepspeed_enabled:
-            load_state(self.model_wrapped, self.tuned.model, Path(checkpoint))
+            load_state(self.model_wrapped, self.tuned.model, folder)
         if isinstance(self.lr_scheduler, LambdaLR):
-            step = checkpoints.step_of(Path(checkpoint)) or 0
-            scale_rate(self.lr_scheduler, rate_factor(self.run_folder, step))
+            factor = rate_factor(self.run_folder, checkpoints.step_of(folder) or 0)
+            scale_rate(self.lr_scheduler, factor)  # last: both states above hold the rate of then
 
     def forget_optimizer(self) -> None:
         """Make the next training begin with a new optimizer, which then takes over a checkpoint's state."""
         self.optimizer = self.lr_scheduler = cast(Any, None)
 
+    # Called before _prepare_for_training; reads trainer_state.json, and with it how often the run of then
+    # logged and saved.
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         counts = super()._init_training_state(max_steps, *args, **kwargs)
         self.state.compute_steps(self.args, max_steps)  # the settings of today, not those in the checkpoint
@@ -435,38 +485,12 @@ class GlmTrainer(Trainer):
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         return True
 
-    def restore_loss(self) -> None:
-        """Go on with the running sum of losses that the checkpoint held between two lines of the log."""
+    def _begin(self) -> None:
+        # Go on with the running sum of losses that the checkpoint held between two lines of the log: here, as
+        # the parent sets it to 0 after everything else is restored, and just before on_train_begin.
         if self._resumed_loss is not None:
             self._tr_loss += self._resumed_loss["sum"]
             self._globalstep_last_logged = int(self._resumed_loss["last_logged_step"])
             self._resumed_loss = None
-
-
-class _Flow(TrainerCallback):
-    """What the trainer's own flow leaves out.
-
-    Tells the sampler its epoch, also in the middle of a resumed one; restores the running loss; logs the last
-    step, whatever ``logging_steps`` is.
-    """
-
-    def __init__(self, trainer: GlmTrainer) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._trainer.restore_loss()
-        if not (self._trainer.is_deepspeed_enabled or self._trainer.divides):
-            prepare_for_training(self._trainer.tuned.model)  # here, as moving the model would undo it
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._trainer._train_sampler.set_epoch(int(state.epoch or 0))
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_log = True
+        if not self.is_sharded:  # native kernels take whole weights
+            prepare_for_training(self.tuned.model)  # here, as moving the model would undo it

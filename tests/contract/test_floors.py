@@ -42,7 +42,7 @@ FLOORS = {
 ONLY = {
     "hydra": ("recipes/compose.py",),
     "omegaconf": ("recipes/compose.py",),
-    "deepspeed": ("glmtune/training/distributed/deepspeed.py",),
+    "deepspeed": ("glmtune/training/distributed/deepspeed_engine.py",),
     "fastapi": ("glmtune/serving/",),
     "gradio": ("glmtune/serving/",),
 }

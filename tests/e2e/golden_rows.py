@@ -52,11 +52,12 @@ def train(folder: Path, source: Path, stage: int, output_dir: Path) -> int:
         output_dir: the run folder.
     """
     from glmtune.data.collate import DynamicPaddingCollator
+    from glmtune.data.rows import RowSet, TrainingRows
     from glmtune.models.load import load_official
     from glmtune.training import session
     from glmtune.training.adapt import tune_all
     from glmtune.training.arguments import training_arguments
-    from glmtune.training.distributed import collectives, deepspeed
+    from glmtune.training.distributed import collectives, deepspeed_engine, deepspeed_settings
     from glmtune.training.settings import TrainerSettings
     from glmtune.training.trainer import GlmTrainer
 
@@ -75,9 +76,9 @@ def train(folder: Path, source: Path, stage: int, output_dir: Path) -> int:
         max_grad_norm=0.0,
         logging_steps=1,
     )
-    zero = deepspeed.DeepSpeedSettings(stage=stage)
-    deepspeed.prepare(zero, "cpu")
-    collectives.join(torch.device("cpu"), 60)
+    zero = deepspeed_settings.DeepSpeedSettings(stage=stage)
+    deepspeed_engine.prepare(zero, "cpu")
+    collectives.init_processes(torch.device("cpu"), 60)
     output_dir.mkdir(exist_ok=True)
     rows = rows_of(folder)
     trainer = GlmTrainer(
@@ -89,11 +90,14 @@ def train(folder: Path, source: Path, stage: int, output_dir: Path) -> int:
             device="cpu",
             autocast="no",
             evaluates=False,
-            deepspeed=deepspeed.deepspeed_config(zero, settings, precision="no", has_gpu=False),
+            deepspeed=deepspeed_settings.deepspeed_config(zero, settings, precision="no", has_gpu=False),
         ),
-        collator=DynamicPaddingCollator(0),
-        train_rows=rows,  # type: ignore[arg-type]
-        train_lengths=[len(row["labels"]) for row in rows],
+        settings,
+        TrainingRows(
+            train=RowSet(rows, [len(row["labels"]) for row in rows]),  # type: ignore[arg-type]
+            validation=None,
+            collator=DynamicPaddingCollator(0),
+        ),
     )
     # The oracles decay every weight; transformers leaves biases and norms out.
     trainer.get_decay_parameter_names = lambda model: [name for name, _ in model.named_parameters()]  # type: ignore[method-assign]

@@ -41,16 +41,16 @@ def killed_in_step(step: int) -> None:
 
 def killed_while_saving(step: int) -> None:
     """Die when this process has written its part of a step's checkpoint, in whatever thread."""
-    from glmtune.training.distributed.zero_state import State
+    from glmtune.training.distributed.zero_state import StateShare
 
-    write = State.write
+    write = StateShare.write
 
     def deadly(self: Any, folder: Path) -> None:
         write(self, folder)
         if folder.name == f".checkpoint-{step}.partial":
             kill()
 
-    State.write = deadly  # type: ignore[method-assign]
+    StateShare.write = deadly  # type: ignore[method-assign]
 
 
 def told_to_stop(step: int) -> None:
@@ -134,7 +134,7 @@ def reads_all(step: int) -> None:
     """Let this process hold the whole base before it is divided, as processes without a division do."""
     from glmtune.training.config import RunConfig
 
-    RunConfig.loads_in_parts = property(lambda self: False)  # type: ignore[assignment,method-assign]
+    RunConfig.loads_sharded = property(lambda self: False)  # type: ignore[assignment,method-assign]
 
 
 def bad_gradient(step: int) -> None:
@@ -238,7 +238,7 @@ def main() -> None:
     import torch.utils.tensorboard  # noqa: F401
 
     from glmtune.training import session, trainer  # noqa: F401
-    from glmtune.training.distributed import deepspeed as ours  # noqa: F401
+    from glmtune.training.distributed import deepspeed_engine  # noqa: F401
 
     for line in sys.argv[1:] or sys.stdin:
         folder = Path(line.strip()).parent

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from glmtune.cli import main
+from glmtune.data.dataset import load_split
+from glmtune.loading import load_tokenizer
+from glmtune.models.tokenizers.base import GlmTokenizer
+from recipes.compose import load_settings
+from recipes.train import COMMAND
 from tests.e2e.stories import Story
 from tests.e2e.stories import run_sessions as run_plan
 
@@ -80,6 +85,17 @@ def story(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> Story:
 
 def test_two_processes_equal_one(story: Story) -> None:
     assert_equal(story, "two", "one")
+
+
+def test_the_log_counts_every_token_once_and_no_filler(story: Story, base: list[str]) -> None:
+    settings = load_settings(COMMAND, [FULL, *base])
+    tokenizer = cast(GlmTokenizer, load_tokenizer(settings.model.source))
+    rows = load_split(settings.data, "train", tokenizer)
+    assert len(rows.lengths) == 37
+    tokens = story.logged("two", "tokens")
+    # Step 5 ends the epoch, and in its last forward pass one of the two processes has no row.
+    assert tokens[4] == rows.num_tokens
+    assert tokens == story.logged("one", "tokens")
 
 
 def test_one_process_goes_on_from_two(story: Story) -> None:

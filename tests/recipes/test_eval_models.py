@@ -51,7 +51,7 @@ def tuned(tmp_path_factory) -> dict[str, Path]:
     for name, weight in adapted.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight)
-    with writing(folder / "lora" / "last", facts=facts) as last:
+    with writing(folder / "lora" / "last", manifest=facts) as last:
         adapted.save(last)
     return {"prefix_path": folder / "prefix", "adapter_path": folder / "lora"}
 

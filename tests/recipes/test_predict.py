@@ -277,7 +277,7 @@ def adapter(base, tmp_path):
     for name, weight in tuned.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight)
-    with writing(tmp_path / "lora" / "last", facts=facts) as folder:
+    with writing(tmp_path / "lora" / "last", manifest=facts) as folder:
         tuned.save(folder)
     return tmp_path / "lora"
 

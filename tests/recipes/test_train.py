@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from glmtune import load_model
 from glmtune.cli import main
 from glmtune.errors import ConfigError, GlmtuneError
-from glmtune.training.callbacks import read_log
+from glmtune.training.log import read_log
 from recipes.compose import load_settings
 from recipes.train import COMMAND, TrainResult, run
 

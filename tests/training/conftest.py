@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from glmtune.data.collate import DynamicPaddingCollator
+from glmtune.data.rows import RowSet, TrainingRows
 from glmtune.loading import load_tokenizer
 from glmtune.models.load import load_official
 from glmtune.models.tokenizers.base import GlmTokenizer
@@ -45,9 +46,7 @@ def make_trainer(tiny_base: Path, rows: datasets.Dataset, tmp_path: Path) -> Mak
     `folder` names its run.
     """
 
-    def make(
-        *, folder: str = "run", patience: int | None = None, full: bool = False, **values: Any
-    ) -> GlmTrainer:
+    def make(*, folder: str = "run", full: bool = False, **values: Any) -> GlmTrainer:
         torch.manual_seed(7)
         model = load_official(tiny_base, device="cpu")
         if full:
@@ -68,16 +67,12 @@ def make_trainer(tiny_base: Path, rows: datasets.Dataset, tmp_path: Path) -> Mak
                 autocast="no",
                 evaluates=True,
             ),
-            collator=DynamicPaddingCollator(0),
-            train_rows=rows,
-            train_lengths=rows["length"][:],
-            eval_rows=rows.select(range(10)),
-            eval_lengths=rows["length"][:10],
-            group_by_length=settings.group_by_length,
-            keep_checkpoints=settings.save_total_limit,
-            patience=patience,
-            watch=settings,
-            async_save=settings.async_save,
+            settings,
+            TrainingRows(
+                train=RowSet(rows, rows["length"][:]),
+                validation=RowSet(rows.select(range(10)), rows["length"][:10]),
+                collator=DynamicPaddingCollator(0),
+            ),
         )
 
     return make

@@ -11,14 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from glmtune.training.callbacks import (
-    ProgressDisplay,
-    StopOnSignal,
-    TrainingLog,
-    append_entry,
-    describe,
-    read_log,
-)
+from glmtune.training.callbacks import ProgressDisplay, StopOnSignal, TrainingLog, describe
+from glmtune.training.log import append_entry, read_log
 from glmtune.training.report import environment, model_card, plot_loss, summarize
 
 STEP = {"learning_rate": 0.01, "grad_norm": 0.5, "tokens_per_second": 100.0, "memory_bytes": 2**30}

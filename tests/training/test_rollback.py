@@ -15,20 +15,20 @@ from transformers import get_scheduler
 
 from glmtune.errors import TrainingError
 from glmtune.prefix.attach import prefix_of
-from glmtune.training.callbacks import read_log
 from glmtune.training.checkpoints.folder import latest_checkpoint
-from glmtune.training.rollback import (
-    EVIDENCE_FILE,
+from glmtune.training.log import read_log
+from glmtune.training.rollback import EVIDENCE_FILE
+from glmtune.training.run_folder import changed_settings
+from glmtune.training.session import train
+from glmtune.training.settings import SCHEDULERS
+from glmtune.training.trainer import GlmTrainer
+from glmtune.training.watching.rollback_log import (
     Rollback,
     keep_rollbacks,
     rate_factor,
     read_rollbacks,
     scale_rate,
 )
-from glmtune.training.run_folder import changed_settings
-from glmtune.training.session import train
-from glmtune.training.settings import SCHEDULERS
-from glmtune.training.trainer import GlmTrainer
 
 MakeTrainer = Callable[..., GlmTrainer]
 
@@ -170,7 +170,7 @@ def test_divided_weights_need_a_new_start(make_trainer: MakeTrainer) -> None:
 
     def divided(*args: Any, **kwargs: Any) -> Any:
         if trainer.state.global_step == 4:
-            trainer.divides = True  # noticed on the way back only; dividing needs several processes
+            trainer.uses_fsdp2 = True  # noticed on the way back only; dividing needs several processes
         return original(*args, **kwargs)
 
     trainer._get_grad_norm = divided  # type: ignore[method-assign]

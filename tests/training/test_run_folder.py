@@ -10,7 +10,7 @@ import pytest
 
 from glmtune.errors import CheckpointError, ConfigError, TrainingError
 from glmtune.training.checkpoints.folder import writing
-from glmtune.training.run_folder import changed_settings, check_facts, start_run
+from glmtune.training.run_folder import changed_settings, check_fingerprints, start_run
 
 SETTINGS: dict[str, Any] = {
     "model": {"source": "glm-tiny", "device": "auto"},
@@ -27,7 +27,7 @@ def changed(**trainer: Any) -> dict[str, Any]:
 def started(folder: Path, *steps: int) -> Path:
     start_run(str(folder), resume="auto", settings=SETTINGS)
     for step in steps:
-        with writing(folder / f"checkpoint-{step}", facts={"data_fingerprint": "d1"}) as checkpoint:
+        with writing(folder / f"checkpoint-{step}", manifest={"data_fingerprint": "d1"}) as checkpoint:
             (checkpoint / "weights").write_text("w")
     return folder
 
@@ -102,9 +102,9 @@ def test_finished_run_is_said_so(tmp_path: Path) -> None:
 
 def test_other_model_or_data_is_refused(tmp_path: Path) -> None:
     run = started(tmp_path, 10)
-    check_facts(run / "checkpoint-10", {"data_fingerprint": "d1"})
+    check_fingerprints(run / "checkpoint-10", {"data_fingerprint": "d1"})
     with pytest.raises(ConfigError, match=r"another data fingerprint: d1 then, d2 now.*resume=never"):
-        check_facts(run / "checkpoint-10", {"data_fingerprint": "d2"})
+        check_fingerprints(run / "checkpoint-10", {"data_fingerprint": "d2"})
 
 
 def test_output_dir_is_a_file(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from glmtune.prefix.attach import prefix_of
 from glmtune.quantization.kernels.native import native_library
 from glmtune.quantization.layers.apply import quantize_model
 from glmtune.quantization.layers.linear import QuantizedLinear
-from glmtune.training.callbacks import StopOnSignal, TrainingLog, read_log
+from glmtune.training.callbacks import StopOnSignal, TrainingLog
 from glmtune.training.checkpoints.folder import checkpoints, latest_checkpoint, read_manifest
+from glmtune.training.log import read_log
 from glmtune.training.session import train
 from glmtune.training.trainer import GlmTrainer
 
@@ -171,7 +172,7 @@ def test_gradient_that_is_not_finite(make_trainer: MakeTrainer) -> None:
 
 
 def test_early_stopping_saves_and_best_is_the_best(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    trainer = make_trainer(max_steps=40, eval_steps=2, early_stopping_patience=3, patience=3, save_steps=100)
+    trainer = make_trainer(max_steps=40, eval_steps=2, early_stopping_patience=3, save_steps=100)
     worse = iter([3.0, 2.0, 2.5, 2.4, 2.3])
     evaluate = trainer.evaluate
 

@@ -1,20 +1,30 @@
-"""Checkpoints that are either complete or not there: written aside, synced to disk, then renamed."""
+"""Checkpoints that are either complete or not there: written aside, synced to disk, then renamed.
+
+A run folder, and when each name appears:
+
+    .checkpoint-20.partial/   while it is written; `repair` removes it after a kill
+    checkpoint-20/            complete: every file is there in the size that its checkpoint.json lists
+    last/  best/              the tuned model of a checkpoint without what resuming needs, as hard links
+    previous/1/               an earlier run that `resume=never` moved away
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from glmtune import files
 from glmtune.errors import CheckpointError, TrainingError
-from glmtune.files import PARTIAL, REPLACED, prepared_folder, write_json
-from glmtune.training.distributed.collectives import is_lost
+from glmtune.files import PARTIAL, REPLACED, partial_of, write_json
+from glmtune.training.distributed.collectives import is_connection_lost
 
 MANIFEST = "checkpoint.json"
 # What only resuming needs; everything else in a checkpoint is the tuned model.
@@ -31,23 +41,87 @@ STATE_FILES = frozenset(
     }
 )
 STATE_PREFIXES = ("rng_state", "zero-")
-"""So begin the names of what each process writes for itself."""
+"""What the names begin with of files that each process writes for itself."""
 # What a run folder holds besides checkpoint-N.
 RUN_FILES = frozenset(
     {"last", "best", "runs", "config.yaml", "environment.json", "trainer_log.jsonl", "training_loss.png"}
     | {"all_results.json", "train_results.json", "eval_results.json", "README.md"}
     | {"rollbacks.json", "not_finite.json"}
 )
+# torch.save turns a full disk into a RuntimeError of its zip writer, safetensors into an error of its own.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
+@dataclass(frozen=True)
+class StagedCheckpoint:
+    """A checkpoint on its way: a hidden folder that all processes fill, and that one of them seals.
+
+    A context manager would say the same in one word, but must end in the thread and the block that began it,
+    and a checkpoint written while training goes on begins in one thread and ends in another. So the three
+    steps are methods: `begin`, then `seal`, or `discarded_on_error` around everything between the two.
+
+    Attributes:
+        final: its name from `seal` on; a folder of that name is replaced.
+        manifest: plain values kept in the manifest, beside the list of files.
+        is_owner: whether this process begins, seals and discards; for the others these steps do nothing.
+    """
+
+    final: Path
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    is_owner: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """Where files are written to, beside the final place."""
+        return partial_of(self.final)
+
+    def begin(self) -> None:
+        """Make the folder, empty.
+
+        Raises:
+            TrainingError: it cannot be made.
+        """
+        if self.is_owner:
+            with self.discarded_on_error():
+                files.begin_folder(self.final)
+
+    @contextmanager
+    def discarded_on_error(self) -> Iterator[None]:
+        """Run a block that adds files; if it fails, nothing of the checkpoint is left.
+
+        Raises:
+            TrainingError: in the owner, what could not be written and what is still intact. Other processes
+                raise what the block did; so does the owner after an error that is none of writing.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if not self.is_owner:
+                raise
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if isinstance(error, WRITE_ERRORS) and not is_connection_lost(error):
+                raise TrainingError(write_problem(self.final, error)) from error
+            raise
+
+    def seal(self) -> None:
+        """Give the folder its final name, once every byte of it is on disk.
+
+        Raises:
+            TrainingError: the disk does not take it; ``final`` is as it was.
+        """
+        if self.is_owner:
+            with self.discarded_on_error():
+                _write_manifest(self.folder, self.manifest)  # last, as it lists the others with their sizes
+                files.put_in_place(self.folder, self.final)
+
+
 @contextmanager
-def writing(final: Path, *, facts: dict[str, Any] | None = None) -> Iterator[Path]:
+def writing(final: Path, *, manifest: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """Yield a folder to fill; it takes the name ``final`` only when everything is on disk.
 
     Args:
         final: the folder to appear; one of that name is replaced.
-        facts: plain values kept in the manifest.
+        manifest: plain values kept in the manifest.
 
     Yields:
         An empty folder beside ``final``.
@@ -55,24 +129,21 @@ def writing(final: Path, *, facts: dict[str, Any] | None = None) -> Iterator[Pat
     Raises:
         TrainingError: a file could not be written (disk full, no permission, ...); ``final`` is as it was.
     """
-    try:
-        with prepared_folder(final) as partial:
-            yield partial
-            _write_manifest(partial, facts or {})
-    except WRITE_ERRORS as error:
-        if is_lost(error):
-            raise
-        raise TrainingError(write_problem(final, error)) from error
+    staged = StagedCheckpoint(final, manifest or {})
+    staged.begin()
+    with staged.discarded_on_error():
+        yield staged.folder
+    staged.seal()
 
 
-def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+def _write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
     """List every file with its size, so that a checkpoint that lost one is no checkpoint."""
-    files = {
+    sizes = {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    write_json(folder / MANIFEST, {"files": files, **facts})
+    write_json(folder / MANIFEST, {"files": sizes, **values})
 
 
 def write_problem(path: Path, error: BaseException) -> str:
@@ -98,8 +169,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def step_of(folder: Path) -> int | None:
     """Return N of a folder named ``checkpoint-N``, else None."""
-    kind, _, number = folder.name.partition("-")
-    return int(number) if kind == "checkpoint" and number.isdigit() else None
+    stem, _, number = folder.name.partition("-")
+    return int(number) if stem == "checkpoint" and number.isdigit() else None
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -155,7 +226,7 @@ def rotate(run: Path, *, keep: int | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish(checkpoint: Path, final: Path, *, facts: dict[str, Any] | None = None) -> None:
+def publish(checkpoint: Path, final: Path, *, manifest: Mapping[str, Any] | None = None) -> None:
     """Offer the tuned model of a checkpoint under a fixed name (``last``, ``best``), without optimizer state.
 
     Files are hard links where the file system allows, so they take no space, and outlive the checkpoint.
@@ -163,12 +234,12 @@ def publish(checkpoint: Path, final: Path, *, facts: dict[str, Any] | None = Non
     Args:
         checkpoint: a complete checkpoint.
         final: the folder to appear; one of that name is replaced.
-        facts: plain values kept in its manifest.
+        manifest: plain values kept in its manifest.
 
     Raises:
         TrainingError: see ``writing``.
     """
-    with writing(final, facts=facts) as folder:
+    with writing(final, manifest=manifest) as folder:
         for path in sorted(checkpoint.rglob("*")):
             name = path.relative_to(checkpoint)
             if path.is_dir() or name.parts[0] in STATE_FILES or name.name.startswith(STATE_PREFIXES):

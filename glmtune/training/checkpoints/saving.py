@@ -1,18 +1,31 @@
-"""Write checkpoints while training waits, or beside it from a copy in host memory.
+"""Write checkpoints while training waits, or asynchronously from a copy in host memory.
 
-Beside training means: what changes in the next step is copied, which needs the other processes, and training
-goes on; a thread of every process then writes, and these threads agree over connections of their own that the
-checkpoint is complete.
+How a checkpoint passes from the training thread to the writer thread (`trainer.async_save=true`), in every
+process:
+
+    training   step | small files, copy parts | step | step | step | finish | small files, copy parts | ...
+    writer                                 '--> optimizer | weights | seal: sync, rename | publish |
+
+The copy needs the other processes (ZeRO and FSDP gather), so it belongs to the training thread; what follows
+is writing alone. Writers agree over a process group of their own that all parts are there. There is one
+checkpoint at a time: the next one waits in `finish` for the one before. Without `async_save` the same steps
+run in the training thread, over the tensors themselves.
+
+What is rolled back, and when:
+
+    until all parts are written   an error in any process is raised in all, and the hidden folder is removed
+    while it is sealed            the same; a checkpoint of that name is put back
+    after that                    nothing: the checkpoint is complete, only `last` or `best` may be older
+    a kill, at any time           nothing now; the next start removes the hidden folder (`folder.repair`)
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +33,6 @@ from torch import Tensor, nn
 from glmtune.training.adapt import Tuned
 from glmtune.training.checkpoints import folder as checkpoints
 from glmtune.training.distributed import collectives, fsdp, zero_state
-
-if TYPE_CHECKING:
-    from glmtune.training.trainer import GlmTrainer
 
 OPTIMIZER_FILE = "optimizer.pt"
 
@@ -32,38 +42,32 @@ class Parts:
     """The large parts of a checkpoint, as they are now or as they were when it was begun.
 
     Attributes:
-        write_state: writes this process's part of the optimizer's state; may need the other processes.
-        weights: when all have written that, trained weights by parameter name; None: the model's own.
+        write_optimizer: given the folder, writes this process's part of the optimizer's state; may need the
+            other processes.
+        weights: given the folder, when all have written that: trained weights by parameter name; None: the
+            model's own.
     """
 
-    write_state: Callable[[], None]
-    weights: Callable[[], Mapping[str, Tensor] | None]
+    write_optimizer: Callable[[Path], None]
+    weights: Callable[[Path], Mapping[str, Tensor] | None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A checkpoint that was begun.
+    """A checkpoint that was begun: the small files are in its folder, the large parts are at hand.
 
     Attributes:
-        opened: ends by sealing the folder in the first process, or by removing it after an error.
-        folder: where it is prepared.
-        final: its name once it is complete.
-        facts: for the manifests of ``last``.
-        best: for the manifest of ``best``, if this is the best one so far and to be published with it.
-        parts: the large ones; the small ones are in the folder.
+        staged: the folder, and its manifest, which ``last`` will have as well.
+        parts: the large ones.
         tuned: how the model is written.
-        writes: whether this process writes the model and seals.
+        best: manifest of ``best``, if this is the best one so far; None: ``best`` stays.
         keep: newest checkpoints kept; None keeps all.
     """
 
-    opened: ExitStack
-    folder: Path
-    final: Path
-    facts: dict[str, Any]
-    best: dict[str, Any] | None
+    staged: checkpoints.StagedCheckpoint
     parts: Parts
     tuned: Tuned
-    writes: bool
+    best: Mapping[str, Any] | None
     keep: int | None
 
 
@@ -72,60 +76,65 @@ def complete(job: Job, group: Any) -> None:
 
     Args:
         job: the checkpoint.
-        group: the connections to agree over; None: those of training.
+        group: the process group to agree over; None: that of training.
 
     Raises:
-        TrainingError: something could not be written, in the first process; OSError in others.
+        TrainingError: something could not be written, in the main process; OSError in others.
     """
-    with job.opened:
-        with collectives.agreed("write its part of the checkpoint", checkpoints.WRITE_ERRORS, group):
-            job.parts.write_state()
-        with collectives.agreed("write the checkpoint", checkpoints.WRITE_ERRORS, group):
-            if job.writes:
-                job.tuned.save(job.folder, job.parts.weights())
-        sealing = job.opened.pop_all()
-    with collectives.all_or_none(group):
-        sealing.close()
-        if job.writes:
-            run = job.final.parent
-            checkpoints.publish(job.final, run / "last", facts=job.facts)
+    staged = job.staged
+    with staged.discarded_on_error():
+        # The optimizer first: under ZeRO its files hold the weights as well, and `weights` reads them there.
+        with collectives.propagate_write_errors(
+            "write its part of the checkpoint", checkpoints.WRITE_ERRORS, group
+        ):
+            job.parts.write_optimizer(staged.folder)
+        with collectives.propagate_write_errors("write the checkpoint", checkpoints.WRITE_ERRORS, group):
+            if staged.is_owner:
+                job.tuned.save(staged.folder, job.parts.weights(staged.folder))
+    # Everything of every process is in the folder now; what is left is the owner's, and fails in all or none.
+    with collectives.propagate_errors(group):
+        staged.seal()
+        if staged.is_owner:
+            run = staged.final.parent
+            checkpoints.publish(staged.final, run / "last", manifest=staged.manifest)
             if job.best is not None:
-                checkpoints.publish(job.final, run / "best", facts=job.best)
-            checkpoints.rotate(run, keep=job.keep)
+                checkpoints.publish(staged.final, run / "best", manifest=job.best)
+            checkpoints.rotate(run, keep=job.keep)  # old ones go last, when the new one is offered
 
 
 class Saves:
     """Runs what writes a checkpoint, one at a time."""
 
-    def __init__(self, *, beside: bool, timeout_seconds: float) -> None:
-        """Connect the threads of all processes, which must all call this.
+    def __init__(self, *, asynchronous: bool, timeout_seconds: float) -> None:
+        """Connect the writer threads of all processes, which must all call this.
 
         Args:
-            beside: write in a thread, beside training.
-            timeout_seconds: how long they wait for each other.
+            asynchronous: write in a thread while training goes on.
+            timeout_seconds: how long the writers wait for each other.
         """
-        self.beside = beside
-        self._group = collectives.second_group(timeout_seconds) if beside else None
+        self.asynchronous = asynchronous
+        self._group = collectives.new_gloo_group(timeout_seconds) if asynchronous else None
         self._thread: threading.Thread | None = None
         self._problem: BaseException | None = None
 
     def start(self, job: Job) -> None:
-        """Complete a checkpoint now, or begin to, beside training.
+        """Complete a checkpoint now, or begin to, while training goes on.
 
         Raises:
             TrainingError: see `complete`.
         """
         assert self._thread is None, "one checkpoint at a time"
-        if not self.beside:
+        if not self.asynchronous:
             complete(job, None)
             return
+        # A daemon, so that an interpreter that ends does not wait for a writer whose partners are gone.
         self._thread = threading.Thread(target=self._run, args=(job,), name="glmtune-save", daemon=True)
         self._thread.start()
 
     def _run(self, job: Job) -> None:
         try:
             complete(job, self._group)
-        except BaseException as error:  # raised again where training waits for it
+        except BaseException as error:  # an error of a thread would be printed and lost; `finish` raises it
             self._problem = error
 
     @property
@@ -137,7 +146,7 @@ class Saves:
         """Wait until the checkpoint that was begun is complete.
 
         Raises:
-            TrainingError: it could not be written; OSError in processes other than the first.
+            TrainingError: it could not be written; OSError in processes other than the main one.
         """
         self.wait()
         problem, self._problem = self._problem, None
@@ -151,36 +160,57 @@ class Saves:
             self._thread = None
 
 
-def parts_of(trainer: GlmTrainer, folder: Path) -> Parts:
-    """Gather the large parts of a checkpoint; every process must call this.
+def zero_parts(engine: Any, model: nn.Module, *, rank: int, count: int, copies: bool) -> Parts:
+    """Return what ZeRO has sharded: each process writes some parameters; every process must call this.
 
     Args:
-        trainer: between two steps.
-        folder: where they will be written.
+        engine: DeepSpeed's, between two steps.
+        model: its module.
+        rank: of this process.
+        count: processes in all.
+        copies: take a copy now, so that the next step may change the originals.
     """
-    model, beside = trainer.tuned.model, trainer.saves.beside
-    writes = trainer.args.should_save
-    if trainer.is_deepspeed_enabled:
-        state = zero_state.State(
-            trainer.model_wrapped, model, rank=trainer.args.process_index, count=trainer.args.world_size
-        )
-        if beside:
-            state.copy()
-        return Parts(lambda: state.write(folder), lambda: zero_state.TrainedWeights(folder, model))
-    weights: dict[str, Tensor] | None = None
-    if trainer.divides:
-        weights = fsdp.whole_weights(model, keep=writes)
-        values = fsdp.whole_optimizer(trainer.plain_optimizer, keep=writes)
-    else:
-        values = trainer.plain_optimizer.state_dict() if writes else {}
-        if beside and writes:
-            weights, values = _trained_weights(model), in_host_memory(values)
+    share = zero_state.StateShare(engine, model, rank=rank, count=count)
+    if copies:
+        share.copy()
+    return Parts(share.write, lambda folder: zero_state.TrainedWeights(folder, model))
 
-    def write_state() -> None:
+
+def fsdp_parts(model: nn.Module, optimizer: torch.optim.Optimizer, *, writes: bool) -> Parts:
+    """Return what FSDP2 has sharded, gathered in one process; every process must call this.
+
+    Gathering copies to host memory, so this is the copy that writing asynchronously needs, too.
+
+    Args:
+        model: between two steps.
+        optimizer: of its weights.
+        writes: whether this process writes.
+    """
+    weights = fsdp.gather_weights(model, keep=writes)
+    return _one_writer(fsdp.gather_optimizer(optimizer, keep=writes), weights, writes=writes)
+
+
+def whole_parts(model: nn.Module, optimizer: torch.optim.Optimizer, *, writes: bool, copies: bool) -> Parts:
+    """Return the parts where each process holds all of them, so that one can write alone.
+
+    Args:
+        model: between two steps.
+        optimizer: of its weights.
+        writes: whether this process writes.
+        copies: take a copy now, so that the next step may change the originals.
+    """
+    state = optimizer.state_dict() if writes else {}
+    if not (copies and writes):
+        return _one_writer(state, None, writes=writes)
+    return _one_writer(in_host_memory(state), _trained_weights(model), writes=writes)
+
+
+def _one_writer(state: dict[str, Any], weights: dict[str, Tensor] | None, *, writes: bool) -> Parts:
+    def write_optimizer(folder: Path) -> None:
         if writes:
-            torch.save(values, folder / OPTIMIZER_FILE)
+            torch.save(state, folder / OPTIMIZER_FILE)
 
-    return Parts(write_state, lambda: weights)
+    return Parts(write_optimizer, lambda folder: weights)
 
 
 def in_host_memory(value: Any) -> Any:

@@ -1,10 +1,18 @@
-"""What the processes of a run must do or know at the same time."""
+"""Collectives: what the processes of a run must do or know at the same time.
+
+In one process all of them work, too, and cost nothing, so callers need not ask how many processes there are.
+
+Every function here that talks to other processes is a collective: all processes must call it, and in the same
+order. One that leaves early, after an error for example, would leave the others waiting until their time-out.
+Therefore errors travel: a block under `propagate_errors` or `propagate_write_errors` that fails in one
+process fails in all.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -16,17 +24,19 @@ from accelerate.utils import broadcast_object_list
 
 from glmtune.errors import ConfigError, GlmtuneError, TrainingError
 
-Known = TypeVar("Known")
+Value = TypeVar("Value")
+# PyTorch has no class of error for a lost partner: gloo raises RuntimeError with the words of the system call
+# (closed, reset, broken) or of its own time-out; only NCCL and the stores raise classes named Dist...Error.
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout", "Timed out")
 """What the collectives of PyTorch say when another process has ended or does not answer."""
 
 
-def join(device: torch.device, timeout_seconds: int) -> PartialState:
+def init_processes(device: torch.device, timeout_seconds: int) -> PartialState:
     """Connect to the other processes of this run, if there are any.
 
     Args:
         device: where training will run.
-        timeout_seconds: how long to wait for the others, now and at every later exchange.
+        timeout_seconds: how long to wait for the others, now and in every later collective.
 
     Returns:
         Who this process is.
@@ -45,7 +55,7 @@ def join(device: torch.device, timeout_seconds: int) -> PartialState:
         ) from error
 
 
-def is_several() -> bool:
+def is_distributed() -> bool:
     """Tell whether this run has more than one process."""
     return (
         torch.distributed.is_available()
@@ -54,43 +64,51 @@ def is_several() -> bool:
     )
 
 
-def is_first() -> bool:
-    """Tell whether this process is number 0."""
-    return not is_several() or torch.distributed.get_rank() == 0
+def is_main_process() -> bool:
+    """Tell whether this process is rank 0 of all."""
+    return not is_distributed() or torch.distributed.get_rank() == 0
 
 
-def wait() -> None:
+def barrier() -> None:
     """Wait until every process has come here."""
-    if is_several():
+    if is_distributed():
         torch.distributed.barrier()
 
 
-def second_group(timeout_seconds: float) -> Any:
-    """Connect the processes once more, for threads that talk beside training; None for a single process."""
-    if not is_several():
+def new_gloo_group(timeout_seconds: float) -> Any:
+    """Connect the processes once more, for threads that talk while training goes on.
+
+    Two threads may not share one group: its collectives match by their order alone, so a message of the
+    writer thread could be taken for one of the training thread. gloo, because what the writers exchange are
+    Python objects in host memory, which must not queue behind the kernels of a GPU.
+
+    Returns:
+        The process group; None for a single process.
+    """
+    if not is_distributed():
         return None
     return torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
 
 
-def gathered(value: Known, group: Any = None) -> list[Known]:
-    """Return what each process brought, by rank.
+def all_gather(value: Value, group: Any = None) -> list[Value]:
+    """Return the value of each process, by rank.
 
     Args:
-        value: of this process.
-        group: the connections to use; None: those of training.
+        value: of this process; can be pickled.
+        group: the process group to use; None: that of training.
     """
-    if not is_several():
+    if not is_distributed():
         return [value]
     found: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, value, group=group)
     return found
 
 
-def of_first(make: Any) -> Any:
-    """Let the first process make something, and give it, or its error, to all.
+def broadcast_from_main(make: Callable[[], Value]) -> Value:
+    """Let the main process make something, and give it, or its error, to all.
 
     Args:
-        make: called in the first process alone.
+        make: called in the main process alone.
 
     Raises:
         GlmtuneError: what ``make`` raised, in every process.
@@ -101,17 +119,17 @@ def of_first(make: Any) -> Any:
         try:
             found[0] = make()
         except GlmtuneError as error:
-            if not is_several():
+            if not is_distributed():
                 raise
             found[1] = error
-    if is_several():
+    if is_distributed():
         broadcast_object_list(found)
     if found[1] is not None:
         raise found[1]
     return found[0]
 
 
-def check_same(values: Any) -> None:
+def check_same_settings(values: Any) -> None:
     """Make sure that all processes train with the same settings.
 
     Args:
@@ -120,9 +138,9 @@ def check_same(values: Any) -> None:
     Raises:
         ConfigError: in every process, if they differ.
     """
-    if not is_several():
+    if not is_distributed():
         return
-    texts = gathered(repr(values))
+    texts = all_gather(repr(values))
     odd = [rank for rank, text in enumerate(texts) if text != texts[0]]
     if odd:
         raise ConfigError(
@@ -132,13 +150,15 @@ def check_same(values: Any) -> None:
 
 
 @contextmanager
-def agreed(what: str, errors: tuple[type[Exception], ...], group: Any = None) -> Iterator[None]:
-    """Run a block in every process; where it fails in one, it fails in all.
+def propagate_write_errors(
+    what: str, errors: tuple[type[Exception], ...], group: Any = None
+) -> Iterator[None]:
+    """Run a block that writes in every process; where it fails in one, it fails in all.
 
     Args:
         what: completes "process N could not".
         errors: the failures to share; others are raised at once.
-        group: the connections to use; None: those of training.
+        group: the process group to use; None: that of training.
 
     Raises:
         OSError: in every process, naming those that failed.
@@ -147,24 +167,28 @@ def agreed(what: str, errors: tuple[type[Exception], ...], group: Any = None) ->
     try:
         yield
     except errors as error:
-        if not is_several() or is_lost(error):
+        # After a lost connection there is nobody to tell: the gathering below would fail as well, later.
+        if not is_distributed() or is_connection_lost(error):
             raise
         problem = error
-    if not is_several():
+    if not is_distributed():
         return
     report = None if problem is None else f"on {socket.gethostname()} could not {what}: {problem}"
-    reports = gathered(report, group)
+    reports = all_gather(report, group)
     failed = [f"process {rank} {report}" for rank, report in enumerate(reports) if report is not None]
     if failed:
         raise OSError("; ".join(failed)) from problem
 
 
 @contextmanager
-def all_or_none(group: Any = None) -> Iterator[None]:
-    """Run a block in every process; where it fails in one, the others do not go on to wait for it.
+def propagate_errors(group: Any = None) -> Iterator[None]:
+    """Run a block in every process; where one of our errors ends it in one, the others stop after it, too.
+
+    Unlike `propagate_write_errors` the process that failed raises its own error, so that its user reads the
+    whole of it, with the exit code of its kind.
 
     Args:
-        group: the connections to use; None: those of training.
+        group: the process group to use; None: that of training.
 
     Raises:
         GlmtuneError: what the block raised; TrainingError in the processes where it did not fail.
@@ -174,7 +198,7 @@ def all_or_none(group: Any = None) -> Iterator[None]:
         yield
     except GlmtuneError as error:
         problem = error
-    reports = gathered(None if problem is None else str(problem), group)
+    reports = all_gather(None if problem is None else str(problem), group)
     if problem is not None:
         raise problem
     for rank, report in enumerate(reports):
@@ -182,8 +206,8 @@ def all_or_none(group: Any = None) -> Iterator[None]:
             raise TrainingError(f"process {rank}: {report}")
 
 
-def check_shared(folder: Path) -> None:
-    """Make sure that this process sees a folder which the first one has made.
+def check_shared_storage(folder: Path) -> None:
+    """Make sure that this process sees a folder which the main process has made.
 
     Raises:
         OSError: it does not.
@@ -195,7 +219,7 @@ def check_shared(folder: Path) -> None:
         )
 
 
-def is_lost(error: BaseException) -> bool:
+def is_connection_lost(error: BaseException) -> bool:
     """Tell whether an error means that another process has ended or does not answer."""
     name = type(error).__name__
     return name.startswith("Dist") or any(words in str(error) for words in LOST)

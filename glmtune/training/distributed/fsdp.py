@@ -1,8 +1,14 @@
-"""FSDP2, PyTorch's own way of dividing weights among processes, with checkpoints as those of one process.
+"""FSDP2, PyTorch's own sharding of weights, with checkpoints as those of one process.
 
-Layers are divided one by one and gathered while they compute; what lies outside them (embedding, head,
-prefix) stays gathered from forward to backward pass. Checkpoints hold whole tensors in the plain format, so a
-run may go on with any number of processes, one included, with FSDP or without.
+Each process holds a row-wise shard of every parameter, as a `DTensor`:
+
+    model                embedding, head, prefix: gathered for the whole of forward and backward pass
+      layer 0            gathered when it computes, resharded after it, gathered again for its backward pass
+      layer 1            ...
+
+So a process needs its share of all plus one whole layer at a time; the few weights outside the layers are
+used at both ends of a pass, with nothing between to free them for. Checkpoints hold whole tensors in the
+plain format, so a run may go on with any number of processes, one included, with FSDP or without.
 """
 
 from __future__ import annotations
@@ -16,37 +22,44 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glmtune.models.placeholders import is_placeholder, pending_weights
-from glmtune.training.distributed.sharded_loading import fill
+from glmtune.training.distributed.sharded_loading import load_sharded
 
 OPTIMIZER_FILE = "optimizer.pt"
 
 
-def divide(model: nn.Module, device: torch.device) -> None:
-    """Divide a model's weights among the processes of this run.
+def shard(model: nn.Module, device: torch.device) -> None:
+    """Shard a model's weights over the processes of this run.
 
     Args:
-        model: mutated; its parameters become `DTensor`. Each process holds all of them now, or the model is
-            of placeholders, and every tensor is divided as process 0 reads it.
-        device: where the parts will be.
+        model: mutated; its parameters become `DTensor`. Each process holds all of them now, or they are
+            placeholders, and every tensor is sharded as process 0 reads it.
+        device: where the shards will be.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    is_pending = pending_weights(model) is not None
-    if is_pending:
+    has_placeholders = pending_weights(model) is not None
+    if has_placeholders:
         _move_to_meta(model)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    # Layers before the model: `fully_shard` of a module takes what no inner module has taken already, so the
+    # other order would make one group of all weights, gathered at once.
     for layer in [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    model._is_fsdp_managed_module = True  # pyright: ignore[reportArgumentType]  # what transformers asks for
-    if is_pending:
+    # transformers (5.24, `is_fsdp_managed_module`) asks for this mark of a model that is sharded already.
+    model._is_fsdp_managed_module = True  # pyright: ignore[reportArgumentType]
+    if has_placeholders:
+        # Only now do the parameters get memory, each process for its shards alone; then values come in.
         model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
-        fill(model, _keep_part, device=device)
+        load_sharded(model, _keep_shard, device=device)
 
 
 def _move_to_meta(model: nn.Module) -> None:
-    """Put the pending weights of a model of placeholders on the device that FSDP takes them from."""
+    """Make meta tensors of placeholders: of these FSDP makes shards without memory.
+
+    Tied weights stay one parameter.
+    """
     moved: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
@@ -56,50 +69,54 @@ def _move_to_meta(model: nn.Module) -> None:
                 setattr(module, name, moved[id(weight)])
 
 
-def _keep_part(weight: nn.Parameter, whole: Tensor) -> None:
+def _keep_shard(weight: nn.Parameter, whole: Tensor) -> None:
+    """Take this process's shard of a tensor that process 0 has read."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
+    # After the broadcast every process holds the whole tensor, so each cuts its own shard off
+    # (`src_data_rank=None`); by default rank 0 would send the shards once more.
     torch.distributed.broadcast(whole, 0)
     assert isinstance(weight, DTensor)
-    part = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
-    weight.to_local().copy_(part.to_local())
+    shard = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
+    weight.to_local().copy_(shard.to_local())
 
 
-def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """Put the trained weights together; every process must call this.
+def gather_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """Gather the trained weights; every process must call this.
 
     Args:
-        model: divided.
+        model: sharded.
         keep: whether this process wants them; the others get nothing.
 
     Returns:
         Whole tensors on the host by parameter name, tied ones under each of their names.
     """
     named = model.named_parameters(remove_duplicate=False)
-    return _whole({name: weight for name, weight in named if weight.requires_grad}, keep=keep)
+    return _gather({name: weight for name, weight in named if weight.requires_grad}, keep=keep)
 
 
-def whole_optimizer(optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, Any]:
-    """Put the optimizer's state together as one process would have it; every process must call this.
+def gather_optimizer(optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, Any]:
+    """Gather the optimizer's state as one process would have it; every process must call this.
 
     Args:
-        optimizer: over divided weights.
+        optimizer: over sharded weights.
         keep: whether this process wants it; the others only take part.
     """
     state = optimizer.state_dict()
-    state["state"] = {number: _whole(values, keep=keep) for number, values in state["state"].items()}
+    state["state"] = {number: _gather(values, keep=keep) for number, values in state["state"].items()}
     return state
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Take over an optimizer's state, of which every process keeps its part; every process must call this.
+    """Load an optimizer's state, of which every process keeps its shards; every process must call this.
 
     Args:
-        optimizer: over divided weights; mutated.
+        optimizer: over sharded weights; mutated.
         folder: of a checkpoint written with FSDP or by one process.
     """
     from torch.distributed.tensor import DTensor, distribute_tensor
 
+    # Mapped, not read: a process touches each whole tensor only while it cuts its shard off.
     state = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True, mmap=True)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for number, values in state["state"].items():
@@ -111,9 +128,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     optimizer.load_state_dict(state)
 
 
-def _whole(values: dict[str, Any], *, keep: bool) -> dict[str, Any]:
+def _gather(values: dict[str, Any], *, keep: bool) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     for name, value in values.items():
+        # `full_tensor` of a DTensor is a collective: all call it, also those that keep nothing.
         gather: Callable[[], Tensor] | None = getattr(value, "full_tensor", None)
         full = value if gather is None else gather()
         if keep:

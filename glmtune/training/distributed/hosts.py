@@ -1,4 +1,9 @@
-"""Start a run on the machines of a hostfile, over ssh."""
+"""Start a run on the machines of a hostfile, over ssh.
+
+One ssh per machine runs the same command there with that machine's number in its settings; from then on each
+is a launcher (`launch`), and this one only waits for all and stops the rest when one fails. DeepSpeed's own
+launcher reads the same file, but needs DeepSpeed and pdsh on every machine; FSDP and plain runs have neither.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +31,8 @@ from glmtune.training.distributed.launch import (
 
 CONNECT_SECONDS = 10
 STOP_SECONDS = 30
+"""How long machines may take to end when another one has failed: there is nothing left to save then."""
+# BatchMode: a password would be asked for on every machine at once; without one ssh fails, and we say so.
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}")
 Running = Sequence["subprocess.Popen[bytes]"]
 
@@ -97,6 +104,7 @@ def launch_on_hosts(command: str, values: Mapping[str, Any], settings: LaunchSet
     running: list[subprocess.Popen[bytes]] = []
     try:
         for rank, host in enumerate(hosts):
+            # -tt, a terminal: when this ssh ends, the system there hangs up and its processes end, too.
             words = [*SSH, "-tt", host.name, _remote(command, values, settings, hosts, rank)]
             running.append(subprocess.Popen(words, stdin=subprocess.DEVNULL))
         return _watch(running, hosts)
@@ -137,6 +145,7 @@ def _remote(
         "hostfile": None,
     }
     own = {**values, "launch": {**values["launch"], **place}}
+    # As base64: settings may hold quotes and line ends, which the shells here and there would read their way.
     code = base64.b64encode(json.dumps(own).encode()).decode()
     program, folder = shlex.join([sys.executable, *OWN_PROGRAM]), shlex.quote(str(Path.cwd()))
     return (
@@ -146,7 +155,11 @@ def _remote(
 
 
 def _watch(running: Running, hosts: Sequence[Host]) -> int:
-    """Wait for all machines; stop the rest when one fails."""
+    """Wait for all machines; stop the rest when one fails.
+
+    Returns:
+        0, or 128 + the number of the signal that stopped a machine's part after it had saved.
+    """
     try:
         while None in (codes := [process.poll() for process in running]):  # all are asked, not the first only
             if any(code not in (None, 0) for code in codes):
@@ -162,8 +175,8 @@ def _watch(running: Running, hosts: Sequence[Host]) -> int:
     host, code = failed[0]
     if code > 128:
         return code
-    kind = ConfigError if code == 2 else TrainingError
-    raise kind(
+    raised = ConfigError if code == 2 else TrainingError
+    raise raised(
         f"The part of `{host.name}` ended with code {code}; the other machines were stopped. See above."
     )
 

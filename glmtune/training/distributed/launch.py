@@ -1,4 +1,16 @@
-"""Start the processes of a run: on this machine, on several, or on those of a hostfile."""
+"""Start this machine's processes of a run, and make one outcome of how they end.
+
+    glmtune train            the launcher: composes the settings once, starts and waits
+      process 0..N-1         `python -m glmtune train --settings FILE`, with RANK and WORLD_SIZE set
+
+torch's elastic agent does the starting: it hands out ranks, connects machines over one port of machine 0, and
+when a process fails it stops the others. Ours are the choice of port and number, and the words at the end.
+
+Signals: Ctrl-C reaches the launcher and all its processes, SIGTERM the launcher alone, which passes it on. A
+process told to stop saves and ends with 128 + the signal's number, as does the launcher. One that ends with
+code 75 (`StartAnewError`, EX_TEMPFAIL of sysexits.h) asks to be started anew: a run whose weights are sharded
+cannot go back to a checkpoint in place.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +43,9 @@ or `datasets.py` of the user's is taken for the package or for a library."""
 LAUNCHED = "GLMTUNE_LAUNCHED"
 """Set in processes that we start: they write their error to a file, and the launcher shows one of them."""
 SEVERAL_MACHINES_PORT = 29500
+"""torchrun's default: machines cannot agree on a free port before they are connected, so it must be known."""
 SAVING_SECONDS = 1800
-"""How long processes told to stop may take to save their checkpoint."""
+"""How long processes told to stop may take to save: a large checkpoint over a network takes minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +168,8 @@ def check_port(port: int) -> None:
         ConfigError: another program has it, or the system does not allow it.
     """
     with closing(socket.socket()) as probe:
+        # As torch's store will: without it a port that an ended run has just left counts as taken for a
+        # minute.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
@@ -191,12 +206,15 @@ def _launch_once(command: str, values: Mapping[str, Any], node: Node) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # The agent logs each failure with a table of all processes; we word it ourselves.
     for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.distributed.run"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     folder = Path(tempfile.mkdtemp(prefix="glmtune-"))
     (folder / "settings.json").write_text(json.dumps(values), encoding="utf-8")
+    # One process of the whole run speaks to the terminal; the others write to files, for when they fail.
     first = 0 if node.rank == 0 else -1
     quiet = {rank: Std.ALL for rank in range(node.num_processes) if rank != first}
+    # By itself each process would take a thread for every core, and they would be in each other's way.
     cores = os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // node.num_processes)))
     os.environ[LAUNCHED] = "1"
@@ -205,10 +223,10 @@ def _launch_once(command: str, values: Mapping[str, Any], node: Node) -> int:
         max_nodes=node.num_nodes,
         nproc_per_node=node.num_processes,
         run_id="glmtune",
-        rdzv_backend="static",
+        rdzv_backend="static",  # machines know their number beforehand, so nothing has to be negotiated
         rdzv_endpoint=f"{node.master_addr}:{node.master_port}",
         rdzv_configs={"rank": node.rank, "timeout": node.timeout_seconds},
-        max_restarts=0,
+        max_restarts=0,  # the same command goes on from the newest checkpoint, when whatever failed is mended
         shutdown_timeout=SAVING_SECONDS,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder), redirects=quiet or Std.NONE),
     )
@@ -263,15 +281,20 @@ def _failed(failures: Sequence[ProcessFailure], folder: Path) -> int:
 
 
 def _blame(failure: ProcessFailure) -> tuple[int, int, int]:
-    """Order failures: the lower, the likelier it is what the others only follow from."""
+    """Order failures: the lower, the likelier it is what the others only follow from.
+
+    When one process fails, the others lose their connection to it, or the launcher stops them (SIGTERM, then
+    SIGKILL). Which of them ended first by the clock says little: the cause may take longer to end than those
+    that only noticed.
+    """
     is_stopped = failure.exitcode in (-signal.SIGTERM, -signal.SIGKILL)
     if PARTNER_LOST in _told(failure)[0]:
-        kind = 3
+        group = 3
     elif failure.exitcode == -signal.SIGTERM:
-        kind = 4  # by the launcher, when another one had failed
+        group = 4  # by the launcher, when another one had failed
     else:
-        kind = 2 if is_stopped else 1  # a kill may be the launcher's last word, or the system's
-    return kind, failure.timestamp, failure.local_rank
+        group = 2 if is_stopped else 1  # a kill may be the launcher's last word, or the system's
+    return group, failure.timestamp, failure.local_rank
 
 
 PARTNER_LOST = "lost the other processes"

@@ -1,7 +1,9 @@
-"""Give a model of placeholders its weights, tensor by tensor, of which every process keeps its part only.
+"""Sharded loading: give a model of placeholders its weights, of which every process keeps its shards only.
 
-Process 0 reads. So a process never holds more than its part and what was stored as one tensor (in the head or
-embedding of a large vocabulary that is the most), and the files are read once for all of them.
+    files  --tensor by tensor-->  process 0  --broadcast-->  all processes  --each keeps-->  its shard
+
+Process 0 reads. So a process never holds more than its shards and what was stored as one tensor (in the head
+or embedding of a large vocabulary that is the most), and the files are read once for all of them.
 """
 
 from __future__ import annotations
@@ -16,14 +18,14 @@ from torch import Tensor, nn
 from glmtune.memory import trim_memory
 from glmtune.models.load import GlmModel
 from glmtune.models.placeholders import pending_weights, set_pending_weights
-from glmtune.training.distributed import collectives, deepspeed
+from glmtune.training.distributed import collectives, deepspeed_engine
 
 
 def fingerprint(model: GlmModel) -> str:
-    """Return a base's fingerprint, one's of placeholders from its files, which process 0 reads for it.
+    """Return a base's fingerprint; where the model has placeholders, process 0 makes it of the files.
 
     Args:
-        model: one of placeholders remembers it.
+        model: one with placeholders remembers what was found, as its weights will soon be sharded.
 
     Raises:
         CheckpointError: in every process, the files cannot be read.
@@ -31,19 +33,19 @@ def fingerprint(model: GlmModel) -> str:
     pending = pending_weights(model)
     if pending is None:
         return model.fingerprint()
-    found: str = collectives.of_first(pending.fingerprint)
+    found = collectives.broadcast_from_main(pending.fingerprint)
     model.fingerprint = lambda: found
     return found
 
 
-def fill(
+def load_sharded(
     model: nn.Module,
     keep: Callable[[nn.Parameter, Tensor], None],
     *,
     device: torch.device,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Read the pending weights of a model; every process must call this.
+    """Read the weights behind a model's placeholders; every process must call this.
 
     Args:
         model: of placeholders; adapters or a prefix, which are real, may be in it.
@@ -58,26 +60,28 @@ def fill(
     assert pending is not None
     named = model.named_parameters(remove_duplicate=False)
     parameters = {_base_name(name): parameter for name, parameter in named}
-    reads = collectives.is_first()
+    reads = collectives.is_main_process()
 
+    # `PendingWeights.read` enters this once per stored tensor (several parameters, where they were stored
+    # fused), in the same order in every process, so that the broadcasts inside `keep` match.
     @contextmanager
-    def passing(names: Sequence[str]) -> Iterator[Sequence[Tensor] | None]:
+    def whole_tensors(names: Sequence[str]) -> Iterator[Sequence[Tensor] | None]:
         wanted = [parameters[name] for name in names]
         whole = [torch.empty(weight.shape, dtype=dtype or weight.dtype, device=device) for weight in wanted]
         yield whole if reads else None
         for weight in wanted:
-            keep(weight, whole.pop(0))
+            keep(weight, whole.pop(0))  # popped, so that each is freed before the next one is sharded
         trim_memory()
 
     with torch.no_grad():
-        pending.read(passing)
+        pending.read(whole_tensors)
     set_pending_weights(model, None)
 
 
-def fill_for_zero(
+def load_sharded_for_zero(
     model: nn.Module, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Read the pending weights of a model, divided as ZeRO-3 wants them; every process must call this.
+    """Read the weights behind a model's placeholders as ZeRO-3 shards them; every process must call this.
 
     Args:
         model: of placeholders; an engine is made of it next.
@@ -85,19 +89,19 @@ def fill_for_zero(
         device: where the engine computes.
         dtype: that it computes in; what is trained is cast as well, as the engine would.
     """
-    divided: list[nn.Parameter] = []
+    sharded: list[nn.Parameter] = []
 
     def keep(weight: nn.Parameter, whole: Tensor) -> None:
         weight.data = whole
-        deepspeed.divide(weight, config, divided[0] if divided else None)
-        divided.append(weight)
+        deepspeed_engine.shard_parameter(weight, config, sharded[0] if sharded else None)
+        sharded.append(weight)
 
-    fill(model, keep, device=device, dtype=dtype)
-    done = {id(weight) for weight in divided}
+    load_sharded(model, keep, device=device, dtype=dtype)
+    done = {id(weight) for weight in sharded}
     for weight in model.parameters():
         if id(weight) not in done:
             weight.data = weight.data.to(dtype)
-    for module in model.modules():  # the engine leaves a divided model where it is
+    for module in model.modules():  # the engine moves no model that is sharded already
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
 

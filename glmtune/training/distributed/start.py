@@ -1,4 +1,4 @@
-"""Decide whether a command needs several processes, and start them."""
+"""Decide whether a command needs several processes, and start them, here or on other machines."""
 
 from __future__ import annotations
 

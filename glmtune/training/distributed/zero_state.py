@@ -1,8 +1,19 @@
 """Optimizer states and float32 weights under ZeRO: written by all processes, read by any number of them.
 
-Every process writes some of the parameters, each of them whole, into one file of its own. So the files do not
-depend on how many processes there were, on the ZeRO stage or on offloading; a process never holds more than
-one parameter beyond its own part; and nothing in them can run code.
+ZeRO lays the trained parameters of a group end to end and cuts this flat row where it likes, so a process
+holds pieces that mean nothing to another number of processes. Checkpoints hold whole parameters instead:
+
+    parameters        |--- a ---|------- b -------|- c -|--- d ---|
+    ZeRO, 2 processes |    process 0     |      process 1         |     pieces, as trained
+    ZeRO, 3 processes | process 0 | process 1  |    process 2     |
+
+    files               zero-00001-of-00002: a, c, d   zero-00002-of-00002: b   zero.json: names, step, scale
+
+For each parameter in turn all processes gather it (weight, exp_avg, exp_avg_sq), and the one that owns it
+writes it to a file of its own. So the files do not depend on how many processes there were, on the ZeRO stage
+or on offloading; a process never holds more than one parameter beyond its own part; all write at once; and
+nothing in the files can run code, as pickled states could. (DeepSpeed's own universal checkpoints have the
+same idea, but are made by a script after the run.)
 """
 
 from __future__ import annotations
@@ -18,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError
-from glmtune.training.distributed import deepspeed
+from glmtune.training.distributed import deepspeed_engine
 
 FILE_PATTERN = "zero-{number:05d}-of-{count:05d}.safetensors"
 INDEX_FILE = "zero.json"
@@ -26,16 +37,11 @@ WEIGHT = "weight"
 Shape = tuple[int, ...]
 
 
-def is_state_file(name: str) -> bool:
-    """Tell whether a file of a checkpoint is one of ours."""
-    return name == INDEX_FILE or (name.startswith("zero-") and name.endswith(".safetensors"))
-
-
-class State:
-    """This process's share of weights and optimizer states: whole parameters, put together when asked for."""
+class StateShare:
+    """This process's share of weights and optimizer states: whole parameters, gathered when asked for."""
 
     def __init__(self, engine: Any, model: nn.Module, *, rank: int, count: int) -> None:
-        """Divide the parameters; every process must do this.
+        """Choose the owner of every parameter; every process must do this, and comes to the same choice.
 
         Args:
             engine: DeepSpeed's, after a step at least.
@@ -44,16 +50,16 @@ class State:
             count: processes in all.
         """
         self._engine, self._model, self._rank, self._count = engine, model, rank, count
-        self._parts = [WEIGHT, *deepspeed.state_names(engine)]
-        named = list(deepspeed.trained(model))
-        self._owners = _owners([(name, deepspeed.full_shape(weight)) for name, weight in named], count)
+        self._parts = [WEIGHT, *deepspeed_engine.state_names(engine)]
+        named = list(deepspeed_engine.trained(model))
+        self._owners = _owners([(name, deepspeed_engine.full_shape(weight)) for name, weight in named], count)
         self._shapes = {
-            f"{part}:{name}": deepspeed.full_shape(weight)
+            f"{part}:{name}": deepspeed_engine.full_shape(weight)
             for name, weight in named
             for part in self._parts
             if self._owners[name] == rank
         }
-        self._scalars = deepspeed.scalars(engine)
+        self._scalars = deepspeed_engine.scalars(engine)
         self._copies: list[Tensor] | None = None
 
     def copy(self) -> None:
@@ -61,13 +67,13 @@ class State:
         self._copies = [whole.to("cpu", torch.float32, copy=True) for whole in self._own()]
 
     def _own(self) -> Iterator[Tensor]:
-        """Put one parameter after the other together, with all processes, and yield those of this one."""
-        for name, parameter in deepspeed.trained(self._model):
+        """Gather one parameter after the other, with all processes, and yield those of this one."""
+        for name, parameter in deepspeed_engine.trained(self._model):
             for part in self._parts:
-                whole = deepspeed.get_full(parameter, None if part == WEIGHT else part).detach()
+                whole = deepspeed_engine.get_full(parameter, None if part == WEIGHT else part).detach()
                 if self._owners[name] == self._rank:
                     yield whole
-                del whole
+                del whole  # before the next one is gathered, or two would be held
 
     def write(self, folder: Path) -> None:
         """Write the share; every process must call this, unless it was copied before.
@@ -76,9 +82,10 @@ class State:
             folder: exists, seen by all processes.
 
         Raises:
-            OSError: this process could not write; it took part in putting parameters together all the same,
-                so that the others did not wait for it.
+            OSError: this process could not write; it took part in gathering parameters all the same, so that
+                the others did not wait for it.
         """
+        # A failure is remembered, not raised, until the loop is through: it holds the collectives.
         path = folder / FILE_PATTERN.format(number=self._rank + 1, count=self._count)
         file, problem = _open(path, self._shapes)
         for whole in self._copies if self._copies is not None else self._own():
@@ -106,6 +113,10 @@ def _owners(shapes: list[tuple[str, Shape]], count: int) -> dict[str, int]:
     return owners
 
 
+# Written by hand, as neither safetensors nor `write_shards` of `models.checkpoints` can: both want the
+# tensors of a file at once or on demand, while here they pass by one at a time, in an order that all
+# processes share, and a process that fails to write has to go on gathering. The format is a length, a JSON
+# header with the place of every tensor (known from the shapes beforehand), and the numbers end to end.
 def _open(path: Path, shapes: Mapping[str, Shape]) -> tuple[BinaryIO | None, OSError | None]:
     """Begin a safetensors file of float32 tensors, which will follow in the order given."""
     header: dict[str, Any] = {}
@@ -115,7 +126,7 @@ def _open(path: Path, shapes: Mapping[str, Shape]) -> tuple[BinaryIO | None, OSE
         header[key] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8, as readers map them
     try:
         file = path.open("wb")
         file.write(len(text).to_bytes(8, "little") + text)
@@ -132,11 +143,11 @@ def _write(file: BinaryIO, full: Tensor) -> OSError | None:
     return None
 
 
-def refuse_other_kind(folder: Path, *, is_zero: bool) -> None:
+def refuse_other_optimizer_state(folder: Path, *, is_zero: bool) -> None:
     """Make sure that a run goes on with DeepSpeed if, and only if, it began with it.
 
     Raises:
-        CheckpointError: the optimizer's state in the checkpoint is of the other kind.
+        CheckpointError: the optimizer's state in the checkpoint is of the other format.
     """
     if (folder / INDEX_FILE).is_file() and not is_zero:
         raise CheckpointError(
@@ -153,7 +164,7 @@ def refuse_other_kind(folder: Path, *, is_zero: bool) -> None:
 
 
 def load_state(engine: Any, model: nn.Module, folder: Path) -> None:
-    """Put weights and optimizer states of a checkpoint into a fresh engine; every process must call this.
+    """Load weights and optimizer states of a checkpoint into a fresh engine; every process must call this.
 
     Args:
         engine: DeepSpeed's, before its first step.
@@ -165,28 +176,29 @@ def load_state(engine: Any, model: nn.Module, folder: Path) -> None:
     """
     try:
         index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        state = ZeroState(folder)
+        state = StateFiles(folder)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder} holds no state of a DeepSpeed run ({error}). Go on with the settings it was made "
             "with, or start anew with `resume=never`."
         ) from error
     parts = [part for part in index["parts"] if part != WEIGHT]
-    wanted = {f"{part}:{name}" for name, _ in deepspeed.trained(model) for part in index["parts"]}
+    wanted = {f"{part}:{name}" for name, _ in deepspeed_engine.trained(model) for part in index["parts"]}
     if wanted != set(state.keys()):
         odd = sorted(wanted ^ set(state.keys()))
         raise CheckpointError(
             f"{folder} holds other parameters than this run trains: {len(odd)} differ, such as {odd[0]}. "
             "Go on with the settings it was made with, or start anew with `resume=never`."
         )
-    deepspeed.allocate_states(engine, parts, index["scalars"])
-    for name, parameter in deepspeed.trained(model):
+    # A fresh optimizer has no states to put values in: it makes them in its first step.
+    deepspeed_engine.allocate_states(engine, parts, index["scalars"])
+    for name, parameter in deepspeed_engine.trained(model):
         for part in index["parts"]:
             full = state[f"{part}:{name}"].to(parameter.device)
-            deepspeed.set_full(parameter, None if part == WEIGHT else part, full)
+            deepspeed_engine.set_full(parameter, None if part == WEIGHT else part, full)
 
 
-class ZeroState(Mapping[str, Tensor]):
+class StateFiles(Mapping[str, Tensor]):
     """The tensors of a checkpoint's state files, read when asked for."""
 
     def __init__(self, folder: Path) -> None:
@@ -225,7 +237,7 @@ class TrainedWeights(Mapping[str, Tensor]):
             folder: holds the state files.
             model: the module that was trained.
         """
-        self._state = ZeroState(folder)
+        self._state = StateFiles(folder)
         first = {id(parameter): name for name, parameter in model.named_parameters()}
         self._stored = {
             name: f"{WEIGHT}:{first[id(parameter)]}"

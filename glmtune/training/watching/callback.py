@@ -1,4 +1,4 @@
-"""Watches a trainer: gathers the facts of each step, asks the rules, reports on console and in the log."""
+"""Watches a trainer: gathers the numbers of each step, asks the rules, reports on console and in the log."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from glmtune.training.callbacks import append_entry
+from glmtune.training.log import append_entry
 from glmtune.training.settings import WatchSettings
 from glmtune.training.watching.rules import Alert, Step, StepWatch
 
 KEPT = 50
-"""Steps and alerts remembered as evidence."""
+"""Steps and alerts remembered as evidence: enough to see a loss drift before it breaks."""
+# A sample, as comparing all weights would cost a copy of them and a pass over memory in every step.
 WATCHED_TENSORS, WATCHED_NUMBERS = 16, 1024
 """Trained tensors looked at for movement, spread over the model, and how many numbers of each."""
 
@@ -67,6 +68,7 @@ class TrainingWatch(TrainerCallback):
     def waiting(self) -> Iterator[None]:
         """Time the wait for the batches of a step; say so while it lasts too long."""
         start, limit = time.monotonic(), self.settings.stall_seconds
+        # A thread, as the training thread hangs in the very wait that is to be reported.
         alarm = threading.Timer(limit, self._stalled)
         alarm.daemon = True
         if limit:

@@ -1,20 +1,22 @@
-"""A loss or gradient that is not finite: what is known of it, as an error."""
+"""A loss or gradient that is not finite: what is known of it, and the error that says so.
+
+It is found before the optimizer uses it, so the weights are good, and the run can go back to a checkpoint.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from glmtune.errors import TrainingError
-from glmtune.training.checkpoints.folder import latest_checkpoint
 from glmtune.training.distributed import collectives
+from glmtune.training.watching.callback import TrainingWatch
 from glmtune.training.watching.rules import Alert
-
-if TYPE_CHECKING:
-    from glmtune.training.trainer import GlmTrainer
 
 NAMED_ROWS = 8
 """Rows named in a message; the evidence file has all."""
@@ -61,6 +63,10 @@ class Evidence:
             f"in the training data, counted from 0: {rows}."
         )
 
+    def alert(self) -> Alert:
+        """Return the evidence as a line for console and log."""
+        return Alert("not_finite", self.step, self.describe(), {"what": self.what})
+
 
 class NotFiniteError(TrainingError):
     """A loss or gradient is not finite; the weights were not touched by it.
@@ -69,14 +75,17 @@ class NotFiniteError(TrainingError):
         evidence: what is known.
     """
 
-    def __init__(self, evidence: Evidence, kept: str) -> None:
+    def __init__(self, evidence: Evidence, newest: Path | None) -> None:
         """Word the message.
 
         Args:
             evidence: what is known.
-            kept: one sentence on the last good checkpoint.
+            newest: the last complete checkpoint, if any.
         """
         self.evidence = evidence
+        kept = (
+            f"The last good checkpoint, {newest.name}, is intact." if newest else "No checkpoint was due yet."
+        )
         super().__init__(
             f"{evidence.describe()} A step with it would destroy the weights, so training stopped. {kept} "
             "Try a smaller `trainer.learning_rate`, some `trainer.warmup_steps`, a smaller "
@@ -85,45 +94,41 @@ class NotFiniteError(TrainingError):
         )
 
 
-def not_finite(trainer: GlmTrainer, what: str, norm: Any) -> NotFiniteError:
-    """Gather the evidence on the current step, report it, and make the error to raise, in every process.
+def gather_evidence(
+    what: str,
+    *,
+    step: int,
+    learning_rate: float,
+    grad_norm: float | None,
+    rows: list[int],
+    model: nn.Module,
+    watch: TrainingWatch,
+) -> Evidence:
+    """Gather what is known of the current step; every process must call this.
 
     Args:
-        trainer: between the backward pass and the change of the weights.
         what: ``loss`` or ``gradient norm``.
-        norm: of the gradients, before clipping.
+        step: its number, from 1.
+        learning_rate: of the step.
+        grad_norm: before clipping; None where it was not formed.
+        rows: numbers of the step's rows in the training split, in all processes.
+        model: with the gradients of the step, before the optimizer uses them.
+        watch: has the losses of the step and of those before.
     """
-    losses = collectives.gathered([float(loss) for loss in trainer.watch.batch_losses])
-    evidence = Evidence(
-        step=trainer.state.global_step + 1,
+    losses = collectives.all_gather([float(loss) for loss in watch.batch_losses])
+    return Evidence(
+        step=step,
         what=what,
-        learning_rate=trainer._get_learning_rate(),
-        grad_norm=None if norm is None else float(norm),
+        learning_rate=learning_rate,
+        grad_norm=grad_norm,
         batch_losses=[loss for part in losses for loss in part],
-        rows=_rows_of_step(trainer),
-        losses=list(trainer.watch.losses),
+        rows=rows,
+        losses=list(watch.losses),
         weights=[
             name
-            for name, weight in trainer.tuned.model.named_parameters()
+            for name, weight in model.named_parameters()
             if weight.grad is not None and not bool(torch.isfinite(weight.grad).all())
         ],
-        alerts=[alert.entry() for alert in trainer.watch.alerts],
+        alerts=[alert.entry() for alert in watch.alerts],
         processes=[rank for rank, part in enumerate(losses) if not all(map(math.isfinite, part))],
     )
-    if trainer.is_world_process_zero():
-        trainer.watch.report(Alert("not_finite", evidence.step, evidence.describe(), {"what": what}))
-    newest = latest_checkpoint(trainer.run_folder)
-    kept = f"The last good checkpoint, {newest.name}, is intact." if newest else "No checkpoint was due yet."
-    return NotFiniteError(evidence, kept)
-
-
-def _rows_of_step(trainer: GlmTrainer) -> list[int]:
-    """Return the numbers of the rows that the current step learns from, in all processes."""
-    args = trainer.args
-    per_step = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-    order = list(trainer._train_sampler)
-    steps_per_epoch = max(1, -(-len(order) // per_step))
-    start = trainer.state.global_step % steps_per_epoch * per_step
-    rows = order[start : start + per_step]
-    packs = getattr(trainer.train_dataset, "packs", None)
-    return rows if packs is None else [sample for row in rows for sample in packs[row]]

@@ -134,9 +134,12 @@ def _zero_loss(watch: StepWatch, step: Step) -> Alert | None:
 def _spike(watch: StepWatch, step: Step) -> Alert | None:
     losses, limit = watch._losses, watch._settings.spike_deviations
     median = statistics.median(losses) if losses else 0.0
+    # Median and median absolute deviation: one earlier spike moves neither. 1.4826 makes the latter a
+    # standard deviation where losses are normally distributed.
     spread = 1.4826 * statistics.median([abs(loss - median) for loss in losses]) if losses else 0.0
     deviations = (step.loss - median) / max(spread, NOISE_FRAC * median, 1e-8)
     is_judged = len(losses) >= ENOUGH and limit > 0
+    # A spike joins the history as well: a loss that stays up is a new level, not a spike in every step.
     losses.append(step.loss)
     if not is_judged or deviations <= limit:
         return None

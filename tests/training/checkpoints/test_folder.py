@@ -14,7 +14,7 @@ from glmtune.training.checkpoints import folder as checkpoints
 
 def write(run: Path, step: int, **files: str) -> Path:
     final = run / f"checkpoint-{step}"
-    with checkpoints.writing(final, facts={"step": step}) as folder:
+    with checkpoints.writing(final, manifest={"step": step}) as folder:
         for name, text in (files or {"weights": "w", "optimizer.pt": "o"}).items():
             (folder / name).write_text(text)
     return final
@@ -91,7 +91,7 @@ def test_publish_holds_the_model_alone(tmp_path: Path) -> None:
     source = write(
         tmp_path, 3, **{"weights": "w", "optimizer.pt": "o", "rng_state_1.pth": "r", "loss_state.json": "l"}
     )
-    checkpoints.publish(source, tmp_path / "last", facts={"step": 3})
+    checkpoints.publish(source, tmp_path / "last", manifest={"step": 3})
     assert sorted(path.name for path in (tmp_path / "last").iterdir()) == ["checkpoint.json", "weights"]
     assert json.loads((tmp_path / "last" / "checkpoint.json").read_text())["step"] == 3
     checkpoints.rotate(tmp_path, keep=1)

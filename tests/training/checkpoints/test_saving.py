@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from glmtune import files
 from glmtune.errors import TrainingError
 from glmtune.training import session
 from glmtune.training.checkpoints import folder as checkpoints
@@ -41,7 +42,7 @@ def test_the_files_are_those_of_a_run_that_waits(make_trainer: MakeTrainer, full
     for folder, beside in (("waits", False), ("beside", True)):
         trainer = make_trainer(folder=folder, full=full, save_steps=2, async_save=beside)
         session.train(trainer, None, tensorboard=False)
-        assert trainer.saves.beside is beside
+        assert trainer.saves.asynchronous is beside
         runs.append(trainer.run_folder)
     names = ("checkpoint-2", "checkpoint-4", "last", "best")
     for name in names:
@@ -52,6 +53,37 @@ def test_the_files_are_those_of_a_run_that_waits(make_trainer: MakeTrainer, full
     manifests = [[checkpoints.read_manifest(run / name) or {} for name in names] for run in runs]
     facts = [[{**values, "files": sorted(values["files"])} for values in run] for run in manifests]
     assert facts[0] == facts[1]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_every_file_is_on_disk_before_the_checkpoint_has_its_name(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
+    steps: list[tuple[str, Path]] = []
+    sync, rename = files.sync, Path.rename
+
+    def synced(path: Path) -> None:
+        steps.append(("sync", path))
+        sync(path)
+
+    def renamed(path: Path, target: Path) -> Path:
+        steps.append(("rename", path))
+        return rename(path, target)
+
+    monkeypatch.setattr(files, "sync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    trainer = make_trainer(save_steps=2, max_steps=2, async_save=asynchronous)
+    session.train(trainer, None, tensorboard=False)
+    run = trainer.run_folder
+    for name in ("checkpoint-2", "last", "best"):
+        partial, final = run / f".{name}.partial", run / name
+        before = steps[: steps.index(("rename", partial))]
+        assert {path for what, path in before if what == "sync"} >= {
+            partial,
+            *(partial / path.relative_to(final) for path in final.rglob("*")),
+        }
+        assert ("sync", run) in steps[len(before) :], "the name is data of the run folder"
+    assert (run / "checkpoint-2" / saving.OPTIMIZER_FILE).is_file()
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(

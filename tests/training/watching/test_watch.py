@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glmtune.errors import ConfigError
 from glmtune.prefix.attach import prefix_of
-from glmtune.training.callbacks import read_log
+from glmtune.training.log import read_log
 from glmtune.training.settings import TrainerSettings, WatchSettings
 from glmtune.training.trainer import GlmTrainer
 from glmtune.training.watching.rules import Alert, Step, StepWatch

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from glmtune.errors import ConfigError, MissingExtraError
-from glmtune.training.distributed import deepspeed
-from glmtune.training.distributed.deepspeed import DeepSpeedSettings, deepspeed_config
+from glmtune.training.distributed import deepspeed_settings
+from glmtune.training.distributed.deepspeed_settings import DeepSpeedSettings, deepspeed_config
 from glmtune.training.settings import TrainerSettings
 from recipes.compose import load_settings
 from recipes.train import COMMAND
@@ -21,7 +21,7 @@ TRAINER = TrainerSettings(per_device_train_batch_size=2, gradient_accumulation_s
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The dictionary is plain data: it needs no DeepSpeed."""
-    monkeypatch.setattr(deepspeed, "_check_installed", lambda settings: None)
+    monkeypatch.setattr(deepspeed_settings, "check_installed", lambda settings: None)
 
 
 def built(*, trainer: TrainerSettings = TRAINER, gpu: bool = True, **values: Any) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def test_stage_2() -> None:
     assert (config["gradient_clipping"], config["bf16"], config["fp16"]) == (
         1.0,
         {"enabled": True},
-        {"enabled": False, **deepspeed.LOSS_SCALE},
+        {"enabled": False, **deepspeed_settings.LOSS_SCALE},
     )
     assert "optimizer" not in config
 
@@ -99,13 +99,13 @@ def test_groups_say_what_is_divided() -> None:
 def test_offloaded_states_take_the_compiled_optimizer_where_it_can_be_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(deepspeed.shutil, "which", lambda name: "/usr/bin/g++")
+    monkeypatch.setattr(deepspeed_settings.shutil, "which", lambda name: "/usr/bin/g++")
     config = built(stage=3, offload_optimizer=True, offload_param=True)
     assert config["zero_optimization"]["offload_param"] == {"device": "cpu", "pin_memory": True}
     assert config["optimizer"]["type"] == "AdamW"
     assert config["optimizer"]["params"]["lr"] == 1e-4
     assert "optimizer" not in built(stage=3, offload_optimizer=True, gpu=False)
-    monkeypatch.setattr(deepspeed.shutil, "which", lambda name: None)
+    monkeypatch.setattr(deepspeed_settings.shutil, "which", lambda name: None)
     assert "optimizer" not in built(stage=3, offload_optimizer=True)
     with pytest.raises(ConfigError, match=r"cpu_adam` is true.*g\+\+ not found"):
         built(offload_optimizer=True, cpu_adam=True)
@@ -174,6 +174,6 @@ def test_optimizer_that_cannot_be_divided() -> None:
 
 def test_not_installed(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(deepspeed.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(deepspeed_settings.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"glmtune\[deepspeed\]"):
         built()
