@@ -104,7 +104,7 @@ def load_adapter(path: str | Path, model: PreTrainedModel, *, check_base: bool =
             f"The adapter in `{folder}` cannot be used: {str(error).strip().splitlines()[0]}. It is damaged, "
             "or was made for a model of another shape. Load it with the base it was trained on."
         ) from error
-    return cast("PeftModel", adapted.eval())
+    return adapted.eval()
 
 
 def _check_config(folder: Path) -> None:

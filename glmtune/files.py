@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def write_json(path: Path, values: object) -> None:
 
 
 @contextmanager
-def prepared_folder(final: Path) -> Iterator[Path]:
+def prepared_folder(final: Path) -> Generator[Path]:
     """Yield an empty folder to fill, which takes the name ``final`` when the block ends without an error.
 
     Args:

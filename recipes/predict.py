@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from glmtune.data.settings import SPLITS, DataSettings
 from glmtune.errors import ConfigError
@@ -140,7 +140,7 @@ def run(config: PredictConfig) -> PredictResult:
         _announce(console, config, loaded, tuning, folder)
 
         def predict(into: Journal, tuning: _Tuning) -> PredictedSplit:
-            identity = _identity(config, cast("GlmModel", model), loaded, len(questions), tuning)
+            identity = _identity(config, model, loaded, len(questions), tuning)
             return predict_split(
                 model,
                 tokenizer,

@@ -14,7 +14,7 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -207,7 +207,7 @@ def _write_member(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _progress(name: str, console: Console) -> Iterator[Advance]:
+def _progress(name: str, console: Console) -> Generator[Advance]:
     """Show a bar for one file, in bytes."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def progress_of(task: Task, console: Console | None) -> Iterator[StartProgress]:
+def progress_of(task: Task, console: Console | None) -> Generator[StartProgress]:
     """Show the progress of a task while the context is open.
 
     Args:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -289,7 +289,7 @@ def _write_generation(source: _Source, folder: Path) -> None:
     if (source.folder / "generation_config.json").is_file():
         generation = GenerationConfig.from_pretrained(str(source.folder))
     else:
-        generation = cast(GenerationConfig, source.model.generation_config)
+        generation = source.model.generation_config
     # Other engines know nothing of our templates, whose stop ids (role tokens) have to be named here.
     # ChatGLM-6B, whose tokenizer file has another name, has one end id.
     if (source.folder / "tokenizer.model").is_file():

@@ -10,7 +10,7 @@ none ever holds the whole model) and `glmtune.export` (weights are read module b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ class PendingWeights:
         signs: dict[str, bytes] = {}
 
         @contextmanager
-        def sampled(names: Sequence[str]) -> Iterator[list[Tensor]]:
+        def sampled(names: Sequence[str]) -> Generator[list[Tensor]]:
             whole = [torch.empty(shapes[name]) for name in names]
             yield whole
             signs.update({name: sampled_signs(weight) for name, weight in zip(names, whole, strict=True)})

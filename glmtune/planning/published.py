@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from glmtune.planning.workload import Workload
 
@@ -41,8 +42,10 @@ def published_memory() -> tuple[PublishedMemory, ...]:
     import yaml
 
     file = INSTALLED if INSTALLED.is_file() else CHECKOUT
-    rows = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return tuple(PublishedMemory(**{**row, "models": tuple(row["models"])}) for row in rows)
+    rows: list[dict[str, Any]] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for row in rows:
+        row["models"] = tuple(row["models"])
+    return tuple(PublishedMemory(**row) for row in rows)
 
 
 def reports_for(work: Workload) -> tuple[PublishedMemory, ...]:

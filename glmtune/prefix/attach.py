@@ -16,7 +16,7 @@ a hook rather than a patched ``forward``, so that copies, pickles and PEFT's wra
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +112,7 @@ def prefix_of(model: PreTrainedModel) -> PrefixEncoder | None:
 
 
 @contextmanager
-def without_prefix(model: PreTrainedModel) -> Iterator[None]:
+def without_prefix(model: PreTrainedModel) -> Generator[None]:
     """Run a block with the bare base, then put the same prefix back (also after an error)."""
     encoder = detach_prefix(model)
     try:

@@ -70,7 +70,7 @@ def teach_copying(model: GlmForCausalLM, *, seed: int = 0) -> None:
         model: of a shape that `fits`; mutated.
         seed: of the orthogonal basis.
     """
-    config = cast(GlmConfig, model.config)
+    config = model.config
     assert fits(config), "copying needs two layers, eight rotary channels and room for two halves of a basis"
     heads = _heads(config, seed)
     layers = [cast(Any, layer) for layer in model.model.layers]
@@ -88,7 +88,7 @@ def teach_copying_where_it_fits(model: nn.Module) -> None:
     Args:
         model: mutated.
     """
-    if isinstance(model, GlmForCausalLM) and fits(cast(GlmConfig, model.config)):
+    if isinstance(model, GlmForCausalLM) and fits(model.config):
         teach_copying(model)
 
 

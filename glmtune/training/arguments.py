@@ -99,6 +99,12 @@ def training_arguments(
                 f"`trainer.report_to` names `{tracker}`, but the package {tracker} is not installed. "
                 f"Install it with `pip install {tracker}`, or leave it out."
             )
+    # The reentrant form of checkpointing finds no gradient where a layer's input has none: a frozen base with
+    # a prefix.
+    checkpointing: dict[str, Any] = {
+        CHECKPOINTING: settings.gradient_checkpointing,
+        f"{CHECKPOINTING}_kwargs": {"use_reentrant": False},
+    }
     arguments = TrainingArguments(
         output_dir=str(output_dir),
         max_steps=settings.max_steps or -1,  # -1: the epochs decide
@@ -117,12 +123,7 @@ def training_arguments(
         max_grad_norm=settings.max_grad_norm,
         bf16=autocast == "bf16",
         fp16=autocast == "fp16",
-        **{
-            CHECKPOINTING: settings.gradient_checkpointing,
-            # The reentrant form finds no gradient where a layer's input has none: a frozen base with a
-            # prefix.
-            f"{CHECKPOINTING}_kwargs": {"use_reentrant": False},
-        },
+        **checkpointing,
         logging_steps=settings.logging_steps,
         logging_nan_inf_filter=False,  # it would show the mean of earlier losses in place of a NaN
         eval_strategy="steps" if evaluates else "no",

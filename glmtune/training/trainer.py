@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -432,7 +432,7 @@ class GlmTrainer(Trainer):
     # Called around each micro-batch but the last of a step, where the model is marked as sharded. The parent
     # asks the model's config how transformers sharded it, which it did not.
     @contextmanager
-    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+    def _defer_fsdp_gradient_reduction(self) -> Generator[None]:
         model = cast(Any, self.tuned.model)
         model.set_requires_gradient_sync(False)
         try:

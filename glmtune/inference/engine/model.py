@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -152,7 +152,7 @@ class EngineModel:
 
 
 @contextmanager
-def _attention(config: Any, name: str) -> Iterator[None]:
+def _attention(config: Any, name: str) -> Generator[None]:
     """Run a forward pass with another attention implementation; the user's model keeps its own."""
     before = config._attn_implementation
     config._attn_implementation = name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +154,7 @@ def results_json(split: PredictedSplit) -> dict[str, Any]:
 
 
 @contextmanager
-def _progress(console: Console | None, title: str, *, num_done: int, num_rows: int) -> Iterator[Any]:
+def _progress(console: Console | None, title: str, *, num_done: int, num_rows: int) -> Generator[Any]:
     """Show rows, tokens per second and the time left; yields what to call after each row."""
     if console is None or num_done == num_rows:
         yield lambda num_tokens: None

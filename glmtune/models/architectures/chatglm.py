@@ -385,11 +385,10 @@ class ChatGlmForCausalLM(ChatGlmPreTrainedModel, GenerationMixin):  # pyright: i
                 num_items=num_items,
             )
         logits = self.lm_head(slice_logits_to_keep(hidden_BSD, logits_to_keep))
-        loss = None
+        loss: Tensor | None = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
-            )
+            loss_function: Any = self.loss_function  # transformers types it by its result only
+            loss = loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

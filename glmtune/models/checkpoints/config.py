@@ -262,6 +262,7 @@ def _later_native_config(official: Mapping[str, Any], family: Family) -> GlmConf
         )
     later = family not in SECOND_GENERATION
     eos, pad = _end_and_pad(official, family)
+    our_keys: dict[str, Any] = {FAMILY_KEY: family.value, PER_HEAD_KEY: not shared_heads}
     return GlmConfig(
         **sizes,
         num_key_value_heads=num_kv_heads,
@@ -277,7 +278,7 @@ def _later_native_config(official: Mapping[str, Any], family: Family) -> GlmConf
         pad_token_id=pad,
         bos_token_id=official.get("bos_token_id"),
         dtype=official.get("torch_dtype", official.get("dtype")),
-        **{FAMILY_KEY: family.value, PER_HEAD_KEY: not shared_heads},
+        **our_keys,
     )
 
 

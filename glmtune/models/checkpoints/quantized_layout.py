@@ -83,8 +83,18 @@ class QuantizedLayout:
     @classmethod
     def of(cls, config: Any) -> QuantizedLayout | None:
         """Read the layout from a configuration made by `native_config`; None: nothing is quantized."""
-        values = getattr(config, LAYOUT_KEY, None)
-        return None if values is None else cls(**{**values, "skipped": tuple(values.get("skipped", ()))})
+        values: Any = getattr(config, LAYOUT_KEY, None)
+        return None if values is None else cls.from_plain(values)
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> QuantizedLayout:
+        """Make the layout of its plain values, as JSON holds them.
+
+        Raises:
+            TypeError: a key is missing, or is none of a layout's.
+        """
+        fields: dict[str, Any] = {**values, "skipped": tuple(values.get("skipped", ()))}
+        return cls(**fields)
 
     def put_into(self, config: Any) -> None:
         """Write the layout into a configuration, as plain values."""
@@ -121,7 +131,7 @@ def stored_layout(official: Mapping[str, Any], *, has_embeddings: bool) -> Quant
     if own is None:
         return QuantizedLayout(bits, embeddings=embeddings, method=f"int{bits}") if bits else None
     try:
-        layout = QuantizedLayout(**{**own, "skipped": tuple(own.get("skipped", ()))})
+        layout = QuantizedLayout.from_plain(own)
         fits = layout.bits in OFFICIAL_BITS and (layout.group_size is None or layout.group_size > 0)
     except TypeError as error:
         raise CheckpointError(f"config.json: {LAYOUT_KEY} cannot be read ({error}).") from None

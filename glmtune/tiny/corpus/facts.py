@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from random import Random
+from typing import Any
 
 from glmtune.tiny.corpus.sample import LETTERS, Sample, chat, lexicon, pick
 
@@ -36,7 +37,7 @@ class Fact:
     others: tuple[str, ...]
 
 
-def _one_language(relation: dict, language: str, rows: list[list[str]]) -> list[Fact]:
+def _one_language(relation: Mapping[str, Any], language: str, rows: list[list[str]]) -> list[Fact]:
     subject = relation["subject"][0 if language == "en" else 1]
     swap = language == "en" and relation.get("swap_en", False)
     objects = dict.fromkeys(row[0] if swap else row[1] for row in rows)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +86,7 @@ class StagedCheckpoint:
                 files.begin_folder(self.final)
 
     @contextmanager
-    def discarded_on_error(self) -> Iterator[None]:
+    def discarded_on_error(self) -> Generator[None]:
         """Run a block that adds files; if it fails, nothing of the checkpoint is left.
 
         Raises:
@@ -116,7 +116,7 @@ class StagedCheckpoint:
 
 
 @contextmanager
-def writing(final: Path, *, manifest: Mapping[str, Any] | None = None) -> Iterator[Path]:
+def writing(final: Path, *, manifest: Mapping[str, Any] | None = None) -> Generator[Path]:
     """Yield a folder to fill; it takes the name ``final`` only when everything is on disk.
 
     Args:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -152,7 +152,7 @@ def check_same_settings(values: Any) -> None:
 @contextmanager
 def propagate_write_errors(
     what: str, errors: tuple[type[Exception], ...], group: Any = None
-) -> Iterator[None]:
+) -> Generator[None]:
     """Run a block that writes in every process; where it fails in one, it fails in all.
 
     Args:
@@ -181,7 +181,7 @@ def propagate_write_errors(
 
 
 @contextmanager
-def propagate_errors(group: Any = None) -> Iterator[None]:
+def propagate_errors(group: Any = None) -> Generator[None]:
     """Run a block in every process; where one of our errors ends it in one, the others stop after it, too.
 
     Unlike `propagate_write_errors` the process that failed raises its own error, so that its user reads the

@@ -8,7 +8,7 @@ or embedding of a large vocabulary that is the most), and the files are read onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,7 +65,7 @@ def load_sharded(
     # `PendingWeights.read` enters this once per stored tensor (several parameters, where they were stored
     # fused), in the same order in every process, so that the broadcasts inside `keep` match.
     @contextmanager
-    def whole_tensors(names: Sequence[str]) -> Iterator[Sequence[Tensor] | None]:
+    def whole_tensors(names: Sequence[str]) -> Generator[Sequence[Tensor] | None]:
         wanted = [parameters[name] for name in names]
         whole = [torch.empty(weight.shape, dtype=dtype or weight.dtype, device=device) for weight in wanted]
         yield whole if reads else None

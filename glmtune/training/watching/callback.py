@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class TrainingWatch(TrainerCallback):
     # ---- what the trainer tells
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def waiting(self) -> Generator[None]:
         """Time the wait for the batches of a step; say so while it lasts too long."""
         start, limit = time.monotonic(), self.settings.stall_seconds
         # A thread, as the training thread hangs in the very wait that is to be reported.
