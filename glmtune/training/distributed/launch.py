@@ -30,14 +30,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import glmtune
 from glmtune.errors import ConfigError, StartAnewError, TrainingError
 from glmtune.settings import check_range, setting
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-OWN_PROGRAM = ("-P", str(Path(glmtune.__file__).with_name("__main__.py")))
+OWN_PROGRAM = ("-P", str(Path(__file__).resolve().parents[2] / "__main__.py"))
 """What Python runs in our processes: by its path and without the working folder (-P), so that no `glmtune.py`
 or `datasets.py` of the user's is taken for the package or for a library."""
 LAUNCHED = "GLMTUNE_LAUNCHED"
