@@ -82,7 +82,7 @@ def run(config: TrainConfig) -> TrainResult:
         model, tokenizer = _load(config)
         train, validation = _data(config, tokenizer)
     fingerprints = {
-        "base_fingerprint": sharded_loading.fingerprint(model),
+        "base_fingerprint": sharded_loading.base_fingerprint(model),
         "data_fingerprint": train.fingerprint,
     }
     tuned = _adapt(config, model, tokenizer, fingerprints)

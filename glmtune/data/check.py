@@ -16,7 +16,7 @@ from glmtune.data.dataset import (
     load_conversations,
 )
 from glmtune.data.encode import encode_training_row
-from glmtune.data.reading.sources import resolve_source
+from glmtune.data.reading.sources import find_data_file
 from glmtune.data.records import BadRow, Conversation, RowProblem
 from glmtune.data.settings import SPLITS, DataSettings
 from glmtune.errors import ConfigError
@@ -217,7 +217,7 @@ def _load_all(settings: DataSettings) -> tuple[list[ConversationSet], tuple[tupl
     same: list[tuple[str, str]] = []
     seen: dict[str, str] = {}
     for split in [split for split in SPLITS if settings.file_of(split)]:
-        source = resolve_source(settings, split)
+        source = find_data_file(settings, split)
         key = str(Path(source).resolve()) if Path(source).exists() else source
         if key in seen:
             same.append((split, seen[key]))

@@ -14,8 +14,8 @@ import numpy as np
 from glmtune.data.encode import EncodedRow, encode_training_row
 from glmtune.data.reading.layouts import Layout, convert, detect_layout
 from glmtune.data.reading.readers import read_rows
-from glmtune.data.reading.sources import resolve_source
-from glmtune.data.records import BadRow, Conversation, RowProblem, bad_rows_error, fingerprint
+from glmtune.data.reading.sources import find_data_file
+from glmtune.data.records import BadRow, Conversation, RowProblem, bad_rows_error, rows_fingerprint
 from glmtune.data.settings import DataSettings
 from glmtune.labels import IGNORE_INDEX
 from glmtune.models.templates.renderer import TextTokenizer
@@ -130,7 +130,7 @@ def load_conversations(
         DataError: the file cannot be read, has no usable row, or (with ``on_bad_row="error"``) bad rows; all
             of them are reported together.
     """
-    source = resolve_source(settings, split)
+    source = find_data_file(settings, split)
     table = read_rows(source, split=split, hub_subset=settings.hub_subset)
     limit = settings.max_samples_of(split)
     rows, bad = table.rows, list(table.bad)
@@ -161,7 +161,7 @@ def load_conversations(
         layout=layout,
         unused_columns=tuple(sorted(columns - set(layout.columns))),
         bad=bad,
-        fingerprint=fingerprint(conversations),
+        fingerprint=rows_fingerprint(conversations),
     )
 
 

@@ -106,7 +106,7 @@ def encode_prompt_row(
     Raises:
         RowProblem: as `encode_training_row`.
     """
-    return fit_prompt(tokenizer, template_for(tokenizer), conversation.prompt, settings)
+    return truncate_prompt(tokenizer, template_for(tokenizer), conversation.prompt, settings)
 
 
 def encode_reference_row(tokenizer: TextTokenizer, answer: str, max_target_length: int) -> list[int]:
@@ -150,7 +150,7 @@ def _training_row(
 ) -> EncodedRow:
     prompt = FittedPrompt([*tokenizer.prefix_ids, *tokenizer.suffix_ids], ())
     if len(messages) > 1:
-        prompt = fit_prompt(tokenizer, template, messages[:-1], settings)
+        prompt = truncate_prompt(tokenizer, template, messages[:-1], settings)
     *answer, end = _refusable(lambda: template.encode_answer(tokenizer, messages[-1]))
     # ChatGLM-6B's script counts `sop` and the end token in max_target_length, ChatGLM2's neither.
     limit = max(0, settings.max_target_length - 2 * template.bidirectional_context)
@@ -177,7 +177,7 @@ def _training_row(
     )
 
 
-def fit_prompt(
+def truncate_prompt(
     tokenizer: TextTokenizer, template: Template, messages: Sequence[Message], settings: DataSettings
 ) -> FittedPrompt:
     """Encode a prompt, dropping the oldest turns and then the end of the question until it fits.

@@ -121,7 +121,7 @@ def bad_rows_error(path: str, bad: Sequence[BadRow], total: int) -> DataError:
     return DataError(f"{len(bad)} of {total} rows cannot be used:\n{shown}{more}\n{way_out}", path=path)
 
 
-def fingerprint(conversations: Iterable[Conversation]) -> str:
+def rows_fingerprint(conversations: Iterable[Conversation]) -> str:
     """Identify a set of conversations, whatever file format and layout held them.
 
     Args:

@@ -67,11 +67,13 @@ def teach_copying(model: GlmForCausalLM, *, seed: int = 0) -> None:
     """Set the first two layers of a fresh model so that it copies; all later ones start silent.
 
     Args:
-        model: of a shape that `fits`; mutated.
+        model: of a shape that `can_copy`; mutated.
         seed: of the orthogonal basis.
     """
     config = model.config
-    assert fits(config), "copying needs two layers, eight rotary channels and room for two halves of a basis"
+    assert can_copy(config), (
+        "copying needs two layers, eight rotary channels and room for two halves of a basis"
+    )
     heads = _heads(config, seed)
     layers = [cast(Any, layer) for layer in model.model.layers]
     for layer in layers:
@@ -88,11 +90,11 @@ def teach_copying_where_it_fits(model: nn.Module) -> None:
     Args:
         model: mutated.
     """
-    if isinstance(model, GlmForCausalLM) and fits(model.config):
+    if isinstance(model, GlmForCausalLM) and can_copy(model.config):
         teach_copying(model)
 
 
-def fits(config: GlmConfig) -> bool:
+def can_copy(config: GlmConfig) -> bool:
     """Say whether a model has the shape that `teach_copying` needs."""
     size, groups = cast(int, config.head_dim), cast(int, config.num_key_value_heads)
     return (

@@ -128,7 +128,7 @@ def training_arguments(
         logging_nan_inf_filter=False,  # it would show the mean of earlier losses in place of a NaN
         eval_strategy="steps" if evaluates else "no",
         eval_steps=settings.eval_steps or settings.save_steps,
-        save_strategy="steps",  # its limit on checkpoints stays unset: `rotate` keeps to ours
+        save_strategy="steps",  # its limit on checkpoints stays unset: `remove_oldest` keeps to ours
         save_steps=settings.save_steps,
         metric_for_best_model=settings.metric_for_best_model,
         greater_is_better=METRICS[settings.metric_for_best_model],

@@ -189,7 +189,7 @@ class ProgressDisplay(TrainerCallback):
         if not state.is_local_process_zero or entry is self._shown or not entry:
             return
         self._shown = entry
-        text = describe(entry, remaining=self._remaining(state))
+        text = describe_step(entry, remaining=self._remaining(state))
         if self._bar is None:
             self.console.print(f"step {entry['step']}/{state.max_steps}  {text}", markup=False)
         elif "eval_loss" in entry:
@@ -214,17 +214,17 @@ class ProgressDisplay(TrainerCallback):
         return (time.monotonic() - self._start) / done * (state.max_steps - state.global_step)
 
 
-def describe(entry: dict[str, Any], *, remaining: float) -> str:
+def describe_step(entry: dict[str, Any], *, remaining: float) -> str:
     """Word one entry of the log.
 
     Args:
         entry: a line of ``trainer_log.jsonl``.
         remaining: seconds that the run will probably still take.
 
-    >>> describe({"eval_loss": 1.25, "eval_accuracy": 0.5}, remaining=0)
+    >>> describe_step({"eval_loss": 1.25, "eval_accuracy": 0.5}, remaining=0)
     'eval loss 1.2500  accuracy 50.0 %'
     >>> numbers = {"loss": 2.0, "learning_rate": 0.02, "grad_norm": 1.5, "tokens_per_second": 812.4}
-    >>> describe({**numbers, "memory_bytes": 3 * 2**30}, remaining=61)
+    >>> describe_step({**numbers, "memory_bytes": 3 * 2**30}, remaining=61)
     'loss 2.0000  lr 2.00e-02  grad 1.50  812 tok/s  3.0 GiB  eta 0:01:01'
     """
     if "eval_loss" in entry:

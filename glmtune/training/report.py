@@ -49,7 +49,7 @@ def environment(*, seed: int) -> dict[str, Any]:
     }
 
 
-def summarize(entries: Sequence[Mapping[str, Any]], *, metric: str = "loss") -> dict[str, Any]:
+def summarize_run(entries: Sequence[Mapping[str, Any]], *, metric: str = "loss") -> dict[str, Any]:
     """Reduce a training log to the numbers that matter.
 
     Args:

@@ -30,7 +30,7 @@ from glmtune.training.checkpoints.folder import latest_checkpoint, step_of, writ
 from glmtune.training.distributed import collectives
 from glmtune.training.distributed.launch import PARTNER_LOST
 from glmtune.training.log import LOG_FILE, append_entry, read_log
-from glmtune.training.report import SCORES, environment, model_card, plot_loss, summarize
+from glmtune.training.report import SCORES, environment, model_card, plot_loss, summarize_run
 from glmtune.training.rollback import train_with_rollbacks
 from glmtune.training.run_folder import RESULTS_FILE, RunStart, check_fingerprints, start_run
 from glmtune.training.trainer import GlmTrainer
@@ -159,7 +159,7 @@ def report(trainer: GlmTrainer, settings: Mapping[str, Any], origin: Mapping[str
         "glmtune": __version__,
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
-        **summarize(entries, metric=str(trainer.args.metric_for_best_model)),
+        **summarize_run(entries, metric=str(trainer.args.metric_for_best_model)),
         "trained_parameters": trained,
         "all_parameters": total,
         **origin,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import GlmConfig, GlmForCausalLM
 
-from glmtune.tiny.induction import fits, teach_copying, teach_copying_where_it_fits
+from glmtune.tiny.induction import can_copy, teach_copying, teach_copying_where_it_fits
 from glmtune.training.adapt import fresh_model
 
 
@@ -59,9 +59,9 @@ def test_the_basis_follows_the_seed() -> None:
 
 def test_shapes_without_room_are_left_alone() -> None:
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16}
-    assert fits(GlmConfig(**shape, num_key_value_heads=2, attention_bias=True))
-    assert not fits(GlmConfig(**shape, num_key_value_heads=4, attention_bias=True))
-    assert not fits(GlmConfig(**shape, num_key_value_heads=2, attention_bias=False))
-    assert not fits(
+    assert can_copy(GlmConfig(**shape, num_key_value_heads=2, attention_bias=True))
+    assert not can_copy(GlmConfig(**shape, num_key_value_heads=4, attention_bias=True))
+    assert not can_copy(GlmConfig(**shape, num_key_value_heads=2, attention_bias=False))
+    assert not can_copy(
         GlmConfig(**{**shape, "num_hidden_layers": 1}, num_key_value_heads=2, attention_bias=True)
     )

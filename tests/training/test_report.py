@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from glmtune.training.callbacks import ProgressDisplay, StopOnSignal, TrainingLog, describe
+from glmtune.training.callbacks import ProgressDisplay, StopOnSignal, TrainingLog, describe_step
 from glmtune.training.log import append_entry, read_log
-from glmtune.training.report import environment, model_card, plot_loss, summarize
+from glmtune.training.report import environment, model_card, plot_loss, summarize_run
 
 STEP = {"learning_rate": 0.01, "grad_norm": 0.5, "tokens_per_second": 100.0, "memory_bytes": 2**30}
 ENTRIES: list[dict[str, Any]] = [
@@ -26,7 +26,7 @@ ENTRIES: list[dict[str, Any]] = [
 
 
 def test_summary() -> None:
-    assert summarize(ENTRIES) == {
+    assert summarize_run(ENTRIES) == {
         "train_loss": pytest.approx((10 * 2.0 + 5 * 1.0) / 15),
         "final_train_loss": 1.0,
         "train_tokens": 700,
@@ -39,10 +39,10 @@ def test_summary() -> None:
         "best_eval_loss": 2.5,
         "best_step": 10,
     }
-    by_accuracy = summarize(ENTRIES, metric="accuracy")
+    by_accuracy = summarize_run(ENTRIES, metric="accuracy")
     assert (by_accuracy["best_eval_accuracy"], by_accuracy["best_step"]) == (0.4, 15)
-    assert summarize([]) == {}
-    assert "final_eval_loss" not in summarize(ENTRIES[:2])
+    assert summarize_run([]) == {}
+    assert "final_eval_loss" not in summarize_run(ENTRIES[:2])
 
 
 def test_log_is_read_up_to_a_cut_line(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_progress(terminal: bool, tmp_path: Path) -> None:
 
 
 def test_describe_without_gradient() -> None:
-    assert describe({**ENTRIES[1], "grad_norm": 0.0}, remaining=3600).endswith("eta 1:00:00")
+    assert describe_step({**ENTRIES[1], "grad_norm": 0.0}, remaining=3600).endswith("eta 1:00:00")
 
 
 def test_second_interrupt_stops_at_once() -> None:
@@ -137,7 +137,7 @@ def test_model_card(tune: str, words: list[str]) -> None:
         "train_rows": 40,
         "trained_parameters": 1200,
         "all_parameters": 5_000,
-        **summarize(ENTRIES),
+        **summarize_run(ENTRIES),
     }
     card = model_card(settings, results)
     for word in [

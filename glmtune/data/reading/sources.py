@@ -39,7 +39,7 @@ NAMED_SETS = {
 }
 
 
-def resolve_source(settings: DataSettings, split: str) -> str:
+def find_data_file(settings: DataSettings, split: str) -> str:
     """Return the file or hub id of a split.
 
     Args:

@@ -98,7 +98,7 @@ def predict_split(
     split = PredictedSplit(
         folder, predictions, scores, summarize(scores) if scores else None, num_resumed, seconds
     )
-    write_text_atomically(folder / RESULTS_NAME, json_text(results_json(split)))
+    write_text_atomically(folder / RESULTS_NAME, json_text(split_results_json(split)))
     return split
 
 
@@ -132,7 +132,7 @@ def _answer(
         yield prediction, scored
 
 
-def results_json(split: PredictedSplit) -> dict[str, Any]:
+def split_results_json(split: PredictedSplit) -> dict[str, Any]:
     """Return the metrics file of a split: the official keys first, then every figure with its interval.
 
     Args:

@@ -220,7 +220,7 @@ def drop_after(run: Path, step: int) -> None:
             shutil.rmtree(folder)
 
 
-def rotate(run: Path, *, keep: int | None) -> None:
+def remove_oldest(run: Path, *, keep: int | None) -> None:
     """Remove the oldest checkpoints until ``keep`` are left; None keeps all."""
     for folder in checkpoints(run)[: -keep if keep else 0]:
         shutil.rmtree(folder, ignore_errors=True)

@@ -99,7 +99,7 @@ def complete(job: Job, group: Any) -> None:
             checkpoints.publish(staged.final, run / "last", manifest=staged.manifest)
             if job.best is not None:
                 checkpoints.publish(staged.final, run / "best", manifest=job.best)
-            checkpoints.rotate(run, keep=job.keep)  # old ones go last, when the new one is offered
+            checkpoints.remove_oldest(run, keep=job.keep)  # old ones go last, when the new one is offered
 
 
 class Saves:

@@ -21,7 +21,7 @@ from glmtune.models.placeholders import pending_weights, set_pending_weights
 from glmtune.training.distributed import collectives, deepspeed_engine
 
 
-def fingerprint(model: GlmModel) -> str:
+def base_fingerprint(model: GlmModel) -> str:
     """Return a base's fingerprint; where the model has placeholders, process 0 makes it of the files.
 
     Args:

@@ -79,9 +79,9 @@ def test_repair(tmp_path: Path) -> None:
 def test_rotate_and_drop_after(tmp_path: Path) -> None:
     for step in (2, 9, 10, 11):
         write(tmp_path, step)
-    checkpoints.rotate(tmp_path, keep=None)
+    checkpoints.remove_oldest(tmp_path, keep=None)
     assert len(checkpoints.checkpoints(tmp_path)) == 4
-    checkpoints.rotate(tmp_path, keep=3)
+    checkpoints.remove_oldest(tmp_path, keep=3)
     assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(tmp_path)] == [9, 10, 11]
     checkpoints.drop_after(tmp_path, 10)
     assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(tmp_path)] == [9, 10]
@@ -94,9 +94,9 @@ def test_publish_holds_the_model_alone(tmp_path: Path) -> None:
     checkpoints.publish(source, tmp_path / "last", manifest={"step": 3})
     assert sorted(path.name for path in (tmp_path / "last").iterdir()) == ["checkpoint.json", "weights"]
     assert json.loads((tmp_path / "last" / "checkpoint.json").read_text())["step"] == 3
-    checkpoints.rotate(tmp_path, keep=1)
+    checkpoints.remove_oldest(tmp_path, keep=1)
     write(tmp_path, 4)
-    checkpoints.rotate(tmp_path, keep=1)
+    checkpoints.remove_oldest(tmp_path, keep=1)
     assert not source.exists()
     assert (tmp_path / "last" / "weights").read_text() == "w"
 
