@@ -1,14 +1,15 @@
-"""A table of text, laid out for a terminal or as Markdown: the one that every report here is made of."""
+"""Tables of text, laid out for a terminal or as Markdown: what every report here is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import rich.console
     import rich.table
+    import rich.text
 
 NAME_WIDTH = 12
 """Names are not broken below this width, however narrow the terminal."""
@@ -120,6 +121,24 @@ class TextTable:
         lines.append(_markdown_row(["---", *["---:"] * (len(self.columns) - 1)]))
         lines += [_markdown_row(row) for row in self.rows]
         return "\n".join([*lines, "", *([self.caption, ""] if self.caption else [])])
+
+
+def named_values(rows: Iterable[tuple[str, str | rich.text.Text]], *, title: str = "") -> rich.table.Table:
+    """Lay out values with a name before each, for a terminal: no headings, nothing read as markup.
+
+    Args:
+        rows: name and value, in order.
+        title: above them.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", box=None, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(value) if isinstance(value, str) else value)
+    return table
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

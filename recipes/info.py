@@ -134,13 +134,10 @@ def preset_rows() -> Iterator[Row]:
 
 def _print(title: str, rows: Iterator[Row]) -> None:
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", show_header=False)
-    for name, value in rows:
-        table.add_row(name, Text(value))
-    Console().print(table)
+    from glmtune.tables import named_values
+
+    Console().print(named_values(rows, title=title))
 
 
 COMMAND = Command(

@@ -164,26 +164,19 @@ def _print_tables(
     plan: Plan, command: list[str], probe: Probe | None, epoch: Epoch | None, problem: str
 ) -> None:
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     from glmtune.planning.report import memory_table, published_table, summary_rows, time_rows
+    from glmtune.tables import named_values
 
     console = Console(highlight=False)
-    facts = Table(box=None, show_header=False)
-    for name, value in summary_rows(plan):
-        facts.add_row(name, Text(value))
-    console.print(facts)
+    console.print(named_values(summary_rows(plan)))
     console.print(memory_table(plan))
     reports = published_table(plan)
     if reports is not None:
         console.print(reports)
     if probe is not None:
-        times = Table(title="time, measured", title_justify="left", box=None, show_header=False)
         seconds = None if epoch is None else (epoch.rows, epoch.mean_length, epoch.steps, epoch.seconds)
-        for name, value in time_rows(plan, probe, seconds):
-            times.add_row(name, Text(value))
-        console.print(times)
+        console.print(named_values(time_rows(plan, probe, seconds), title="time, measured"))
     wide = Console(highlight=False, soft_wrap=True)
     for note in plan.notes:
         wide.print(f"note: {note}", markup=False)

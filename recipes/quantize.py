@@ -16,11 +16,11 @@ from recipes.compose import Command
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from glmtune.models.tokenizers.base import GlmTokenizer
     from glmtune.quantization.files.write import QuantizeJob, QuantizeResult
     from glmtune.quantization.layers.report import QuantizationReport
+    from glmtune.tables import TextTable
 
 MEBIBYTE = 2**20
 
@@ -134,18 +134,11 @@ def _quantize(job: QuantizeJob) -> QuantizeResult:
         )
 
 
-def _report_table(report: QuantizationReport) -> Table:
+def _report_table(report: QuantizationReport) -> TextTable:
     """Lay out a report, one line per kind of layer."""
-    from rich.table import Table
+    from glmtune.tables import TextTable
 
-    table = Table(
-        title=f"quantized by {report.method}; bits per weight with scales, SQNR of {report.measured}",
-        title_justify="left",
-    )
-    table.add_column("layer", no_wrap=True)
-    for name in ("replaced", "skipped", "bits", "SQNR dB"):
-        table.add_column(name, justify="right")
-    table.add_column("notes")
+    rows: list[tuple[str, ...]] = []
     reasons = {layer.kind: layer.reason for layer in report.layers if not layer.replaced}
     worst = {layer.name: layer.sqnr_db for layer in report.layers}
     for kind in report.kinds():
@@ -153,15 +146,12 @@ def _report_table(report: QuantizationReport) -> Table:
         layer = kind.worst.partition(".layers.")[2].partition(".")[0]
         notes = [f"lowest {lowest:.2f}" + (f", layer {layer}" if layer else "")] if lowest is not None else []
         notes += [reasons[kind.kind]] if kind.num_skipped else []
-        table.add_row(
-            kind.kind,
-            str(kind.num_replaced),
-            str(kind.num_skipped),
-            f"{kind.bits_per_weight:.2f}",
-            "-" if kind.sqnr_db is None else f"{kind.sqnr_db:.2f}",
-            "; ".join(notes),
-        )
-    return table
+        counts = (str(kind.num_replaced), str(kind.num_skipped), f"{kind.bits_per_weight:.2f}")
+        loss = "-" if kind.sqnr_db is None else f"{kind.sqnr_db:.2f}"
+        rows.append((kind.kind, *counts, loss, "; ".join(notes)))
+    title = f"quantized by {report.method}; bits per weight with scales, SQNR of {report.measured}"
+    columns = ("layer", "replaced", "skipped", "bits", "SQNR dB", "notes")
+    return TextTable(title, columns, tuple(rows), text_columns=("notes",))
 
 
 def _print_summary(console: Console, written: QuantizeResult) -> None:

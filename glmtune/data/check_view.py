@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from glmtune.data.check import DataReport, LengthStats, SplitReport
+from glmtune.tables import named_values
 
 _BAR_WIDTH = 40
 _LOSS_STYLE = "bold green"
@@ -38,30 +38,29 @@ def _share(count: int, total: int) -> str:
 
 
 def _show_split(split: SplitReport, console: Console) -> None:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column()
     encoding = f", {split.encoding}" if split.encoding else ""
-    table.add_row("file", Text(f"{split.path} ({split.kind}{encoding})"))
     unused = f"; not read: {', '.join(split.unused_columns)}" if split.unused_columns else ""
-    table.add_row("layout", Text(f"{split.layout} ({', '.join(split.columns)}){unused}"))
     rows = f"{split.num_rows}"
     if split.num_multi_turn:
         rows += f", {_share(split.num_multi_turn, split.num_rows)} with several turns"
     if split.num_training_rows != split.num_rows:
         rows += f", giving {split.num_training_rows} training rows"
-    table.add_row("rows", rows)
-    style = "red" if split.num_bad_rows else ""
     bad = f"{split.num_bad_rows}, of them {split.num_empty_answers} with an empty answer"
-    table.add_row("bad rows", Text(bad if split.num_bad_rows else "none", style=style))
     duplicates = f"{_share(split.num_duplicates, split.num_rows)} whole rows"
-    table.add_row(
-        "duplicates", f"{duplicates}, {_share(split.num_duplicate_prompts, split.num_rows)} prompts"
+    loss = f"on {100 * split.loss_frac:.1f} % of {split.num_tokens} tokens (after truncation)"
+    table = named_values(
+        [
+            ("file", f"{split.path} ({split.kind}{encoding})"),
+            ("layout", f"{split.layout} ({', '.join(split.columns)}){unused}"),
+            ("rows", rows),
+            ("bad rows", Text(bad, style="red") if split.num_bad_rows else "none"),
+            ("duplicates", f"{duplicates}, {_share(split.num_duplicate_prompts, split.num_rows)} prompts"),
+            ("prompt tokens", _stats_line(split.prompt_tokens)),
+            ("answer tokens", _stats_line(split.answer_tokens)),
+            ("truncated", _truncation_line(split)),
+            ("loss", loss),
+        ]
     )
-    table.add_row("prompt tokens", _stats_line(split.prompt_tokens))
-    table.add_row("answer tokens", _stats_line(split.answer_tokens))
-    table.add_row("truncated", _truncation_line(split))
-    table.add_row("loss", f"on {100 * split.loss_frac:.1f} % of {split.num_tokens} tokens (after truncation)")
     console.print(Text(split.split, style="bold underline"))
     console.print(table, highlight=False)
     for row in split.bad_rows:

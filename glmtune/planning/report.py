@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from rich.table import Table
-
 from glmtune.planning.check import Plan
 from glmtune.planning.estimate import GIB, Memory
 from glmtune.planning.probe import Probe
 from glmtune.planning.published import reports_for
 from glmtune.planning.states import num_trained
+from glmtune.tables import TextTable
 
 PARTS = tuple(field.name for field in dataclasses.fields(Memory))
 NOTES = {
@@ -28,24 +27,18 @@ NOTES = {
 }
 
 
-def memory_table(plan: Plan) -> Table:
+def memory_table(plan: Plan) -> TextTable:
     """Lay out memory by part, at the moment when it is largest."""
     where = "process" if plan.work.device == "cpu" else "GPU"
-    table = Table(title=f"memory per {where}, at its largest ({plan.estimate.moment})", title_justify="left")
-    table.add_column("part")
-    table.add_column("GiB", justify="right")
-    table.add_column("what")
-    for name in PARTS:
-        table.add_row(name, f"{getattr(plan.estimate.device, name) / GIB:.2f}", NOTES[name])
-    table.add_section()
-    table.add_row(
-        "in all", f"{plan.estimate.device.total / GIB:.2f}", f"of {plan.hardware.device_bytes / GIB:.1f}"
-    )
+    device = plan.estimate.device
+    rows = [(name, f"{getattr(device, name) / GIB:.2f}", NOTES[name]) for name in PARTS]
+    rows.append(("in all", f"{device.total / GIB:.2f}", f"of {plan.hardware.device_bytes / GIB:.1f}"))
     if plan.work.device != "cpu":
         host = plan.hardware.host_bytes
         limit = "per machine" if host is None else f"per machine, of {host / GIB:.1f}"
-        table.add_row("host", f"{plan.estimate.host_bytes / GIB:.2f}", limit)
-    return table
+        rows.append(("host", f"{plan.estimate.host_bytes / GIB:.2f}", limit))
+    title = f"memory per {where}, at its largest ({plan.estimate.moment})"
+    return TextTable(title, ("part", "GiB", "what"), tuple(rows), text_columns=("what",))
 
 
 def summary_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -76,23 +69,19 @@ def summary_rows(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def published_table(plan: Plan) -> Table | None:
+def published_table(plan: Plan) -> TextTable | None:
     """Lay out what others reported of this model and method; None if nobody did."""
     reports = reports_for(plan.work)
     if not reports:
         return None
-    table = Table(title="published for this model and method, beside", title_justify="left")
-    for name in ("GiB per GPU", "GPUs"):
-        table.add_column(name, justify="right")
-    table.add_column("what")
-    table.add_column("source")
     gpus = plan.work.division.num_processes
-    table.add_row(f"{plan.estimate.device.total / GIB:.1f}", str(gpus), "this estimate", "")
+    rows = [("this estimate", f"{plan.estimate.device.total / GIB:.1f}", str(gpus), "")]
     for report in reports:
         size = "-" if report.gib is None else f"{report.gib:.1f}"
-        what = f"{report.outcome}; {report.note}"
-        table.add_row(size, str(report.gpus or "?"), what, report.source)
-    return table
+        rows.append((f"{report.outcome}; {report.note}", size, str(report.gpus or "?"), report.source))
+    columns = ("what", "GiB per GPU", "GPUs", "source")
+    title = "published for this model and method, beside"
+    return TextTable(title, columns, tuple(rows), text_columns=("source",))
 
 
 def time_rows(plan: Plan, probe: Probe, epoch: tuple[int, float, int, float] | None) -> list[tuple[str, str]]:

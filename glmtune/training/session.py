@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from glmtune.errors import TrainingError
 from glmtune.files import write_json, write_text
 from glmtune.memory import is_out_of_memory
+from glmtune.tables import named_values
 from glmtune.training import callbacks
 from glmtune.training.adapt import count_parameters
 from glmtune.training.callbacks import ProgressDisplay, StopOnSignal, TrainingLog
@@ -242,14 +242,11 @@ def _announce(start: RunStart) -> None:
 
 
 def _show(run: Path, results: Mapping[str, Any]) -> None:
-    table = Table(box=None, show_header=False)
-    for name in ("steps", *SCORES):
-        if name in results:
-            value = results[name]
-            table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
-    table.add_row("trained", f"{results['trained_parameters']:,} of {results['all_parameters']:,} parameters")
+    scores = [(name.replace("_", " "), results[name]) for name in ("steps", *SCORES) if name in results]
+    rows = [(name, f"{value:.4f}" if isinstance(value, float) else str(value)) for name, value in scores]
+    trained = f"{results['trained_parameters']:,} of {results['all_parameters']:,} parameters"
     console = Console(highlight=False, soft_wrap=True)
-    console.print(table)
+    console.print(named_values([*rows, ("trained", trained)]))
     console.print(f"saved in {run / 'last'}", markup=False)
 
 

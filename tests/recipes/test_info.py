@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -50,10 +51,8 @@ def test_nothing_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def lines_of(source: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, str]:
     """Run ``glmtune info model=PATH`` and return its table."""
     assert main(["info", f"model={source}", *more]) == 0
-    rows = [
-        line.strip("│").split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")
-    ]
-    return {name.strip(): value.strip() for name, value in rows}
+    rows = [re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    return {row[0]: row[1] for row in rows if len(row) == 2}
 
 
 @pytest.mark.parametrize(

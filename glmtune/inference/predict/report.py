@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from glmtune.files import json_text, write_text_atomically
 from glmtune.inference.predict.predictions import Prediction
 from glmtune.metrics.significance import Difference
+from glmtune.tables import named_values
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,12 +26,7 @@ def samples_table(predictions: Sequence[Prediction], before: Sequence[Prediction
         predictions: all rows.
         before: the same rows answered without the prefix, if they were.
     """
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title="samples", title_justify="left", show_header=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+    shown: list[tuple[str, str]] = []
     num_shown = min(SHOWN_SAMPLES, len(predictions))
     for number in range(num_shown):
         place = number * len(predictions) // num_shown
@@ -39,11 +35,9 @@ def samples_table(predictions: Sequence[Prediction], before: Sequence[Prediction
         if before is not None:
             parts.append(("before", before[place].prediction))
         parts.append(("prediction" if before is None else "after", row.prediction))
-        for name, text in parts:
-            if text is not None:
-                table.add_row(f"{row.row} {name}", Text(text.strip()))
-        table.add_section()
-    return table
+        shown += [(f"{row.row} {name}", text.strip()) for name, text in parts if text is not None]
+        shown.append(("", ""))  # a blank line between rows
+    return named_values(shown[:-1], title="samples")
 
 
 def write_comparison(
