@@ -105,7 +105,7 @@ def _command(plan: Plan, words: Sequence[str]) -> list[str]:
     changed |= {"model.quantization", "quantization_bit"} if "quantization" in changed else set()
     names = {word: word.lstrip("+").partition("=")[0] for word in words}
     kept = [word for word, name in names.items() if name not in {*OWN, *changed}]
-    if "deepspeed" in changed:  # another division takes the place of all that was set of the old one
+    if "deepspeed" in changed:  # another way of sharding replaces all that was set of the old one
         kept = [word for word in kept if not names[word].startswith("deepspeed.")]
     return ["glmtune", "train", *kept, *plan.best.overrides]
 
@@ -119,7 +119,7 @@ def _probe(config: PlanConfig, plan: Plan) -> tuple[Probe, Epoch | None]:
     mean = sum(lengths) / len(lengths)
     probe = measure_steps(plan, length=max(8, round(mean)))
     batch = plan.work.batch
-    per_step = batch.rows * batch.accumulation * plan.work.division.num_processes
+    per_step = batch.rows * batch.accumulation * plan.work.sharding.num_processes
     steps = -(-len(lengths) // per_step)
     return probe, Epoch(len(lengths), mean, steps, steps * probe.step_seconds)
 

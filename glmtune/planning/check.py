@@ -57,7 +57,7 @@ def make_plan(config: RunConfig, hardware: str | None = None, *, length: int | N
     work = workload_of(config, geometry, place, length=length)
     found = estimate(work)
     best = cheapest(config, geometry, place, length=length)
-    is_enough = fits(found, place, work.division.per_node)
+    is_enough = fits(found, place, work.sharding.per_node)
     return Plan(geometry, place, work, found, is_enough, best, tuple(_notes(config)))
 
 
@@ -77,7 +77,7 @@ def memory_problem(plan: Plan) -> str:
     if plan.fits:
         return ""
     found, hardware = plan.estimate, plan.hardware
-    processes = plan.work.division.per_node if hardware.device == "cpu" else 1
+    processes = plan.work.sharding.per_node if hardware.device == "cpu" else 1
     needed = found.device.total * processes
     where = "The process" if hardware.device == "cpu" else "Every GPU"
     if needed > hardware.device_bytes:

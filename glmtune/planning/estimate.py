@@ -169,7 +169,7 @@ def _gradients(work: Workload) -> tuple[float, float]:
     widest = max(rows * columns for rows, columns in geometry.linears.values())
     own = work.weight_bytes
     head = geometry.embedding_size * own
-    if work.division.stage >= 2 or work.division.fsdp:
+    if work.sharding.stage >= 2 or work.sharding.fsdp:
         return states.gradients + head, states.gradients + widest * own
     if work.batch.accumulation > 1:
         return states.gradients + head, states.gradients + head
@@ -193,22 +193,22 @@ def _buffers(work: Workload) -> float:
     at a time; stage 3 gathers the weights of the layers at work and ahead, the widest module and one
     bucket, and keeps gathered ones for their next use.
     """
-    division = work.division
-    if division.num_processes == 1 and division.stage == 0:
+    sharding = work.sharding
+    if sharding.num_processes == 1 and sharding.stage == 0:
         return 0.0
     own, geometry = trained_bytes(work), work.geometry
     block = geometry.block_linear_size + geometry.block_other_size
-    if division.fsdp:
+    if sharding.fsdp:
         outer = geometry.embedding_size * (1 if geometry.is_tied else 2) + geometry.final_norm_size
         return float((outer + 2 * block) * work.weight_bytes + block * own * work.is_full)
-    if division.stage == 0:
+    if sharding.stage == 0:
         return num_trained(work) * own
     trained = num_trained(work)
-    buckets = 2.0 * own * min(division.bucket_size, trained)
-    if division.stage == 3:
+    buckets = 2.0 * own * min(sharding.bucket_size, trained)
+    if sharding.stage == 3:
         widest = max(geometry.embedding_size, geometry.block_linear_size)
         live = min(ZERO3_LIVE, geometry.num_parameters)
-        buckets += max(widest + division.bucket_size // 10, live) * work.weight_bytes
+        buckets += max(widest + sharding.bucket_size // 10, live) * work.weight_bytes
     return buckets
 
 
@@ -220,11 +220,11 @@ def _step_bytes(work: Workload) -> float:
     """
     if work.optim in ("adamw_torch_fused", "sgd"):
         return 0.0
-    division, trained = work.division, num_trained(work)
-    if division.stage and division.offload_optimizer:
+    sharding, trained = work.sharding, num_trained(work)
+    if sharding.stage and sharding.offload_optimizer:
         return 0.0
     if work.device == "cuda":
-        return 4.0 * trained / (division.num_processes if division.stage or division.fsdp else 1)
+        return 4.0 * trained / (sharding.num_processes if sharding.stage or sharding.fsdp else 1)
     return 2 * 4.0 * _widest_trained(work)
 
 
@@ -250,16 +250,16 @@ def _snapshot_bytes(work: Workload) -> float:
 
     Under ZeRO every process copies its share: float32 weights and states.
     """
-    if work.device != "cpu" or not work.saves_beside:
+    if work.device != "cpu" or not work.saves_asynchronously:
         return 0.0
     return copied_bytes(work) + _saving_bytes(work)
 
 
 def copied_bytes(work: Workload) -> float:
     """Return what process 0 copies of weights and states to write a checkpoint of them."""
-    division, trained = work.division, num_trained(work)
-    own = 4 if division.stage else trained_bytes(work)
-    share = 1 / division.num_processes if division.stage else 1.0
+    sharding, trained = work.sharding, num_trained(work)
+    own = 4 if sharding.stage else trained_bytes(work)
+    share = 1 / sharding.num_processes if sharding.stage else 1.0
     return trained * (own + OPTIMIZER_BYTES[work.optim]) * share
 
 
@@ -270,7 +270,7 @@ def _loading_bytes(work: Workload) -> float:
     """
     if not work.loads_in_parts:
         return base_bytes(work) if work.device == "cpu" else 0.0
-    share = base_bytes(work) / work.division.num_processes
+    share = base_bytes(work) / work.sharding.num_processes
     return share + work.geometry.embedding_size * work.weight_bytes
 
 
@@ -281,7 +281,7 @@ def _with_overhead(work: Workload, memory: Memory, highest: float) -> Memory:
         if work.checkpointing or work.method is not None:
             slack += CPU_STRANDED * work.geometry.num_layers * kept.mlp_bytes(work)
         return dataclasses.replace(memory, overhead=CPU_LIBRARIES + slack)
-    talks = NCCL_BUFFERS if work.division.num_processes > 1 else 0.0
+    talks = NCCL_BUFFERS if work.sharding.num_processes > 1 else 0.0
     return dataclasses.replace(memory, overhead=GPU_CONTEXT + talks + GPU_SLACK * memory.total)
 
 
@@ -294,14 +294,14 @@ def _host_bytes(work: Workload) -> float:
     """
     if work.device == "cpu":
         return 0.0
-    states, division = states_of(work), work.division
+    states, sharding = states_of(work), work.sharding
     written = base_bytes(work) if work.is_full else num_trained(work) * 4.0
     per_process, first = states.host, min(written, SHARD_BYTES)
     if work.loads_in_parts:
         first = max(first, 4.0 * work.geometry.embedding_size)
-    elif division.stage:
+    elif sharding.stage:
         whole = 4.0 * work.geometry.num_parameters if work.is_full else base_bytes(work)
         per_process = max(per_process, whole)
-    if work.saves_beside or division.fsdp:  # FSDP's process 0 puts everything together in any case
-        first += copied_bytes(work) * (division.per_node if division.stage else 1)
-    return division.per_node * (GPU_HOST_LIBRARIES + per_process) + first
+    if work.saves_asynchronously or sharding.fsdp:  # FSDP's process 0 gathers everything in any case
+        first += copied_bytes(work) * (sharding.per_node if sharding.stage else 1)
+    return sharding.per_node * (GPU_HOST_LIBRARIES + per_process) + first

@@ -58,7 +58,7 @@ def measure_steps(plan: Plan, *, length: int | None = None) -> Probe:
     import torch
 
     work = plan.work
-    if not plan.fits or work.division.stage or work.division.fsdp:
+    if not plan.fits or work.sharding.stage or work.sharding.fsdp:
         needed, there = plan.estimate.device.total / GIB, plan.hardware.device_bytes / GIB
         reason = (
             "it runs without DeepSpeed and FSDP"

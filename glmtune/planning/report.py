@@ -45,14 +45,14 @@ def summary_rows(plan: Plan) -> list[tuple[str, str]]:
     """List what the plan reckons with, as (name, value)."""
     work, geometry, batch = plan.work, plan.geometry, plan.work.batch
     trained = num_trained(work)
-    zero = work.division
+    zero = work.sharding
     offload = [
         name for name, on in (("optimizer", zero.offload_optimizer), ("weights", zero.offload_param)) if on
     ]
     sharing = "FSDP" if zero.fsdp else f"ZeRO-{zero.stage}" if zero.stage else "no ZeRO"
     sharing += f", {' and '.join(offload)} in host memory" if offload else ""
     levers = f"gradient checkpointing {'on' if work.checkpointing else 'off'}, {sharing}"
-    levers += ", checkpoints written beside training" if work.saves_beside else ""
+    levers += ", checkpoints written beside training" if work.saves_asynchronously else ""
     precision = {1: "", 2: "16 bits", 4: "float32"}[work.weight_bytes]
     precision += " under 16-bit autocast" if work.autocast else ""
     return [
@@ -74,7 +74,7 @@ def published_table(plan: Plan) -> TextTable | None:
     reports = reports_for(plan.work)
     if not reports:
         return None
-    gpus = plan.work.division.num_processes
+    gpus = plan.work.sharding.num_processes
     rows = [("this estimate", f"{plan.estimate.device.total / GIB:.1f}", str(gpus), "")]
     for report in reports:
         size = "-" if report.gib is None else f"{report.gib:.1f}"

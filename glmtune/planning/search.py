@@ -110,7 +110,7 @@ def _candidates(
     config: RunConfig, geometry: Geometry, hardware: Hardware, length: int | None
 ) -> Iterator[tuple[Candidate, int]]:
     combinations = itertools.product(
-        _batches(config), (False, True), _divisions(config, hardware), _optimizers(config, hardware),
+        _batches(config), (False, True), _shardings(config, hardware), _optimizers(config, hardware),
         _bases(config, geometry), _evaluations(config),
     )  # fmt: skip
     for (rows, passes), checkpointing, zero, optim, (base, dtype), eval_rows in combinations:
@@ -138,7 +138,7 @@ def _candidates(
         changes = base != config.model.method or dtype != config.model.dtype
         overrides = tuple(_overrides(config, variant))
         found = Candidate(variant, overrides, _cost(config, variant), changes, estimate(work))
-        yield found, work.division.per_node
+        yield found, work.sharding.per_node
 
 
 def _cost(config: RunConfig, variant: RunConfig) -> float:
@@ -165,7 +165,7 @@ def _batches(config: RunConfig) -> list[tuple[int, int]]:
     return found
 
 
-def _divisions(config: RunConfig, hardware: Hardware) -> Sequence[DeepSpeedSettings | None]:
+def _shardings(config: RunConfig, hardware: Hardware) -> Sequence[DeepSpeedSettings | None]:
     if hardware.device == "cpu":
         return [config.deepspeed]
     given = [config.deepspeed] if config.deepspeed is not None else []

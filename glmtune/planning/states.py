@@ -74,7 +74,7 @@ def trained_bytes(work: Workload) -> int:
     Prefix and adapters are float32 whatever the base is; DeepSpeed casts everything to the type it computes
     in.
     """
-    return work.weight_bytes if work.is_full or work.division.stage else 4
+    return work.weight_bytes if work.is_full or work.sharding.stage else 4
 
 
 def prefix_width(work: Workload) -> int:
@@ -84,7 +84,7 @@ def prefix_width(work: Workload) -> int:
 
 
 def base_bytes(work: Workload) -> float:
-    """Return the bytes of the base model's weights, undivided.
+    """Return the bytes of the base model's weights, not sharded.
 
     Quantized: codes, scales and zero points in the linear layers of the blocks
     (`Method.bits_per_weight`), everything else in floating point.
@@ -99,31 +99,31 @@ def base_bytes(work: Workload) -> float:
 
 
 def states_of(work: Workload) -> States:
-    """Return what a process holds between two steps, divided and offloaded as the run asks.
+    """Return what a process holds between two steps, sharded and offloaded as the run asks.
 
     Without ZeRO a trained number takes its weight, a gradient and the optimizer's states. DeepSpeed trains
     16-bit weights beside float32 ones in the optimizer (in float32 runs, too, it keeps its own copy of the
-    divided part); gradients have the type of the weights.
+    sharded part); gradients have the type of the weights.
     """
-    division, trained = work.division, num_trained(work)
+    sharding, trained = work.sharding, num_trained(work)
     per_number = OPTIMIZER_BYTES[work.optim]
     own = trained_bytes(work)
     base = base_bytes(work)
     weights = base if work.is_full else base + trained * own
-    share = 1 / division.num_processes
-    if division.fsdp:
+    share = 1 / sharding.num_processes
+    if sharding.fsdp:
         return States(weights * share, trained * own * share, trained * per_number * share, 0.0)
-    if division.stage == 0:
+    if sharding.stage == 0:
         return States(weights, trained * own, trained * per_number, 0.0)
     master = trained * (4 + per_number) * share
-    gradients = trained * own * (share if division.stage >= 2 else 1)
-    divided = weights * (share if division.stage == 3 else 1)
-    host = master if division.offload_optimizer else 0.0
-    host += gradients if division.offload_optimizer and division.stage >= 2 else 0.0
-    host += divided if division.offload_param else 0.0
+    gradients = trained * own * (share if sharding.stage >= 2 else 1)
+    sharded = weights * (share if sharding.stage == 3 else 1)
+    host = master if sharding.offload_optimizer else 0.0
+    host += gradients if sharding.offload_optimizer and sharding.stage >= 2 else 0.0
+    host += sharded if sharding.offload_param else 0.0
     return States(
-        weights=0.0 if division.offload_param else divided,
-        gradients=0.0 if division.offload_optimizer and division.stage >= 2 else gradients,
-        optimizer=0.0 if division.offload_optimizer else master,
+        weights=0.0 if sharding.offload_param else sharded,
+        gradients=0.0 if sharding.offload_optimizer and sharding.stage >= 2 else gradients,
+        optimizer=0.0 if sharding.offload_optimizer else master,
         host=host,
     )

@@ -49,7 +49,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Division:
+class Sharding:
     """How processes share the work.
 
     Attributes:
@@ -57,7 +57,7 @@ class Division:
         per_node: processes on one machine.
         stage: of ZeRO; 0: every process holds everything.
         offload_optimizer: optimizer states and float32 weights wait in host memory.
-        offload_param: divided weights wait there, too (stage 3).
+        offload_param: sharded weights wait there, too (stage 3).
         bucket_size: numbers sent at a time.
         fsdp: FSDP2 divides weights, gradients and states, and gathers weights layer by layer.
     """
@@ -85,11 +85,11 @@ class Workload:
         lora: with ``lora``.
         method: how the base is quantized, None: not at all.
         batch: the longest one.
-        division: among processes.
+        sharding: among processes.
         checkpointing: activations inside blocks are computed again instead of kept.
         optim: name of the optimizer.
         loads_in_parts: a process reads its part of the base only, one tensor after the other.
-        saves_beside: checkpoints are written beside training, from a copy.
+        saves_asynchronously: checkpoints are written beside training, from a copy.
         attention: ``sdpa`` (fused) or ``eager``.
     """
 
@@ -102,11 +102,11 @@ class Workload:
     lora: LoraSettings | None
     method: str | None
     batch: Batch
-    division: Division
+    sharding: Sharding
     checkpointing: bool
     optim: str
     loads_in_parts: bool = False
-    saves_beside: bool = False
+    saves_asynchronously: bool = False
     attention: str = "sdpa"
 
     @property
@@ -182,11 +182,11 @@ def workload_of(
         lora=config.lora,
         method=method,
         batch=batch_of(config, length),
-        division=_division(config, geometry, hardware),
+        sharding=_sharding(config, geometry, hardware),
         checkpointing=config.trainer.gradient_checkpointing,
         optim=config.trainer.optim,
         loads_in_parts=config.loads_sharded and method is None,
-        saves_beside=config.trainer.async_save,
+        saves_asynchronously=config.trainer.async_save,
     )
 
 
@@ -239,7 +239,7 @@ def _autocasts(config: RunConfig, hardware: Hardware, weight_bytes: int) -> bool
     return weight_bytes == 4 and _precision(config, hardware) != "fp32"
 
 
-def _division(config: RunConfig, geometry: Geometry, hardware: Hardware) -> Division:
+def _sharding(config: RunConfig, geometry: Geometry, hardware: Hardware) -> Sharding:
     """Follow `glmtune.training.distributed.launch`: as many processes as set, else one per GPU."""
     launch, settings = config.launch, config.deepspeed
     per_node = launch.num_processes or (hardware.per_node if hardware.device == "cuda" else 1)
@@ -250,9 +250,9 @@ def _division(config: RunConfig, geometry: Geometry, hardware: Hardware) -> Divi
         )
     processes = per_node * (_machines(launch) if hardware.source == "detected" else hardware.num_nodes)
     if settings is None:
-        return Division(num_processes=processes, per_node=per_node, fsdp=config.distributed == "fsdp")
+        return Sharding(num_processes=processes, per_node=per_node, fsdp=config.distributed == "fsdp")
     settings = effective(settings, hidden_size=geometry.hidden_size)
-    return Division(
+    return Sharding(
         num_processes=processes,
         per_node=per_node,
         stage=settings.stage,

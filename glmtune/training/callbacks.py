@@ -236,16 +236,22 @@ def describe_step(entry: dict[str, Any], *, remaining: float) -> str:
     )
 
 
+# A terminal or an ssh connection that closes sends SIGHUP; Windows has none.
+STOPPING_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+)
+
+
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM or SIGINT: finish the step, save a checkpoint, stop. A second SIGINT stops at once."""
+    """On SIGTERM, SIGHUP, SIGINT: finish the step, save a checkpoint, stop. A second SIGINT stops at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
-        """Take over both signals (in the main thread; elsewhere Python does not allow it)."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        """Take over the signals (in the main thread; elsewhere Python does not allow it)."""
+        for number in STOPPING_SIGNALS:
             try:
                 self._previous[number] = signal.signal(number, self._note)
             except ValueError:

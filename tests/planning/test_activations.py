@@ -16,7 +16,7 @@ from glmtune.models.load import build_model
 from glmtune.models.releases.families import Family
 from glmtune.planning import activations as kept
 from glmtune.planning.geometry import Geometry
-from glmtune.planning.workload import Batch, Division, Workload
+from glmtune.planning.workload import Batch, Sharding, Workload
 from glmtune.prefix.attach import attach_prefix, freeze_base
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
 from glmtune.prefix.settings import PrefixSettings
@@ -55,7 +55,7 @@ def work(geometry: Geometry = SECOND, **changes) -> Workload:
         "lora": LORA if tune == "lora" else None,
         "method": None,
         "batch": Batch(rows=rows, length=LENGTH, num_labels=labels, is_padded=is_padded),
-        "division": Division(),
+        "sharding": Sharding(),
         "checkpointing": False,
         "optim": "adamw_torch",
     }

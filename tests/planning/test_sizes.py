@@ -182,10 +182,10 @@ def test_a_quantized_base_is_as_large_as_its_tensors() -> None:
 
 def test_fsdp_divides_everything() -> None:
     alone = states_of(work_of("model=chatglm2-6b", "+recipe=full"))
-    divided = states_of(work_of("model=chatglm2-6b", "+recipe=full", "distributed=fsdp"))
-    assert divided.weights == alone.weights / 4
-    assert divided.gradients == alone.gradients / 4
-    assert divided.optimizer == alone.optimizer / 4
+    sharded = states_of(work_of("model=chatglm2-6b", "+recipe=full", "distributed=fsdp"))
+    assert sharded.weights == alone.weights / 4
+    assert sharded.gradients == alone.gradients / 4
+    assert sharded.optimizer == alone.optimizer / 4
 
 
 def test_every_optimizer_and_method_is_known() -> None:

@@ -221,16 +221,16 @@ def test_a_deepspeed_file_counts_instead_of_the_settings_beside_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     _, values = values_of(capsys, *FULL, "deepspeed=zero2", ds_file(tmp_path))
-    division = values["workload"]["division"]
-    assert (division["stage"], division["offload_optimizer"], division["offload_param"]) == (3, True, False)
-    assert division["bucket_size"] == 4096**2  # what transformers fills in for "auto"
+    sharding = values["workload"]["sharding"]
+    assert (sharding["stage"], sharding["offload_optimizer"], sharding["offload_param"]) == (3, True, False)
+    assert sharding["bucket_size"] == 4096**2  # what transformers fills in for "auto"
     _, same = values_of(
         capsys, *FULL, "deepspeed=zero3", "deepspeed.offload_optimizer=true", "deepspeed.bucket_size=16777216"
     )
     assert values["device_bytes"] == same["device_bytes"]
     assert (values["host_bytes"], values["notes"]) == (same["host_bytes"], [])
     _, default = values_of(capsys, *FULL, "deepspeed=zero2", ds_file(tmp_path, reduce_bucket_size=12345))
-    assert default["workload"]["division"]["bucket_size"] == 12345
+    assert default["workload"]["sharding"]["bucket_size"] == 12345
 
 
 def test_where_the_file_does_not_fit_another_division_is_named(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -265,6 +267,16 @@ def test_signal_saves_and_stops(make_trainer: MakeTrainer, tmp_path: Path) -> No
     assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["checkpoint-3"]
     manifest = json.loads((tmp_path / "run" / "checkpoint-3" / "checkpoint.json").read_text())
     assert manifest["ended"] is False
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_signals_are_noted(name: str) -> None:
+    number = getattr(signal, name, None)
+    if number is None:
+        pytest.skip(f"no {name} on this system")
+    with StopOnSignal() as signals:
+        os.kill(os.getpid(), number)
+        assert signals.received == number
 
 
 def test_out_of_memory_says_what_to_lower(make_trainer: MakeTrainer) -> None:

@@ -153,7 +153,8 @@ def _unfinished(folder: Path) -> DataError:
 
 def _read_rows(path: Path) -> list[JudgedAnswer]:
     try:
-        lines = path.read_bytes().decode("utf-8").splitlines()
+        # Not `splitlines`: a JSON string may hold U+2028, U+2029 or U+0085 as it is, and they end no line.
+        lines = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise DataError(f"it cannot be read ({error.strerror}). {AGAIN}", path=path) from None
     rows: list[JudgedAnswer] = []

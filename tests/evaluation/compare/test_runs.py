@@ -30,7 +30,9 @@ def after(tmp_path):
 def rewrite(folder, change) -> None:
     path = folder / "answers.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    path.write_text("".join(json.dumps(row) + "\n" for row in change(rows)), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in change(rows)), encoding="utf-8"
+    )
 
 
 def test_two_runs_are_paired_question_by_question(before, after):
@@ -68,6 +70,11 @@ class TestRefusals:
         with pytest.raises(DataError) as caught:
             read_run(before)
         assert all(word in str(caught.value) for word in words), str(caught.value)
+
+    def test_separators_inside_an_answer_end_no_line(self, before):
+        strange = "one\u2028two\u2029three\u0085four\x1cfive"
+        rewrite(before, lambda rows: [row | {"completion": strange} for row in rows])
+        assert all(row.answer.completion == strange for row in read_run(before).rows)
 
     def test_answers_are_missing(self, before):
         (before / "answers.jsonl").unlink()
