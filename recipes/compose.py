@@ -113,11 +113,16 @@ def compose(command: Command, overrides: Sequence[str], extra_configs: Path | No
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    # Short forms become the words Hydra knows before it sees them: its grammar takes no slash in a group's
+    # option, and its messages would name settings that nobody typed.
     overrides = [
         _several_benchmarks(_model_source(_model_setting(override, command)), command)
         for override in overrides
     ]
+    # Ahead of Hydra, which answers an unknown option with the folders it searched.
     _check_group_options(overrides, extra_configs)
+    # The schema is the base of the command's YAML, so a default stands in one place, its settings class, and a
+    # key that no class has is an error.
     ConfigStore.instance().store(name=f"{command.name}_schema", node=default_values(command.schema))
     for name, inner in _optional_groups(command.schema):
         ConfigStore.instance().store(group=name, name=f"{name}_schema", node=default_values(inner))
@@ -125,10 +130,11 @@ def compose(command: Command, overrides: Sequence[str], extra_configs: Path | No
     arguments = [*_with_deepspeed(overrides)]
     if extra_configs is not None:
         arguments.append(f"hydra.searchpath=[file://{extra_configs.resolve()}]")
-    GlobalHydra.instance().clear()
+    GlobalHydra.instance().clear()  # a process composes several times in tests and in `plan`; Hydra forbids it
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="glmtune"):
             composed = hydra_compose(command.name, overrides=arguments)
+        # Plain values from here on: nothing below this file knows OmegaConf.
         values = OmegaConf.to_container(composed, resolve=True)
         missing = sorted(OmegaConf.missing_keys(composed))
     except (HydraException, OmegaConfBaseException) as error:
@@ -223,6 +229,8 @@ def _explain(message: str, command: Command) -> str:
     known = [path for path, _, _ in setting_rows(command.schema)]
     if key in config_groups():
         return f"`{key}` is a group added to `{command.name}`: write `+{key}=NAME`."
+    # What people type who know other trainers: `lr`, then the right name under no section or a wrong one, then
+    # a slip of the finger.
     initials = [path for path in known if key == path.rpartition(".")[0] + "." + _initials(path)]
     inside = [path for path in known if path.endswith(f".{key}")]
     near = initials or inside or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
