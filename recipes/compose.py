@@ -121,8 +121,8 @@ def compose(command: Command, overrides: Sequence[str], extra_configs: Path | No
     ]
     # Ahead of Hydra, which answers an unknown option with the folders it searched.
     _check_group_options(overrides, extra_configs)
-    # The schema is the base of the command's YAML, so a default stands in one place, its settings class, and a
-    # key that no class has is an error.
+    # The schema is the base of the command's YAML, so a default stands in one place, its settings class, and
+    # a key that no class has is an error.
     ConfigStore.instance().store(name=f"{command.name}_schema", node=default_values(command.schema))
     for name, inner in _optional_groups(command.schema):
         ConfigStore.instance().store(group=name, name=f"{name}_schema", node=default_values(inner))
@@ -130,7 +130,7 @@ def compose(command: Command, overrides: Sequence[str], extra_configs: Path | No
     arguments = [*_with_deepspeed(overrides)]
     if extra_configs is not None:
         arguments.append(f"hydra.searchpath=[file://{extra_configs.resolve()}]")
-    GlobalHydra.instance().clear()  # a process composes several times in tests and in `plan`; Hydra forbids it
+    GlobalHydra.instance().clear()  # Hydra composes once a process; `plan` and tests do so several times
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="glmtune"):
             composed = hydra_compose(command.name, overrides=arguments)
@@ -229,8 +229,8 @@ def _explain(message: str, command: Command) -> str:
     known = [path for path, _, _ in setting_rows(command.schema)]
     if key in config_groups():
         return f"`{key}` is a group added to `{command.name}`: write `+{key}=NAME`."
-    # What people type who know other trainers: `lr`, then the right name under no section or a wrong one, then
-    # a slip of the finger.
+    # What people type who know other trainers: `lr`, then the right name under no section or a wrong one,
+    # then a slip of the finger.
     initials = [path for path in known if key == path.rpartition(".")[0] + "." + _initials(path)]
     inside = [path for path in known if path.endswith(f".{key}")]
     near = initials or inside or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
