@@ -93,6 +93,20 @@ def write_json(path: Path, values: object) -> None:
     write_text(path, json_text(values))
 
 
+def begin_folder(final: Path) -> Path:
+    """Make the empty folder in which ``final`` is prepared; what a killed attempt left there goes.
+
+    For those who cannot keep a block open until the folder is full; `put_in_place` ends what this begins.
+
+    Raises:
+        OSError: the place is not writable.
+    """
+    partial = partial_of(final)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
 @contextmanager
 def prepared_folder(final: Path) -> Generator[Path]:
     """Yield an empty folder to fill, which takes the name ``final`` when the block ends without an error.
@@ -142,20 +156,6 @@ def check_output(folder: Path, *, overwrite: bool, marker: str, result: str) -> 
             f"`output_dir` is `{folder}`, which holds an earlier {result}. Give a new folder, or add "
             "`overwrite=true` to replace it."
         )
-
-
-def begin_folder(final: Path) -> Path:
-    """Make the empty folder in which ``final`` is prepared; what a killed attempt left there goes.
-
-    For those who cannot keep a block open until the folder is full; `put_in_place` ends what this begins.
-
-    Raises:
-        OSError: the place is not writable.
-    """
-    partial = partial_of(final)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
 
 
 def put_in_place(partial: Path, final: Path) -> None:

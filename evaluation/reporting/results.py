@@ -112,6 +112,7 @@ def results_json(result: Result) -> dict[str, Any]:
     """
     task, summary = result.task, result.summary
     micro, macro = summary.micro, summary.macro
+    # Without gold answers (C-Eval test) nothing is right or wrong: null, as 0 would be read as a score.
     known = task.labelled
     values: dict[str, Any] = {
         "title": result.title,
@@ -127,6 +128,8 @@ def results_json(result: Result) -> dict[str, Any]:
         "accuracy_macro": macro.accuracy if known else None,
     }
     if known:
+        # Averages of part of the questions that publications print beside the headline, at the top level like
+        # it; `further` below has them again with their errors.
         values |= {
             name: score.accuracy for name, score in summary.further.items() if name.startswith("accuracy_")
         }

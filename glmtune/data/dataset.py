@@ -135,11 +135,14 @@ def load_conversations(
     limit = settings.max_samples_of(split)
     rows, bad = table.rows, list(table.bad)
     if limit is not None and limit < len(rows):
+        # Bad rows behind the last row looked at are not this run's; those before it are.
         rows = rows[:limit]
         bad = [row for row in bad if row.line < rows[-1].line]
     total = len(rows) + len(bad)
     if not rows:
         raise bad_rows_error(table.path, bad, total)
+    # One layout for the file, told by its first rows: row by row, a single odd one would be read as something
+    # it is not instead of being reported.
     layout = detect_layout(rows, settings, table.path)
     conversations: list[Conversation] = []
     for row in rows:
@@ -307,6 +310,8 @@ class _RowBuffer:
         self.tables.append(pa.table({**columns, "length": pa.array(lengths)}))
         for values in (lengths, self.input_ids, self.labels):
             self.digest.update(values.tobytes())
+        # New arrays, not cleared ones: the table just made reads the old ones in place. `lengths` is kept for
+        # the sampler, so its share was copied above.
         self.num_flushed = len(self.lengths)
         self.input_ids, self.labels = array("i"), array("i")
 

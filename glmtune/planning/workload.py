@@ -200,8 +200,12 @@ def batch_of(config: RunConfig, length: int | None = None) -> Batch:
     """
     data, trainer = config.data, config.trainer
     longest = data.packing_length if data.packing else data.max_source_length + data.max_target_length + 1
+    # A pack is never longer than its setting; without packs a measured length is taken as it is, since the
+    # data may be shorter than the settings allow.
     length = min(length, longest) if length and data.packing else length or longest
     length = -(-length // data.pad_to_multiple_of) * data.pad_to_multiple_of
+    # Logits are formed where there is a label: of every answer token and the id that ends it, never of the
+    # first token of a row, which nothing predicts.
     answer = min(length - 1, data.max_target_length + 1)
     labels = answer if data.loss_on == "answer" and not data.packing else length - 1
     rows = trainer.per_device_train_batch_size
@@ -219,6 +223,8 @@ def _weight_bytes(config: RunConfig, geometry: Geometry, hardware: Hardware) -> 
     """Follow `glmtune.models.load.choose_dtype`, and `tune_all`, which trains in float32."""
     if config.tune == "full" and config.deepspeed is None:
         return 4
+    # Full tuning without DeepSpeed was answered above (`tune_all` casts to float32); DeepSpeed's engine holds
+    # the type it computes in and keeps float32 weights among the optimizer's states.
     dtype = config.model.dtype if config.model.dtype != "auto" else geometry.dtype
     if config.tune == "full":
         return 4 if _precision(config, hardware) == "fp32" else 2
@@ -251,6 +257,7 @@ def _sharding(config: RunConfig, geometry: Geometry, hardware: Hardware) -> Shar
     processes = per_node * (_machines(launch) if hardware.source == "detected" else hardware.num_nodes)
     if settings is None:
         return Sharding(num_processes=processes, per_node=per_node, fsdp=config.distributed == "fsdp")
+    # What DeepSpeed will be given: a `deepspeed.json` may say otherwise than our settings.
     settings = effective(settings, hidden_size=geometry.hidden_size)
     return Sharding(
         num_processes=processes,

@@ -76,14 +76,25 @@ def test_pages_name_paths_that_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
 def test_pages_name_modules_that_exist(page: Path) -> None:
-    for name in set(MODULE.findall(page.read_text(encoding="utf-8"))):
-        if (REPO / name).is_file():
-            continue
-        parts = name.split(".")
-        length = next(
-            n for n in range(len(parts), 0, -1)
-            if (place := REPO.joinpath(*parts[:n])).is_dir() or place.with_suffix(".py").is_file()
-        )  # fmt: skip
-        found: object = importlib.import_module(".".join(parts[:length]))
-        for part in parts[length:]:
-            found = getattr(found, part)
+    named = set(MODULE.findall(page.read_text(encoding="utf-8")))
+    assert [name for name in named if not (REPO / name).is_file() and not is_importable(name)] == []
+
+
+def is_importable(name: str) -> bool:
+    """Whether a dotted name is a module of ours, or something in one."""
+    parts = name.split(".")
+    lengths = [
+        n
+        for n in range(len(parts), 0, -1)
+        if (place := REPO.joinpath(*parts[:n])).is_dir() or place.with_suffix(".py").is_file()
+    ]
+    found: object = importlib.import_module(".".join(parts[: lengths[0]]))
+    for part in parts[lengths[0] :]:
+        found = getattr(found, part, None)
+    return found is not None
+
+
+def test_names_that_do_not_exist_are_noticed() -> None:
+    assert is_importable("glmtune.models.load.load_official")
+    assert not is_importable("glmtune.models.load.load_base")
+    assert not is_importable("glmtune.models.nowhere")

@@ -230,6 +230,7 @@ def test_a_written_prefix_holds_the_unrotated_keys_of_its_text(base: OfficialCha
     parts = rows.view(6, base.config.num_hidden_layers, 2, heads, width)
     cache = base(ids, use_cache=True).cache
     cos, sin = base.transformer.rotary_emb(rows, token_positions(ids, base.config))
+    assert len(cache.layers) == base.config.num_hidden_layers
     for layer, cached in enumerate(cache.layers):
         keys = rotate(parts[None, :, layer, 0], cos, sin)
         _close(keys.transpose(1, 2), cached.keys, 1e-5)

@@ -123,6 +123,12 @@ def test_custom_four_dimensional_mask(tuned: GlmForCausalLM) -> None:
     visible = torch.ones(6, 6, dtype=torch.bool).tril()[None, None]
     additive = torch.where(visible, 0.0, torch.finfo(torch.float32).min)
     _close(tuned(ids, attention_mask=additive).logits, tuned(ids).logits)
+    # A mask that was ignored would pass so far: hidden from the last token, the first one must not move it.
+    visible[..., 5, 0] = False
+    additive = torch.where(visible, 0.0, torch.finfo(torch.float32).min)
+    hidden, whole = tuned(ids, attention_mask=additive).logits, tuned(ids).logits
+    _close(hidden[:, :5], whole[:, :5])
+    assert (hidden[:, 5] - whole[:, 5]).abs().max() > 100 * TOLERANCE
 
 
 @torch.no_grad()

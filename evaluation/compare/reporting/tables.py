@@ -220,6 +220,7 @@ def sensitivity_tables(report: ComparisonReport) -> list[TextTable]:
         )  # fmt: skip
         caption = "Margin: best minus second-best probability of a choice, mean over the questions."
         found.append(TextTable("Shift of the choice probabilities", columns, tuple(rows), caption))
+    # The same place in the other kind of protocol: generated texts have no choice probabilities.
     texts = {name: each.sensitivity.texts for name, each in report.benchmarks.items()}
     rows = [
         (
