@@ -21,14 +21,14 @@ by arithmetic, so forming the weight once pays.
 
 PyTorch's products (int8pack, int4pack) stay although the native ones are faster: many machines have no
 compiler (Windows, a Mac) or no AVX-512. Milliseconds of plain path / PyTorch's product, 2,048 x 2,048, one
-thread of a Xeon with AVX-512 but without its bfloat16 instructions, torch 2.13::
+thread without bfloat16 instructions, torch 2.13 (``benchmarks/layer_products.py``)::
 
     rows              1            4            16          64         256
-    int8            3.5 / 0.25   5.5 / 0.48   9.3 / 2.4   23 / 19    75 / 70
-    int4            7.3 / 0.24   8.8 / 0.45    12 / 1.7   26 / 7.2   80 / 29
-    int4-g32-asym    12 / 0.27    13 / 0.48    15 / 1.8   29 / 7.6   86 / 30
+    int8            4.0 / 0.30   5.8 / 0.61   9.4 / 2.2   24 / 20    76 / 71
+    int4            8.4 / 0.31    10 / 0.57    13 / 2.0   28 / 7.6   81 / 29
+    int4-g32-asym    13 / 0.32    16 / 0.58    21 / 2.3   34 / 8.4   88 / 31
 
-so decoding is 14 to 44 times as fast. Whole models: ``benchmarks/results/quantized_inference.md``.
+so decoding is 13 to 40 times as fast. Whole models: ``benchmarks/results/quantized_inference.md``.
 """
 
 from __future__ import annotations
