@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import socket
@@ -29,6 +30,7 @@ from typing import Any, BinaryIO, Protocol, Self, TypeVar
 from glmtune.errors import ConfigError, DataError
 from glmtune.files import write_error, write_text_atomically
 
+LOGGER = logging.getLogger(__name__)
 Entry = TypeVar("Entry")
 
 HOLDER_BYTES = 500
@@ -304,8 +306,13 @@ def _lock_of(path: Path) -> int:
             f"{path} is being written by another process{f' ({holder})' if holder else ''}: two runs cannot"
             " share an `output_dir`. Wait for it, end it, or choose another `output_dir`."
         ) from None
-    except OSError:
-        pass  # some network file systems have no locks, and a run there is better than none
+    except OSError as error:
+        # Some network file systems have no locks, and a run there is better than none.
+        LOGGER.warning(
+            "%s: files cannot be locked here (%s), so nothing keeps a second process from answering the same"
+            " questions into this folder. Start only one.",
+            path, error.strerror or error,
+        )  # fmt: skip
     with contextlib.suppress(OSError):  # a full disk is reported by the answers themselves
         began = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         os.ftruncate(handle, 0)

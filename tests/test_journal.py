@@ -124,7 +124,7 @@ def test_a_damaged_line_before_the_last_says_how_to_begin_anew(tmp_path):
         read(path)
 
 
-def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch, caplog):
     def no_locks(handle):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -132,6 +132,8 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
     with Journal(tmp_path / "j.jsonl") as journal:
         journal.append(Word("a"))
     assert read(tmp_path / "j.jsonl")[0] == ["a"]
+    assert "files cannot be locked here" in caplog.text
+    assert "Start only one" in caplog.text
 
 
 def test_long_hashes_are_shortened_where_a_run_is_refused(tmp_path):
