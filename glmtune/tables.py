@@ -44,25 +44,26 @@ class TextTable:
         """Lay the table out for a terminal."""
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
-        from rich.text import Text
+
+        from glmtune.terminal.console import plain
 
         table = Table(
-            title=Text(self.title) if self.title else None,
+            title=plain(self.title) if self.title else None,
             title_justify="left",
-            caption=Text(self.caption) if self.caption else None,
+            caption=plain(self.caption) if self.caption else None,
             caption_justify="left",
             box=SIMPLE_HEAD,
         )
         for number, heading in enumerate(self.columns):
             is_text = number == 0 or heading in self.text_columns
             table.add_column(
-                Text(heading),
+                plain(heading),
                 justify="left" if is_text else "right",
                 overflow="fold",
                 min_width=self._name_width() if number == 0 else None,
             )
         for row in self.rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(plain(cell) for cell in row))
         return table
 
     def _name_width(self) -> int:
@@ -131,13 +132,14 @@ def named_values(rows: Iterable[tuple[str, str | rich.text.Text]], *, title: str
         title: above them.
     """
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", box=None, show_header=False)
+    from glmtune.terminal.console import plain
+
+    table = Table(title=plain(title) if title else None, title_justify="left", box=None, show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, Text(value) if isinstance(value, str) else value)
+        table.add_row(plain(name), plain(value) if isinstance(value, str) else value)
     return table
 
 

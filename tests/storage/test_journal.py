@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,14 +13,15 @@ from dataclasses import dataclass
 
 import pytest
 
-from glmtune import journal as journal_module
-from glmtune.errors import ConfigError, DataError
-from glmtune.journal import Journal, read_entries, refuse_other_run
+from glmtune.errors import ConfigError
+from glmtune.storage import lock
+from glmtune.storage.journal import Journal, read_journal, refuse_other_run
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from glmtune.journal import Journal
+from glmtune.storage import lock
+from glmtune.storage.journal import Journal
 
 class Word:
     def __init__(self, word): self.word = word
@@ -30,35 +31,6 @@ with Journal(Path(sys.argv[1])) as journal:
     journal.append(Word("first"))
     print("held", flush=True)
     time.sleep(600)
-"""
-# What the standard library of Windows offers, as far as the lock uses it.
-WINDOWS = """
-import os, sys, types
-from pathlib import Path
-
-sys.platform = "win32"
-sys.modules["fcntl"] = None
-locked = []
-
-def locking(handle, mode, size):
-    where = (os.fstat(handle).st_ino, os.lseek(handle, 0, os.SEEK_CUR))
-    if where in locked:
-        raise PermissionError(13, "Permission denied")
-    locked.append(where)
-    assert (mode, size) == (2, 1)
-
-sys.modules["msvcrt"] = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
-from glmtune.errors import ConfigError
-from glmtune.journal import LOCKED_BYTE, Journal
-
-path = Path(sys.argv[1])
-with Journal(path):
-    assert [byte for _, byte in locked] == [LOCKED_BYTE]
-    assert (path.parent / f".{path.name}.lock").read_text().startswith(f"process {os.getpid()} on ")
-    try:
-        Journal(path)
-    except ConfigError as error:
-        print(error)
 """
 
 
@@ -71,7 +43,8 @@ class Word:
 
 
 def read(path):
-    return read_entries(path, json.loads, begin_anew="resume=never")
+    content = read_journal(path, json.loads)
+    return content.entries, path.stat().st_size - content.num_torn
 
 
 @pytest.fixture
@@ -86,12 +59,15 @@ def holder(tmp_path):
         process.kill()
 
 
-def test_a_second_process_is_refused_with_the_name_of_the_first_until_that_is_killed(tmp_path, holder):
+def test_a_second_process_is_refused_with_the_name_of_the_first_until_that_is_killed(
+    tmp_path, holder, monkeypatch
+):
     path = tmp_path / "j.jsonl"
     words = (
         rf"j\.jsonl is being written by another process \(process {holder.pid} on {socket.gethostname()},"
-        r" since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d\): two runs cannot share an `output_dir`"
+        r" since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d: -c\): two runs cannot share an `output_dir`"
     )
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.2)
     for _ in range(2):  # being refused does not spoil the name
         with pytest.raises(ConfigError, match=words):
             Journal(path)
@@ -102,7 +78,8 @@ def test_a_second_process_is_refused_with_the_name_of_the_first_until_that_is_ki
     assert read(path) == (["first", "second"], len('"first"\n"second"\n'))
 
 
-def test_the_lock_holds_while_the_journal_is_replaced_and_moved(tmp_path):
+def test_the_lock_holds_while_the_journal_is_replaced_and_moved(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.0)
     path = tmp_path / "j.jsonl"
     with Journal(path) as journal:
         journal.append(Word("b"))
@@ -117,23 +94,20 @@ def test_the_lock_holds_while_the_journal_is_replaced_and_moved(tmp_path):
     Journal(path).__exit__(None, None, None)
 
 
-def test_a_damaged_line_before_the_last_says_how_to_begin_anew(tmp_path):
+def test_a_damaged_line_before_the_last_costs_that_line_and_is_set_aside(tmp_path):
     path = tmp_path / "j.jsonl"
-    path.write_bytes(b'"a"\n"b\n"c"\n')
-    with pytest.raises(DataError, match=r"j\.jsonl, line 2: .*begin anew with `resume=never`"):
-        read(path)
-
-
-def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch, caplog):
-    def no_locks(handle):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(journal_module, "_try_lock", no_locks)
-    with Journal(tmp_path / "j.jsonl") as journal:
-        journal.append(Word("a"))
-    assert read(tmp_path / "j.jsonl")[0] == ["a"]
-    assert "files cannot be locked here" in caplog.text
-    assert "Start only one" in caplog.text
+    path.write_bytes(b'"a"\n"b\n"c"\n"d')
+    with Journal(path) as journal:
+        content = journal.repair(json.loads)
+        assert content.entries == ["a", "c"]
+        damaged, torn = content.notes(path)
+        assert re.search(r"j\.jsonl: 1 lines cannot be read \(line 2: .*asked again", damaged)
+        assert "(2 bytes" in torn
+        journal.append(Word("e"))
+    assert path.read_bytes() == b'"a"\n"c"\n"e"\n'
+    assert (tmp_path / "j.jsonl.damaged").read_bytes() == b'"b\n'
+    with Journal(path) as journal:
+        assert journal.repair(json.loads).notes(path) == []
 
 
 def test_long_hashes_are_shortened_where_a_run_is_refused(tmp_path):
@@ -148,17 +122,6 @@ def test_long_hashes_are_shortened_where_a_run_is_refused(tmp_path):
     assert f'text: "{"x" * 64}" there' in str(caught.value)
 
 
-def test_windows_locks_a_byte_behind_the_text(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", WINDOWS, str(tmp_path / "j.jsonl")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "j.jsonl is being written by another process (process " in done.stdout
-
-
 def test_no_torch_is_imported():
-    code = "import sys, glmtune.journal; assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
+    code = "import sys, glmtune.storage.journal; assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

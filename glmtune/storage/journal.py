@@ -8,34 +8,34 @@ soon as they have it and ask only what is missing when they are started again. I
     .JOURNAL.lock      locked by the process that writes the journal now, and names it
 
 Lines are appended, so a kill can damage nothing but the last one, which is cut off and its question asked
-again. Lines are handed to the operating system, which survives a kill, and not forced onto the disk: after
-a power cut the last seconds may be missing, which costs less than waiting for the disk at every answer.
+again. Each line has a checksum: one that something else has damaged is set aside (JOURNAL.damaged) and said,
+and costs its own answer only. Lines are handed to the operating system, which survives a kill, and not forced
+onto the disk: after a power cut the last seconds may be missing, which costs less than waiting for the disk
+at every answer.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import os
 import re
-import socket
-import sys
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol, Self, TypeVar
+from typing import Any, BinaryIO, Generic, Protocol, Self, TypeVar
 
 from glmtune.errors import ConfigError, DataError
-from glmtune.files import write_error, write_text_atomically
+from glmtune.storage.checksums import checked_json
+from glmtune.storage.files import write_atomically, write_error, write_text_atomically
+from glmtune.storage.lock import LOCK_SUFFIX, Lock
 
-LOGGER = logging.getLogger(__name__)
 Entry = TypeVar("Entry")
 
-HOLDER_BYTES = 500
-"""More than the words that name a process take."""
-LOCK_SUFFIX = ".lock"
+DAMAGED_SUFFIX = ".damaged"
+"""Of the file beside a journal that keeps the lines taken out of it."""
+SHOWN_LINES = 3
+"""Damaged lines that are named one by one."""
 SHA256 = re.compile(r'"[0-9a-f]{64}"')
 SHOWN_DIGITS = 12
 """Digits of a SHA-256 shown in errors: enough to tell two apart, short enough to read."""
@@ -47,6 +47,57 @@ class JournalEntry(Protocol):
     def to_line(self) -> str:
         """Return one JSON line, newline included."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedLine:
+    """A line of a journal that cannot be read.
+
+    Attributes:
+        number: from 1.
+        raw: its bytes, without the line end.
+        reason: why not.
+    """
+
+    number: int
+    raw: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class JournalContent(Generic[Entry]):
+    """What a journal holds.
+
+    Attributes:
+        entries: the answers.
+        damaged: lines that cannot be read.
+        num_torn: bytes at the end that a killed process did not finish.
+    """
+
+    entries: list[Entry]
+    damaged: list[DamagedLine]
+    num_torn: int
+
+    def notes(self, path: Path) -> list[str]:
+        """Return what a reader should be told of the journal.
+
+        Args:
+            path: of the journal.
+        """
+        found: list[str] = []
+        if self.damaged:
+            named = "; ".join(f"line {line.number}: {line.reason}" for line in self.damaged[:SHOWN_LINES])
+            more = f"; and {len(self.damaged) - SHOWN_LINES} more" if self.damaged[SHOWN_LINES:] else ""
+            found.append(
+                f"{path}: {len(self.damaged)} lines cannot be read ({named}{more}). They are moved to"
+                f" {path.name}{DAMAGED_SUFFIX}, and their questions asked again."
+            )
+        if self.num_torn:
+            found.append(
+                f"{path}: the last line was not finished ({self.num_torn} bytes, a run was killed); it is"
+                " dropped and its question asked again."
+            )
+        return found
 
 
 class Journal:
@@ -68,7 +119,8 @@ class Journal:
         """
         self.path = path
         self._file: BinaryIO | None = None
-        self._lock = _lock_of(path)
+        # Not the journal itself, which is replaced by its sorted rows, or moved aside, while it is held.
+        self._lock = Lock(path.with_name(f".{path.name}{LOCK_SUFFIX}"), guards=path)
 
     def __enter__(self) -> Self:
         return self
@@ -82,7 +134,7 @@ class Journal:
             if error is None:
                 raise write_error(self.path, problem) from None
         finally:
-            os.close(self._lock)
+            self._lock.release()
 
     def append(self, entry: JournalEntry) -> None:
         """Write one answer at the end and hand it to the operating system at once.
@@ -99,30 +151,39 @@ class Journal:
         except OSError as error:
             raise write_error(self.path, error) from None
 
-    def repair(self, parse: Callable[[str], Entry], *, begin_anew: str) -> tuple[list[Entry], int]:
-        """Read all answers and cut off a last line that was not finished.
+    def repair(self, parse: Callable[[str], Entry]) -> JournalContent[Entry]:
+        """Read all answers, cut off a last line that was not finished, and set damaged lines aside.
 
         Args:
-            parse: see `read_entries`.
-            begin_anew: see `read_entries`.
+            parse: see `read_journal`.
 
         Returns:
-            The answers, and how many bytes were cut off.
+            What was there; its `JournalContent.notes` are to be shown.
 
         Raises:
-            DataError: see `read_entries`.
-            GlmtuneError: the file may not be written.
+            GlmtuneError: the file cannot be read or written; nothing is lost.
         """
         if not self.path.is_file():
-            return [], 0
-        entries, num_bytes = read_entries(self.path, parse, begin_anew=begin_anew)
-        num_torn = self.path.stat().st_size - num_bytes
-        if num_torn:
-            try:
-                os.truncate(self.path, num_bytes)
-            except OSError as error:
-                raise write_error(self.path, error) from None
-        return entries, num_torn
+            return JournalContent([], [], 0)
+        content = read_journal(self.path, parse)
+        try:
+            if content.damaged:
+                self._set_aside(content)
+            elif content.num_torn:
+                os.truncate(self.path, self.path.stat().st_size - content.num_torn)
+        except OSError as error:
+            raise write_error(self.path, error) from None
+        return content
+
+    def _set_aside(self, content: JournalContent[Any]) -> None:
+        """Keep damaged lines in a file of their own, so that they are said once and nothing is deleted."""
+        with self.path.with_name(self.path.name + DAMAGED_SUFFIX).open("ab") as file:
+            file.write(b"".join(line.raw + b"\n" for line in content.damaged))
+        whole = self.path.read_bytes()
+        lines = whole[: len(whole) - content.num_torn].split(b"\n")
+        for line in reversed(content.damaged):
+            del lines[line.number - 1]
+        write_atomically(self.path, lambda path: path.write_bytes(b"\n".join(lines)))
 
     def rewrite(self, entries: Iterable[JournalEntry]) -> None:
         """Replace the content by these answers in one step.
@@ -151,47 +212,76 @@ def journals_in(folder: Path, pattern: str) -> list[Path]:
     return sorted({*folder.glob(pattern), *held})
 
 
-def read_entries(path: Path, parse: Callable[[str], Entry], *, begin_anew: str) -> tuple[list[Entry], int]:
+def read_journal(path: Path, parse: Callable[[str], Entry]) -> JournalContent[Entry]:
     """Read a journal, passing over a last line that is not finished (its process may be writing it).
 
     Args:
         path: the journal.
         parse: line to entry; raises ValueError where it is none.
-        begin_anew: the setting that begins without the answers there, for the message.
-
-    Returns:
-        The answers, and how many bytes from the first hold them.
 
     Raises:
-        DataError: a line before the last one cannot be read.
+        DataError: the file cannot be read.
     """
-    *lines, unfinished = path.read_bytes().split(b"\n")
+    try:
+        *lines, unfinished = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"it cannot be read ({error.strerror or error}).", path=path) from None
     entries: list[Entry] = []
-    num_bytes = 0
+    damaged: list[DamagedLine] = []
+    num_torn = len(unfinished)
     for number, raw in enumerate(lines, start=1):
         try:
             entries.append(parse(raw.decode("utf-8-sig")))
         except ValueError as error:
             # After a power cut the last block of a file can be there without its content.
             if number == len(lines) and not unfinished:
-                break
-            raise DataError(
-                f"{error}. A kill leaves only a last line half-written, so this journal was damaged"
-                " otherwise. Remove the line (its question is asked again), or begin anew with"
-                f" `{begin_anew}`.",
-                path=path,
-                line=number,
-            ) from None
-        num_bytes += len(raw) + 1
-    return entries, num_bytes
+                num_torn = len(raw) + 1
+            else:
+                damaged.append(DamagedLine(number, raw, str(error)))
+    return JournalContent(entries, damaged, num_torn)
 
 
-def make_run_folder(folder: Path) -> None:
-    """Make the folder of a run, and see that files can be written in it before hours are spent.
+def refuse_foreign_folder(folder: Path, is_ours: Callable[[Path], bool], *, result: str) -> None:
+    """Refuse an output folder that holds something else: what users keep there is not moved or replaced.
+
+    Args:
+        folder: where a command is to write.
+        is_ours: says whether a folder holds what the command writes.
+        result: what that is, in words, such as "evaluation".
 
     Raises:
-        ConfigError: it cannot be made or written.
+        ConfigError: the folder holds files, and none of ours among them.
     """
+    if not folder.is_dir():
+        return
+    # Hidden files are those of an earlier start that was refused (locks), or of the system.
+    there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if there and not is_ours(folder):
+        shown = ", ".join(there[:SHOWN_LINES]) + (", ..." if there[SHOWN_LINES:] else "")
+        raise ConfigError(
+            f"`output_dir` is `{folder}`, but it holds files that are no {result} of glmtune ({shown})."
+            " They are not moved or replaced: give a new or an empty folder."
+        )
+
+
+def make_run_folder(folder: Path, is_ours: Callable[[Path], bool], *, result: str) -> None:
+    """Make the folder of a run, and see that files can be written in it before hours are spent.
+
+    Args:
+        folder: of the run.
+        is_ours: see `refuse_foreign_folder`.
+        result: see `refuse_foreign_folder`.
+
+    Raises:
+        ConfigError: it cannot be made or written, or holds something else.
+    """
+    try:
+        refuse_foreign_folder(folder, is_ours, result=result)
+    except OSError as error:
+        raise ConfigError(
+            f"`output_dir` is `{folder}`, but it cannot be read ({error.strerror or error}). Give another"
+            " folder."
+        ) from None
     probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -208,15 +298,15 @@ def read_identity(path: Path) -> Mapping[str, Any] | None:
     """Read an identity file; None if there is none.
 
     Raises:
-        ValueError: it holds no JSON object.
+        ValueError: it holds no JSON object, or is damaged.
+        DataError: it is there and cannot be read.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return checked_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    if not isinstance(values, dict):
-        raise ValueError("no JSON object")
-    return values
+    except OSError as error:
+        raise DataError(f"it cannot be read ({error.strerror or error}).", path=path) from None
 
 
 def refuse_other_run(
@@ -264,58 +354,3 @@ def _shown(values: Mapping[str, object], name: str) -> str:
         return "nothing"
     text = json.dumps(values[name], ensure_ascii=False)
     return f'{text[: 1 + SHOWN_DIGITS]}..."' if SHA256.fullmatch(text) else text
-
-
-# ---- the lock ----
-#
-# The operating system drops it when its process dies, however it dies; a file whose mere presence is the
-# lock would stay. (The package `filelock` makes such files where flock is missing, so it is not used.)
-# Not the journal itself is locked but a file beside it that is never renamed or removed: a journal is
-# replaced by its sorted rows, or moved aside, while it is held.
-
-if sys.platform == "win32":
-    import msvcrt
-
-    LOCKED_BYTE = 1 << 30
-    """Windows' locks keep others from reading too, so a byte is locked that lies far behind the text."""
-
-    def _try_lock(handle: int) -> None:
-        os.lseek(handle, LOCKED_BYTE, os.SEEK_SET)
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-else:
-    import fcntl
-
-    def _try_lock(handle: int) -> None:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _lock_of(path: Path) -> int:
-    """Lock a journal; returns the open handle that keeps it locked."""
-    lock_path = path.with_name(f".{path.name}{LOCK_SUFFIX}")
-    try:
-        handle = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o666)  # not emptied: it names another process
-    except OSError as error:
-        raise write_error(lock_path, error) from None
-    try:
-        _try_lock(handle)
-    except (BlockingIOError, PermissionError):  # of Unix; of Windows
-        os.lseek(handle, 0, os.SEEK_SET)
-        holder = os.read(handle, HOLDER_BYTES).decode("utf-8", "replace").strip()
-        os.close(handle)
-        raise ConfigError(
-            f"{path} is being written by another process{f' ({holder})' if holder else ''}: two runs cannot"
-            " share an `output_dir`. Wait for it, end it, or choose another `output_dir`."
-        ) from None
-    except OSError as error:
-        # Some network file systems have no locks, and a run there is better than none.
-        LOGGER.warning(
-            "%s: files cannot be locked here (%s), so nothing keeps a second process from answering the same"
-            " questions into this folder. Start only one.",
-            path, error.strerror or error,
-        )  # fmt: skip
-    with contextlib.suppress(OSError):  # a full disk is reported by the answers themselves
-        began = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        os.ftruncate(handle, 0)
-        os.lseek(handle, 0, os.SEEK_SET)
-        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}, since {began}\n".encode())
-    return handle

@@ -4,23 +4,38 @@ A rename is the one step that file systems take whole, so everything is written 
 The order matters: data is synced before the rename, or a power cut could leave the new name over empty
 blocks; the parent folder is synced after it, as the name itself is data of that folder.
 
+A folder cannot be renamed over another one. Where the system can let two names change places (`exchange`), it
+does; elsewhere the old one is moved aside first, and a kill between these two renames leaves it there:
+
+    .NAME.partial      being prepared; whatever a kill left there is overwritten by the next attempt
+    NAME               the old folder, or the new one
+    .NAME.replaced     the old one on its way out; `put_back` gives it its name again if NAME is not there
+
 One process writes a path at a time, so the name it is prepared under is fixed: a kill leaves at most one
 such leftover, which the next attempt overwrites.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
+from glmtune.storage.exchange import exchange
 
 PARTIAL = ".partial"
 REPLACED = ".replaced"
+SYSTEM_ERROR = re.compile(r"\bos error (\d+)|\bOs \{ code: (\d+)")
+"""How Rust's libraries name an error of the system."""
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF)
+"""What file systems answer to the wish to sync a folder that know no such thing."""
 
 
 def partial_of(path: Path) -> Path:
@@ -41,14 +56,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write: given the path to write to.
 
     Raises:
-        OSError: the disk is full or the folder not writable; the old content is kept.
+        OSError: the disk is full or the folder not writable, in whatever class a library says so; the old
+            content is kept.
     """
     partial = partial_of(path)
     try:
-        write(partial)
+        with system_errors():
+            write(partial)
         partial.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
         sync(partial)
         partial.replace(path)
+        sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -101,6 +119,7 @@ def begin_folder(final: Path) -> Path:
     Raises:
         OSError: the place is not writable.
     """
+    put_back(final)
     partial = partial_of(final)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -118,11 +137,12 @@ def prepared_folder(final: Path) -> Generator[Path]:
         A folder beside ``final``; it is gone after an error.
 
     Raises:
-        OSError: the disk is full or the place not writable.
+        OSError: the disk is full or the place not writable, in whatever class a library says so.
     """
     partial = begin_folder(final)
     try:
-        yield partial
+        with system_errors():
+            yield partial
         put_in_place(partial, final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -158,34 +178,64 @@ def check_output(folder: Path, *, overwrite: bool, marker: str, result: str) -> 
         )
 
 
+def real_place(path: Path) -> Path:
+    """Return where a folder is to appear: a link stays, and what it points to is written.
+
+    Args:
+        path: as the user names it.
+    """
+    path = path.expanduser()
+    return path.resolve() if path.is_symlink() else path
+
+
 def put_in_place(partial: Path, final: Path) -> None:
     """Give a filled folder its final name, after every byte of it is on disk.
 
-    Folders cannot be renamed over one another, so one in the way is moved aside first: `replaced_of` says
-    where a kill between the two renames leaves it. If the second rename fails, it is put back.
-
     Args:
         partial: the folder with every file in it.
-        final: its name from now on.
+        final: its name from now on; a folder of that name is removed.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: the disk does not take it; ``final`` is the old folder or the new one, whole.
     """
     for path in partial.rglob("*"):
         sync(path)
     sync(partial)
     replaced = replaced_of(final)
-    if final.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        final.rename(replaced)
-    try:
+    shutil.rmtree(replaced, ignore_errors=True)
+    if not final.exists():
         partial.rename(final)
-    except OSError:
-        if replaced.exists():
-            replaced.rename(final)
-        raise
+    elif exchange(partial, final):
+        with contextlib.suppress(OSError):  # the new one is in its place, whatever becomes of the old one
+            partial.rename(replaced)
+    else:
+        _rename_twice(partial, final)
     sync(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _rename_twice(partial: Path, final: Path) -> None:
+    while True:
+        final.rename(replaced_of(final))
+        try:
+            partial.rename(final)
+        except OSError as error:
+            put_back(final)
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # a reader has put it back before us
+                raise
+        else:
+            return
+
+
+def put_back(final: Path) -> None:
+    """Give a folder its name again that a kill left under its second one, if it did.
+
+    For whoever is about to replace the folder, and for readers who miss it: one that is being replaced just
+    now is back under its name a moment later, the old one or the new.
+    """
+    with contextlib.suppress(OSError):
+        if not final.exists() and replaced_of(final).exists():
+            replaced_of(final).rename(final)
 
 
 def sync(path: Path) -> None:
@@ -196,8 +246,58 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_SYNC or not path.is_dir():  # some network file systems sync no folder
+            raise
     finally:
         os.close(handle)
+
+
+@contextmanager
+def system_errors() -> Generator[None]:
+    """Raise OSError for what libraries wrap in errors of their own: a full disk is one, whoever wrote.
+
+    The libraries in Rust (safetensors, tokenizers) raise their own class, or plain Exception, and have the
+    number of the system's error in the text.
+
+    Raises:
+        OSError: in place of such an error.
+    """
+    try:
+        yield
+    except (OSError, GlmtuneError):
+        raise
+    except Exception as error:
+        found = SYSTEM_ERROR.search(str(error))
+        if found is None:
+            raise
+        code = int(found[1] or found[2])
+        raise OSError(code, os.strerror(code)) from error
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Tell whether an error is that there is no room left: on the disk, or for this user."""
+    return error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG)
+
+
+def folder_error(folder: Path, error: OSError) -> CheckpointError:
+    """Word the failure to write a folder that appears as a whole: what happened, and that nothing is lost.
+
+    Args:
+        folder: which did not appear.
+        error: what the system said.
+    """
+    said = error.strerror or str(error)
+    reason = f"there is no room left on its disk ({said})" if is_disk_full(error) else said
+    way_out = (
+        "Free some space there, or give another `output_dir`"
+        if is_disk_full(error)
+        else ("Give an `output_dir` that you may write to")
+    )
+    return CheckpointError(
+        f"`{folder}` could not be written: {reason}. What was there before is as it was. {way_out}, and run"
+        " the same command again."
+    )
 
 
 def write_error(path: Path, error: OSError) -> GlmtuneError:
