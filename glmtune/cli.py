@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
+import re
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import ConfigError, GlmtuneError, unknown_name
+from glmtune.terminal.text import guard_output, shown, write, write_error
 from glmtune.version import __version__
 
 if TYPE_CHECKING:
-    from recipes.compose import Command
+    from recipes.words.compose import Command
 
 # Name -> (module holding COMMAND, one line). Kept here so that `glmtune --help` imports no recipe.
 COMMANDS = {
@@ -24,10 +29,14 @@ COMMANDS = {
     "predict": ("recipes.predict", "generate answers for a data set and score them"),
     "score": ("recipes.score", "score existing predictions, or compare two runs"),
     "eval": ("recipes.eval", "evaluate on C-Eval, MMLU, GSM8K, BBH by the published protocols"),
+    "sweep": ("recipes.sweep", "measure task score and retention of a prefix or LoRA at several strengths"),
     "compare": (
         "recipes.compare",
         "what a quantized or tuned model loses, on paired questions: may it ship?",
     ),
+    "chat": ("recipes.chat", "talk to a model in the terminal"),
+    "serve": ("recipes.serve", "serve a model over HTTP: OpenAI's interface, the original api.py's, a page"),
+    "web": ("recipes.web", "talk to a model on a web page"),
     "data": ("recipes.data", "check a data set before training on it, or fetch a benchmark"),
     "quantize": ("recipes.quantize", "write a quantized copy of a model, with a report of every layer"),
     "export": ("recipes.export", "write a tuned model for transformers, vLLM or the official tools"),
@@ -49,24 +58,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; the process's own by default.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted; `compare` also 3
-        (exceeds its tolerance) and 4 (undecided), `train` 75 (went back to a checkpoint: start it again).
+        The exit code: 0 done, 1 failed, 2 wrong usage or configuration, 128 + N stopped by signal N (130
+        is Ctrl-C); `compare` also 3 (exceeds its tolerance) and 4 (undecided), `eval` 5 (some questions got
+        no answer), `train` 75 (went back to a checkpoint: start it again).
     """
+    guard_output()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if (
+        "LOCAL_RANK" in os.environ
+    ):  # `deepspeed --module glmtune train` says it a second time, in front of all
+        arguments = [word for word in arguments if not re.fullmatch(r"--local[_-]rank=[0-9]+", word)]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         _print_help()
         return 0
     if arguments[0] in ("-V", "--version"):
-        sys.stdout.write(f"glmtune {__version__}\n")
+        write(f"glmtune {__version__}\n")
         return 0
     _own_packages_first()
+    from glmtune import signals
+    from glmtune.training.distributed import parent
+
+    parent.watch()
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     _quiet_libraries(debug)
     try:
-        return _dispatch(arguments[0], arguments[1:])
+        # A launcher's processes may wait for each other where no handler of Python's would run.
+        with contextlib.nullcontext() if parent.is_started() else signals.raised():
+            return _dispatch(arguments[0], arguments[1:])
+    except signals.StoppedBySignal as stop:
+        write_error(f"glmtune: stopped by {stop}; what was written so far is kept.\n")
+        return 128 + stop.number
     except KeyboardInterrupt:
-        sys.stderr.write("glmtune: interrupted; what was written so far is kept.\n")
+        write_error("glmtune: interrupted; what was written so far is kept.\n")
         return 130
     except Exception as error:
         if debug and not _is_launched():
@@ -86,6 +110,26 @@ def _own_packages_first() -> None:
         sys.path.insert(0, place)
 
 
+@contextmanager
+def _thread_errors_in_words() -> Generator[None]:
+    """Word what ends a thread of a library, where Python would print a stack trace.
+
+    TensorBoard's ends so on a full disk; the run learns of it with its next line and stops by itself.
+    """
+
+    def say(ended: threading.ExceptHookArgs) -> None:
+        write_error(f"glmtune: a part in the background failed: {ended.exc_value}\n")
+
+    before = threading.excepthook
+    if "--debug" not in sys.argv:
+        threading.excepthook = say
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+@_thread_errors_in_words()
 def _dispatch(name: str, rest: list[str]) -> int:
     if name not in COMMANDS:
         raise ConfigError(unknown_name("Command", name, COMMANDS))
@@ -96,14 +140,21 @@ def _dispatch(name: str, rest: list[str]) -> int:
     show_config = "--cfg" in rest
     if "--settings" in rest:
         return _exit_code(command.run(_stored_settings(rest, command)))
-    overrides, extra_configs = _split_flags([word for word in rest if word != "--cfg"], command)
-    from recipes.compose import compose, load_settings
+    from recipes.words.compose import compose_as_given, load_settings
+    from recipes.words.reading import read_words
 
+    reading = read_words([word for word in rest if word != "--cfg"], command)
+    overrides, extra_configs = reading.overrides, reading.config_dir
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts as many of us as there are processes
+        write_error("".join(f"glmtune: {note}\n" for note in reading.notes))
     if show_config:
         import yaml
 
-        values = compose(command, overrides, extra_configs)
-        sys.stdout.write(yaml.safe_dump(values, allow_unicode=True, sort_keys=False))
+        values = compose_as_given(command, overrides, extra_configs)
+        text = yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
+        # Where YAML would leave a character that a terminal obeys, all are written in its own escapes.
+        readable = shown(text) == text
+        write(text if readable else yaml.safe_dump(values, allow_unicode=False, sort_keys=False))
         return 0
     settings = load_settings(command, overrides, extra_configs)
     return _exit_code(command.run(settings, overrides) if command.takes_words else command.run(settings))
@@ -115,53 +166,14 @@ def _exit_code(result: object) -> int:
 
 def _stored_settings(words: list[str], command: Command) -> Any:
     """Read the settings of an earlier run, or those that a launcher hands to its processes."""
-    import yaml
+    from recipes.words.compose import read_settings
 
-    from glmtune.settings import build_settings
-
-    name = words[1] if len(words) == 2 and words[0] == "--settings" else ""
-    try:
-        values = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    if len(words) != 2 or words[0] != "--settings":
         raise ConfigError(
             f"`--settings` must be followed by a file such as a run's config.yaml, and by nothing else; "
-            f"got `{' '.join(words)}` ({error})."
-        ) from error
-    return build_settings(command.schema, values)
-
-
-def _split_flags(words: list[str], command: Command) -> tuple[list[str], Path | None]:
-    """Separate `--config-dir` from overrides, and turn the first bare words into their settings."""
-    from recipes.compose import quoted
-
-    extra: Path | None = None
-    overrides: list[str] = []
-    num_bare = 0
-    pending = iter(words)
-    for word in pending:
-        if word.startswith("--config-dir"):
-            value = word.partition("=")[2] or next(pending, "")
-            extra = Path(value)
-            if not value or not extra.is_dir():
-                raise ConfigError(f"`--config-dir` is `{value}`, but it must be an existing folder.")
-        elif word.startswith("--") and "=" in word:
-            raise ConfigError(
-                f"`{word}` is no override: settings are given without dashes, as `{word.lstrip('-')}`."
-            )
-        elif word.startswith("-"):
-            raise ConfigError(
-                f"`{word}` is no option here. Options: --help, --cfg, --config-dir DIR, --debug."
-            )
-        elif "=" not in word and not word.startswith("~"):
-            if num_bare == len(command.bare_words) or num_bare < len(overrides):
-                raise ConfigError(
-                    f"`{word}` is no override: write `setting=value`, such as `trainer.max_steps=100`."
-                )
-            overrides.append(f"{command.bare_words[num_bare]}={quoted(word)}")
-            num_bare += 1
-        else:
-            overrides.append(word)
-    return overrides, extra
+            f"got `{' '.join(words)}`."
+        )
+    return read_settings(command, Path(words[1]))
 
 
 def _quiet_libraries(debug: bool) -> None:
@@ -191,7 +203,7 @@ def _report(error: Exception) -> int:
 
         if record_failure(text, "".join(traceback.format_exception(error))):
             return code
-    sys.stderr.write(f"glmtune: {text}\n")
+    write_error(f"glmtune: {text}\n")
     return code
 
 
@@ -199,11 +211,11 @@ def _print_help() -> None:
     lines = ["usage: glmtune COMMAND [setting=value ...] [options]", "", "commands:"]
     lines += [f"  {name:<10}{summary}" for name, (_, summary) in COMMANDS.items()]
     lines += ["", FLAGS.rstrip(), "", "`glmtune COMMAND --help` lists the settings of a command."]
-    sys.stdout.write("\n".join(lines) + "\n")
+    write("\n".join(lines) + "\n")
 
 
 def _print_command_help(command: Command) -> None:
-    from recipes.compose import config_groups, setting_rows
+    from recipes.words.compose import config_groups, setting_rows
 
     bare = "".join(f" [{name.upper()}]" for name in command.bare_words)
     lines = [f"usage: glmtune {command.name}{bare} [setting=value ...] [options]", "", command.summary]
@@ -225,4 +237,4 @@ def _print_command_help(command: Command) -> None:
     width = max(len(path) for path, _, _ in rows) + 2
     lines += ["", "settings (default):"]
     lines += [f"  {path:<{width}}{text}{f' ({default})' if default else ''}" for path, default, text in rows]
-    sys.stdout.write("\n".join([*lines, "", FLAGS]))
+    write("\n".join([*lines, "", FLAGS]))

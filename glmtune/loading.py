@@ -1,23 +1,28 @@
-"""The loaders of the public interface: a base (also quantized), with or without a prefix; its tokenizer.
+"""The loaders of the public interface: a base (also quantized), tuned or not, and its tokenizer.
 
 Each adds one thing to the one below it::
 
-    load_model     products made fast for inference
-    load_tuned     the prefix
+    load_model     products made fast for inference; arguments that users of the releases type
+    load_tuned     the prefix or the adapter
     load_base      quantization, ours or another library's
     load_official  (glmtune.models.load) the checkpoint as it is
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from glmtune.adapter import load_adapter
+from glmtune.compat.arguments import check_typed
+from glmtune.errors import ConfigError
 from glmtune.models.checkpoints.config import read_config
 from glmtune.models.load import GlmModel, load_official
+from glmtune.models.placement import Placement, parse_placement
 from glmtune.models.releases.families import Family, detect_family, detect_tokenizer_family, parse_family
 from glmtune.models.releases.source import family_of_source, resolve_source
 from glmtune.models.tokenizers.load import load_tokenizer_folder
@@ -27,8 +32,10 @@ from glmtune.prefix.encoder import PrefixEncoder
 from glmtune.quantization.arithmetic.methods import EXTERNAL
 from glmtune.quantization.files.external import load_external
 from glmtune.quantization.files.quantize_on_load import QuantizingReader
+from glmtune.quantization.in_place import InPlaceQuantization
 from glmtune.quantization.kernels.dispatch import prepare_for_inference
 from glmtune.quantization.layers.linear import QuantizedLinear
+from glmtune.settings import check_strengths
 
 
 def load_model(
@@ -36,18 +43,28 @@ def load_model(
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    device_map: object = None,
     quantization: str | None = None,
     quantization_activations: str | None = None,
     prefix: PrefixEncoder | str | Path | None = None,
+    prefix_strength: float = 1.0,
+    adapter: str | Path | None = None,
+    adapter_scale: float = 1.0,
     family: Family | str | None = None,
     check_base: bool = True,
-) -> PreTrainedModel:
+    attn_implementation: str | None = None,
+    max_memory: Mapping[Any, int | str] | None = None,
+    use_switch: bool = True,
+    **typed: object,
+) -> GlmModel:
     """Load a GLM for generation or further work; no code of the checkpoint runs.
 
     Args:
         source: preset name (``glm-tiny``, ``chatglm2-6b``, ...), hub id (THUDM/, zai-org/), or a folder.
         dtype: torch type, its name, or None / "auto" for the checkpoint's own where it runs well.
-        device: torch device, its name, or None / "auto" for CUDA if there is one.
+        device: torch device, its name, or None / "auto" for an accelerator if there is one.
+        device_map: instead of ``device``: ``auto`` splits the model by layers over all devices there are;
+            see `glmtune.models.placement.parse_placement`.
         quantization: None loads the weights as they are stored, quantized checkpoints included; a name of
             METHODS in `glmtune.quantization.arithmetic.methods` (``int8``, ``int4``, ``int4-g64``, ...)
             quantizes them as they are read, tensor by tensor; one of EXTERNAL there (``nf4``,
@@ -55,42 +72,93 @@ def load_model(
         quantization_activations: ``int8`` also rounds the inputs of quantized layers; None leaves them.
         prefix: a prefix to attach: an encoder, a run folder, a checkpoint folder, or a file (ours, or an
             official ``pytorch_model.bin``).
+        prefix_strength: how much the prefix counts wherever nothing else is asked for: 1 as it was tuned, 0
+            not at all (the base), what lies between and beyond by log strength on the scores of its columns.
+        adapter: a LoRA adapter to attach: a run folder, a checkpoint folder, or any folder that PEFT wrote,
+            also of the official scripts.
+        adapter_scale: what the adapter's product is multiplied by: 1 as it was tuned, 0 the base.
         family: release line, only where no name tells it, such as ``chatglm2-32k``.
-        check_base: refuse a prefix file that names another base than this one.
+        check_base: refuse a prefix or adapter that names another base than this one.
+        attn_implementation: a name transformers knows (``sdpa``, ``eager``).
+        max_memory: with ``device_map="auto"``: bytes, or text such as ``"20GiB"``, per device.
+        use_switch: obey the switch of the prefix or adapter, if its file has one, which decides per prompt
+            whether it applies; False: it applies to every prompt.
+        **typed: what users of ``from_pretrained`` write besides (``torch_dtype``, ``load_in_8bit``,
+            ``trust_remote_code``, ``revision``, ...), see `glmtune.compat.arguments`: obeyed, or refused with
+            what to write instead.
 
     Returns:
         The model in evaluation mode. Quantized layers have the fastest product there is for them; a cast or
-        a move takes it away, and `glmtune.quantization.kernels.dispatch.prepare_for_inference` gives it back.
+        a move takes it away until the model generates again.
 
     Raises:
-        ConfigError: unknown source, dtype, device, family or quantization; no such CUDA device; the
-            checkpoint is quantized in another way than asked for.
-        CheckpointError: the checkpoint or the prefix is damaged, or they do not fit each other.
+        ConfigError: unknown source, dtype, device, family or quantization; no such device; the checkpoint is
+            quantized in another way than asked for; a strength or scale below 0, or of nothing; an argument
+            that means nothing here.
+        CheckpointError: the checkpoint, the prefix or the adapter is damaged, or they do not fit each other.
         ShapeError: an encoder was made for another geometry.
     """
     options: dict[str, Any] = {"dtype": dtype, "device": device, "family": family}
-    model = load_tuned(source, quantization=quantization, prefix=prefix, check_base=check_base, **options)
+    options |= {"quantization": quantization, "device_map": device_map, "max_memory": max_memory}
+    source, options = check_typed(source, options, typed)
+    options |= {"check_base": check_base, "attn_implementation": attn_implementation}
+    options |= {"prefix_strength": prefix_strength, "adapter_scale": adapter_scale}
+    model = load_tuned(source, prefix=prefix, adapter=adapter, use_switch=use_switch, **options)
     # Last: the fast products hold the codes in an order of their own and join neighbouring layers,
     # which a prefix, an adapter or a cast coming later would not find as they expect them.
     has_codes = any(isinstance(module, QuantizedLinear) for module in model.modules())
     if has_codes or quantization_activations is not None:
         prepare_for_inference(model, activations=quantization_activations)
+        model.in_place_quantizer = InPlaceQuantization(quantization_activations)
+        model.keep_products()
     return model
+
+
+def load_model_on_gpus(
+    source: str | Path, num_gpus: int | None = 2, device_map: object = None, **options: Any
+) -> GlmModel:
+    """Load a model split by layers over the GPUs of this machine, as the function of this name in the demos.
+
+    Args:
+        source: see `load_model`.
+        num_gpus: how many; None: all there are. A machine that has fewer is told so.
+        device_map: where every module lies, by its name here or in the release; None: layers are spread
+            evenly. A name of the release's demos (``transformer.encoder.layers.0``) is understood.
+        **options: of `load_model`.
+
+    Returns:
+        The model in evaluation mode, its weights read to their devices directly.
+
+    Raises:
+        ConfigError: there are not so many GPUs, they are too small, or the map does not fit the model; see
+            `load_model`, also for CheckpointError.
+    """
+    if device_map is None or isinstance(device_map, str):
+        options["num_gpus"] = num_gpus
+    return load_model(source, device_map="auto" if device_map is None else device_map, **options)
 
 
 def load_tuned(
     source: str | Path,
     *,
-    prefix: PrefixEncoder | str | Path | None,
+    prefix: PrefixEncoder | str | Path | None = None,
+    prefix_strength: float = 1.0,
+    adapter: str | Path | None = None,
+    adapter_scale: float = 1.0,
     check_base: bool = True,
+    use_switch: bool = True,
     **options: Any,
 ) -> GlmModel:
-    """Load a base with its prefix, not yet prepared for inference, for callers that add an adapter before.
+    """Load a base with its prefix or adapter, not yet prepared for inference.
 
     Args:
         source: see `load_model`.
         prefix: see `load_model`.
+        prefix_strength: see `load_model`.
+        adapter: see `load_model`.
+        adapter_scale: see `load_model`.
         check_base: see `load_model`.
+        use_switch: see `load_model`.
         **options: of `load_base`.
 
     Returns:
@@ -99,11 +167,26 @@ def load_tuned(
     Raises:
         ConfigError: see `load_model`; so are CheckpointError and ShapeError.
     """
+    if prefix is not None and adapter is not None:
+        raise ConfigError(
+            "`prefix` and `adapter` are both given, but a model is tuned one way. Leave one out."
+        )
+    check_strengths(
+        prefix=prefix,
+        prefix_strength=prefix_strength,
+        adapter=adapter,
+        adapter_scale=adapter_scale,
+        path="{}",
+    )
     model = load_base(source, **options)
+    model.use_switch = use_switch
+    if adapter is not None:
+        # Wraps layers of this very model.
+        load_adapter(adapter, model, check_base=check_base, scale=adapter_scale)
     if prefix is not None:
         if not isinstance(prefix, PrefixEncoder):
             prefix = load_prefix(prefix, model, check_base=check_base)
-        attach_prefix(model, prefix)
+        attach_prefix(model, prefix, strength=prefix_strength)
     return model
 
 
@@ -115,6 +198,9 @@ def load_base(
     family: Family | str | None = None,
     attn_implementation: str | None = None,
     quantization: str | None = None,
+    device_map: object = None,
+    num_gpus: int | None = None,
+    max_memory: Mapping[Any, int | str] | None = None,
 ) -> GlmModel:
     """Load a base model, quantized or not: `load_official` with the means to quantize.
 
@@ -125,6 +211,9 @@ def load_base(
         family: release line, None to detect it.
         attn_implementation: a name transformers knows.
         quantization: see `load_model`.
+        device_map: see `load_model`.
+        num_gpus: with ``device_map="auto"``: how many devices; None: all there are.
+        max_memory: see `load_model`.
 
     Returns:
         The model in evaluation mode; a quantized one has `QuantizedLinear` layers.
@@ -132,11 +221,39 @@ def load_base(
     Raises:
         ConfigError: see `load_model`; so is CheckpointError.
     """
+    placement = _placement(device, device_map, num_gpus, max_memory)
+    if not isinstance(placement, Placement):
+        placement, device = None, placement
     options: dict[str, Any] = {"dtype": dtype, "device": device, "family": family}
     options["attn_implementation"] = attn_implementation
     if quantization in EXTERNAL:
-        return load_external(source, quantization, **options)
-    return load_official(source, quantizer=QuantizingReader(quantization), **options)
+        if placement is not None:
+            raise ConfigError(
+                f"`quantization` is `{quantization}`, which is loaded to one device, and `device_map` splits "
+                "the model. Use `quantization='int4'`, which splits, or one device."
+            )
+        model = load_external(source, quantization, **options)
+    else:
+        reader = QuantizingReader(quantization)
+        model = load_official(source, quantizer=reader, placement=placement, **options)
+    model.in_place_quantizer = InPlaceQuantization()
+    return model
+
+
+def _placement(
+    device: Any, device_map: object, num_gpus: int | None, max_memory: Mapping[Any, int | str] | None
+) -> Any:
+    """Return where a model goes: a placement, or what `load_official` takes as its device."""
+    if device_map is None:
+        if max_memory is not None:
+            raise ConfigError("`max_memory` is given without `device_map`. Add `device_map='auto'`.")
+        return device
+    if device is not None:
+        raise ConfigError(
+            f"`device` is `{device}` and `device_map` is `{str(device_map)[:60]}`, which say the same thing "
+            "twice. Leave one of them out."
+        )
+    return parse_placement(device_map, num_gpus=num_gpus, max_memory=max_memory)
 
 
 def load_tokenizer(source: str | Path, *, family: Family | str | None = None) -> PreTrainedTokenizerBase:

@@ -8,14 +8,25 @@ names its base by fingerprint, and loading compares.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from glmtune.errors import CheckpointError
+from glmtune.storage.files import put_back
+from glmtune.storage.manifest import check_files
 
 LOGGER = logging.getLogger(__name__)
+
+ADAPTER_CONFIG, PREFIX_FILE, MODEL_CONFIG = "adapter_config.json", "prefix_encoder.safetensors", "config.json"
+_TELLING = {
+    ADAPTER_CONFIG: ("adapter", "a LoRA adapter", "adapter_path"),
+    PREFIX_FILE: ("prefix", "a prefix", "prefix_path"),
+    MODEL_CONFIG: ("model", "a model", "model.source"),
+}
+"""File that tells what a folder holds: the word of `load_model`, the words of people, the setting."""
 
 
 @runtime_checkable
@@ -71,30 +82,59 @@ def find_tuned(
         The first file of the first alternative that is there as a whole.
 
     Raises:
-        CheckpointError: nothing there, with the places looked at.
+        CheckpointError: nothing there, with the places looked at; or a file is not as our run wrote it.
     """
     place = Path(path).expanduser()
+    put_back(place)
     for folder in _folders(place):
         for names in alternatives:
             if all((folder / name).is_file() for name in names):
+                check_files(folder, names)
                 return folder / names[0]
     raise CheckpointError(
         f"No {what} at `{place}`: there is no {absent} in it, in its `last` or in its checkpoint-N folders"
         f"{'' if place.exists() else ' (the path does not exist)'}. "
+        f"{found_instead(place, what)}"
         f"Give the run folder or one of its checkpoints{or_give}."
     )
+
+
+def found_instead(place: Path, wanted: str) -> str:
+    """Say what a folder holds in the place of what was looked for, and the words that load it.
+
+    Args:
+        place: a run folder, one of its checkpoints, or any other.
+        wanted: ``adapter``, ``prefix`` or ``model``.
+
+    Returns:
+        A sentence with a blank behind it; empty where nothing is found either.
+    """
+    for folder in _folders(place):
+        for name, (kind, what, setting) in _TELLING.items():
+            if not (folder / name).is_file():
+                continue
+            if kind == "model":
+                words = f"`load_model({str(folder)!r})`, or `model.source={folder}`"
+            else:
+                words = f"`load_model(BASE, {kind}={str(place)!r})`, or `model.source=BASE {setting}={place}`"
+            # A model has its config.json; whoever wanted one and was sent away looked elsewhere.
+            if kind != wanted or folder != place:
+                return f"It holds {what} ({folder / name}), which {words} loads. "
+    return ""
 
 
 def _folders(place: Path) -> Iterator[Path]:
     """Yield the places of a run folder; ``best`` is none of them, as who wants it names it."""
     yield place
     yield place / "last"  # absent in a run that was killed before its first save was complete
-    numbered = (folder for folder in place.glob("checkpoint-*") if _step(folder).isdigit())
-    yield from sorted(numbered, key=lambda folder: -int(_step(folder)))  # by number: 100 comes after 9
+    # In ASCII and bounded: to Python "²" is a digit, too, and no step has 5,000 of them.
+    matches = ((re.fullmatch(r"checkpoint-([0-9]{1,18})", folder.name), folder) for folder in _listed(place))
+    numbered = [(int(match[1]), folder) for match, folder in matches if match]
+    yield from (folder for _, folder in sorted(numbered, reverse=True))  # by number: 100 comes after 9
 
 
-def _step(folder: Path) -> str:
-    return folder.name.partition("-")[2]
+def _listed(place: Path) -> Iterator[Path]:
+    return place.iterdir() if place.is_dir() else iter(())
 
 
 def check_same_base(

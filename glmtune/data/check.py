@@ -9,26 +9,24 @@ from pathlib import Path
 
 import numpy as np
 
-from glmtune.data.dataset import (
-    ConversationSet,
-    TruncationCounts,
-    encode_conversations,
-    load_conversations,
-)
+from glmtune.data.dataset import ConversationSet, encode_conversations, load_conversations
 from glmtune.data.encode import encode_training_row
-from glmtune.data.reading.sources import find_data_file
+from glmtune.data.lengths import (
+    STEP_TOKENS,
+    RowLengths,
+    chosen_words,
+    limit_for,
+    resolve_lengths,
+    training_lengths,
+)
+from glmtune.data.reading.sources import find_data_files
 from glmtune.data.records import BadRow, Conversation, RowProblem
 from glmtune.data.settings import SPLITS, DataSettings
+from glmtune.data.truncation import TruncationCounts
 from glmtune.errors import ConfigError
 from glmtune.labels import IGNORE_INDEX
 from glmtune.models.templates.renderer import TextTokenizer, template_for
 
-_NO_LIMIT = 1 << 30
-"""A length that cuts nothing, to see how long rows are before truncation."""
-_KEPT_FRAC = 0.99
-"""Share of the rows that the advised limit leaves whole: the longest percent may be ten times as long."""
-_STEP_TOKENS = 8
-"""Advised limits are multiples of this, as are the shapes that GPUs multiply fastest."""
 _NUM_BINS = 12
 """Of the histogram, to fit on a terminal."""
 
@@ -154,6 +152,7 @@ class DataReport:
         max_target_length: the configured limit, in tokens.
         wanted_source_length: smallest round limit that leaves 99 % of the prompts whole, in tokens.
         wanted_target_length: smallest round limit that leaves 99 % of the answers whole, in tokens.
+        chosen_lengths: which limits the data told, in words; empty: none.
     """
 
     splits: tuple[SplitReport, ...]
@@ -166,6 +165,7 @@ class DataReport:
     max_target_length: int
     wanted_source_length: int
     wanted_target_length: int
+    chosen_lengths: str
 
     @property
     def num_bad_rows(self) -> int:
@@ -173,12 +173,16 @@ class DataReport:
         return sum(split.num_bad_rows for split in self.splits)
 
 
-def check_data(settings: DataSettings, tokenizer: TextTokenizer, *, progress: bool = False) -> DataReport:
+def check_data(
+    settings: DataSettings, tokenizer: TextTokenizer, *, context: int | None = None, progress: bool = False
+) -> DataReport:
     """Read all splits that are given and report on them; bad rows are counted, never raised.
 
     Args:
-        settings: the data settings as training would use them.
+        settings: the data settings as training would use them; lengths that are null become those of the
+            training rows, as they do there.
         tokenizer: a GLM tokenizer; it decides the template.
+        context: of the model, in tokens, which bounds such lengths; None: not known.
         progress: show progress bars on the error stream.
 
     Returns:
@@ -189,11 +193,16 @@ def check_data(settings: DataSettings, tokenizer: TextTokenizer, *, progress: bo
         DataError: a file cannot be read at all, or has no usable row.
     """
     loaded, same_file = _load_all(replace(settings, on_bad_row="skip"))
-    reports, lengths = [], []
+    asked, reports, lengths = settings, [], []
     for conversations in loaded:
-        report, prompts, answers = _check_split(conversations, tokenizer, settings, progress)
-        reports.append(report)
-        lengths.append((prompts, answers))
+        rows = training_lengths(conversations.conversations, tokenizer, settings)
+        settings = resolve_lengths(
+            settings, rows, context=context
+        )  # the first one's, training if there is some
+        reports.append(_check_split(conversations, tokenizer, settings, rows, progress))
+        lengths.append(rows)
+    assert settings.max_source_length is not None
+    assert settings.max_target_length is not None
     sample, line = _first_sample(loaded[0], tokenizer, settings)
     template = template_for(tokenizer)
     return DataReport(
@@ -205,10 +214,9 @@ def check_data(settings: DataSettings, tokenizer: TextTokenizer, *, progress: bo
         template=template.name,
         max_source_length=settings.max_source_length,
         max_target_length=settings.max_target_length,
-        wanted_source_length=_wanted(np.concatenate([prompts for prompts, _ in lengths])),
-        wanted_target_length=_wanted(
-            np.concatenate([answers for _, answers in lengths]) - (not template.bidirectional_context)
-        ),
+        wanted_source_length=limit_for(np.concatenate([rows.prompts for rows in lengths])),
+        wanted_target_length=limit_for(np.concatenate([rows.answers for rows in lengths])),
+        chosen_lengths=chosen_words(asked, settings),
     )
 
 
@@ -217,8 +225,9 @@ def _load_all(settings: DataSettings) -> tuple[list[ConversationSet], tuple[tupl
     same: list[tuple[str, str]] = []
     seen: dict[str, str] = {}
     for split in [split for split in SPLITS if settings.file_of(split)]:
-        source = find_data_file(settings, split)
-        key = str(Path(source).resolve()) if Path(source).exists() else source
+        sources = find_data_files(settings, split)
+        key = "\n".join(str(Path(file).resolve()) if Path(file).exists() else file for file in sources)
+        key += settings.part_of_training_rows(split) or ""
         if key in seen:
             same.append((split, seen[key]))
             continue
@@ -233,21 +242,17 @@ def _load_all(settings: DataSettings) -> tuple[list[ConversationSet], tuple[tupl
 
 
 def _check_split(
-    loaded: ConversationSet, tokenizer: TextTokenizer, settings: DataSettings, progress: bool
-) -> tuple[SplitReport, np.ndarray, np.ndarray]:
-    # Encoded twice, without limits and with the configured ones: advice needs the former, the counts of what
-    # is cut the latter.
-    tolerant = replace(settings, on_bad_row="skip")
-    unlimited = replace(
-        tolerant, max_source_length=_NO_LIMIT, max_target_length=_NO_LIMIT, loss_on="answer", packing=False
-    )
-    whole = encode_conversations(loaded, tokenizer, unlimited, progress=progress)
-    answers = whole.num_loss_tokens_per_row
-    prompts = whole.lengths - answers
-    encoded = encode_conversations(loaded, tokenizer, tolerant, progress=progress)
+    loaded: ConversationSet,
+    tokenizer: TextTokenizer,
+    settings: DataSettings,
+    lengths: RowLengths,
+    progress: bool,
+) -> SplitReport:
+    encoded = encode_conversations(loaded, tokenizer, replace(settings, on_bad_row="skip"), progress=progress)
+    answers = lengths.answers + (not template_for(tokenizer).bidirectional_context)
     rows = [_key(conversation.messages) for conversation in loaded.conversations]
     asked = [_key(conversation.prompt) for conversation in loaded.conversations]
-    report = SplitReport(
+    return SplitReport(
         split=loaded.split,
         path=loaded.path,
         kind=loaded.kind,
@@ -261,9 +266,9 @@ def _check_split(
         num_bad_rows=len(encoded.bad),
         num_empty_answers=sum(row.empty_answer for row in encoded.bad),
         bad_rows=tuple(encoded.bad[:10]),
-        prompt_tokens=_stats(prompts),
+        prompt_tokens=_stats(lengths.prompts),
         answer_tokens=_stats(answers),
-        histogram=_histogram(whole.lengths),
+        histogram=_histogram(lengths.prompts + answers),
         truncation=encoded.truncation,
         num_duplicates=len(rows) - len(set(rows)),
         num_duplicate_prompts=len(asked) - len(set(asked)),
@@ -271,7 +276,6 @@ def _check_split(
         loss_frac=encoded.num_loss_tokens / encoded.num_tokens,
         fingerprint=loaded.fingerprint,
     )
-    return report, prompts, answers
 
 
 def _key(messages: Sequence[object]) -> int:
@@ -300,17 +304,11 @@ def _stats(lengths: np.ndarray) -> LengthStats:
     return LengthStats(float(lengths.mean()), median, p90, p95, p99, int(lengths.max()))
 
 
-def _wanted(lengths: np.ndarray) -> int:
-    """Return the smallest multiple of 8 tokens that holds 99 % of the lengths."""
-    needed = int(np.percentile(lengths, 100 * _KEPT_FRAC, method="inverted_cdf"))
-    return max(_STEP_TOKENS, -(-needed // _STEP_TOKENS) * _STEP_TOKENS)
-
-
 def _histogram(lengths: np.ndarray) -> tuple[tuple[int, int, int], ...]:
     """Count lengths in equal bins of a round width; the last bin takes the longest percent, however long."""
     top = int(np.percentile(lengths, 99, method="inverted_cdf"))
     width = max(1, -(-(top + 1) // _NUM_BINS))
-    width = -(-width // _STEP_TOKENS) * _STEP_TOKENS if width > _STEP_TOKENS else width
+    width = -(-width // STEP_TOKENS) * STEP_TOKENS if width > STEP_TOKENS else width
     num_bins = top // width + 1
     counts = np.bincount(np.minimum(lengths // width, num_bins - 1), minlength=num_bins)
     bins = [(index * width, (index + 1) * width - 1, int(count)) for index, count in enumerate(counts)]

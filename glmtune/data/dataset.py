@@ -6,18 +6,23 @@ import hashlib
 import logging
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from glmtune.data.divide import divide
 from glmtune.data.encode import EncodedRow, encode_training_row
-from glmtune.data.reading.layouts import Layout, convert, detect_layout
-from glmtune.data.reading.readers import read_rows
-from glmtune.data.reading.sources import find_data_file
+from glmtune.data.lengths import has_lengths, resolve_lengths, training_lengths
+from glmtune.data.reading.layouts import Layout
+from glmtune.data.reading.sources import described_files, find_data_files
+from glmtune.data.reading.tables import FileRows, read_file
 from glmtune.data.records import BadRow, Conversation, RowProblem, bad_rows_error, rows_fingerprint
 from glmtune.data.settings import DataSettings
+from glmtune.data.truncation import TruncationCounts, Unseen
+from glmtune.errors import ConfigError
 from glmtune.labels import IGNORE_INDEX
+from glmtune.messages import Message
 from glmtune.models.templates.renderer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -36,11 +41,11 @@ class ConversationSet:
     Attributes:
         conversations: usable rows, in file order.
         split: ``train``, ``validation`` or ``test``.
-        path: the file or hub id.
-        kind: ``json``, ``jsonl``, ``csv``, ``tsv``, ``parquet`` or ``hub``.
-        encoding: text encoding found, empty for binary sources.
-        layout: the layout they were read with.
-        unused_columns: columns that occur in the file but are not read.
+        path: the file or hub id; of several, the first and how many more.
+        kind: ``json``, ``jsonl``, ``csv``, ``tsv``, ``parquet`` or ``hub``; of several files, all.
+        encoding: text encoding found, empty for binary sources; of several files, all.
+        layout: the layout they were read with; of several files, what is read in any.
+        unused_columns: columns that occur in the file but are not read, and keys of messages likewise.
         bad: rows left out (only with ``on_bad_row="skip"``).
         fingerprint: sha256 of all messages, independent of file format and layout.
     """
@@ -54,27 +59,6 @@ class ConversationSet:
     unused_columns: tuple[str, ...]
     bad: Sequence[BadRow]
     fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class TruncationCounts:
-    """How many rows lost something, and how much.
-
-    Attributes:
-        rows_with_dropped_turns: rows whose oldest turns were left out.
-        rows_with_cut_question: rows whose current question was cut at its end.
-        rows_with_cut_answer: rows whose answer was cut at its end.
-        dropped_turns: turns left out, over all rows.
-        cut_question_tokens: question tokens cut, over all rows.
-        cut_answer_tokens: answer tokens cut, over all rows.
-    """
-
-    rows_with_dropped_turns: int = 0
-    rows_with_cut_question: int = 0
-    rows_with_cut_answer: int = 0
-    dropped_turns: int = 0
-    cut_question_tokens: int = 0
-    cut_answer_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +76,10 @@ class EncodedSplit:
         fingerprint: of the conversations, see `ConversationSet`.
         path: the file or hub id.
         split: ``train``, ``validation`` or ``test``.
+        unused_columns: see `ConversationSet`.
+        settings: they were encoded with, the lengths that the data told in place.
+        system: the system message that all rows have, None where they have none or several.
+        is_chat: whether rows have questions; False: they are plain text.
     """
 
     rows: datasets.Dataset
@@ -104,6 +92,15 @@ class EncodedSplit:
     fingerprint: str
     path: str
     split: str
+    unused_columns: tuple[str, ...]
+    settings: DataSettings
+    system: str | None
+    is_chat: bool
+
+    @property
+    def unseen(self) -> Unseen:
+        """What of the rows is not learnt from."""
+        return Unseen(len(self.lengths), self.truncation, self.unused_columns, len(self.bad))
 
     @property
     def num_loss_tokens(self) -> int:
@@ -123,60 +120,106 @@ def load_conversations(
         warn: log how many rows are left out.
 
     Returns:
-        The conversations; at most ``max_*_samples`` rows of the file are looked at.
+        The conversations, file by file; at most ``max_*_samples`` rows of them are looked at.
 
     Raises:
-        ConfigError: no file is given for the split.
+        ConfigError: no file is given for the split, or the training rows cannot be divided as asked.
         DataError: the file cannot be read, has no usable row, or (with ``on_bad_row="error"``) bad rows; all
             of them are reported together.
     """
-    source = find_data_file(settings, split)
-    table = read_rows(source, split=split, hub_subset=settings.hub_subset)
-    limit = settings.max_samples_of(split)
-    rows, bad = table.rows, list(table.bad)
-    if limit is not None and limit < len(rows):
-        # Bad rows behind the last row looked at are not this run's; those before it are.
-        rows = rows[:limit]
-        bad = [row for row in bad if row.line < rows[-1].line]
-    total = len(rows) + len(bad)
-    if not rows:
-        raise bad_rows_error(table.path, bad, total)
-    # One layout for the file, told by its first rows: row by row, a single odd one would be read as something
-    # it is not instead of being reported.
-    layout = detect_layout(rows, settings, table.path)
-    conversations: list[Conversation] = []
-    for row in rows:
-        try:
-            messages = convert(layout, row.values, need_answer=need_answers)
-            conversations.append(Conversation(messages, table.path, row.line))
-        except RowProblem as problem:
-            bad.append(BadRow(row.line, str(problem), problem.empty_answer))
-    _refuse_bad_rows(bad, len(conversations), total, table.path, settings)
+    part = settings.part_of_training_rows(split)
+    limit = settings.max_samples_of("train" if part else split)
+    files: list[FileRows] = []
+    for source in find_data_files(settings, split):
+        left = None if limit is None else limit - sum(file.num_rows for file in files)
+        if left == 0:
+            break
+        # Rows that training cannot use are none to divide either, whoever asks for their questions.
+        answers = need_answers or part is not None
+        files.append(read_file(source, settings, split, limit=left, need_answers=answers))
+    path = described_files(file.path for file in files)
+    conversations = [
+        replace(item, messages=_with_system(item.messages, settings.system))
+        for file in files
+        for item in file.conversations
+    ]
+    bad = [replace(row, path="" if len(files) == 1 else file.path) for file in files for row in file.bad]
+    total = len(conversations) + len(bad)
+    _refuse_bad_rows(bad, len(conversations), total, path, settings)
+    if part is not None:
+        conversations, bad = _part(conversations, bad, part, settings, split)
     if warn:
-        _warn_of_bad_rows(bad, total, table.path)
-    columns = {name for row in rows for name in row.values}
+        _warn_of_bad_rows(bad, total, path)
     return ConversationSet(
         conversations=conversations,
         split=split,
-        path=table.path,
-        kind=table.kind,
-        encoding=table.encoding,
-        layout=layout,
-        unused_columns=tuple(sorted(columns - set(layout.columns))),
+        path=path,
+        kind=" and ".join(dict.fromkeys(file.kind for file in files)),
+        encoding=" and ".join(dict.fromkeys(file.encoding for file in files if file.encoding)),
+        layout=_joined_layout([file.layout for file in files if file.layout is not None]),
+        unused_columns=tuple(dict.fromkeys(name for file in files for name in file.unused_columns)),
         bad=bad,
         fingerprint=rows_fingerprint(conversations),
     )
 
 
+def _part(
+    conversations: list[Conversation], bad: list[BadRow], part: str, settings: DataSettings, split: str
+) -> tuple[list[Conversation], list[BadRow]]:
+    """Return the training rows, or those kept from them; bad rows are counted with the former."""
+    learnt, kept = divide(conversations, settings.validation_frac, settings.validation_seed)
+    if not kept or not learnt:
+        raise ConfigError(
+            f"`data.validation_frac` is {settings.validation_frac}, but the {len(conversations)} rows for"
+            " training cannot be divided: rows with the same question stay together, and both parts need one."
+            " Give a file for evaluation (`data.validation_file=FILE`), or more rows."
+        )
+    return (learnt, bad) if part == "train" else (kept[: settings.max_samples_of(split)], [])
+
+
+def _joined_layout(layouts: Sequence[Layout]) -> Layout:
+    """Return the layout that files have; what they are called and read together, where it is not one."""
+    first = layouts[0]
+    return replace(
+        first,
+        name=" and ".join(dict.fromkeys(layout.name for layout in layouts)),
+        columns=tuple(dict.fromkeys(name for layout in layouts for name in layout.columns)),
+    )
+
+
+def _with_system(messages: Sequence[Message], system: str | None) -> tuple[Message, ...]:
+    """Put a system message in front of a conversation that has none; an answer alone is plain text."""
+    is_open = system is not None and messages[0].role not in ("system", "assistant")
+    return (Message("system", system), *messages) if is_open and system is not None else tuple(messages)
+
+
+def common_system(conversations: Sequence[Conversation]) -> str | None:
+    """Return the system message that all conversations begin with, None where there is no such one.
+
+    Args:
+        conversations: of a split. Tools belong to their row: a message that announces some is not common.
+    """
+    first = conversations[0].messages[0] if conversations else None
+    if first is None or first.role != "system" or first.tools:
+        return None
+    return first.content if all(each.messages[0] == first for each in conversations) else None
+
+
 def load_split(
-    settings: DataSettings, split: str, tokenizer: TextTokenizer, *, progress: bool = False
+    settings: DataSettings,
+    split: str,
+    tokenizer: TextTokenizer,
+    *,
+    context: int | None = None,
+    progress: bool = False,
 ) -> EncodedSplit:
     """Read and encode a split for training.
 
     Args:
-        settings: the data settings.
+        settings: the data settings; lengths that are null are those of this split.
         split: ``train``, ``validation`` or ``test``.
         tokenizer: a GLM tokenizer; it decides the template.
+        context: of the model, in tokens, which bounds such lengths; None: not known.
         progress: show a progress bar on the error stream.
 
     Returns:
@@ -187,6 +230,9 @@ def load_split(
         DataError: as `load_conversations`; also rows that cannot be made to fit the lengths.
     """
     loaded = load_conversations(settings, split, warn=False)
+    if not has_lengths(settings):
+        counted = _with_progress(loaded.conversations, f"measuring {split}", progress)
+        settings = resolve_lengths(settings, training_lengths(counted, tokenizer, settings), context=context)
     encoded = encode_conversations(loaded, tokenizer, settings, progress=progress)
     _warn_of_bad_rows(encoded.bad, encoded.num_conversations + len(encoded.bad), encoded.path)
     return encoded
@@ -215,7 +261,8 @@ def encode_conversations(
         try:
             encoded = encode_training_row(tokenizer, conversation, settings)
         except RowProblem as problem:
-            bad.append(BadRow(conversation.line, str(problem)))
+            path = "" if conversation.path == loaded.path else conversation.path
+            bad.append(BadRow(conversation.line, str(problem), path=path))
             continue
         buffer.count(encoded)
         for row in encoded:
@@ -233,11 +280,14 @@ def encode_conversations(
         fingerprint=loaded.fingerprint,
         path=loaded.path,
         split=loaded.split,
+        unused_columns=loaded.unused_columns,
+        settings=settings,
+        system=common_system(loaded.conversations),
+        is_chat=any(len(each.messages) > 1 for each in loaded.conversations),
     )
 
 
 def _refuse_bad_rows(bad: list[BadRow], num_good: int, total: int, path: str, settings: DataSettings) -> None:
-    bad.sort(key=lambda row: row.line)
     if bad and (settings.on_bad_row == "error" or not num_good):
         raise bad_rows_error(path, bad, total)
 
@@ -245,8 +295,8 @@ def _refuse_bad_rows(bad: list[BadRow], num_good: int, total: int, path: str, se
 def _warn_of_bad_rows(bad: Sequence[BadRow], total: int, path: str) -> None:
     if bad:
         logger.warning(
-            "%s: %d of %d rows left out (data.on_bad_row=skip); the first, line %d: %s",
-            path, len(bad), total, bad[0].line, bad[0].problem,
+            "%s: %d of %d rows left out (data.on_bad_row=skip); the first, %sline %d: %s",
+            path, len(bad), total, f"{bad[0].path}, " * bool(bad[0].path), bad[0].line, bad[0].problem,
         )  # fmt: skip
 
 
@@ -254,12 +304,15 @@ def _with_progress(
     conversations: Sequence[Conversation], title: str, progress: bool
 ) -> Iterable[Conversation]:
     if not progress:
-        return conversations
-    from rich.console import Console
-    from rich.progress import track
+        yield from conversations
+        return
+    from glmtune.terminal.progress import Meter
 
-    console = Console(stderr=True)
-    return track(conversations, title, console=console, transient=True, disable=not console.is_terminal)
+    with Meter(title, total=len(conversations), transient=True) as meter:
+        for number, conversation in enumerate(conversations):
+            meter.update(number)
+            yield conversation
+        meter.update(len(conversations))
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ itself, and the model learns to answer nothing. Here text is left out before it 
     system message | oldest turns | tool results of the current turn | question | 答：
     stays            go first       then these, cut at their ends       then it   stays
 
+Limits that are null cut nothing: `glmtune.data.lengths` puts numbers in their place, which the data tells.
 Prompts that fit are those of the official script, id by id; so are its limits: ``sop`` of ChatGLM-6B, which
 its script puts on the answer's side, counts as a token of the answer.
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from glmtune.data.records import Conversation, RowProblem
 from glmtune.data.settings import DataSettings
@@ -25,6 +27,9 @@ from glmtune.errors import ConfigError, DataError
 from glmtune.labels import IGNORE_INDEX
 from glmtune.messages import Message
 from glmtune.models.templates.renderer import Template, TextTokenizer, template_for
+from glmtune.models.templates.tool_calls import write_tools
+
+Returned = TypeVar("Returned")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +88,21 @@ def encode_training_row(
     """
     template = template_for(tokenizer)
     _refuse_settings(template, settings)
-    messages = conversation.messages
+    messages = _refusable(lambda: write_tools(template, conversation.messages))
+    learnt = messages if settings.loss_on == "all_turns" else messages[-1:]
+    if not any(message.role == "assistant" and message.has_loss for message in learnt):
+        raise RowProblem(
+            f"nothing of it is learnt: `loss` or `weight` leaves out every answer of `data.loss_on` = "
+            f"`{settings.loss_on}`. If earlier answers are to be learnt, use data.loss_on=all_turns; "
+            "otherwise delete the row."
+        )
     if settings.loss_on != "all_turns" or template.one_row_per_conversation:
         return [_training_row(tokenizer, template, messages, settings)]
-    ends = [end for end, message in enumerate(messages, start=1) if message.role == "assistant"]
+    ends = [
+        end
+        for end, message in enumerate(messages, start=1)
+        if message.role == "assistant" and message.has_loss
+    ]
     return [_training_row(tokenizer, template, messages[:end], settings) for end in ends]
 
 
@@ -106,7 +122,9 @@ def encode_prompt_row(
     Raises:
         RowProblem: as `encode_training_row`.
     """
-    return truncate_prompt(tokenizer, template_for(tokenizer), conversation.prompt, settings)
+    template = template_for(tokenizer)
+    messages = _refusable(lambda: write_tools(template, conversation.prompt))
+    return truncate_prompt(tokenizer, template, messages, settings)
 
 
 def encode_reference_row(tokenizer: TextTokenizer, answer: str, max_target_length: int) -> list[int]:
@@ -153,7 +171,9 @@ def _training_row(
         prompt = truncate_prompt(tokenizer, template, messages[:-1], settings)
     *answer, end = _refusable(lambda: template.encode_answer(tokenizer, messages[-1]))
     # ChatGLM-6B's script counts `sop` and the end token in max_target_length, ChatGLM2's neither.
-    limit = max(0, settings.max_target_length - 2 * template.bidirectional_context)
+    limit = len(answer)
+    if settings.max_target_length is not None:
+        limit = max(0, settings.max_target_length - 2 * template.bidirectional_context)
     kept = [*answer[:limit], end]
     labels = [IGNORE_INDEX] * len(prompt.input_ids)
     if template.bidirectional_context:
@@ -170,7 +190,7 @@ def _training_row(
         labels = prompt.input_ids
     return EncodedRow(
         input_ids=[*prompt.input_ids, *kept],
-        labels=[*labels, *kept],
+        labels=[*labels, *(kept if messages[-1].has_loss else [IGNORE_INDEX] * len(kept))],
         dropped_turns=prompt.dropped_turns,
         cut_question_tokens=prompt.cut_question_tokens,
         cut_answer_tokens=max(0, len(answer) - limit),
@@ -206,7 +226,7 @@ def truncate_prompt(
         return len(encode(some)) - template.bidirectional_context  # `sop` counts as a token of the answer
 
     ids = _refusable(lambda: encode(messages))
-    if len(ids) - template.bidirectional_context <= limit:
+    if limit is None or len(ids) - template.bidirectional_context <= limit:
         return FittedPrompt(ids, tuple(messages))
     system, turns = _split_turns(messages)
     # At least one turn goes and the last one stays, so the search runs from 1 to ``last``; bisection, because
@@ -225,7 +245,7 @@ def truncate_prompt(
     return FittedPrompt(cut_ids, tuple(shortened), dropped, len(ids) - len(cut_ids))
 
 
-def _refusable(encode: Callable[[], list[int]]) -> list[int]:
+def _refusable(encode: Callable[[], Returned]) -> Returned:
     """Turn the template's refusal of a conversation into a problem of its row."""
     try:
         return encode()

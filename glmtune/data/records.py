@@ -61,11 +61,13 @@ class BadRow:
         line: 1-based line or row number.
         problem: the field, what is wrong with it and what to do.
         empty_answer: whether the row lacks nothing but its answer.
+        path: the file it is in, where the rows are of several; else empty.
     """
 
     line: int
     problem: str
     empty_answer: bool = False
+    path: str = ""
 
 
 class RowProblem(Exception):
@@ -92,6 +94,7 @@ class RowTable:
         path: the file or hub id.
         kind: ``json``, ``jsonl``, ``csv``, ``tsv``, ``parquet`` or ``hub``.
         encoding: ``utf-8``, ``utf-8 with BOM``, ``gb18030``, or empty for binary sources.
+        columns: all columns of a table, those too that rows were read without; empty where rows tell.
     """
 
     rows: Sequence[RawRow]
@@ -99,23 +102,30 @@ class RowTable:
     path: str
     kind: str
     encoding: str
+    columns: tuple[str, ...] = ()
 
 
-def bad_rows_error(path: str, bad: Sequence[BadRow], total: int) -> DataError:
+_SKIP = "Correct the file, or set `data.on_bad_row=skip` to leave such rows out and have them counted."
+
+
+def bad_rows_error(path: str, bad: Sequence[BadRow], total: int, *, way_out: str = _SKIP) -> DataError:
     """Word one error for all bad rows of a file.
 
     Args:
-        path: the file.
+        path: the file, or what several are called together.
         bad: at least one bad row.
-        total: rows in the file, good and bad.
+        total: rows in the file or files, good and bad.
+        way_out: what to do.
 
     Returns:
         The error to raise; the first ``SHOWN_BAD_ROWS`` rows are shown, and all are counted.
     """
-    way_out = "Correct the file, or set `data.on_bad_row=skip` to leave such rows out and have them counted."
     if len(bad) == 1:
-        return DataError(f"{bad[0].problem}\n{way_out}", path=path, line=bad[0].line)
-    shown = "\n".join(f"  line {row.line}: {row.problem}" for row in bad[:SHOWN_BAD_ROWS])
+        return DataError(f"{bad[0].problem}\n{way_out}", path=bad[0].path or path, line=bad[0].line)
+    shown = "\n".join(
+        f"  {row.path}{', ' if row.path else ''}line {row.line}: {row.problem}"
+        for row in bad[:SHOWN_BAD_ROWS]
+    )
     rest = len(bad) - SHOWN_BAD_ROWS
     more = f"\n  ... and {rest} more" if rest > 0 else ""
     return DataError(f"{len(bad)} of {total} rows cannot be used:\n{shown}{more}\n{way_out}", path=path)
@@ -128,11 +138,18 @@ def rows_fingerprint(conversations: Iterable[Conversation]) -> str:
         conversations: the rows in order.
 
     Returns:
-        The hexadecimal sha256 of roles, contents and metadata of all messages.
+        The hexadecimal sha256 of all that the messages hold.
     """
     digest = sha256()
     for conversation in conversations:
-        messages = [(message.role, message.content, message.metadata) for message in conversation.messages]
+        messages = [_identity(message) for message in conversation.messages]
         digest.update(json.dumps(messages, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         digest.update(b"\n")
     return digest.hexdigest()
+
+
+def _identity(message: Message) -> tuple[object, ...]:
+    """Return what tells a message from others; a plain one's stays what it was before there were tools."""
+    rest = (message.is_call, message.tools, message.has_loss)
+    plain = (message.role, message.content, message.metadata)
+    return plain if rest == (False, "", True) else (*plain, *rest)

@@ -19,11 +19,19 @@ class DataSettings:
 
     name: str = setting("files", "named data set whose usual folders are searched, or `files` for own files")
     dir: str | None = setting(None, "folder of the files below; relative file names are looked up there")
-    train_file: str | None = setting(
-        None, "training rows: file, `owner/name[:split]` on the hub, `shipped:...`"
+    train_file: str | list[str] | None = setting(
+        None,
+        "training rows: file (also .gz), folder, pattern (`parts/*.jsonl`), .zip, list of these,"
+        " `owner/name[:split]` on the hub, `shipped:...`",
     )
-    validation_file: str | None = setting(None, "rows for evaluation during training, named likewise")
-    test_file: str | None = setting(None, "rows for prediction, named likewise")
+    validation_file: str | list[str] | None = setting(
+        None, "rows for evaluation during training, named likewise"
+    )
+    test_file: str | list[str] | None = setting(None, "rows for prediction, named likewise")
+    validation_frac: float = setting(
+        0.0, "without a validation file: share of the training rows that is kept for evaluation, not learnt"
+    )
+    validation_seed: int = setting(42, "decides which rows these are; equal questions stay together")
     hub_subset: str | None = setting(None, "subset (configuration) of a hub data set")
 
     layout: str = setting("auto", "how a row is laid out: auto, columns, adgen, alpaca, sharegpt or openai")
@@ -35,10 +43,15 @@ class DataSettings:
     )
 
     source_prefix: str = setting("", "text put in front of every prompt")
-    max_source_length: int = setting(
-        64, "longest prompt, in tokens; oldest turns go first, then the question's end"
+    system: str | None = setting(None, "system message of the rows that begin with none")
+    max_source_length: int | None = setting(
+        None,
+        "longest prompt, in tokens; oldest turns go first, then the question's end; null: what holds 99 % of"
+        " the rows",
     )
-    max_target_length: int = setting(128, "longest answer, in tokens, end token not counted")
+    max_target_length: int | None = setting(
+        None, "longest answer, in tokens, end token not counted; null: what holds 99 % of the rows"
+    )
     max_train_samples: int | None = setting(None, "use only the first rows of the training split")
     max_eval_samples: int | None = setting(None, "use only the first rows of the validation split")
     max_predict_samples: int | None = setting(None, "use only the first rows of the test split")
@@ -79,17 +92,23 @@ class DataSettings:
                     check_range(f"data.{name}", value, low=1)
             except ConfigError as error:
                 problems.append(str(error))
-        problems += self._column_problems()
+        problems += self._column_problems() + self._validation_problems()
+        problems += self._packing_problems()
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+    def _packing_problems(self) -> list[str]:
+        if self.max_source_length is None or self.max_target_length is None:
+            return []  # asked again when the data has told them
         longest = self.max_source_length + self.max_target_length + 1
         if self.packing and self.packing_length < longest:
-            problems.append(
+            return [
                 f"`data.packing_length` is {self.packing_length}, but a packed row must hold the longest"
                 f" sample: max_source_length {self.max_source_length} + max_target_length"
                 f" {self.max_target_length} + 1 end token = {longest}. Raise packing_length to at least"
                 f" {longest} or shorten the samples."
-            )
-        if problems:
-            raise ConfigError("\n".join(problems))
+            ]
+        return []
 
     def _column_problems(self) -> list[str]:
         columns = {
@@ -104,22 +123,63 @@ class DataSettings:
                 f"{named} cannot be obeyed: `data.layout` is `{self.layout}`, whose columns are fixed. Use"
                 " `data.layout=columns` (or auto), or leave the column names out."
             ]
-        if (given or self.layout == "columns") and not (self.prompt_column and self.response_column):
-            missing = [name for name in ("prompt_column", "response_column") if not columns[name]]
+        if (given or self.layout == "columns") and not self.prompt_column:
             return [
-                f"`data.{missing[0]}` is not set, but the layout `columns`"
+                "`data.prompt_column` is not set, but the layout `columns`"
                 + (f" (chosen by {named})" if given else "")
-                + " needs both prompt_column and response_column. Set it to the name of the column."
+                + " needs it, and for training response_column too. Set it to the name of the column."
             ]
         return []
 
-    def file_of(self, split: str) -> str | None:
-        """Return the file, hub id or shipped name given for a split, None where none is given.
+    def _validation_problems(self) -> list[str]:
+        if not 0 <= self.validation_frac < 1:
+            return [
+                f"`data.validation_frac` is {self.validation_frac}, but a share of the rows is from 0 (none)"
+                " to below 1, such as 0.1."
+            ]
+        if self.validation_frac and self.validation_file:
+            return [
+                f"`data.validation_frac` is {self.validation_frac} and `data.validation_file` is"
+                f" `{self.validation_file}`, but the rows for evaluation come from one of them. Leave"
+                " validation_frac out, or add `data.validation_file=null`."
+            ]
+        return []
+
+    def check_answers(self) -> None:
+        """Check that the answers can be found, which questions alone do without.
+
+        Raises:
+            ConfigError: the column of the question is named, but not that of the answer.
+        """
+        if self.prompt_column and not self.response_column:
+            raise ConfigError(
+                "`data.response_column` is not set, but the layout `columns` (chosen by `data.prompt_column`)"
+                " needs both prompt_column and response_column. Set it to the name of the column."
+            )
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are rows for evaluation: of a file, or kept from the training rows."""
+        return bool(self.validation_file) or self.validation_frac > 0
+
+    def file_of(self, split: str) -> str | list[str] | None:
+        """Return what is given for a split: names of files, hub ids or shipped files; None where nothing is.
+
+        Args:
+            split: ``train``, ``validation`` (the training files, where rows of them are kept) or ``test``.
+        """
+        validation = self.validation_file or (self.train_file if self.validation_frac else None)
+        return {"train": self.train_file, "validation": validation, "test": self.test_file}[split]
+
+    def part_of_training_rows(self, split: str) -> str | None:
+        """Return which part of the divided training rows a split is, None where it has rows of its own.
 
         Args:
             split: ``train``, ``validation`` or ``test``.
         """
-        return {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}[split]
+        if not self.validation_frac or (split == "test" and self.test_file):
+            return None
+        return "train" if split == "train" else "validation"
 
     def max_samples_of(self, split: str) -> int | None:
         """Return how many rows of a split are used at most, None for all.

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.models.checkpoints.config import read_config
+from glmtune.models.checkpoints.headers import TensorRecord
 from glmtune.models.checkpoints.names import is_derived
 from glmtune.models.checkpoints.quantized_layout import stored_layout
-from glmtune.models.checkpoints.shards import TensorRecord, read_records
+from glmtune.models.checkpoints.shards import read_records
 from glmtune.models.releases.families import Family, detect_family, parse_family
 from glmtune.models.releases.source import family_of_source, resolve_source
 from glmtune.models.tokenizers.load import load_tokenizer_folder

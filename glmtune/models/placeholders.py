@@ -27,7 +27,9 @@ from glmtune.models.checkpoints.names import name_table
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.models.checkpoints.reading import Destination, check_records, read_weights
 from glmtune.models.checkpoints.shards import read_records
-from glmtune.models.load import GlmModel, build_model, choose_dtype, load_config
+from glmtune.models.devices import choose_dtype
+from glmtune.models.generation import release_generation
+from glmtune.models.load import GlmModel, build_model, check_written, load_config
 from glmtune.models.releases.source import resolve_source
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -93,6 +95,7 @@ def load_placeholders(source: str | Path, *, dtype: str | None, family: str | No
         ConfigError: see `load_official`; so is CheckpointError.
     """
     folder = resolve_source(source)
+    check_written(folder)
     config = load_config(source, folder, family)
     assert QuantizedLayout.of(config) is None, "codes are not sharded"
     # Now rather than when the weights are read: by then processes wait for each other, and rows are encoded.
@@ -102,6 +105,7 @@ def load_placeholders(source: str | Path, *, dtype: str | None, family: str | No
     model = build_of_placeholders(lambda: build_model(config), resolved_dtype)
     model.config.dtype = resolved_dtype
     model.source = str(source)
+    model.generation_config = release_generation(folder, model.config)
     set_pending_weights(model, PendingWeights(folder, config))
     return model
 

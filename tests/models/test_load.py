@@ -9,7 +9,8 @@ from transformers import GlmForCausalLM
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.describe import describe
-from glmtune.models.load import choose_device, choose_dtype, load_official
+from glmtune.models.devices import choose_device, choose_dtype
+from glmtune.models.load import load_official
 from glmtune.models.releases.families import Family
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "models"

@@ -7,12 +7,9 @@ legacy encoding, and a model trained on wrong characters reports no error.
 from __future__ import annotations
 
 import codecs
-import logging
 from dataclasses import dataclass
 
 from glmtune.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 _WIDE_BOMS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _COMMON_CHINESE_FRAC = (
@@ -38,8 +35,8 @@ class DecodedText:
 def decode_text(raw: bytes, path: str) -> DecodedText:
     """Decode a data file.
 
-    GB18030 is accepted when the bytes are no UTF-8 and the result reads as common Chinese; this is logged as
-    a warning, because a wrong guess would train on wrong characters.
+    GB18030 is accepted when the bytes are no UTF-8 and the result reads as common Chinese; whoever asks warns
+    of it, because a wrong guess would train on wrong characters.
 
     Args:
         raw: the whole file.
@@ -75,7 +72,6 @@ def _decode_chinese(raw: bytes, error: UnicodeDecodeError, path: str) -> str:
     common = len("".join(foreign).encode("gb2312", "ignore")) / 2
     if not foreign or common < _COMMON_CHINESE_FRAC * len(foreign):
         raise _refusal(f"{found}, and read as GB18030 it is no common Chinese", path, line)
-    logger.warning("%s is not UTF-8; read as GB18030. Convert it to UTF-8 to silence this.", path)
     return text
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from glmtune.data.reading.json_values import end_of_value, kind_of, read_value
 from glmtune.data.records import BadRow, RawRow, RowProblem
 from glmtune.errors import DataError
 
@@ -34,25 +35,13 @@ class JsonRows:
     kind: str
 
 
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise RowProblem(f"the key `{twice}` occurs twice in one object. Keep one of them.")
-    return values
-
-
-# Python keeps the last of two equal keys in silence; in a data file one of the two texts would be lost.
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
-
-
-def parse_json_rows(text: str, path: str) -> JsonRows:
+def parse_json_rows(text: str, path: str, limit: int | None = None) -> JsonRows:
     """Read all rows of a JSON file, whatever its extension says about arrays or lines.
 
     Args:
         text: the decoded file, not blank.
         path: the file, for messages.
+        limit: stop after so many rows that can be read; what follows is not looked at.
 
     Returns:
         Rows and bad rows with 1-based line numbers.
@@ -62,7 +51,7 @@ def parse_json_rows(text: str, path: str) -> JsonRows:
     """
     start = _skip_blank(text, 0)
     if text[start] == "[":
-        return _parse_array(text, start + 1, path)
+        return _parse_array(text, start + 1, path, limit)
     if text[start] != "{":
         raise DataError(
             f"a JSON data file starts with `[` or `{{`, but this one starts with"
@@ -72,8 +61,8 @@ def parse_json_rows(text: str, path: str) -> JsonRows:
         )
     first_line = text[start:].split("\n", 1)[0]
     if _is_json(first_line.strip().rstrip(",")) or not _starts_object_over_lines(text, start):
-        return _parse_lines(text)
-    return _parse_objects(text, start, path)
+        return _parse_lines(text, limit)
+    return _parse_objects(text, start, path, limit)
 
 
 def _skip_blank(text: str, position: int) -> int:
@@ -84,16 +73,15 @@ def _skip_blank(text: str, position: int) -> int:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        return end_of_value(text) in (len(text), None)
     except ValueError:
         return False
-    return True
 
 
 def _starts_object_over_lines(text: str, start: int) -> bool:
     """Say whether the file begins with a pretty-printed object (else its first line is simply broken)."""
     try:
-        json.JSONDecoder().raw_decode(text, start)
+        end_of_value(text, start)
     except ValueError:
         # Pretty printing leaves lines that start with a quote or a bracket; JSON Lines all start with `{`.
         lines = [line.strip() for line in text[start:].split("\n", 6)[1:6]]
@@ -112,7 +100,7 @@ class _Lines:
         return bisect_right(self._ends, position - 1) + 1
 
 
-def _parse_lines(text: str) -> JsonRows:
+def _parse_lines(text: str, limit: int | None) -> JsonRows:
     rows: list[RawRow] = []
     bad: list[BadRow] = []
     # Not str.splitlines: U+2028 and friends are legal inside JSON strings.
@@ -120,8 +108,12 @@ def _parse_lines(text: str) -> JsonRows:
         line = line.strip()
         if not line:
             continue
+        if len(rows) == limit:
+            break
         try:
-            value = _DECODER.decode(line)
+            value, end = read_value(line)
+            if end < len(line):
+                raise json.JSONDecodeError("Extra data", line, end)
         except json.JSONDecodeError as error:
             bad.append(BadRow(number, _explain_line(line, error)))
         except RowProblem as problem:
@@ -149,13 +141,15 @@ def _add(value: object, line: int, rows: list[RawRow], bad: list[BadRow]) -> Non
         bad.append(BadRow(line, f"a row must be a JSON object like {{...}}, but it is {kind_of(value)}."))
 
 
-def _parse_array(text: str, position: int, path: str) -> JsonRows:
+def _parse_array(text: str, position: int, path: str, limit: int | None) -> JsonRows:
     rows: list[RawRow] = []
     bad: list[BadRow] = []
     lines = _Lines(text)
     position = _skip_blank(text, position)
     after_comma = False
     while text[position : position + 1] != "]" or after_comma:
+        if len(rows) == limit:
+            return JsonRows(rows, bad, "json")
         line = lines.of(position)
         if after_comma and text[position : position + 1] == "]":
             raise DataError("a comma stands before the closing `]`. Delete it.", path=path, line=line)
@@ -186,11 +180,11 @@ def _parse_array(text: str, position: int, path: str) -> JsonRows:
     return JsonRows(rows, bad, "json")
 
 
-def _parse_objects(text: str, position: int, path: str) -> JsonRows:
+def _parse_objects(text: str, position: int, path: str, limit: int | None) -> JsonRows:
     rows: list[RawRow] = []
     bad: list[BadRow] = []
     lines = _Lines(text)
-    while position < len(text):
+    while position < len(text) and len(rows) != limit:
         position = _take(text, position, lines.of(position), path, rows, bad)
         if text[position : position + 1] == ",":
             raise DataError(
@@ -204,16 +198,26 @@ def _parse_objects(text: str, position: int, path: str) -> JsonRows:
 def _take(text: str, position: int, line: int, path: str, rows: list[RawRow], bad: list[BadRow]) -> int:
     """Read one value, file it as row or bad row, and return where the next non-blank character is."""
     try:
-        value, position = _DECODER.raw_decode(text, position)
+        value, position = read_value(text, position)
     except RowProblem as problem:
-        # Raised by our hook in the middle of the value; a plain decoder finds its end, to go on behind it.
         bad.append(BadRow(line, str(problem)))
-        _, position = json.JSONDecoder().raw_decode(text, position)
+        end = _end_behind(text, position, line, path)
+        if end is None:
+            raise DataError(f"no row can be read from here on: {problem}", path=path, line=line) from None
+        position = end
     except json.JSONDecodeError as error:
         raise _broken(text, error, line, path) from None
     else:
         _add(value, line, rows, bad)
     return _skip_blank(text, position)
+
+
+def _end_behind(text: str, position: int, line: int, path: str) -> int | None:
+    """Find the end of a value that broke a rule in its middle, to go on behind it."""
+    try:
+        return end_of_value(text, position)
+    except json.JSONDecodeError as error:
+        raise _broken(text, error, line, path) from None
 
 
 def _broken(text: str, error: json.JSONDecodeError, line: int, path: str) -> DataError:
@@ -228,25 +232,3 @@ def _broken(text: str, error: json.JSONDecodeError, line: int, path: str) -> Dat
             f" line {line}. Correct it (a comma after the last field is not allowed)."
         )
     return DataError(what, path=path, line=error.lineno)
-
-
-def kind_of(value: object) -> str:
-    """Name a JSON value for messages, with a glimpse of it.
-
-    >>> kind_of(["a", "b"])
-    "a list (['a', 'b'])"
-    """
-    names: Iterable[tuple[type, str]] = (
-        (bool, "a truth value"),
-        (str, "a string"),
-        (int, "a number"),
-        (float, "a number"),
-        (list, "a list"),
-        (dict, "an object"),
-    )
-    if value is None:
-        return "null"
-    glimpse = repr(value)
-    glimpse = glimpse if len(glimpse) <= 40 else glimpse[:37] + "..."
-    name = next((name for kind, name in names if isinstance(value, kind)), f"of type {type(value).__name__}")
-    return f"{name} ({glimpse})"

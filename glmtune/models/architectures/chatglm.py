@@ -342,6 +342,8 @@ class ChatGlmForCausalLM(ChatGlmPreTrainedModel, GenerationMixin):  # pyright: i
         logits_to_keep: int | Tensor = 0,
         *,
         labelled_only: bool = False,
+        base_hidden: Tensor | None = None,
+        hidden_only: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Run the model; inputs as in `ChatGlmModel.forward`.
@@ -357,6 +359,8 @@ class ChatGlmForCausalLM(ChatGlmPreTrainedModel, GenerationMixin):  # pyright: i
             logits_to_keep: form the logits of this many last tokens, or of these; 0 = all.
             labelled_only: with labels: form logits only where a label asks for one, some at a time, and
                 return none.
+            base_hidden: with ``labelled_only``, see ``base_TD`` of `chunked_cross_entropy`.
+            hidden_only: with ``labelled_only``, see `chunked_cross_entropy`.
             **kwargs: passed down; ``num_items_in_batch`` divides the summed loss instead of its own count.
 
         Returns:
@@ -383,6 +387,8 @@ class ChatGlmForCausalLM(ChatGlmPreTrainedModel, GenerationMixin):  # pyright: i
                 self.lm_head,
                 vocab_size=self.config.vocab_size,
                 num_items=num_items,
+                base_TD=base_hidden,
+                hidden_only=hidden_only,
             )
         logits = self.lm_head(slice_logits_to_keep(hidden_BSD, logits_to_keep))
         loss: Tensor | None = None
@@ -419,7 +425,7 @@ class ChatGlmForCausalLM(ChatGlmPreTrainedModel, GenerationMixin):  # pyright: i
     ) -> dict[str, Any]:
         """Add the positions of the whole text so far; the parent cuts them to the tokens of this step."""
         if position_ids is not None:
-            position_ids = continue_positions(position_ids, input_ids.shape[1], self.config)
+            position_ids = continue_positions(position_ids, input_ids, self.config)
         elif input_ids.shape[1] > 0:
             position_ids = token_positions(input_ids, self.config, attention_mask)
         parent: Any = super()

@@ -116,22 +116,34 @@ def token_positions(input_ids: Tensor, config: ChatGlmConfig, attention_mask: Te
     return torch.stack((torch.where(stands_still, place, count), (column - sop + 1).clamp(min=0)), dim=1)
 
 
-def continue_positions(position_ids: Tensor, length: int, config: ChatGlmConfig) -> Tensor:
+def continue_positions(position_ids: Tensor, input_ids: Tensor, config: ChatGlmConfig) -> Tensor:
     """Number the tokens that follow given ones.
 
     Args:
         position_ids: int64 ``[B, T, S]`` (``[B, S]`` where T is 1), up to sop or beyond.
-        length: tokens in all, at least S.
+        input_ids: int64 ``[B, length]``, the tokens so far, at least S.
         config: decides whether the first stream stands still.
 
     Returns:
         int64 ``[B, T, length]``.
     """
     given = position_streams(position_ids, config)
-    steps = torch.arange(1, length - given.shape[-1] + 1, device=given.device).repeat(given.shape[1], 1)
-    if config.position_encoding_2d:
-        steps[0] = 0
-    return torch.cat((given, given[..., -1:] + steps), dim=-1)
+    num_given, length = given.shape[-1], input_ids.shape[1]
+    steps = torch.arange(1, length - num_given + 1, device=given.device)
+    following = given[..., -1:] + steps
+    # Where the first stream stands still, it does so at the mask token's number. That need not be the last
+    # one given: in March 2023 sop, the last token of a prompt, was counted on.
+    known = input_ids[:, :num_given]
+    gmask, mask = known == config.gmask_token_id, known == config.mask_token_id
+    has_gmask = gmask.any(-1, keepdim=True)
+    at_mask = torch.where(has_gmask, gmask, mask)
+    place = given[:, 0].gather(1, at_mask.long().argmax(-1, keepdim=True))
+    place = torch.where(at_mask.any(-1, keepdim=True), place, given[:, 0, -1:])
+    stands_still = (
+        torch.ones_like(has_gmask) if config.position_encoding_2d else mask.any(-1, keepdim=True) & ~has_gmask
+    )
+    following[:, 0] = torch.where(stands_still, place, following[:, 0])
+    return torch.cat((given, following), dim=-1)
 
 
 def position_streams(position_ids: Tensor, config: ChatGlmConfig) -> Tensor:

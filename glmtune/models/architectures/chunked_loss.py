@@ -42,9 +42,11 @@ class LabelledOutput(CausalLMOutputWithPast):
         loss: sum of the negative log-likelihoods, divided by the number of items.
         predictions: int64 ``[T]``, the most probable token of every label, in reading order; None while
             gradients are recorded.
+        hidden_TD: where it was asked for in place of a loss, the hidden state that predicts every label.
     """
 
     predictions: Tensor | None = None
+    hidden_TD: Tensor | None = None
 
 
 def rows_per_chunk(vocab_size: int) -> int:
@@ -69,6 +71,8 @@ def chunked_cross_entropy(
     *,
     vocab_size: int,
     num_items: Tensor | int | None = None,
+    base_TD: Tensor | None = None,
+    hidden_only: bool = False,
 ) -> LabelledOutput:
     """Form logits only where a label asks for one, and of those only some at a time.
 
@@ -81,6 +85,9 @@ def chunked_cross_entropy(
         lm_head: hidden to vocabulary, of any kind (quantized, adapted, gathered on use, ...).
         vocab_size: V.
         num_items: divides the summed loss; None: the number of labels. Without any label the loss is 0.
+        base_TD: hidden states of the untuned base at the labels; the loss is then KL(base || model), summed
+            over the vocabulary, in place of the cross entropy.
+        hidden_only: return the hidden states at the labels, and form neither logits nor loss.
     """
     # Four ways, by what the gradient needs: none at all; one chunk, where plain autograd is as sparing;
     # chunks that are computed again in the backward pass; chunks whose gradients are formed at once, the
@@ -88,6 +95,11 @@ def chunked_cross_entropy(
     asked_BS = labels[:, 1:] != IGNORE_INDEX
     targets_T = labels[:, 1:][asked_BS]
     hidden_TD = hidden_BSD[:, :-1][asked_BS]
+    num_labels = targets_T.numel()
+    if hidden_only:
+        return LabelledOutput(hidden_TD=hidden_TD)
+    if base_TD is not None:
+        targets_T = base_TD.to(hidden_TD.dtype)
     rows = rows_per_chunk(vocab_size)
     chunks = list(zip(hidden_TD.split(rows), targets_T.split(rows), strict=True))
     weights = [weight for weight in lm_head.parameters() if weight.requires_grad]
@@ -103,7 +115,7 @@ def chunked_cross_entropy(
         total = torch.stack(cast("list[Tensor]", parts)).sum()
     else:
         total = cast(Tensor, _ChunkedLoss.apply(lm_head, rows, hidden_TD, targets_T, *weights))
-    items = targets_T.numel() if num_items is None else num_items
+    items = num_labels if num_items is None else num_items
     loss = total / (items.clamp(min=1) if isinstance(items, Tensor) else max(items, 1))
     return LabelledOutput(loss=loss, predictions=predictions)  # pyright: ignore[reportArgumentType]
 
@@ -122,7 +134,7 @@ class _ChunkedLoss(torch.autograd.Function):
             lm_head: ``[C, D]`` to ``[C, V]``.
             rows: C.
             hidden_TD: float.
-            targets_T: int64.
+            targets_T: int64, or the base's hidden states, float ``[T, D]``.
             *weights: trained parameters of the head. It has them itself; as arguments they make autograd ask
                 `backward` for their gradients.
 
@@ -164,12 +176,20 @@ def _logits(lm_head: nn.Module, hidden_CD: Tensor) -> Tensor:
 
 
 def _summed_loss(lm_head: nn.Module, hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(_logits(lm_head, hidden_CD), targets_C, reduction="sum")
+    return _loss_and_predictions(lm_head, hidden_CD, targets_C)[0]
 
 
 def _loss_and_predictions(lm_head: nn.Module, hidden_CD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
     logits_CV = _logits(lm_head, hidden_CD)
-    return nn.functional.cross_entropy(logits_CV, targets_C, reduction="sum"), logits_CV.argmax(-1)
+    if not targets_C.is_floating_point():
+        return nn.functional.cross_entropy(logits_CV, targets_C, reduction="sum"), logits_CV.argmax(-1)
+    with torch.no_grad():  # the base's own head, where LoRA has adapted it (PEFT keeps it as `base_layer`)
+        base_CV = _logits(getattr(lm_head, "base_layer", lm_head), targets_C)
+    log_softmax = nn.functional.log_softmax
+    loss = nn.functional.kl_div(
+        log_softmax(logits_CV, -1), log_softmax(base_CV, -1), log_target=True, reduction="sum"
+    )
+    return loss, logits_CV.argmax(-1)
 
 
 def _must_recompute(lm_head: nn.Module, hidden: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """`torch.compile`: what it needs, and which parts of a model it is given, for generation and for training.
 
 Three uses: one decoding step of transformers' ``generate`` (`compiled_generation`), the parts of a block that
-see no keys and values (`compile_parts`, the evaluation engine), whole blocks (`compile_layers`, training).
+see no keys and values (`compile_parts`, the engine), whole blocks (`compile_layers`, training).
 """
 
 from __future__ import annotations

@@ -45,6 +45,11 @@ class PlainStates:
         """Rows and columns there is memory for."""
         return self.values_BKCD.shape[0], self.values_BKCD.shape[2]
 
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """All that is held, each ``[B, K, C, ...]``: for moving rows as they are."""
+        return (self.values_BKCD,)
+
     def write(self, where: Any, new: Tensor) -> None:
         """Put states ``[..., D]`` at an index over rows, heads and columns."""
         self.values_BKCD[where] = new
@@ -85,6 +90,11 @@ class Int8States:
     def room(self) -> tuple[int, int]:
         """See `PlainStates`."""
         return self.codes_BKCD.shape[0], self.codes_BKCD.shape[2]
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """See `PlainStates`."""
+        return self.codes_BKCD, self.scale_BKC1
 
     @property
     def num_bytes(self) -> int:

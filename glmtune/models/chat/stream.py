@@ -8,15 +8,24 @@ generator instead of its loop: whoever stops reading stops the model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from typing import Any
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.logits_process import LogitsProcessor
 
 from glmtune.models.architectures.kv_cache import LAYERS
+
+LOGGER = logging.getLogger(__name__)
 
 SAFE_TOKEN = 5
 """The token the releases fall back to when the logits are damaged, counted from the first text token
@@ -35,13 +44,17 @@ class ConversationCache(DynamicCache):
     Attributes:
         token_ids: every token of the conversation so far, without the one that ended the last answer.
         kv_cache: how keys and values are kept, one of `glmtune.models.settings.KV_CACHES`.
+        prefix_strength: with which the tokens were read: what later layers hold depends on it.
+        is_tuned: whether what was tuned applied to the tokens, where a switch decided; None where none did.
     """
 
-    def __init__(self, kv_cache: str = "plain") -> None:
-        """Start empty; ``kv_cache`` see the class."""
+    def __init__(self, kv_cache: str = "plain", prefix_strength: float = 1.0) -> None:
+        """Start empty; arguments see the class."""
         super().__init__()
         self.token_ids: list[int] = []
         self.kv_cache = kv_cache
+        self.prefix_strength = prefix_strength
+        self.is_tuned: bool | None = None
         self.layer_class_to_replicate = LAYERS[kv_cache]
 
     def fork(self) -> ConversationCache:
@@ -61,14 +74,53 @@ class RepairScores(LogitsProcessor):
     def __init__(self, safe_token: int = SAFE_TOKEN) -> None:
         """Keep the id of the token."""
         self.safe_token = safe_token
+        self._has_warned = False  # one line an answer, not one a token
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
         """Return the logits ``[B, vocab]`` with damaged rows replaced."""
         overflown, finite = scores.isnan() | scores.isposinf(), scores.isfinite()
         damaged_B1 = overflown.any(-1, keepdim=True) | ~finite.any(-1, keepdim=True)
+        if not self._has_warned and bool(damaged_B1.any()):
+            self._has_warned = True
+            LOGGER.warning(
+                "The model's scores hold no usable number at token %d, so a filler is written there, as the "
+                "releases do, and the answer will be of no use. Its weights are damaged, or too large for "
+                "%s: load it with dtype='bfloat16' or 'float32', or download it again.",
+                input_ids.shape[1], scores.dtype,
+            )  # fmt: skip
         certain = torch.zeros_like(scores)
         certain[:, self.safe_token] = 5e4
         return torch.where(damaged_B1, certain, scores)
+
+
+class StopStrings(StoppingCriteria):
+    """Ends an answer at the first of some texts, wherever in its tokens they begin and end.
+
+    transformers' own looks for them in the texts of single tokens, which those of a character's bytes and the
+    pieces of our tokenizers do not have: it refuses most Chinese ones. Here the end of the answer is decoded.
+    """
+
+    def __init__(
+        self, texts: Sequence[str], decode: Callable[[Sequence[int]], str], prompt_length: int
+    ) -> None:
+        """Keep what to look for.
+
+        Args:
+            texts: any of them ends the answer.
+            decode: ids to text.
+            prompt_length: tokens before the answer.
+        """
+        self.texts = texts
+        self.decode = decode
+        self.prompt_length = prompt_length
+        # A token is at least a byte of text; some more, as decoding may drop blanks at the start.
+        self.num_tokens = max(len(text.encode("utf-8", "surrogatepass")) for text in texts) + 8
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
+        """Return which rows of ``[B, S]`` end, ``[B]``."""
+        answers = input_ids[:, self.prompt_length :][:, -self.num_tokens :].tolist()
+        ended = [any(text in self.decode(answer) for text in self.texts) for answer in answers]
+        return cast("torch.BoolTensor", torch.tensor(ended, device=input_ids.device))
 
 
 def prompt_inputs(model: Any, token_ids: Sequence[int]) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ names begin with ``glmtune_``; the released code ignores them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,8 @@ from glmtune.models.checkpoints.quantized_layout import (
     stored_layout,
 )
 from glmtune.models.releases.families import FAMILY_KEY, FIRST_GENERATION_KEYS, SECOND_GENERATION, Family
+from glmtune.storage.json_files import read_json_object, shown
+from glmtune.tuned_files import found_instead
 
 ROPE_BASE = 10000.0
 """Of every release; official files hold only a factor to it, or to the positions, in ``rope_ratio``."""
@@ -128,14 +129,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(
             f"{folder} has no config.json, which every official checkpoint has. "
-            "Point `model.source` at the folder that holds config.json and the weights."
+            f"{found_instead(folder, 'model')}Point `model.source` at the folder that holds config.json and "
+            "the weights."
         )
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is no valid JSON ({error}). Download the file again.") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds a {type(content).__name__}, but it must be a JSON object.")
+    content = read_json_object(file)
     problems = value_problems(content)
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
@@ -396,16 +393,17 @@ def _key_problems(
     for name, (value, meaning) in only_value.items():
         if name in official and official[name] != value:
             problems.append(
-                f"{name} is {official[name]!r} ({meaning}), but only {value!r}, as in every release, "
+                f"{name} is {shown(official[name])} ({meaning}), but only {value!r}, as in every release, "
                 "is supported"
             )
     stored = official.get("torch_dtype", official.get("dtype"))
     if stored not in (None, "float32", "bfloat16", "float16"):
-        problems.append(f"torch_dtype is {stored!r}, but must be float32, bfloat16 or float16")
+        problems.append(f"torch_dtype is {shown(stored)}, but must be float32, bfloat16 or float16")
     unknown = sorted(official.keys() - (sizes.keys() | only_value.keys() | handled | BOOKKEEPING))
     if unknown:
+        named = ", ".join(f"{shown(name)[1:-1]} = {shown(official[name])}" for name in unknown[:12])
         problems.append(
-            f"unknown keys: {', '.join(f'{name} = {official[name]!r}' for name in unknown)}; they may change "
+            f"unknown keys: {named}{', ...' if len(unknown) > 12 else ''}; they may change "
             "the architecture, so nothing was loaded. Remove them from the file if you know that they do not"
         )
     return problems

@@ -1,24 +1,34 @@
 """Which values an official config.json may hold; a wrong one is named before anything is built.
 
-Without this, a damaged value would surface as a TypeError deep inside a layer.
+Without this, a damaged value would surface as a TypeError deep inside a layer, and a huge one as a machine
+that swaps: every size has a bound far above the releases' own (the largest has 40 layers of 4,096), so that
+whatever is computed of a configuration (plans, tables of names) takes a moment. That the sizes are those of
+the weights is a question of its own: `glmtune.models.checkpoints.sizes`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from glmtune.models.checkpoints.quantized_layout import LAYOUT_KEY
+from glmtune.storage.json_files import shown
 
-def _is_whole(value: object, *, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low  # True is an int in Python
+
+def _is_whole(value: object, *, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high  # True is an int
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_number(value: object, high: float) -> bool:
+    # Compared before it is made a float: an integer of 400 digits is none. 1e999 is JSON, and infinite.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 <= value <= high and math.isfinite(value)
 
 
 def _is_id(value: object) -> bool:
-    return value is None or _is_whole(value, low=0)
+    return value is None or _is_whole(value, low=0, high=MAX_WIDTH)
 
 
 def _is_ids(value: object) -> bool:
@@ -26,21 +36,38 @@ def _is_ids(value: object) -> bool:
 
 
 Rule = tuple[str, Callable[[Any], bool]]
-COUNT: Rule = ("a whole number of at least 1", lambda value: _is_whole(value, low=1))
+MAX_LAYERS, MAX_WIDTH, MAX_POSITIONS, MAX_PREFIX = 10_000, 2**24, 2**31, 2**20
+
+
+def _count(high: int) -> Rule:
+    return f"a whole number from 1 to {high}", lambda value: _is_whole(value, low=1, high=high)
+
+
+WIDTH = _count(MAX_WIDTH)
 TOKEN: Rule = ("a token id (0 or more) or null", _is_id)
 TOKENS: Rule = ("a token id (0 or more), a list of them, or null", _is_ids)
-SCALE: Rule = ("a number above 0", lambda value: _is_number(value) and value > 0)
-FRACTION: Rule = ("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
+SCALE: Rule = ("a number above 0, at most 1e9", lambda value: _is_number(value, 1e9) and value > 0)
+FRACTION: Rule = ("a number from 0 to 1", lambda value: _is_number(value, 1))
 SWITCH: Rule = ("true or false", lambda value: isinstance(value, bool))
-LENGTH: Rule = ("a length (0 or more) or null", _is_id)
+OPTIONAL_SWITCH: Rule = ("true, false or null", lambda value: value is None or isinstance(value, bool))
+BITS: Rule = (
+    "4 or 8 (0 or null: not quantized)",
+    lambda value: value is None or (_is_whole(value, low=0, high=8) and value in (0, 4, 8)),
+)
+LENGTH: Rule = (
+    f"a length from 0 to {MAX_PREFIX}, or null",
+    lambda value: value is None or _is_whole(value, low=0, high=MAX_PREFIX),
+)
+LAYOUT: Rule = ("the object that glmtune writes when it quantizes", lambda value: _is_layout(value))
 
 RULES: dict[str, Rule] = {
+    **dict.fromkeys(("num_layers", "num_hidden_layers"), _count(MAX_LAYERS)),
     **dict.fromkeys(
-        ("hidden_size", "inner_hidden_size", "ffn_hidden_size", "kv_channels", "num_layers",
-         "num_hidden_layers", "num_attention_heads", "multi_query_group_num", "vocab_size",
-         "padded_vocab_size", "max_sequence_length", "seq_length"),
-        COUNT,
+        ("hidden_size", "inner_hidden_size", "ffn_hidden_size", "kv_channels", "num_attention_heads",
+         "multi_query_group_num", "vocab_size", "padded_vocab_size"),
+        WIDTH,
     ),
+    **dict.fromkeys(("max_sequence_length", "seq_length"), _count(MAX_POSITIONS)),
     **dict.fromkeys(("mask_token_id", "gmask_token_id", "bos_token_id", "pad_token_id"), TOKEN),
     "eos_token_id": TOKENS,
     "layernorm_epsilon": SCALE,
@@ -51,8 +78,29 @@ RULES: dict[str, Rule] = {
         SWITCH,
     ),
     "pre_seq_len": LENGTH,
+    "quantization_bit": BITS,
+    "quantization_embeddings": OPTIONAL_SWITCH,
+    LAYOUT_KEY: LAYOUT,
 }  # fmt: skip
 """Official key → what its value must be, in words and as a test."""
+
+_LAYOUT_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "bits": lambda value: _is_whole(value, low=1, high=8),
+    "group_size": lambda value: value is None or _is_whole(value, low=1, high=MAX_WIDTH),
+    "has_zero": lambda value: isinstance(value, bool),
+    "embeddings": lambda value: isinstance(value, bool),
+    "skipped": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "method": lambda value: isinstance(value, str),
+    "source_fingerprint": lambda value: isinstance(value, str),
+}
+
+
+def _is_layout(value: object) -> bool:
+    return value is None or (
+        isinstance(value, dict)
+        and "bits" in value
+        and all(name in _LAYOUT_FIELDS and _LAYOUT_FIELDS[name](part) for name, part in value.items())
+    )
 
 
 def value_problems(official: Mapping[str, Any]) -> list[str]:
@@ -65,10 +113,10 @@ def value_problems(official: Mapping[str, Any]) -> list[str]:
         One sentence per wrong value, in the order of the file; keys without a rule are not looked at.
 
     >>> value_problems({"num_layers": "28", "hidden_size": 4096})
-    ["num_layers is '28', but must be a whole number of at least 1"]
+    ["num_layers is '28', but must be a whole number from 1 to 10000"]
     """
     return [
-        f"{key} is {value!r}, but must be {RULES[key][0]}"
+        f"{key} is {shown(value)}, but must be {RULES[key][0]}"
         for key, value in official.items()
         if key in RULES and not RULES[key][1](value)
     ]

@@ -74,6 +74,15 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+def architecture_hash(config: GlmConfig | ChatGlmConfig) -> str:
+    """Return 16 hexadecimal digits of what a configuration makes of the same weights.
+
+    Args:
+        config: as made by `native_config`.
+    """
+    return hashlib.sha256(json.dumps(_architecture(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
 def sample_step(count: int) -> int:
     """Return the distance between samples.
 

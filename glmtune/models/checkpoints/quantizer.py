@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from glmtune.models.checkpoints.headers import TensorRecord
 from glmtune.models.checkpoints.names import Entry
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
-from glmtune.models.checkpoints.shards import OpenShards, TensorRecord
+from glmtune.models.checkpoints.shards import OpenShards
 
 
 class Quantizer(Protocol):

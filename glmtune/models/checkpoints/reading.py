@@ -10,8 +10,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ from transformers import GlmConfig
 
 from glmtune.errors import CheckpointError
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
+from glmtune.models.checkpoints.finite import check_read
+from glmtune.models.checkpoints.headers import TensorRecord
 from glmtune.models.checkpoints.names import (
     Entry,
     FusedLayout,
@@ -30,7 +33,8 @@ from glmtune.models.checkpoints.names import (
 )
 from glmtune.models.checkpoints.quantized_layout import SCALE, QuantizedLayout
 from glmtune.models.checkpoints.quantizer import Quantizer
-from glmtune.models.checkpoints.shards import OpenShards, TensorRecord, read_records
+from glmtune.models.checkpoints.shards import OpenShards, read_records
+from glmtune.models.checkpoints.sizes import size_problems
 
 Destination = Callable[[Sequence[str]], AbstractContextManager[Sequence[Tensor] | None]]
 """Where tensors are written to: given native names, lends one tensor of its shape for each, inside a ``with``
@@ -43,6 +47,36 @@ block at whose end they are complete; or None, in a process of a distributed run
         for name, tensor in zip(names, whole):  # every process keeps its shard, the whole is freed
             keep_shard(name, tensor)
 """
+
+
+@dataclass(frozen=True, slots=True)
+class OpenWeights:
+    """The weight files of a checkpoint, open, and known to hold what the configuration asks for.
+
+    Attributes:
+        records: official name → where the tensor lies.
+        shards: reads them.
+    """
+
+    records: Mapping[str, TensorRecord]
+    shards: OpenShards
+
+
+@contextmanager
+def open_weights(folder: Path, config: GlmConfig | ChatGlmConfig) -> Generator[OpenWeights]:
+    """Open the weight files of a checkpoint and compare their headers with the configuration.
+
+    Args:
+        folder: the checkpoint's folder.
+        config: as made by `native_config`; says how the checkpoint stores its weights.
+
+    Raises:
+        CheckpointError: missing, leftover or misshapen tensors, all of them named.
+    """
+    with OpenShards() as shards:
+        records = read_records(folder, shards)
+        check_records(records, config, folder)
+        yield OpenWeights(records, shards)
 
 
 def read_into(
@@ -60,55 +94,70 @@ def read_into(
     Raises:
         CheckpointError: missing, leftover or misshapen tensors, all of them named; nothing is read then.
     """
+    with open_weights(folder, config) as weights:
+        fill_model(model, weights, config, quantizer)
+
+
+def fill_model(
+    model: nn.Module,
+    weights: OpenWeights,
+    config: GlmConfig | ChatGlmConfig,
+    quantizer: Quantizer | None = None,
+) -> None:
+    """Fill a model's parameters from files that are open already; see `read_into`."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
 
     def own_memory(names: Sequence[str]) -> AbstractContextManager[Sequence[Tensor]]:
         return nullcontext([parameters[name].data for name in names])
 
     codes = None if quantizer is None else QuantizedLayout.of(model.config)
-    read_weights(folder, config, own_memory, quantizer, codes)
+    _fill_all(weights, config, own_memory, quantizer, codes)
 
 
-def read_weights(
-    folder: Path,
-    config: GlmConfig | ChatGlmConfig,
-    destination: Destination,
-    quantizer: Quantizer | None = None,
-    codes: QuantizedLayout | None = None,
-) -> None:
+def read_weights(folder: Path, config: GlmConfig | ChatGlmConfig, destination: Destination) -> None:
     """Read every weight of an official checkpoint once, in the order of the files.
 
     Args:
         folder: the checkpoint's folder.
         config: as made by `native_config`; says how the checkpoint stores its weights.
         destination: where they are written to.
-        quantizer: see `read_into`.
-        codes: with a quantizer, which weights it makes codes of.
 
     Raises:
         CheckpointError: see `read_into`.
     """
-    with OpenShards() as shards, torch.no_grad():
-        records = read_records(folder, shards)
-        check_records(records, config, folder)
-        fused = FusedLayout.of(config)
-        needed = (entry for entry in name_table(config) if not entry.is_copy)
-        # In the order of the files, so that disks read ahead and each shard is gone through once.
-        for entry in sorted(needed, key=lambda entry: _place(records[entry.official])):
-            record = records[entry.official]
-            module, _, kind = entry.official.rpartition(".")
-            if quantizer is not None and codes is not None and kind == "weight" and codes.holds(module):
-                for part, made in quantizer.quantize(entry, record, shards).items():
-                    names = [f"{weight.removesuffix(kind)}{part}" for weight in entry.native]
-                    with destination(names) as targets:
-                        if targets is not None:
-                            _fill(targets, made, fused)
-                continue
-            with destination(entry.native) as targets:
-                if targets is not None and len(targets) == 1:
-                    shards.copy_into(targets[0], record)
-                elif targets is not None:
-                    _fill(targets, shards.read(record), fused)
+    with open_weights(folder, config) as weights:
+        _fill_all(weights, config, destination)
+
+
+@torch.no_grad()
+def _fill_all(
+    weights: OpenWeights,
+    config: GlmConfig | ChatGlmConfig,
+    destination: Destination,
+    quantizer: Quantizer | None = None,
+    codes: QuantizedLayout | None = None,
+) -> None:
+    """Write every weight to its destination; ``codes`` says which ones the quantizer makes codes of."""
+    records, shards, fused = weights.records, weights.shards, FusedLayout.of(config)
+    needed = (entry for entry in name_table(config) if not entry.is_copy)
+    # In the order of the files, so that disks read ahead and each shard is gone through once.
+    for entry in sorted(needed, key=lambda entry: _place(records[entry.official])):
+        record = records[entry.official]
+        module, _, kind = entry.official.rpartition(".")
+        if quantizer is not None and codes is not None and kind == "weight" and codes.holds(module):
+            for part, made in quantizer.quantize(entry, record, shards).items():
+                names = [f"{weight.removesuffix(kind)}{part}" for weight in entry.native]
+                check_read(record.file, record.name, (made,))
+                with destination(names) as targets:
+                    if targets is not None:
+                        _fill(targets, made, fused)
+            continue
+        with destination(entry.native) as targets:
+            if targets is not None and len(targets) == 1:
+                shards.copy_into(targets[0], record)
+            elif targets is not None:
+                _fill(targets, shards.read(record), fused)
+            check_read(record.file, record.name, targets or ())
 
 
 def _fill(targets: Sequence[Tensor], stored: Tensor, fused: FusedLayout) -> None:
@@ -122,15 +171,18 @@ def check_records(
 ) -> None:
     """Compare what a checkpoint holds with what the configuration asks for.
 
-    Nothing is read before this: a wrong checkpoint shall not cost minutes, or leave a model half filled.
+    Nothing is read or built before this: a wrong checkpoint shall not cost minutes, or leave a model half
+    filled, and a config.json that asks for a million blocks shall not get them.
 
     Raises:
         CheckpointError: missing, leftover or misshapen tensors, all of them named.
     """
+    problems = size_problems(records, config)
+    if config.num_hidden_layers > len(records):  # a table of so many blocks would take minutes by itself
+        raise _misfit(folder, problems, "config.json and the weights must be of the same checkpoint.")
     table = {entry.official: entry for entry in name_table(config)}
     missing = [name for name, entry in table.items() if name not in records and not entry.is_copy]
     leftover = sorted(name for name in records if name not in table and not is_derived(name))
-    problems = []
     if missing:
         files = sorted({record.file.name for record in records.values()})
         problems.append(f"{len(missing)} missing: {listed(missing)} (looked in {listed(files, 4)})")
@@ -150,11 +202,12 @@ def check_records(
         problems.append(f"{len(wrong)} of another shape: {listed(wrong, 4)}")
     problems += _type_problems(shaped)
     if problems:
-        raise CheckpointError(
-            f"{folder}: tensors do not fit:\n"
-            + "\n".join(f"- {p}" for p in problems)
-            + f"\n{_way_out(leftover, shaped, config)}"
-        )
+        raise _misfit(folder, problems, _way_out(leftover, shaped, config))
+
+
+def _misfit(folder: Path, problems: Sequence[str], way_out: str) -> CheckpointError:
+    listed_problems = "\n".join(f"- {problem}" for problem in problems)
+    return CheckpointError(f"{folder}: tensors do not fit:\n{listed_problems}\n{way_out}")
 
 
 def _type_problems(shaped: list[tuple[Entry, TensorRecord]]) -> list[str]:

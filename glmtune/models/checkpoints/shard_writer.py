@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from glmtune.files import write_atomically, write_json
 from glmtune.memory import trim_memory
 from glmtune.models.checkpoints.lazy_tensors import LazyTensors, num_bytes
 from glmtune.models.checkpoints.shards import INDEX_SUFFIX, SAFETENSORS_FILE
+from glmtune.storage.files import write_atomically, write_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,80 +1,38 @@
-"""What the weight files of a checkpoint hold, from their headers alone; and single tensors out of them.
+"""The weight files of a checkpoint: which there are, what they hold, and single tensors out of them.
 
 We read both formats by offset instead of through safetensors and `torch.load`: weights go straight into the
 memory of the parameter they are for, rows can be read alone, and both are checked before a byte is loaded.
+Headers are read in ``headers.py``; the checksums that `torch.save` writes are compared here, in the one pass.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import pickle
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+import dataclasses
+import re
+import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from glmtune.errors import CheckpointError
+from glmtune.models.checkpoints.headers import (
+    CHUNK_BYTES,
+    StoredBytes,
+    TensorRecord,
+    damaged,
+    records_of,
+    verify,
+)
+from glmtune.storage.json_files import read_json_object, shown
 
 SAFETENSORS_FILE, BIN_FILE = "model.safetensors", "pytorch_model.bin"
 INDEX_SUFFIX = ".index.json"
-SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-CHUNK_BYTES = 4 * 2**20
-"""Bytes read at once where the type changes on the way; the whole tensor aside would be 1.2 GB for the head
-of a 9B model."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRecord:
-    """One stored tensor.
-
-    Attributes:
-        name: official name.
-        file: the file it is in.
-        offset: position of its first element in the file, bytes.
-        dtype: stored type.
-        shape: its shape.
-        stride: elements between neighbours along each axis.
-    """
-
-    name: str
-    file: Path
-    offset: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @property
-    def is_contiguous(self) -> bool:
-        """Whether its elements lie one after the other, last axis fastest."""
-        return self.stride == _contiguous_stride(self.shape)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of its elements."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def rows(self, start: int, stop: int) -> TensorRecord:
-        """Return the record of some neighbouring rows, which are read alone."""
-        offset = self.offset + start * self.stride[0] * self.dtype.itemsize
-        shape = (min(stop, self.shape[0]) - start, *self.shape[1:])
-        return TensorRecord(self.name, self.file, offset, self.dtype, shape, self.stride)
+_SHARD = re.compile(r"((?:pytorch_)?model)-([0-9]{5})-of-([0-9]{5})(\.safetensors|\.bin)")
+MAX_SHARDS = 4096
+"""Files that an index may name: the releases have up to 15."""
 
 
 class OpenShards:
@@ -86,6 +44,8 @@ class OpenShards:
     def __init__(self) -> None:
         """Begin with no file open."""
         self._streams: dict[Path, BinaryIO] = {}
+        self._verified: set[tuple[Path, StoredBytes]] = set()
+        self._summing = ThreadPoolExecutor(1)  # starts its thread with the first checksum
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -96,6 +56,7 @@ class OpenShards:
         for stream in self._streams.values():
             stream.close()
         self._streams.clear()
+        self._summing.shutdown()
 
     def stream(self, file: Path) -> BinaryIO:
         """Return a file opened for reading, the same one every time, wherever it stands."""
@@ -113,15 +74,14 @@ class OpenShards:
             A tensor of the stored dtype and shape, in memory of its own.
 
         Raises:
-            CheckpointError: the file ends too early.
+            CheckpointError: the file ends too early, or its bytes are not those of its checksum.
         """
         if record.is_contiguous:
             whole = torch.empty(record.shape, dtype=record.dtype)
             self.copy_into(whole, record)
             return whole
         # A pickle may hold views: read everything from the first element to the last, then view it alike.
-        span = 1 + sum((size - 1) * step for size, step in zip(record.shape, record.stride, strict=True))
-        flat = TensorRecord(record.name, record.file, record.offset, record.dtype, (span,), (1,))
+        flat = dataclasses.replace(record, shape=(record.span,), stride=(1,))
         return self.read(flat).as_strided(record.shape, record.stride).contiguous()
 
     def copy_into(self, target: Tensor, record: TensorRecord) -> None:
@@ -132,7 +92,7 @@ class OpenShards:
             record: from `read_records`.
 
         Raises:
-            CheckpointError: the file ends too early.
+            CheckpointError: the file ends too early, or its bytes are not those of its checksum.
         """
         assert target.is_contiguous()
         assert target.shape == record.shape
@@ -141,17 +101,31 @@ class OpenShards:
             return
         flat = target.view(-1)
         stream = self.stream(record.file)
+        # A tensor that is its whole entry is summed up as it is read; one that is a part of it (a view, some
+        # rows) says nothing of the rest, so the entry is read for its checksum first, once.
+        checksum = _Checksum(self._summing) if record.is_whole_entry and _has_checksum(record) else None
+        if checksum is None and record.entry is not None:
+            self._verify_once(record.file, record.entry)
+        is_direct = target.dtype == record.dtype and target.device.type == "cpu"
+        step = max(1, CHUNK_BYTES // record.dtype.itemsize)
+        # Two, by turns: one is summed up while the next is read.
+        buffers = [torch.empty(0 if is_direct else min(step, flat.numel()), dtype=record.dtype) for _ in "ab"]
         stream.seek(record.offset)
-        if target.dtype == record.dtype and target.device.type == "cpu":
-            _read_exactly(stream, flat, record)
-            return
-        step = CHUNK_BYTES // record.dtype.itemsize
-        buffer = torch.empty(min(step, flat.numel()), dtype=record.dtype)
-        for start in range(0, flat.numel(), step):
+        for number, start in enumerate(range(0, flat.numel(), step)):
             part = flat[start : start + step]
-            chunk = buffer[: part.numel()]
-            _read_exactly(stream, chunk, record)
-            part.copy_(chunk)
+            chunk = part if is_direct else buffers[number % 2][: part.numel()]
+            view = _read_exactly(stream, chunk, record, start * record.dtype.itemsize)
+            if checksum is not None:
+                checksum.add(view)
+            if not is_direct:
+                part.copy_(chunk)
+        if checksum is not None and record.entry is not None and checksum.value() != record.entry.crc32:
+            raise damaged(record.file, f"tensor {record.name}")
+
+    def _verify_once(self, file: Path, entry: StoredBytes) -> None:
+        if (file, entry) not in self._verified:
+            verify(file, self.stream(file), entry)
+            self._verified.add((file, entry))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -174,15 +148,52 @@ def weight_files(folder: Path) -> list[Path]:
             if absent:
                 raise CheckpointError(
                     f"{index} names {len(files)} files, but {len(absent)} of them are not there: "
-                    f"{', '.join(absent)}. Download them into {folder}."
+                    f"{_listed(absent)}. Download them into {folder}."
                 )
             return files
         if (folder / single).is_file():
             return [folder / single]
+    if shards := _unindexed_shards(folder):
+        return shards
+    others = sorted(file.name for file in folder.iterdir() if file.suffix == ".safetensors")
+    found = f" It holds {_listed(others)}: rename the model's to {SAFETENSORS_FILE}." if others else ""
     raise CheckpointError(
-        f"{folder} holds no weights: expected {SAFETENSORS_FILE}, {BIN_FILE}, or one of them in shards with "
-        f"its {INDEX_SUFFIX[1:]}. Download the checkpoint's weights into this folder."
+        f"{folder} holds no weights: expected {SAFETENSORS_FILE}, {BIN_FILE}, or one of them in shards."
+        f"{found or ' Download the weights of the checkpoint into this folder.'}"
     )
+
+
+def _unindexed_shards(folder: Path) -> list[Path]:
+    """Return shards without an index: their names tell how many there are, their headers what they hold.
+
+    Raises:
+        CheckpointError: some are missing, or shards of two saves lie side by side.
+    """
+    found = [match for file in folder.iterdir() if (match := _SHARD.fullmatch(file.name))]
+    for suffix in (".safetensors", ".bin"):
+        saves = {(match[1], match[3]) for match in found if match[4] == suffix}
+        if len(saves) > 1:
+            counts = " and ".join(sorted(str(int(count)) for _, count in saves))
+            raise CheckpointError(
+                f"{folder} holds shards of several saves, in {counts} files, and no index. Remove those of "
+                "the older one."
+            )
+        for stem, count in saves:
+            total = min(int(count), MAX_SHARDS)
+            files = [folder / f"{stem}-{number:05}-of-{count}{suffix}" for number in range(1, total + 1)]
+            absent = [file.name for file in files if not file.is_file()]
+            if absent:
+                raise CheckpointError(
+                    f"{folder} holds shards of {total} files, but {len(absent)} of them are not there: "
+                    f"{_listed(absent)}. Download them into {folder}."
+                )
+            return files
+    return []
+
+
+def _listed(names: list[str]) -> str:
+    """Word names of files for a message; thousands may be missing."""
+    return f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
 
 
 def read_records(folder: Path, shards: OpenShards | None = None) -> dict[str, TensorRecord]:
@@ -203,7 +214,7 @@ def read_records(folder: Path, shards: OpenShards | None = None) -> dict[str, Te
             return read_records(folder, shards)
     records: dict[str, TensorRecord] = {}
     for file in weight_files(folder):
-        for record in _records_of(file, shards.stream(file)):
+        for record in records_of(file, shards.stream(file)):
             if record.name in records:
                 other = records[record.name].file.name
                 raise CheckpointError(
@@ -220,114 +231,69 @@ def read_tensor(record: TensorRecord) -> Tensor:
         return shards.read(record)
 
 
-def _read_exactly(stream: BinaryIO, flat: Tensor, record: TensorRecord) -> None:
-    """Fill the memory of a tensor from where the file stands."""
+class _Checksum:
+    """A CRC32 that a thread forms of one chunk while the next is read: so it costs no time of its own."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._sum: Future[int] | None = None
+
+    def add(self, chunk: memoryview) -> None:
+        """Go on with a chunk, which must not change until the next one is added."""
+        self._sum = self._pool.submit(zlib.crc32, chunk, self.value())
+
+    def value(self) -> int:
+        """Return the checksum of all chunks so far."""
+        return 0 if self._sum is None else self._sum.result()
+
+
+def _has_checksum(record: TensorRecord) -> bool:
+    return record.entry is not None and record.entry.crc32 is not None
+
+
+def _read_exactly(stream: BinaryIO, flat: Tensor, record: TensorRecord, before: int) -> memoryview:
+    """Fill the memory of a tensor from where the file stands, and return it as bytes.
+
+    Args:
+        stream: of the record's file.
+        flat: a part of the tensor, contiguous.
+        record: which tensor.
+        before: bytes of it that were read already, for the message.
+    """
     array: Any = flat.detach().view(torch.uint8).numpy()  # as bytes: NumPy has no bfloat16
     view = memoryview(array)
     done = 0
     while done < len(view):
-        count = stream.readinto(view[done : done + CHUNK_BYTES])  # pyright: ignore[reportAttributeAccessIssue]
+        count = stream.readinto(view[done:])  # pyright: ignore[reportAttributeAccessIssue]
         if not count:
             raise CheckpointError(
-                f"{record.file} ends inside tensor {record.name}: {len(view)} bytes expected, {done} there. "
-                "The download is incomplete; fetch the file again."
+                f"{record.file} ends inside tensor {record.name}: {record.num_bytes} bytes expected, "
+                f"{before + done} there. The download is incomplete; fetch the file again."
             )
         done += count
+    return view
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    try:
-        weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index} is no valid index ({error!r}). Download the file again.") from None
+    """Read which tensor is in which file; a file is one of the same folder and of the same format."""
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{index} is no valid index (`weight_map` is no object with names). Download the file again."
+        )
+    suffix = Path(index.name.removesuffix(INDEX_SUFFIX)).suffix
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file:
+        # A link there is followed, as folders of the hub's cache are made of them; what it leads to is read
+        # as weights or refused.
+        is_name = isinstance(file, str) and Path(file).name == file and "\\" not in file
+        if not is_name or not file.endswith(suffix):
             raise CheckpointError(
-                f"{index}: tensor {name} is said to be in {file!r}, but that must be the name of a file in "
-                "the same folder. Download the index again."
+                f"{index}: tensor {name[:200]} is said to be in {shown(file)}, but that must be the name of "
+                f"a file in the same folder that ends in {suffix}. Download the index again."
             )
+    count = len(set(weight_map.values()))
+    if count > MAX_SHARDS:
+        raise CheckpointError(
+            f"{index} names {count} files, but at most {MAX_SHARDS} are read. Download the index again."
+        )
     return weight_map
-
-
-def _records_of(file: Path, stream: BinaryIO) -> Iterator[TensorRecord]:
-    head = stream.read(64)
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{file} is only a git-lfs pointer ({file.stat().st_size} bytes), not the weights. "
-            "Run `git lfs pull` in the folder, or download the file."
-        )
-    stream.seek(0)
-    if file.suffix == ".safetensors":
-        return _safetensors_records(file, stream)
-    return _bin_records(file, stream, head)
-
-
-def _safetensors_records(file: Path, stream: BinaryIO) -> Iterator[TensorRecord]:
-    """Yield the tensors of the format's header: 8 bytes of its length, JSON, then the data, by offset."""
-    size = file.stat().st_size
-    try:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        if length > size:  # a damaged file may say anything: do not ask for terabytes
-            raise ValueError(f"header of {length} bytes in a file of {size}")
-        header = dict(json.loads(stream.read(length)))
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
-            if entry["dtype"] not in SAFETENSORS_DTYPES:
-                raise _foreign_dtype(file, name, entry["dtype"])
-            dtype = SAFETENSORS_DTYPES[entry["dtype"]]
-            if 8 + length + end > size:
-                raise ValueError(f"{name} ends at byte {8 + length + end} of {size}")
-            if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize:
-                raise ValueError(f"{name} of shape {list(shape)} takes bytes {begin} to {end}")
-            yield TensorRecord(name, file, 8 + length + begin, dtype, shape, _contiguous_stride(shape))
-    except (ValueError, KeyError, TypeError, struct.error) as error:
-        raise CheckpointError(
-            f"{file} is no complete safetensors file ({error}). The download is incomplete or damaged; "
-            "fetch the file again."
-        ) from None
-
-
-def _foreign_dtype(file: Path, name: str, dtype: object) -> CheckpointError:
-    return CheckpointError(
-        f"{file}: tensor {name} is stored as {dtype}, but only {', '.join(SAFETENSORS_DTYPES)} are read. Use "
-        "the official release, or one quantized in its INT8 or INT4 format."
-    )
-
-
-def _bin_records(file: Path, stream: BinaryIO, head: bytes) -> Iterator[TensorRecord]:
-    """Yield the tensors of a file of `torch.save`: a zip of a pickle and, uncompressed, every storage.
-
-    The pickle alone is unpickled, by PyTorch's own restricted unpickler (``weights_only``): of a stranger's
-    file nothing may run. In fake mode it makes tensors without memory, and PyTorch notes at which byte of the
-    zip each storage begins, so the numbers are then read like those of safetensors, without unpickling.
-    """
-    if not head.startswith(b"PK"):
-        raise CheckpointError(
-            f"{file} is no zip-based PyTorch file (it starts with {head[:4]!r}), the only kind of pickle "
-            "read here. Fetch it again if the download is damaged; save it again if it predates PyTorch 1.6."
-        )
-    try:
-        with FakeTensorMode():
-            state = torch.load(stream, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointError(
-            f"{file} cannot be read as a plain state dictionary ({reason}). The download is incomplete, or "
-            "the file holds other objects than tensors, which are never loaded; fetch the file again."
-        ) from None
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{file} holds a {type(state).__name__}, but a state dictionary is needed.")
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            raise CheckpointError(
-                f"{file}: entry {name!r} is a {type(tensor).__name__}, but must be a tensor."
-            )
-        # Set by torch.load in fake mode: where the storage begins. A view may start inside it.
-        base: int = tensor.untyped_storage()._checkpoint_offset  # type: ignore[attr-defined]
-        offset = base + int(tensor.storage_offset()) * tensor.dtype.itemsize
-        yield TensorRecord(str(name), file, offset, tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))
-
-
-def _contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))

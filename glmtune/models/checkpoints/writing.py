@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import GlmConfig, PreTrainedModel
 
 from glmtune.errors import CheckpointError
-from glmtune.files import write_json
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.checkpoints.config import official_config
 from glmtune.models.checkpoints.lazy_tensors import LazyTensors
@@ -21,6 +20,7 @@ from glmtune.models.checkpoints.names import Entry, FusedLayout, listed, name_ta
 from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO
 from glmtune.models.checkpoints.shard_writer import write_shards
 from glmtune.models.releases.families import family_of_config
+from glmtune.storage.files import write_json
 
 DEFAULT_SHARD_BYTES = 2 * 2**30
 """Largest weight file; about as much memory is held while a model is written."""

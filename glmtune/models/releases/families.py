@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import CheckpointError, ConfigError, unknown_name
+from glmtune.storage.json_files import read_json_object
 
 LOGGER = logging.getLogger(__name__)
 
@@ -224,12 +225,6 @@ def read_json(file: Path) -> dict[str, Any]:
     """Return the object in a JSON file, an empty one where there is no file.
 
     Raises:
-        CheckpointError: the file is no valid JSON.
+        CheckpointError: see `read_json_object`.
     """
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is no valid JSON ({error}). Download the file again.") from None
-    return content if isinstance(content, dict) else {}
+    return read_json_object(file) if file.is_file() else {}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from glmtune.errors import CheckpointError, MissingExtraError
 from glmtune.models.releases.presets import PRESETS
@@ -18,12 +19,13 @@ SMALL_FILES = ["*.json", "*.model", "*.txt"]
 SAFETENSORS, PICKLES = "model*.safetensors", "pytorch_model*.bin"
 
 
-def download(name: str) -> Path:
+def download(name: str, options: Mapping[str, object] | None = None) -> Path:
     """Fetch a release through huggingface_hub: its cache, offline mode, mirrors and login are obeyed.
 
     Args:
         name: the release without its owner, such as ``chatglm2-6b``. It is looked for under every owner,
             where the local cache has it first, so that both ids are one model.
+        options: of huggingface_hub's `snapshot_download`: ``revision``, ``cache_dir``, ``token``, ...
 
     Returns:
         The folder of the snapshot.
@@ -38,16 +40,21 @@ def download(name: str) -> Path:
         HfHubHTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
+    given: dict[str, Any] = dict(options or {})
+    place = {key: given[key] for key in ("cache_dir", "revision") if key in given}
     ids = [f"{owner}/{name}" for owner in OWNERS]
     # What the cache has first: offline, the other id would fail before this one is tried.
-    ids.sort(key=lambda hub_id: not isinstance(try_to_load_from_cache(hub_id, "config.json"), str))
+    ids.sort(key=lambda hub_id: not isinstance(try_to_load_from_cache(hub_id, "config.json", **place), str))
     shown = " and ".join(f"`{hub_id}`" for hub_id in ids)
     reason = ""
     for hub_id in ids:
         try:
-            return _fetch(lambda patterns, hub_id=hub_id: snapshot_download(hub_id, allow_patterns=patterns))
+            return _fetch(
+                lambda patterns, hub_id=hub_id: snapshot_download(hub_id, allow_patterns=patterns, **given)
+            )
         except GatedRepoError:
             raise CheckpointError(
                 f"`{hub_id}` is gated: its owner lets in only accounts that asked. Accept the terms on its "
@@ -56,6 +63,11 @@ def download(name: str) -> Path:
             ) from None
         except RepositoryNotFoundError:
             continue
+        except RevisionNotFoundError:
+            raise CheckpointError(
+                f"`{hub_id}` has no revision `{given.get('revision')}`. Look it up on the model's page, or "
+                "leave `revision` out."
+            ) from None
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0]
     if not reason:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from glmtune.errors import CheckpointError, ConfigError, unknown_name
@@ -16,17 +17,19 @@ from glmtune.models.releases.hub import (
     download_from_modelscope,
 )
 from glmtune.models.releases.presets import PRESETS
+from glmtune.storage.files import put_back
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 
-def resolve_source(source: str | Path) -> Path:
+def resolve_source(source: str | Path, download_options: Mapping[str, object] | None = None) -> Path:
     """Find or download a model.
 
     Args:
         source: a preset name, `THUDM/<name>` or `zai-org/<name>`, or a folder of any name. A folder on this
             machine called like the hub id is taken before the hub. `modelscope:` in front of a preset or id
             takes it from ModelScope.
+        download_options: see `glmtune.models.releases.hub.download`; for a source that `is_downloaded`.
 
     Returns:
         The folder with config.json, weights and tokenizer files. Downloads leave out code and take one weight
@@ -45,11 +48,15 @@ def resolve_source(source: str | Path) -> Path:
     folder = Path(source).expanduser()
     preset = PRESETS.get(name) if isinstance(source, str) else None
     if preset is not None:
-        return download(preset.hub_id.split("/")[1]) if preset.hub_id else _embedded(name)
+        if preset.hub_id is None:
+            return _embedded(name)
+        return download(preset.hub_id.split("/")[1], download_options)
+    if preset is None:
+        put_back(folder)
     if folder.is_dir():
         return folder
-    if isinstance(source, str) and _is_hub_id(name):
-        return download(name.split("/")[1])
+    if isinstance(source, str) and is_hub_id(name):
+        return download(name.split("/")[1], download_options)
     if folder.is_file():
         raise ConfigError(
             f"`model.source` is the file `{name}`, but it must be a folder; pass `{folder.parent}`."
@@ -66,18 +73,28 @@ def resolve_source(source: str | Path) -> Path:
     )
 
 
+def is_downloaded(source: str | Path) -> bool:
+    """Whether a source is a model on the hub rather than a folder, the embedded model or ModelScope's."""
+    if not isinstance(source, str):
+        return False
+    if source in PRESETS:
+        return PRESETS[source].hub_id is not None
+    return is_hub_id(source) and not Path(source).expanduser().is_dir()
+
+
 def family_of_source(source: str | Path) -> Family | None:
     """Return the family that a preset or hub id tells by itself, None for a folder."""
     if isinstance(source, str) and source.startswith(MODELSCOPE):
         return family_of_name(source)
     if isinstance(source, str) and source in PRESETS:
         return None if PRESETS[source].hub_id is None else PRESETS[source].family
-    if isinstance(source, str) and _is_hub_id(source) and not Path(source).is_dir():
+    if isinstance(source, str) and is_hub_id(source) and not Path(source).is_dir():
         return family_of_name(source.split("/")[1])
     return None
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Whether a name is an id of the owners whose models are fetched; an id may still be no model."""
     return re.fullmatch(rf"({'|'.join(OWNERS)})/[\w.-]+", name) is not None
 
 

@@ -50,6 +50,8 @@ class Template(Protocol):
         one_row_per_conversation: whether one sequence of ids can carry the loss of every assistant turn
             (then ``encode_conversation`` works); otherwise each assistant turn needs a row of its own.
         knows_tools: whether a system message can announce tools, and messages carry metadata.
+        tools_introduction: the system message above tools where the conversation has none; empty where the
+            release knows no tools.
         bidirectional_context: whether the context is read in both directions (ChatGLM-6B). Then ``sop``, the
             last id of a prompt, starts the answer: it carries loss and, like the end id, is one of
             ``max_target_length`` rather than of ``max_source_length``.
@@ -58,6 +60,7 @@ class Template(Protocol):
     name: ClassVar[str]
     one_row_per_conversation: ClassVar[bool]
     knows_tools: ClassVar[bool]
+    tools_introduction: ClassVar[str]
     bidirectional_context: ClassVar[bool]
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
@@ -116,6 +119,17 @@ class Template(Protocol):
 
         Raises:
             DataError: the template knows no tools, or a description has no name.
+        """
+        ...
+
+    def call_text(self, arguments: Mapping[str, object]) -> str:
+        """Return the content of a message that calls a tool.
+
+        Args:
+            arguments: by name, plain JSON values.
+
+        Raises:
+            DataError: the template knows no tools.
         """
         ...
 

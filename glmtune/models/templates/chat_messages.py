@@ -8,7 +8,7 @@ asks for another template is refused rather than ignored.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from transformers.utils import get_json_schema
@@ -17,6 +17,13 @@ from glmtune.errors import ConfigError, DataError
 from glmtune.messages import Message
 from glmtune.models.templates.base import check_last
 from glmtune.models.templates.renderer import Template, TextTokenizer, template_for
+from glmtune.models.templates.tool_calls import (
+    CARRIED_BY_ORDER,
+    described,
+    read_calls,
+    read_tools,
+    write_tools,
+)
 
 ChatMessage = Message | Mapping[str, Any]
 ChatConversation = Sequence[ChatMessage]
@@ -32,7 +39,7 @@ _ENCODING_SETTINGS = (
     "return_attention_mask",
     "verbose",
 )
-_KEYS = ("role", "content", "metadata", "tools")
+_KEYS = ("role", "content", "metadata", "tools", "tool_calls", "function_call", *sorted(CARRIED_BY_ORDER))
 _ROLE_NAMES = {"tool": "observation"}
 """Role names of OpenAI's format that GLM calls otherwise."""
 
@@ -71,73 +78,86 @@ def chat_messages(
 
     Args:
         tokenizer: one of ours; its family decides the template.
-        conversation: messages of ours or dictionaries with ``role``, ``content`` and, for ChatGLM3,
-            ``metadata`` and ``tools`` (on a system message); the role ``tool`` means ``observation``.
+        conversation: messages of ours or dictionaries with ``role``, ``content`` and, for ChatGLM3 and GLM-4,
+            ``metadata``, ``tools`` (on a system message) and OpenAI's ``tool_calls``; the role ``tool`` means
+            ``observation``.
         tools: descriptions, or functions with docstrings, to announce in the system message.
 
     Raises:
         DataError: a message has another shape, or tools in a wrong place.
     """
     template = template_for(tokenizer)
-    messages = [_message(item, place, template) for place, item in enumerate(conversation, start=1)]
-    if not tools:
-        return messages
-    _check_tools(template, tools, "The conversation")
-    if not messages or messages[0].role != "system":
-        raise DataError(
-            "The conversation has tools but no system message, and tools stand below one. Put a system "
-            "message first that says what the tools are for."
-        )
-    system = messages.pop(0)
-    return [template.announce_tools(system.content, [_description(tool) for tool in tools]), *messages]
+    messages = [
+        message
+        for place, item in enumerate(conversation, start=1)
+        for message in _messages(item, f"Message {place}", template)
+    ]
+    if tools:
+        _check_tools(template, tools, "The conversation")
+        if not messages or messages[0].role != "system":
+            raise DataError(
+                "The conversation has tools but no system message, and tools stand below one. Put a system "
+                "message first that says what the tools are for."
+            )
+        messages[0] = replace(messages[0], tools=_tools_text(tools))
+    return write_tools(template, messages)
 
 
-def _message(item: ChatMessage, place: int, template: Template) -> Message:
+def _messages(item: ChatMessage, place: str, template: Template) -> list[Message]:
+    """Return the messages that one of another library stands for: its text, and a message for each call."""
     if isinstance(item, Message):
-        return item
+        return [item]
     if not isinstance(item, Mapping):
         raise DataError(
-            f"Message {place} is a {type(item).__name__}, but it must be a Message or a dictionary with "
+            f"{place} is a {type(item).__name__}, but it must be a Message or a dictionary with "
             "`role` and `content`. Wrap it in one."
         )
     given = {key: value for key, value in item.items() if value is not None}
     unknown = [key for key in given if key not in _KEYS]
     if unknown:
         raise DataError(
-            f"Message {place} has the key `{unknown[0]}`, which no GLM template can show; known keys: "
+            f"{place} has the key `{unknown[0]}`, which no GLM template can show; known keys: "
             f"{', '.join(_KEYS)}. Write it into `content` (a tool call: its name into `metadata`)."
         )
     role, content = given.get("role"), given.get("content", "")
     if not isinstance(role, str) or not isinstance(content, str):
         wrong, value = ("role", role) if not isinstance(role, str) else ("content", content)
         raise DataError(
-            f"Message {place}: `{wrong}` is {value!r}, but it must be text. Join a message's parts into one."
+            f"{place}: `{wrong}` is {value!r}, but it must be text. Join a message's parts into one."
         )
     role = _ROLE_NAMES.get(role, role)
-    if "tools" in given:
+    tools = ""
+    if given.get("tools"):
         if role != "system":
             raise DataError(
-                f"Message {place} has the role `{role}` and carries `tools`, but only a system message "
+                f"{place} has the role `{role}` and carries `tools`, but only a system message "
                 "announces tools. Move them there."
             )
-        _check_tools(template, given["tools"], f"Message {place}")
-        return template.announce_tools(content, [_description(tool) for tool in given["tools"]])
-    return Message(role, content, str(given.get("metadata", "")))
+        _check_tools(template, given["tools"], place)
+        tools = _tools_text(given["tools"])
+    calls = read_calls(given, place)
+    if calls and role != "assistant":
+        raise DataError(f"{place} has the role `{role}` and calls tools, but only `assistant` does.")
+    text = Message(role, content, str(given.get("metadata", "")), tools=tools)
+    return [text, *calls] if content or not calls else calls
 
 
 def _check_tools(template: Template, tools: Sequence[Tool], where: str) -> None:
     if not template.knows_tools:
-        names = ", ".join(f"`{_description(tool).get('name')}`" for tool in tools)
+        names = ", ".join(f"`{described(_schema(tool)).get('name')}`" for tool in tools)
         raise DataError(
             f"{where} announces tools, but template `{template.name}` knows no tools; given: {names}. "
             "Drop them, or use ChatGLM3."
         )
 
 
-def _description(tool: Tool) -> Mapping[str, Any]:
-    """Return name, description and parameters; OpenAI's wrapping around them is taken off."""
-    schema = tool if isinstance(tool, Mapping) else get_json_schema(tool)
-    return schema["function"] if set(schema) == {"type", "function"} else schema
+def _tools_text(tools: Sequence[Tool]) -> str:
+    return read_tools([_schema(tool) for tool in tools], "tools")
+
+
+def _schema(tool: Tool) -> Mapping[str, Any]:
+    """Return the description of a tool, made of its docstring if it is a function."""
+    return tool if isinstance(tool, Mapping) else get_json_schema(tool)
 
 
 def encode_chat(

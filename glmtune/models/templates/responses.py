@@ -20,7 +20,11 @@ from typing import Any
 from glmtune.messages import Message
 from glmtune.models.releases.families import Family
 
-_ASSISTANT = "<|assistant|>"
+ASSISTANT = "<|assistant|>"
+"""What separates messages of ChatGLM3 and GLM-4 in decoded output."""
+YEAR_PLACEHOLDER, YEAR = "[[训练时间]]", "2023年"
+MAX_CALL_CHARS = 100_000
+"""Longest tool call that is read as Python: a parsed text takes a thousand times its size in memory."""
 # The release replaces an ASCII mark that touches a Chinese character on either side, so "3:4" keeps its
 # colon.
 _FULL_WIDTH = str.maketrans(",!:;?", "，！：；？")
@@ -68,7 +72,17 @@ def process_response(family: Family, text: str, *, tools_announced: bool = False
 
 def fill_in_year(text: str) -> str:
     """Put the year that the releases write for the placeholder in their training data."""
-    return text.replace("[[训练时间]]", "2023年")
+    return text.replace(YEAR_PLACEHOLDER, YEAR)
+
+
+def widen_marks(text: str) -> str:
+    """Make marks that touch a Chinese character full-width."""
+    return _NEXT_TO_CHINESE.sub(lambda match: match[0].translate(_FULL_WIDTH), text)
+
+
+def is_chinese(character: str) -> bool:
+    """Whether a character (or none) is one of those next to which marks are full-width."""
+    return "\u4e00" <= character <= "\u9fff"
 
 
 def clean_chatglm(text: str) -> str:
@@ -77,7 +91,7 @@ def clean_chatglm(text: str) -> str:
     >>> clean_chatglm(" 你好,world! ")
     '你好，world!'
     """
-    return _NEXT_TO_CHINESE.sub(lambda match: match[0].translate(_FULL_WIDTH), clean_chatglm2(text))
+    return widen_marks(clean_chatglm2(text))
 
 
 def clean_chatglm2(text: str) -> str:
@@ -101,7 +115,7 @@ def split_messages(text: str) -> tuple[Message, ...]:
         the blank that decoding puts in front, so that encoding it again gives the ids generated.
     """
     messages: list[Message] = []
-    for part in text.split(_ASSISTANT):
+    for part in text.split(ASSISTANT):
         metadata, line_break, content = part.partition("\n")
         if not line_break:
             metadata, content = "", part
@@ -120,7 +134,7 @@ def read_json_parameters(content: str) -> Mapping[str, Any] | None:
     """
     try:
         parameters = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):  # brackets nested by the thousand are no call
         return None
     return parameters if isinstance(parameters, dict) else None
 
@@ -134,13 +148,20 @@ def read_python_parameters(content: str) -> Mapping[str, Any] | None:
     # The release evaluates this text as Python, with `tool_call` returning its arguments. Here it is parsed
     # and only literals are read, so that nothing a model writes is ever executed.
     code = "\n".join(content.strip().split("\n")[1:-1])
+    if len(code) > MAX_CALL_CHARS:
+        return None
     try:
         call = ast.parse(code.strip(), mode="eval").body
         if not isinstance(call, ast.Call) or call.args:
             return None
-        return {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
-    except (SyntaxError, ValueError):
-        return None
+        arguments: dict[str, Any] = {}
+        for word in call.keywords:
+            value = ast.literal_eval(word.value)
+            # `**{...}` has no name of its own: arguments whose names are no words of Python.
+            arguments |= {word.arg: value} if word.arg else value
+        return arguments
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return None  # what `ast` raises for text that is no such call, absurdly deep text included
 
 
 _TEXT_RULES: dict[Family, Callable[[str], str]] = {

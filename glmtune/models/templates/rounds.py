@@ -26,6 +26,7 @@ class _TextTemplate(ABC):
 
     one_row_per_conversation: ClassVar[bool] = False
     knows_tools: ClassVar[bool] = False
+    tools_introduction: ClassVar[str] = ""
     bidirectional_context: ClassVar[bool] = False
     name: ClassVar[str]
 
@@ -73,6 +74,17 @@ class _TextTemplate(ABC):
         raise DataError(
             f"Template `{self.name}` knows no tools, but {names} should be announced. Drop them, or use "
             "ChatGLM3 or GLM-4."
+        )
+
+    def call_text(self, arguments: Mapping[str, object]) -> str:
+        """Refuse: these releases know no tools.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError(
+            f"Template `{self.name}` knows no tools, but one is called with {str(dict(arguments))[:60]}. "
+            "Drop the call, or use ChatGLM3 or GLM-4."
         )
 
     def stop_ids(self, tokenizer: TextTokenizer) -> tuple[int, ...]:

@@ -121,6 +121,37 @@ class GlmTokenizer(PreTrainedTokenizer, ABC):
             out.convert_to_tensors(tensors)
         return out if return_dict else out["input_ids"]
 
+    def build_chat_input(
+        self, query: str, history: Sequence[Any] | None = None, role: str = "user"
+    ) -> BatchEncoding:
+        """Encode a question as the method of this name of ChatGLM3's and GLM-4's tokenizers does.
+
+        Args:
+            query: the question, or a tool's result.
+            history: earlier turns, as `model.chat` returned them.
+            role: who speaks.
+
+        Returns:
+            Tensors ``[1, S]`` for ``model.generate(**inputs)``.
+
+        Raises:
+            DataError: the history does not fit the release.
+        """
+        asked: Any = _chat(query, history, role)
+        found = self.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt")
+        assert isinstance(found, BatchEncoding)
+        return found
+
+    def build_prompt(self, query: str, history: Sequence[Any] | None = None) -> str:
+        """Render a question as the method of this name of ChatGLM2's tokenizer does.
+
+        Args:
+            query: the question.
+            history: see `build_chat_input`.
+        """
+        asked: Any = _chat(query, history, "user")
+        return str(self.apply_chat_template(asked, add_generation_prompt=True, tokenize=False))
+
     def _pad(
         self,
         encoded_inputs: Any,
@@ -149,6 +180,19 @@ class GlmTokenizer(PreTrainedTokenizer, ABC):
             right = (padding_side or self.padding_side) == "right"
             padded["position_ids"] = [*positions, *padding] if right else [*padding, *positions]
         return padded
+
+
+def _chat(query: str, history: Sequence[Any] | None, role: str) -> list[Any]:
+    """Return messages; turns are messages already, or pairs of question and answer."""
+    messages: list[Any] = []
+    for turn in history or ():
+        if isinstance(turn, tuple | list) and len(turn) == 2:
+            asked, answered = turn
+            messages.append({"role": "user", "content": asked})
+            messages.append({"role": "assistant", "content": answered})
+        else:
+            messages.append(turn)
+    return [*messages, {"role": role, "content": query}]
 
 
 def _positions(attention_mask: Sequence[int] | None, length: int) -> list[int]:

@@ -11,7 +11,7 @@ Source:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,8 +22,10 @@ from transformers.utils.generic import PaddingStrategy
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.releases.families import Family, read_json
 from glmtune.models.tokenizers.sentencepiece_file import read_sentencepiece_file, without_surrogates
+from glmtune.models.tokenizers.token_text import PieceTable, SentencePieceText, TokenText
 from glmtune.models.tokenizers.unigram_ties import TieBreaker
 from glmtune.models.tokenizers.vocabulary import VocabularyTokenizer
+from glmtune.storage.json_files import shown
 
 # In the order of the final vocabulary file: ids of the early releases, whose file lacks them, follow from it.
 _CONTROL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
@@ -31,7 +33,12 @@ _LINE_BREAK, _TAB = "<n>", "<|tab|>"
 _LONGEST_BLANK = 80  # blanks of the longest such piece; a longer run becomes several
 _BLANKS = re.compile(f" {{2,{_LONGEST_BLANK}}}")
 _WHITESPACE_PIECE = re.compile(r"<n>|<\|tab\|>|<\|blank_([2-9]|[1-7]\d|80)\|>")
+_WHITESPACE_BEGINS = re.compile(
+    r"<(n?|\|(t?|ta|tab)\|?|\|(b?|bl|bla|blan|blank_?|blank_\d{1,2}\|?))\Z", re.ASCII
+)
+"""The end of a text to which something may be missing of such a piece's name."""
 _IMAGE_TOKEN = re.compile(r"<image_(\d+)>")
+MAX_IMAGE_TOKENS = 2**20
 _FIXED_TOKENS = {"gmask_token": "[gMASK]", "end_token": "</s>", "eop_token": "<eop>"}
 """Settings of the released tokenizer_config.json whose values the released prompts take for granted."""
 
@@ -53,7 +60,7 @@ class ChatGLMTokenizer(VocabularyTokenizer):
     """
 
     DEFAULT_FAMILY = Family.CHATGLM
-    PROCESSORS: ClassVar[tuple[str, ...]] = ("sp_model", "_ties")
+    PROCESSORS: ClassVar[tuple[str, ...]] = ("sp_model", "_ties", "_pieces")
     NAMED_TOKENS: ClassVar[dict[str, str]] = {
         "bos_token": "<sop>",
         "eos_token": "<eop>",
@@ -93,6 +100,12 @@ class ChatGLMTokenizer(VocabularyTokenizer):
         """
         if num_image_tokens is None:
             num_image_tokens = _image_tokens_of_config(Path(vocab_file))
+        if not isinstance(num_image_tokens, int) or not 0 <= num_image_tokens <= MAX_IMAGE_TOKENS:
+            raise CheckpointError(
+                f"{Path(vocab_file).parent / 'tokenizer_config.json'}: `num_image_tokens` is "
+                f"{shown(num_image_tokens)}, but it must be a whole number from 0 (20000 before April 2023) "
+                f"to {MAX_IMAGE_TOKENS}. Download the file again."
+            )
         self.num_image_tokens = num_image_tokens
         self.prefix_lm_mask = prefix_lm_mask
         self.do_lower_case, self.remove_space = do_lower_case, remove_space
@@ -120,6 +133,7 @@ class ChatGLMTokenizer(VocabularyTokenizer):
     def _load(self, content: bytes) -> None:
         self.sp_model = _processor(content)
         self._ties = TieBreaker(self.sp_model)
+        self._pieces = PieceTable(self.sp_model)
 
     # ---- vocabulary ----
 
@@ -215,6 +229,22 @@ class ChatGLMTokenizer(VocabularyTokenizer):
         """Join pieces; pieces that stand for white space become it."""
         return _WHITESPACE_PIECE.sub(_whitespace, self.sp_model.DecodePieces(list(tokens)))
 
+    def token_text(
+        self,
+        *,
+        skip_special_tokens: bool = False,
+        left_out: Collection[int] = (),
+        goes_on: bool = False,
+    ) -> TokenText:
+        """Return what decodes tokens one by one."""
+        skipped = self._skipped(skip_special_tokens, left_out)
+
+        def piece_of(index: int) -> str | None:
+            is_text = self.num_image_tokens <= index < self.vocab_size or index in self._added_tokens_decoder
+            return self._name_of(index) if is_text and index not in skipped else None
+
+        return _WhitespaceText(SentencePieceText(self._pieces, piece_of, goes_on=goes_on))
+
     def _official_keys(self) -> dict[str, object]:
         settings = {"do_lower_case": self.do_lower_case, "remove_space": self.remove_space}
         fixed = {name: _FIXED_TOKENS[name] for name in ("gmask_token", "end_token")}
@@ -288,6 +318,27 @@ class ChatGLMTokenizer(VocabularyTokenizer):
         return mask[None], np.pad(positions, ((0, 0), before))
 
 
+class _WhitespaceText:
+    """Turns names of white space into it, also those that several tokens spell, as decoding all does."""
+
+    def __init__(self, pieces: SentencePieceText) -> None:
+        self._pieces = pieces
+        self._held = ""  # what may be the beginning of such a name
+
+    def feed(self, token_id: int) -> str:
+        """Take the next token; return the text that is certain now."""
+        text = self._held + self._pieces.feed(token_id)
+        begins = _WHITESPACE_BEGINS.search(text)
+        end = begins.start() if begins else len(text)
+        self._held = text[end:]
+        return _WHITESPACE_PIECE.sub(_whitespace, text[:end])
+
+    def finish(self) -> str:
+        """Return what is held, to which nothing will be added."""
+        text, self._held = self._held + self._pieces.finish(), ""
+        return _WHITESPACE_PIECE.sub(_whitespace, text)
+
+
 def _processor(content: bytes) -> sentencepiece.SentencePieceProcessor:
     """Return the processor of a vocabulary file; command pieces are added where the file lacks them."""
     processor = sentencepiece.SentencePieceProcessor()
@@ -309,7 +360,12 @@ def _image_tokens_of_config(vocab_file: Path) -> int:
     if "bos_token_id" not in config:
         return 0
     sop = _processor(read_sentencepiece_file(vocab_file)).PieceToId("<sop>")
-    num_image_tokens = int(config["bos_token_id"]) - sop
+    if not isinstance(config["bos_token_id"], int):
+        raise CheckpointError(
+            f"{vocab_file.parent}/config.json says `bos_token_id` = {shown(config['bos_token_id'])}, but it "
+            "must be a whole number. Download the file again."
+        )
+    num_image_tokens = config["bos_token_id"] - sop
     if num_image_tokens < 0:
         raise CheckpointError(
             f"{vocab_file.parent}/config.json says `bos_token_id` = {config['bos_token_id']}, but `<sop>` is "

@@ -10,7 +10,7 @@ Source:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ import sentencepiece
 
 from glmtune.models.releases.families import Family
 from glmtune.models.tokenizers.sentencepiece_file import read_sentencepiece_file, without_surrogates
+from glmtune.models.tokenizers.token_text import PieceTable, SentencePieceText, TokenText
 from glmtune.models.tokenizers.vocabulary import VocabularyTokenizer
 
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
@@ -39,7 +40,7 @@ class SentencePieceGlmTokenizer(VocabularyTokenizer):
 
     COMMANDS: ClassVar[tuple[str, ...]] = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
     PREFIX: ClassVar[tuple[str, ...]] = ("[gMASK]", "sop")
-    PROCESSORS: ClassVar[tuple[str, ...]] = ("sp_model",)
+    PROCESSORS: ClassVar[tuple[str, ...]] = ("sp_model", "_pieces")
     NAMED_TOKENS: ClassVar[dict[str, str]] = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<unk>"}
     # The released code cannot load a config that names these tokens.
     USUAL_SETTINGS: ClassVar[dict[str, object]] = {**NAMED_TOKENS, "encode_special_tokens": False}
@@ -52,6 +53,7 @@ class SentencePieceGlmTokenizer(VocabularyTokenizer):
     def _load(self, content: bytes) -> None:
         self.sp_model = sentencepiece.SentencePieceProcessor()
         self.sp_model.LoadFromSerializedProto(content)
+        self._pieces = PieceTable(self.sp_model)
         pieces = self.sp_model.get_piece_size()
         self._num_pieces = pieces
         self._commands = {name: pieces + offset for offset, name in enumerate(self.COMMANDS)}
@@ -125,6 +127,21 @@ class SentencePieceGlmTokenizer(VocabularyTokenizer):
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Join pieces; names that are no piece appear as they are."""
         return self.sp_model.DecodePieces([token for token in tokens if token])
+
+    def token_text(
+        self,
+        *,
+        skip_special_tokens: bool = False,
+        left_out: Collection[int] = (),
+        goes_on: bool = False,
+    ) -> TokenText:
+        """Return what decodes tokens one by one."""
+        skipped = self._skipped(skip_special_tokens, left_out)
+
+        def piece_of(index: int) -> str | None:
+            return None if index in skipped else self.convert_ids_to_tokens(index) or None
+
+        return SentencePieceText(self._pieces, piece_of, goes_on=goes_on)
 
 
 class ChatGLM2Tokenizer(SentencePieceGlmTokenizer):

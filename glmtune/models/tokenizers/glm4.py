@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,8 @@ from transformers.tokenization_utils_base import AddedToken
 
 from glmtune.errors import CheckpointError
 from glmtune.models.releases.families import Family
+from glmtune.models.tokenizers.sentencepiece_file import read_vocabulary
+from glmtune.models.tokenizers.token_text import BytesText, TokenText
 from glmtune.models.tokenizers.vocabulary import VocabularyTokenizer
 
 WORDS = (
@@ -76,7 +78,7 @@ class ChatGLM4Tokenizer(VocabularyTokenizer):
                 f"{path} does not exist, but the tokenizer is read from it. Download the release's "
                 "`tokenizer.model` into the folder of the checkpoint."
             )
-        content = path.read_bytes()
+        content = read_vocabulary(path)
         _read_ranks(content, path)
         return content
 
@@ -181,6 +183,21 @@ class ChatGLM4Tokenizer(VocabularyTokenizer):
         ids = self._kept_ids(token_ids, skip_special_tokens)
         text = self._ids_to_text(ids, " " if spaces_between_special_tokens else "")
         return self._cleaned(text, clean_up_tokenization_spaces)
+
+    def token_text(
+        self,
+        *,
+        skip_special_tokens: bool = False,
+        left_out: Collection[int] = (),
+        goes_on: bool = False,
+    ) -> TokenText:
+        """Return what decodes tokens one by one; a blank in front always stays."""
+        skipped = self._skipped(skip_special_tokens, left_out)
+
+        def piece_of(index: int) -> bytes | str | None:
+            return None if index in skipped else self.convert_ids_to_tokens(index)
+
+        return BytesText(piece_of)
 
     def convert_tokens_to_string(self, tokens: Sequence[str | bytes]) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Join pieces; bytes that are no character become U+FFFD, names of special tokens stay."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from glmtune.errors import CheckpointError
-from glmtune.models.releases.families import Family
+from glmtune.models.releases.families import Family, read_json
 from glmtune.models.tokenizers.chatglm import ChatGLMTokenizer
 from glmtune.models.tokenizers.chatglm2_and_3 import ChatGLM2Tokenizer, ChatGLM3Tokenizer
 from glmtune.models.tokenizers.glm4 import ChatGLM4Tokenizer
@@ -21,15 +21,23 @@ TOKENIZERS: dict[Family, type[VocabularyTokenizer]] = {
     Family.GLM4: ChatGLM4Tokenizer,
 }
 """Family → class of its tokenizer."""
+VOCABULARIES = tuple({each.vocab_files_names["vocab_file"]: None for each in TOKENIZERS.values()})
+"""Names that the file of a tokenizer may have."""
+MAX_PADDING_ROWS = 1024
+"""Rows of the embedding without a token: 184 to 227 in the releases, which pad to a multiple of 128."""
 
 
-def load_tokenizer_folder(folder: str | Path, family: Family) -> VocabularyTokenizer:
+def load_tokenizer_folder(
+    folder: str | Path, family: Family, *, keep_chat_template: bool = False
+) -> VocabularyTokenizer:
     """Read the tokenizer of a checkpoint folder.
 
     Args:
         folder: holds ``tokenizer.model`` (ChatGLM-6B: ``ice_text.model``) and, as a rule,
             ``tokenizer_config.json``.
         family: the release; decides the class and the prompt rules.
+        keep_chat_template: copy a chat template (Jinja, which other tools run) on when the tokenizer is
+            saved; by default only one of ours is.
 
     Returns:
         A tokenizer whose ``family`` is the one given.
@@ -48,8 +56,46 @@ def load_tokenizer_folder(folder: str | Path, family: Family) -> VocabularyToken
             f"{folder} holds no `{file}`, which the tokenizer of `{family}` needs; found: {found}. "
             "Copy the file from the official release."
         )
-    # `from_pretrained` of transformers 5 opens tokenizer_config.json twice by itself (for names of fast
-    # tokenizer files, then for the settings); so nothing here reads the file once more.
-    return tokenizer_class.from_pretrained(
-        str(folder), local_files_only=True, glmtune_family=Family(family).value
-    )
+    read_json(folder / "tokenizer_config.json")  # transformers reads it itself, but takes more than JSON
+    try:
+        tokenizer = tokenizer_class.from_pretrained(
+            str(folder), local_files_only=True, glmtune_family=Family(family).value
+        )
+    except (ValueError, TypeError, LookupError, AttributeError, OSError, RecursionError) as error:
+        raise CheckpointError(
+            f"{folder}/tokenizer_config.json or files beside it cannot be used as settings of a tokenizer "
+            f"({type(error).__name__}: {str(error)[:200]}). Download them again."
+        ) from error
+    tokenizer.keeps_chat_template = keep_chat_template
+    _check_against_config(folder, tokenizer)
+    return tokenizer
+
+
+def _check_against_config(folder: Path, tokenizer: VocabularyTokenizer) -> None:
+    """Refuse a vocabulary that is not the one of the model beside it, such as a file that was cut.
+
+    Raises:
+        CheckpointError: ids that the model does not have; rows of the model that no release leaves unused;
+            special tokens with other ids than config.json gives them.
+    """
+    config = read_json(folder / "config.json")
+    rows = config.get("padded_vocab_size", config.get("vocab_size"))
+    if not isinstance(rows, int) or isinstance(rows, bool):
+        return
+    count, file = tokenizer.num_reserved_ids, tokenizer.vocab_files_names["vocab_file"]
+    if not rows - MAX_PADDING_ROWS <= count <= rows:
+        raise CheckpointError(
+            f"{folder}/{file} and its special tokens make {count} ids, but the model beside it has {rows} "
+            f"rows, of which releases leave at most {MAX_PADDING_ROWS} unused. The file is cut "
+            "or of another release: download it again."
+        )
+    stated = config.get("eos_token_id")
+    # The first and the last generation number the end token behind all pieces; the others have it as a piece.
+    ends = stated if isinstance(stated, list) else [stated]
+    moves = tokenizer.family in (Family.CHATGLM, Family.GLM4)
+    if moves and stated is not None and tokenizer.end_id not in ends:
+        raise CheckpointError(
+            f"{folder}/config.json says eos_token_id = {stated}, but the end token of {file} has the id "
+            f"{tokenizer.end_id}. The files are of different releases, or lines of {file} are missing: "
+            "download both again."
+        )

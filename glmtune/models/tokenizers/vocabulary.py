@@ -9,8 +9,9 @@ are replaced; padding, truncation, tensors and saving stay the parent's.
 from __future__ import annotations
 
 import json
+import logging
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,8 +19,14 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER, AddedToken
 
 from glmtune.errors import CheckpointError
 from glmtune.models.releases.families import Family
+from glmtune.models.templates.jinja_forms import CHAT_TEMPLATES
 from glmtune.models.tokenizers.base import GlmTokenizer
+from glmtune.models.tokenizers.token_text import TokenText
 
+LOGGER = logging.getLogger(__name__)
+
+_PROGRAMS = ("chat_template", "response_schema", "response_template")
+"""Keys whose values other tools run: Jinja, and patterns that take answers apart."""
 _INTERNAL_KEYS = (
     "backend",
     "is_local",
@@ -71,6 +78,9 @@ class VocabularyTokenizer(GlmTokenizer):
         added: dict[int, AddedToken] = kwargs.pop("added_tokens_decoder", None) or {}
         kwargs["added_tokens_decoder"] = self._new_tokens(added, vocab_file)
         super().__init__(vocab_file=vocab_file, **kwargs)
+        # As it came with the files. It is a program, which other tools run; `_is_copied` decides on it.
+        self._received_template = self.chat_template
+        self.keeps_chat_template = False
 
     # ---- what each vocabulary brings ----
 
@@ -283,7 +293,48 @@ class VocabularyTokenizer(GlmTokenizer):
         wanted = self.clean_up_tokenization_spaces if clean_up is None else clean_up
         return self.clean_up_tokenization(text) if wanted else text
 
+    @abstractmethod
+    def token_text(
+        self,
+        *,
+        skip_special_tokens: bool = False,
+        left_out: Collection[int] = (),
+        goes_on: bool = False,
+    ) -> TokenText:
+        """Return what decodes tokens one by one; joined, its texts are those of `decode`.
+
+        Args:
+            skip_special_tokens: as for `decode`.
+            left_out: more tokens that are no text.
+            goes_on: the text stands behind another one, so that a blank in front of it stays.
+        """
+
+    def _skipped(self, skip_special_tokens: bool, left_out: Collection[int]) -> frozenset[int]:
+        return frozenset(left_out) | (self._ids_to_skip if skip_special_tokens else set())
+
     # ---- files ----
+
+    def _is_copied(self) -> bool:
+        """Whether the chat template is saved: one that came with the files only if ours or asked for."""
+        template = self.chat_template
+        is_own = template != self._received_template or template == CHAT_TEMPLATES.get(self.family)
+        return template is None or is_own or self.keeps_chat_template
+
+    # transformers 5 calls this in `save_pretrained`, before it writes tokenizer_config.json.
+    def save_chat_templates(
+        self, save_directory: Any, tokenizer_config: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Write the chat template, unless it is a stranger's: see `load_tokenizer_folder`."""
+        if self._is_copied():
+            return super().save_chat_templates(save_directory, tokenizer_config, *args, **kwargs)
+        if not getattr(self, "_has_said_so", False):  # a run saves many times
+            LOGGER.warning(
+                "The chat template of %s is not copied on: it is a program that other tools run. "
+                "`keep_chat_template=true` copies it.",
+                self.name_or_path,
+            )
+            self._has_said_so = True
+        return {key: value for key, value in tokenizer_config.items() if key != "chat_template"}, []
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write the vocabulary file, byte for byte the one that was read."""
@@ -314,7 +365,8 @@ class VocabularyTokenizer(GlmTokenizer):
         config = {
             key: value
             for key, value in config.items()
-            if key not in _INTERNAL_KEYS and not (key in usual and value == usual[key])
+            if key not in (*_INTERNAL_KEYS, *(() if self._is_copied() else _PROGRAMS))
+            and not (key in usual and value == usual[key])
         }
         config |= {**self._official_keys(), "glmtune_family": self.family.value}
         config_file.write_text(

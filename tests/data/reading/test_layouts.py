@@ -74,7 +74,7 @@ def read(row: dict, *, need_answer: bool = True, **settings: object) -> tuple[st
             (
                 Message("system", "s"),
                 Q,
-                Message("assistant", "```python\ntool_call(city='北京')\n```", "weather"),
+                Message("assistant", '{"city": "北京"}', "weather", is_call=True),
                 Message("observation", "22 度"),
                 A,
             ),
@@ -154,7 +154,7 @@ USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content"
             {"content": "q", "summary": ["a", "b"]},
             ["`summary` (the answer) must be a string", "a list (['a', 'b'])"],
         ),
-        ({"content": "q", "summary": 42}, ["must be a string", "a number (42)", "quotes"]),
+        ({"content": "q", "summary": float("nan")}, ["must be a string", "a number (nan)"]),
         ({"content": "q", "summary": None}, ["must be a string", "null"]),
         ({"content": "q", "summary": {"text": "a"}}, ["must be a string", "an object"]),
         (
@@ -176,13 +176,13 @@ USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content"
         (chat({"text": "hi"}), ["`messages[0]` names no role", "it has text"]),
         (chat({"role": "boss", "content": "q"}), ["`messages[0].role` is `boss`", "user", "assistant"]),
         (chat({"role": "user"}), ["`messages[0].content` must be a string", "is missing"]),
-        (chat({"role": "user", "content": 3}), ["`messages[0].content` must be a string", "3"]),
+        (chat({"role": "user", "content": {}}), ["`messages[0].content` must be a string", "an object"]),
         (chat({"role": "user", "content": [{"type": "image_url"}]}), ["must be a text part", "image_url"]),
         (chat({**USER, "metadata": 3}), ["`messages[0].metadata` must be a string", "3"]),
-        (chat(USER, {"role": "assistant", "tool_calls": [{}]}), ["tool_calls[0].function.name` is missing"]),
+        (chat(USER, {"role": "assistant", "tool_calls": [{}]}), ["tool_calls[0].name` is missing"]),
         (
             chat(USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "x"}}]}),
-            ["function.arguments` must be a JSON object"],
+            ["function.arguments` is 'x', but must be a JSON object"],
         ),
         (
             chat(USER, USER, ANSWER),
@@ -286,9 +286,14 @@ def test_fingerprint_depends_on_texts_only(write) -> None:
         ({"max_source_length": 0}, ["`data.max_source_length` is 0", "at least 1"]),
         ({"max_train_samples": -1}, ["`data.max_train_samples` is -1", "at least 1"]),
         ({"layout": "adgen", "prompt_column": "x"}, ["`data.prompt_column` cannot be obeyed", "`adgen`"]),
-        ({"prompt_column": "x"}, ["`data.response_column` is not set", "`columns`"]),
+        ({"response_column": "x"}, ["`data.prompt_column` is not set", "`columns`"]),
+        ({"validation_frac": 1.0}, ["`data.validation_frac` is 1.0", "below 1"]),
+        ({"validation_frac": 0.1, "validation_file": "x"}, ["`data.validation_frac` is 0.1", "one of them"]),
         ({"layout": "columns"}, ["`data.prompt_column` is not set"]),
-        ({"packing": True, "packing_length": 192}, ["`data.packing_length` is 192", "64", "128", "193"]),
+        (
+            {"packing": True, "packing_length": 192, "max_source_length": 64, "max_target_length": 128},
+            ["`data.packing_length` is 192", "64", "128", "193"],
+        ),
     ],
 )
 def test_settings_are_checked(settings: dict, words: list[str]) -> None:

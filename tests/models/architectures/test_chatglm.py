@@ -64,7 +64,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "chatglm-tiny"
 
 
-def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)
 
 
@@ -153,7 +153,7 @@ def test_fingerprint_sees_weights_and_rules_but_no_dtype(checkpoint: Path) -> No
 def test_transformers_loads_the_official_folder_itself(checkpoint: Path, device_map: Any) -> None:
     model = OfficialChatGlmForCausalLM.from_pretrained(checkpoint, device_map=device_map, dtype=torch.float32)
     ids = torch.tensor([ROW])
-    close(model(ids.to(model.device)).logits.cpu(), make_model()(ids).logits)
+    assert_close(model(ids.to(model.device)).logits.cpu(), make_model()(ids).logits)
 
 
 def test_layers_spread_over_devices(checkpoint: Path, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_layers_spread_over_devices(checkpoint: Path, tmp_path: Path) -> None:
         checkpoint, device_map=places, offload_folder=str(tmp_path / "offload"), dtype=torch.float32
     )
     ids = torch.tensor([ROW])
-    close(model(ids).logits, make_model()(ids).logits)
+    assert_close(model(ids).logits, make_model()(ids).logits)
 
 
 def test_the_vocabulary_of_march_2023(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_the_vocabulary_of_march_2023(tmp_path: Path) -> None:
     ids = torch.tensor([[20003, 20010, 20011, 150001, 150004], [20012, 20010, 20011, 150001, 150004]])
     mask = (ids != 20003).long()
     alone = loaded(ids[:1, 1:]).logits[:, -1]
-    close(loaded(ids, attention_mask=mask).logits[:1, -1], alone)
+    assert_close(loaded(ids, attention_mask=mask).logits[:1, -1], alone)
     assert loaded.generate(ids, attention_mask=mask, max_new_tokens=2).shape == (2, 7)
 
 
@@ -201,11 +201,34 @@ def test_positions_of_the_march_2023_revision() -> None:
 
 
 def test_positions_go_on_where_given_ones_end() -> None:
-    config = tiny_config()
-    whole = token_positions(torch.tensor([ROW]), config)
-    assert torch.equal(continue_positions(whole[..., :6], 9, config), whole)
-    single = continue_positions(torch.tensor([[0, 1, 2]]), 5, tiny_config(position_encoding_2d=False))
-    assert single.tolist() == [[[0, 1, 2, 3, 4]]]
+    inside = [5, MASK, 9, SOP, 7, 8, 6]
+    for rule in ("final", "march_2023"):
+        for two_streams in (True, False):
+            config = tiny_config(position_rule=rule, position_encoding_2d=two_streams)
+            for row in (ROW, inside):
+                ids = torch.tensor([row])
+                whole = token_positions(ids, config)
+                for given in range(row.index(SOP) + 1, len(row) + 1):
+                    assert torch.equal(continue_positions(whole[..., :given], ids, config), whole)
+    foreign = torch.tensor([[[3, 4, 5], [0, 0, 1]]])  # rows without a mask token, numbered by their user
+    assert continue_positions(foreign, torch.tensor([[7, 8, 9, 9, 9]]), tiny_config()).tolist() == [
+        [[3, 4, 5, 5, 5], [0, 0, 1, 2, 3]]
+    ]
+
+
+def test_a_model_of_march_2023_goes_on_as_it_reads_the_whole_text() -> None:
+    """Every step's logits with a cache and given positions are those of the whole text read at once."""
+    for rule in ("final", "march_2023"):
+        model = make_model(position_rule=rule)
+        prompt = torch.tensor([ROW[: ROW.index(SOP) + 1]])
+        given = token_positions(prompt, model.config)
+        made = model.generate(
+            prompt, position_ids=given, max_new_tokens=6, do_sample=False, eos_token_id=None,
+            return_dict_in_generate=True, output_logits=True,
+        )  # fmt: skip
+        for step, logits in enumerate(made.logits):
+            whole = model(made.sequences[:, : prompt.shape[1] + step]).logits[:, -1]
+            torch.testing.assert_close(logits, whole, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -240,15 +263,15 @@ def test_rows_of_one_context_length_make_no_square_mask(
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recording)
     prompts = torch.tensor([ROW[:6], [8, 9, 31, 12, GMASK, SOP]])
-    close(model(prompts, attention_mask=torch.ones_like(prompts)).logits, eager(prompts).logits)
+    assert_close(model(prompts, attention_mask=torch.ones_like(prompts)).logits, eager(prompts).logits)
     assert set(masks) == {None}
     masks.clear()
     whole = torch.tensor([ROW, [8, 9, 31, 12, GMASK, *ROW[5:]]])
-    close(model(whole).logits, eager(whole).logits)
+    assert_close(model(whole).logits, eager(whole).logits)
     past = 3 if prefix else 0
     assert set(masks) == {None, (4, 9 + past)}
     masks.clear()
-    close(model.generate(prompts, max_new_tokens=4), eager.generate(prompts, max_new_tokens=4))
+    assert_close(model.generate(prompts, max_new_tokens=4), eager.generate(prompts, max_new_tokens=4))
     assert set(masks) == {None}
 
 
@@ -284,7 +307,7 @@ def test_embeddings_instead_of_ids_with_the_official_mask_and_positions() -> Non
         attention_mask=blocked[None, None],
         position_ids=token_positions(ids, model.config),
     ).logits
-    close(logits, model(ids).logits)
+    assert_close(logits, model(ids).logits)
 
 
 # --- generation
@@ -324,7 +347,7 @@ def test_the_old_name_of_the_cache_is_obeyed_not_ignored() -> None:
     place = token_positions(ids, model.config)[..., -1:]
     with pytest.warns(FutureWarning, match="past_key_values"):
         step = model(ids[:, -1:], past_key_values=kept.cache, position_ids=place)
-    close(step.logits[:, -1], whole)
+    assert_close(step.logits[:, -1], whole)
 
 
 def test_a_prompt_cut_into_pieces_is_refused() -> None:
@@ -356,7 +379,7 @@ def test_only_the_last_logits_are_formed_in_generation() -> None:
     model.generate(ids[:, :6], max_new_tokens=3)
     hook.remove()
     assert set(shapes) == {1}
-    close(model(ids, logits_to_keep=2).logits, model(ids).logits[:, -2:])
+    assert_close(model(ids, logits_to_keep=2).logits, model(ids).logits[:, -2:])
 
 
 # --- attention, training
@@ -375,7 +398,7 @@ def test_kernels_without_a_prefix_mask_are_refused_by_name(name: str) -> None:
 def test_eager_and_sdpa_agree_and_eager_shows_its_weights() -> None:
     ids = torch.tensor([ROW])
     output = make_model("eager")(ids, output_attentions=True)
-    close(output.logits, make_model("sdpa")(ids).logits)
+    assert_close(output.logits, make_model("sdpa")(ids).logits)
     weights = output.attentions[0][0]
     assert weights.shape == (4, 9, 9)
     assert weights[:, 0, 4].min() > 0
@@ -421,9 +444,9 @@ def test_low_rank_adapters_train_and_merge(tmp_path: Path) -> None:
     expected, text = tuned(ids).logits, tuned.generate(input_ids=ids[:, :6], max_new_tokens=5)
     tuned.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(make_model(), tmp_path).eval()
-    close(again(ids).logits, expected)
+    assert_close(again(ids).logits, expected)
     merged = tuned.merge_and_unload()
-    close(merged(ids).logits, expected, 1e-4)
+    assert_close(merged(ids).logits, expected, 1e-4)
     assert torch.equal(merged.generate(ids[:, :6], max_new_tokens=5), text)
 
 

@@ -175,3 +175,42 @@ def test_logits_never_exist_for_the_whole_batch(kind: str, monkeypatch: pytest.M
 def test_chunks_follow_the_vocabulary() -> None:
     assert rows_per_chunk(512) >= 100_000  # a small vocabulary is done in one go
     assert rows_per_chunk(151_552) * 151_552 <= module.LOGITS_PER_CHUNK
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("kind", list(heads()))
+def test_kl_to_a_base_is_the_sum_over_the_vocabulary(kind: str) -> None:
+    head = heads()[kind]
+    source = torch.Generator().manual_seed(2)
+    hidden = torch.randn(2, 9, WIDTH, generator=source).requires_grad_()
+    other = torch.randn(2, 9, WIDTH, generator=source)
+    labels = torch.randint(0, VOCAB, (2, 9), generator=source)
+    labels[0, :4] = -100
+    asked = labels[:, 1:] != -100
+    base = chunked_cross_entropy(other, labels, head, vocab_size=VOCAB, hidden_only=True)
+    assert base.loss is None
+    assert torch.equal(base.hidden_TD, other[:, :-1][asked])
+    trained = [hidden, *(weight for weight in head.parameters() if weight.requires_grad)]
+    theirs = head(other[:, :-1][asked]).log_softmax(-1).detach()
+    mine = head(hidden[:, :-1][asked]).log_softmax(-1)
+    plain = (theirs.exp() * (theirs - mine)).sum() / 7
+    ours = chunked_cross_entropy(
+        hidden, labels, head, vocab_size=VOCAB, num_items=7, base_TD=base.hidden_TD
+    ).loss
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-5)
+    want, found = (
+        torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
+        for loss in (plain, ours)
+    )
+    for a, b in zip(want, found, strict=True):
+        assert (a - b).norm() <= 1e-5 * a.norm() + 1e-12
+
+
+def test_the_head_of_the_base_is_the_one_without_its_adapter() -> None:
+    head, hidden = nn.Linear(WIDTH, VOCAB), torch.randn(1, 4, WIDTH)
+    adapted = nn.Linear(WIDTH, VOCAB)
+    adapted.base_layer = head  # as PEFT keeps it
+    labels = torch.zeros(1, 4, dtype=torch.long)
+    found = chunked_cross_entropy(hidden, labels, adapted, vocab_size=VOCAB, base_TD=hidden[0, :-1]).loss
+    theirs, mine = (layer(hidden[0, :-1]).log_softmax(-1) for layer in (head, adapted))
+    assert found.item() == pytest.approx((theirs.exp() * (theirs - mine)).sum().item() / 3, rel=1e-5)

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from glmtune.errors import ConfigError
 from glmtune.inference.engine.engine import Engine
-from glmtune.inference.predict.batches import generate_ids
+from glmtune.inference.predict.generate import generate_ids
 from glmtune.inference.settings import EngineSettings, GenerationSettings
 from glmtune.loading import load_base, load_model, load_tokenizer
 from glmtune.models.architectures import compiling
@@ -147,6 +147,8 @@ def test_without_a_compiler(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) ->
         compiling.check_compiler(torch.device("cuda"))
 
 
-def test_a_cache_of_codes_has_no_fixed_size() -> None:
-    with pytest.raises(ConfigError, match=r"`generation.kv_cache` is int8, but `generation.compile=true`"):
-        GenerationSettings(compile=True, kv_cache="int8")
+def test_a_cache_of_codes_has_no_fixed_size_as_beams_need() -> None:
+    with pytest.raises(
+        ConfigError, match=r"`generation.kv_cache` is int8, but `generation.compile=true` with"
+    ):
+        GenerationSettings(compile=True, kv_cache="int8", num_beams=2)

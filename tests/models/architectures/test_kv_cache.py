@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from glmtune.errors import ConfigError
 from glmtune.inference.engine.engine import Engine
-from glmtune.inference.predict.batches import generate_ids
+from glmtune.inference.predict.generate import generate_ids
 from glmtune.inference.predict.run_identity import deciding_settings
 from glmtune.inference.settings import EngineSettings, GenerationSettings
 from glmtune.loading import load_base, load_model, load_tokenizer

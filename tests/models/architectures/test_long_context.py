@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from glmtune.inference.predict.batches import generate_ids
+from glmtune.inference.predict.generate import generate_ids
 from glmtune.inference.settings import GenerationSettings
 from glmtune.models.chat.stream import PREFILL_CHUNK_TOKENS, ConversationCache, stream_tokens
 from glmtune.models.checkpoints.config import native_config
@@ -127,6 +127,12 @@ def generate_padded(model: OfficialGlmForCausalLM, length: int) -> None:
     assert len(list(generate_ids(model, prompts, settings, stop_ids=[2], pad_id=0))) == 2
 
 
+def generate_with_beams(model: OfficialGlmForCausalLM, length: int) -> None:
+    settings = GenerationSettings(max_new_tokens=2, num_beams=2, max_batch_tokens=8 * CONTEXT)
+    prompts = [random_ids(length)[0].tolist(), random_ids(length // 2)[0].tolist()]
+    assert len(list(generate_ids(model, prompts, settings, stop_ids=[2], pad_id=0))) == 2
+
+
 def stream_on(model: OfficialGlmForCausalLM, length: int) -> None:
     """Half of the text is in the cache, half is new, as in a later turn of a chat."""
     cache, ids = ConversationCache(), random_ids(length)[0].tolist()
@@ -136,26 +142,28 @@ def stream_on(model: OfficialGlmForCausalLM, length: int) -> None:
 
 
 @pytest.mark.parametrize("prefixed", [False, True], ids=["bare", "prefix"])
-@pytest.mark.parametrize("run", [generate_alone, generate_padded, stream_on])
+@pytest.mark.parametrize("run", [generate_alone, generate_padded, generate_with_beams, stream_on])
 def test_memory_of_prefill_grows_linearly(run: Callable[..., None], prefixed: bool) -> None:
     """No logits of the whole prompt (S x vocabulary) and no mask or score of S x S."""
     model = make_model(Family.CHATGLM3_32K)
     if prefixed:
         with_prefix(model)
-    largest = []
+    largest, scale = [], 2 if run is generate_with_beams else 1  # twice as many rows
     for length in (8192, 16384):
         with LargestTensor() as seen:
             run(model, length)
-        assert seen.elements < min(length * VOCABULARY, length * length / 3)
+        assert seen.elements < scale * min(length * VOCABULARY, length * length / 3)
         largest.append(seen.elements)
     assert largest[1] <= 2.1 * largest[0]
 
 
-def test_padded_prompts_read_in_chunks_give_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padded_prompts_of_beams_read_in_chunks_give_the_same_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = with_prefix(make_model(Family.CHATGLM2_32K))
     prompts = [random_ids(length)[0].tolist() for length in (70, 33, 5)]
-    settings = GenerationSettings(max_new_tokens=8)
+    settings = GenerationSettings(max_new_tokens=8, num_beams=2)
     expected = [next(generate_ids(model, [prompt], settings, stop_ids=[2], pad_id=0)) for prompt in prompts]
-    monkeypatch.setattr("glmtune.inference.predict.batches.PREFILL_CHUNK_TOKENS", 16)
+    monkeypatch.setattr("glmtune.inference.predict.beams.PREFILL_CHUNK_TOKENS", 16)
     batch = sorted(generate_ids(model, prompts, settings, stop_ids=[2], pad_id=0), key=lambda row: row.index)
     assert [row.token_ids for row in batch] == [row.token_ids for row in expected]

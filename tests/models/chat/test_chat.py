@@ -328,13 +328,21 @@ class TestRoles:
 
     def test_wrong_histories(self, tiny, chatglm3):
         model, tokenizer = tiny
-        with pytest.raises(DataError, match=r"Turn 1 of the history.*'role'.*\(query, response\) pairs"):
+        with pytest.raises(DataError, match=r"Turn 1 of the history.*\(query, response\) pairs"):
+            model.chat(tokenizer, "?", history=["hi"])
+        with pytest.raises(DataError, match="Message 2 has the role `user`"):
             model.chat(tokenizer, "?", history=[{"role": "user", "content": "hi"}])
+        with pytest.raises(DataError, match="question in turn 1 of the history is None"):
+            model.chat(tokenizer, "?", history=[[None, "hi"]])
+        with pytest.raises(DataError, match="The question is None"):
+            model.chat(tokenizer, None)
         with pytest.raises(DataError, match="`observation`"):
             model.chat(tokenizer, "?", role="observation")
         model, tokenizer = chatglm3
-        with pytest.raises(DataError, match="Message 1 is a tuple"):
+        with pytest.raises(DataError, match=r"Turn 1 of the history.*list of messages"):
             model.chat(tokenizer, "?", history=[("a", "b")])
+        with pytest.raises(DataError, match="begins with a system message already"):
+            model.chat(tokenizer, "?", history=[{"role": "system", "content": "a"}], system="b")
 
 
 class TestSettings:
@@ -356,6 +364,12 @@ class TestSettings:
         assert (given["do_sample"], given["top_p"], given["temperature"]) == (True, 0.8, 0.8)
         assert given["max_length"] == tiny[0].config.max_position_embeddings < 8192
         assert given["eos_token_id"] == [2]
+
+    def test_temperature_of_nothing_takes_the_likeliest_token(self, tiny):
+        model, tokenizer = tiny
+        assert self.given(tiny, temperature=0)["do_sample"] is False
+        assert "temperature" not in self.given(tiny, temperature=0.0)
+        assert model.chat(tokenizer, "你好", temperature=0) == model.chat(tokenizer, "你好", **GREEDY)
 
     def test_what_is_given_wins(self, tiny):
         given = self.given(tiny, top_p=0.5, max_length=20)
@@ -403,3 +417,15 @@ def test_chat_goes_on_with_damaged_logits(chatglm3) -> None:
     damage = LogitsProcessorList([Damage()])
     response, _ = model.chat(tokenizer, "?", logits_processor=damage, max_new_tokens=2)
     assert response == str(tokenizer.decode([SAFE_TOKEN] * 2)).strip()
+
+
+def test_damaged_scores_are_said_once(caplog):
+    repair = RepairScores()
+    for _ in range(3):
+        scores = repair(torch.ones(1, 4, dtype=torch.long), torch.full((1, 9), torch.nan))
+        assert int(scores.argmax()) == SAFE_TOKEN
+    assert [
+        record.message for record in caplog.records if "no usable number at token 4" in record.message
+    ] == [caplog.records[0].message]
+    repair(torch.ones(1, 4, dtype=torch.long), torch.zeros(1, 9))
+    assert len(caplog.records) == 1

@@ -9,12 +9,13 @@ import torch
 
 from glmtune.errors import ConfigError
 from glmtune.loading import load_tokenizer
+from glmtune.messages import Message
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.chat.chat import ChatTurn, generate_settings
 from glmtune.models.checkpoints.config import native_config, read_config
 from glmtune.models.official import OfficialChatGlmForCausalLM, OfficialGlmForCausalLM
 from glmtune.models.releases.families import Family
-from glmtune.models.templates.renderer import template_for
+from glmtune.models.templates.renderer import render_prompt, template_for
 from glmtune.prefix.attach import attach_prefix, detach_prefix
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
 from tests.models.chat.test_chat import GREEDY, SYSTEM, check_carried_cache, last, scripted
@@ -158,3 +159,38 @@ def test_a_program_of_chatglm3_and_what_it_printed(tiny_base, tiny_chatglm3_toke
         *message("observation", "", "3"),
         tokenizer.get_command("<|assistant|>"),
     ]
+
+
+class TestSystemMessages:
+    """A system message reaches the prompt of every generation as training renders it."""
+
+    @pytest.mark.parametrize("family", [family.value for family in Family])
+    def test_as_training_renders_it(self, family, tiny_chatglm3_tokenizer, tiny_tokenizer, chatglm):
+        template = template_for(family)
+        tokenizer = tiny_chatglm3_tokenizer if template.knows_tools else tiny_tokenizer
+        tokenizer = chatglm[1] if template.bidirectional_context else tokenizer
+        turn = ChatTurn(tokenizer, (), "hi", "user", system="Be short.")
+        in_history = ChatTurn(tokenizer, [{"role": "system", "content": "Be short."}], "hi", "user")
+        expected = [Message("system", "Be short."), Message("user", "hi")]
+        assert turn.messages() == in_history.messages() == expected
+        assert template.render(turn.messages()) == render_prompt(
+            "hi", system="Be short.", template=template.name
+        )
+
+    def test_it_stays_in_the_history_it_came_with(self, chatglm):
+        model, tokenizer = chatglm
+        said = [*tokenizer.text_ids("你好"), tokenizer.end_id]
+        system = {"role": "system", "content": "Be short."}
+        _, history = model.chat(tokenizer, "hi", history=[system], **scripted(*said))
+        assert history == [system, ("hi", "你好")]
+        turn = ChatTurn(tokenizer, history, "again", "user")
+        assert [message.role for message in turn.messages()] == ["system", "user", "assistant", "user"]
+
+
+def test_stop_strings(chatglm):
+    model, tokenizer = chatglm
+    said = [*tokenizer.text_ids("你好世界你好"), tokenizer.end_id]
+    stops = {"stop_strings": ["世界"]}
+    response, _ = model.chat(tokenizer, "hi", **stops, **scripted(*said))
+    streamed = last(model.stream_chat(tokenizer, "hi", **stops, **scripted(*said)))[0]
+    assert response == streamed == "你好世界"

@@ -139,9 +139,9 @@ REFUSED = {
     "nothing": ([], {}, "0 messages"),
     "text": (["hi"], {}, "Message 1 is a str"),
     "unknown key": (
-        [{"role": "assistant", "content": "", "tool_calls": [1]}],
+        [{"role": "assistant", "content": "", "reasoning": "hm"}],
         {},
-        "key `tool_calls`.*metadata",
+        "key `reasoning`.*metadata",
     ),
     "content in parts": (
         [{"role": "user", "content": [{"type": "text"}]}],
