@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from glmtune.errors import ConfigError, DataError
 from glmtune.models.architectures.unwrap import unwrapped
+from glmtune.models.checkpoints.finite import check_output
 
 ROWS_PER_LOGITS = 256
 """Positions whose logits are formed at once: with 65,024 words in float32 these are 67 MB, a window of 2,048
@@ -47,6 +48,7 @@ def token_losses(model: PreTrainedModel, encode: Encode, text: str, *, window_to
     Raises:
         ConfigError: a window with the marks before it is longer than the model's context.
         DataError: the text has no token.
+        GlmtuneError: the model's losses are not finite; see `check_output`.
     """
     base = unwrapped(model)
     marks, token_ids = encode(text)
@@ -66,6 +68,7 @@ def token_losses(model: PreTrainedModel, encode: Encode, text: str, *, window_to
         hidden_SD = base.base_model(input_ids=input_ids_1S, use_cache=False).last_hidden_state[0]
         # The position before a token predicts it: for the first of the window that is the last mark.
         losses.append(_losses(base, hidden_SD[len(marks) - 1 : -1], input_ids_1S[0, len(marks) :]))
+        check_output(model, losses[-1])
     return losses
 
 

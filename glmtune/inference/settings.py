@@ -13,6 +13,10 @@ OFFICIAL_TEMPERATURE = 0.95
 """Of THUDM/ChatGLM2-6B, ptuning/main.py, its call of ``trainer.predict``: published scores are sampled."""
 OFFICIAL_TOP_K = 50
 """Of transformers, which applies it unasked where a script, as the official one, names no other."""
+MAX_TEMPERATURE = 100.0
+"""Above it every token is as likely as any other; a number beyond is a mistake."""
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 10.0
+"""Logits are divided by it: by a number near 0 they become infinite, and there is nothing to draw from."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +31,21 @@ class GenerationSettings:
     top_k: int | None = setting(None, "with do_sample: keep at most this many tokens, 0 = all; official 50")
     num_beams: int = setting(1, "beams of the beam search; 1 = none")
     repetition_penalty: float = setting(1.0, "divides the logits of tokens seen before; 1 = none")
-    max_new_tokens: int = setting(128, "longest answer, in tokens, end token included")
+    max_new_tokens: int | None = setting(
+        128, "longest answer, in tokens, end token included; null: data.max_target_length"
+    )
     batch_size: int = setting(64, "most rows generated at once")
     max_batch_tokens: int = setting(
-        16384, "most tokens at once: rows x beams x (longest prompt + max_new_tokens)"
+        16384, "most tokens at once: each row counts beams x (prompt + max_new_tokens)"
     )
     seed: int = setting(42, "of the drawing; each row has its own stream, so batches do not matter")
     kv_cache: str = setting(
         "plain", "int8 keeps keys and values of earlier tokens as codes: less memory, a small error"
     )
     compile: bool = setting(
-        False, "decode with code made by torch.compile: the first answer waits minutes, the others do not"
+        False,
+        "generate with code made by torch.compile (norms and MLPs; with beams a whole step): the first answer"
+        " waits for the compiler, the others do not",
     )
 
     def __post_init__(self) -> None:
@@ -66,14 +74,13 @@ class GenerationSettings:
             ("batch_size", 1),
             ("max_batch_tokens", 1),
         ):
-            if getattr(self, name) < low:
-                problems.append(
-                    f"`generation.{name}` is {getattr(self, name)}, but it must be at least {low}."
-                )
-        if self.temperature is not None and not self.temperature > 0:
+            value = getattr(self, name)
+            if value is not None and value < low:
+                problems.append(f"`generation.{name}` is {value}, but it must be at least {low}.")
+        if self.temperature is not None and not 0 < self.temperature <= MAX_TEMPERATURE:
             problems.append(
-                f"`generation.temperature` is {self.temperature}, but it must be above 0. For the most likely"
-                " token each time use `generation.do_sample=false`."
+                f"`generation.temperature` is {self.temperature}, but it must be above 0 and at most"
+                f" {MAX_TEMPERATURE:g}. For the most likely token each time use `generation.do_sample=false`."
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             problems.append(f"`generation.top_p` is {self.top_p}, but it must be above 0 and at most 1.")
@@ -81,20 +88,27 @@ class GenerationSettings:
             problems.append(
                 f"`generation.top_k` is {self.top_k}, but it must be at least 0 (0 keeps all tokens)."
             )
-        if not self.repetition_penalty > 0:
+        if not MIN_REPETITION_PENALTY <= self.repetition_penalty <= MAX_REPETITION_PENALTY:
             problems.append(
-                f"`generation.repetition_penalty` is {self.repetition_penalty}, but it must be above 0"
-                " (1 = none)."
+                f"`generation.repetition_penalty` is {self.repetition_penalty}, but it must be from"
+                f" {MIN_REPETITION_PENALTY:g} to {MAX_REPETITION_PENALTY:g} (1 = none)."
             )
-        if self.compile and self.kv_cache != "plain":
+        if self.compile and self.kv_cache != "plain" and self.num_beams > 1:
             problems.append(
-                f"`generation.kv_cache` is {self.kv_cache}, but `generation.compile=true` needs a cache"
-                " of fixed size, in the model's type. Leave one of them out."
+                f"`generation.kv_cache` is {self.kv_cache}, but `generation.compile=true` with"
+                f" `generation.num_beams` {self.num_beams} needs a cache of fixed size, in the model's type."
+                " Leave one of the three out."
             )
         if self.seed < 0:
             problems.append(f"`generation.seed` is {self.seed}, but it must be at least 0.")
         if problems:
             raise ConfigError("\n".join(problems))
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of the longest answer; for whoever generates, when ``max_new_tokens`` is a number."""
+        assert self.max_new_tokens is not None
+        return self.max_new_tokens
 
     @property
     def sampling(self) -> tuple[float, int, float]:
@@ -113,7 +127,14 @@ class EngineSettings:
     batch_size: int = setting(128, "most rows at once")
     max_batch_tokens: int = setting(65536, "most tokens whose keys and values are held, memory permitting")
     read_tokens: int | None = setting(
-        None, "most prompt tokens read in one forward pass (a longer prompt alone); default: by device"
+        None, "most prompt tokens read in one forward pass (a longer prompt in pieces); default: by device"
+    )
+    piece_tokens: int | None = setting(
+        None, "prompt tokens read between two steps while answers are streamed; default: by device"
+    )
+    max_waiting: int = setting(256, "most requests in the queue; more are refused until there is room")
+    reuse_caches: bool = setting(
+        True, "keep keys and values of finished requests for later ones (not with ChatGLM-6B or int8)"
     )
     share_prefixes: bool = setting(True, "read what prompts begin with once (never with ChatGLM-6B)")
     min_shared_gain: int = setting(512, "tokens that reading a shared prompt once must spare")
@@ -129,6 +150,7 @@ class EngineSettings:
             ConfigError: a number below 1; no such ``kv_cache``.
         """
         check_choice("engine.kv_cache", self.kv_cache, KV_CACHES)
-        for name in ("batch_size", "max_batch_tokens", "read_tokens", "min_shared_gain"):
+        for name in ("batch_size", "max_batch_tokens", "read_tokens", "piece_tokens", "max_waiting",
+                     "min_shared_gain"):  # fmt: skip
             if getattr(self, name) is not None:
                 check_range(f"engine.{name}", getattr(self, name), low=1)

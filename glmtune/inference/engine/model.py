@@ -15,14 +15,17 @@ from glmtune.inference.engine.attention import (
     ENGINE_ATTENTION,
     AttentionStates,
     KeysValues,
-    ReadStates,
     register_engine_attention,
 )
 from glmtune.inference.engine.prompt_groups import SharedPrompt, TokenIds
-from glmtune.inference.engine.slots import SlotStates
+from glmtune.inference.engine.reading import Before, ReadStates
+from glmtune.inference.engine.states.batch_states import BatchStates
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
-from glmtune.models.architectures.chatglm_inputs import continue_positions, token_positions
+from glmtune.models.architectures.chatglm_inputs import token_positions
 from glmtune.models.architectures.unwrap import unwrapped
+from glmtune.models.checkpoints.finite import check_output
+from glmtune.models.placement import layer_devices
+from glmtune.switch.model import base_alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,125 +33,170 @@ class Reading:
     """What reading some prompts left behind.
 
     Attributes:
-        last_hidden_BD: hidden state of every prompt's last token, after the final norm.
+        hidden_BSD: hidden states after the final norm, padded on the right.
         layers: keys and values of the prompts' own tokens, padded on the right; empty where not kept.
-        lengths: own tokens per prompt, int64 ``[B]``.
-        positions: position of every prompt's last token, int64 ``[B, T]``.
+        lengths: own tokens per prompt.
+        positions: of the token that follows every prompt, and what each further one adds, int64
+            ``[B, 2, T]``.
     """
 
-    last_hidden_BD: Tensor
+    hidden_BSD: Tensor
     layers: Sequence[KeysValues]
-    lengths: Tensor
+    lengths: tuple[int, ...]
     positions: Tensor
+
+    @property
+    def last_hidden_BD(self) -> Tensor:
+        """Hidden state of every prompt's last token."""
+        rows = torch.arange(len(self.lengths), device=self.hidden_BSD.device)
+        return self.hidden_BSD[rows, torch.tensor(self.lengths, device=rows.device) - 1]
+
+    def layers_of(self, row: int) -> list[KeysValues]:
+        """Return the keys and values of one row, each ``[1, K, S, H]``, without its padding; views."""
+        length = self.lengths[row]
+        return [
+            (keys[row : row + 1, :, :length], values[row : row + 1, :, :length])
+            for keys, values in self.layers
+        ]
 
 
 class EngineModel:
     """A model for inference; weights, attached prefix and adapters are used as they are.
 
     Attributes:
+        model: as it was given, wrapped by PEFT or not.
+        base: the causal LM itself.
         config: of the base model.
-        device: where the embedding lies.
+        device: where the embedding lies, and head and final norm: tokens go in and scores come out there.
+        layer_devices: where each layer lies, and so its keys and values; all the same but in a split model
+            (`glmtune.models.placement`).
         dtype: of the hidden state.
-        can_share: whether prompts that begin alike may be read as one; not with ChatGLM-6B, whose context
-            is seen in both directions.
+        can_share: whether prompts that begin alike may be read as one, and a prompt in pieces; not with
+            ChatGLM-6B, whose context is seen in both directions.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Take a causal LM, wrapped by PEFT or not, and put it into evaluation mode."""
         model.eval()
-        base = unwrapped(model)
-        self.config = base.config
-        self._stack, self._head = base.base_model, base.get_output_embeddings()
-        weight = base.get_input_embeddings().weight
+        self.model = model
+        self.base: Any = unwrapped(model)
+        self.config = self.base.config
+        self._stack = self.base.base_model
+        weight = self.base.get_input_embeddings().weight
         self.device: torch.device = weight.device
+        self.layer_devices = layer_devices(self.base)
         # Embeddings of a quantized checkpoint may be codes.
         self.dtype: torch.dtype = weight.dtype if weight.is_floating_point() else torch.float32
+        self._is_base_alone = False
         self.can_share = not isinstance(self.config, ChatGlmConfig)
         register_engine_attention()
 
+    @contextmanager
+    def base_alone(self) -> Generator[None]:
+        """Compute without what is attached and has a switch, for the time of a block."""
+        before, self._is_base_alone = self._is_base_alone, True
+        try:
+            yield
+        finally:
+            self._is_base_alone = before
+
     @torch.no_grad()
-    def read(self, prompts: Sequence[TokenIds], shared: SharedPrompt, *, keep: bool) -> Reading:
-        """Read what follows a shared prompt.
+    def read(self, prompts: Sequence[TokenIds], before: Sequence[Before], *, keep: bool) -> Reading:
+        """Read what follows tokens that were read already.
 
         Args:
-            prompts: token ids without the shared ones, none empty; ChatGLM-6B: whole prompts.
-            shared: the tokens before, which were read already.
+            prompts: token ids without those that were read, none empty; ChatGLM-6B: whole prompts.
+            before: what stands in front of each prompt, or a single one that stands in front of all.
             keep: whether to keep keys and values.
         """
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         width, pad = max(map(len, prompts)), self.config.pad_token_id or 0
         # Padding stands behind a row: causal attention never looks there, so no mask is needed for it.
         rows = [[*prompt, *[pad] * (width - len(prompt))] for prompt in prompts]
         input_ids_BS = torch.tensor(rows, device=self.device)
-        position_ids = self._positions(input_ids_BS, len(shared.token_ids))
-        states = ReadStates(shared, keep=keep)
-        hidden_BSD = self._forward(states, input_ids=input_ids_BS, position_ids=position_ids)
-        last = lengths - 1
-        streams = position_ids if position_ids.dim() == 3 else position_ids[:, None]
-        streams = streams.expand(len(rows), -1, -1)
+        # Two more columns: what follows a prompt is numbered by the same rule as the prompt itself.
+        # ChatGLM-6B steps from sop to the first token as it does nowhere else (March 2023: back to gMASK's
+        # number), and evenly from there on, so two numbers tell all that come.
+        behind = torch.full((len(rows), 2), pad, device=self.device)
+        streams_BTS = self._positions(torch.cat([input_ids_BS, behind], dim=1), before)
+        states = ReadStates(before, keep=keep)
+        hidden_BSD = self._forward(states, input_ids=input_ids_BS, position_ids=streams_BTS[..., :width])
+        streams_BTS = streams_BTS if streams_BTS.dim() == 3 else streams_BTS[:, None]
+        streams_BTS = streams_BTS.expand(len(rows), -1, -1)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        columns_BT1 = lengths[:, None, None].expand(-1, streams_BTS.shape[1], 1)
+        first, second = (streams_BTS.gather(2, columns_BT1 + offset)[..., 0] for offset in (0, 1))
         return Reading(
-            last_hidden_BD=hidden_BSD[torch.arange(len(rows), device=self.device), last],
+            hidden_BSD=hidden_BSD,
             layers=states.own,
-            lengths=lengths,
-            positions=streams.gather(2, last[:, None, None].expand(-1, streams.shape[1], 1))[..., 0],
+            lengths=tuple(len(prompt) for prompt in prompts),
+            positions=torch.stack((first, second - first), dim=1),
         )
 
     def read_shared(self, token_ids: TokenIds, parent: SharedPrompt) -> SharedPrompt:
         """Read a shared prompt, of which ``parent`` holds the first tokens already."""
         known = len(parent.token_ids)
-        own = self.read([token_ids[known:]], parent, keep=True).layers
-        with torch.no_grad():
-            layers = (
-                own
-                if not parent.layers
-                else [
-                    (torch.cat([old[0], new[0]], dim=2), torch.cat([old[1], new[1]], dim=2))
-                    for old, new in zip(parent.layers, own, strict=True)
-                ]
-            )
-        return SharedPrompt(tuple(token_ids), tuple(layers))
+        own = self.read([token_ids[known:]], [Before(parent.layers)], keep=True).layers
+        return SharedPrompt(tuple(token_ids), joined(parent.layers, own))
 
     @torch.no_grad()
-    def step(self, tokens: Sequence[int], positions: Tensor, states: SlotStates) -> Tensor:
-        """Read one more token per slot.
+    def step(self, tokens: Sequence[Sequence[int]], positions: Tensor, states: BatchStates) -> Tensor:
+        """Read one more token per place, or a few.
+
+        The states are not advanced: the caller does so last, and a step that ran out of memory is repeated
+        over what it wrote.
 
         Args:
-            tokens: one per slot.
-            positions: of these tokens, int64 ``[B, T]``.
+            tokens: of every place of the batch, equally many.
+            positions: of these tokens, int64 ``[B, T, Q]``.
             states: of the batch, mutated.
 
         Returns:
-            Hidden state ``[B, D]`` after the final norm.
+            Hidden state ``[B, Q, D]`` after the final norm.
         """
-        mask = states.open_column()
-        if not self.can_share:
-            positions = positions[..., None]  # ChatGLM-6B: two positions per token, ``[B, 2, 1]``
-        input_ids_B1 = torch.tensor(tokens, device=self.device)[:, None]
-        hidden_B1D = self._forward(
-            states, input_ids=input_ids_B1, position_ids=positions, attention_mask=mask
-        )
-        states.advance()  # last: a step that ran out of memory is repeated, over what it wrote
-        return hidden_B1D[:, 0]
+        mask = states.open_columns(len(tokens[0]))
+        if self.can_share:
+            positions = positions[:, 0]  # ChatGLM-6B alone has several positions per token
+        input_ids_BQ = torch.tensor(tokens, device=self.device)
+        return self._forward(states, input_ids=input_ids_BQ, position_ids=positions, attention_mask=mask)
 
     @torch.no_grad()
     def logits(self, hidden_BD: Tensor) -> Tensor:
-        """Return float32 logits ``[B, vocab]``."""
-        return self._head(hidden_BD).float()
+        """Return float32 logits ``[B, vocab]``.
 
-    def next_positions(self, positions: Tensor) -> Tensor:
-        """Return the positions ``[B, T]`` that follow given ones."""
-        if self.can_share:
-            return positions + 1
-        return continue_positions(positions[..., None], 2, self.config)[..., -1]
+        Raises:
+            GlmtuneError: they are not finite; see `check_output`.
+        """
+        logits_BV = self.unchecked_logits(hidden_BD)
+        check_output(self.model, logits_BV)
+        return logits_BV
 
-    def _positions(self, input_ids_BS: Tensor, num_before: int) -> Tensor:
+    @torch.no_grad()
+    def unchecked_logits(self, hidden_BD: Tensor) -> Tensor:
+        """Return float32 logits ``[B, vocab]`` whatever they are: one row's damage is no other's."""
+        return self.base.get_output_embeddings()(hidden_BD).float()  # asked anew: a LoRA may replace it
+
+    def _positions(self, input_ids_BS: Tensor, before: Sequence[Before]) -> Tensor:
         if not self.can_share:
             return token_positions(input_ids_BS, self.config)
-        return torch.arange(num_before, num_before + input_ids_BS.shape[1], device=self.device)[None]
+        starts_B1 = torch.tensor([[each.num_tokens] for each in before], device=self.device)
+        return starts_B1 + torch.arange(input_ids_BS.shape[1], device=self.device)
 
     def _forward(self, states: AttentionStates, **inputs: Any) -> Tensor:
+        if self._is_base_alone:
+            inputs |= base_alone(self.base, len(inputs["input_ids"]))
         with _attention(self.config, ENGINE_ATTENTION):
             return self._stack(**inputs, use_cache=False, engine_states=states).last_hidden_state
+
+
+@torch.no_grad()
+def joined(first: Sequence[KeysValues], second: Sequence[KeysValues]) -> tuple[KeysValues, ...]:
+    """Put the keys and values of more tokens behind those of others, layer by layer."""
+    if not first:
+        return tuple(second)
+    return tuple(
+        (torch.cat([old[0], new[0]], dim=2), torch.cat([old[1], new[1]], dim=2))
+        for old, new in zip(first, second, strict=True)
+    )
 
 
 @contextmanager

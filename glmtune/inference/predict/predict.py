@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from glmtune.files import json_text, write_text_atomically
 from glmtune.inference.predict.generate import generate_completions
 from glmtune.inference.predict.predictions import Prediction
 from glmtune.inference.predict.questions import Question
 from glmtune.inference.predict.run_identity import RESULTS_NAME, RunIdentity, answered_rows
 from glmtune.inference.settings import GenerationSettings
-from glmtune.journal import Journal
 from glmtune.metrics.summary import TextReport, summarize
 from glmtune.metrics.text import RowScores, score_row
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from glmtune.storage.files import json_text, write_text_atomically
+from glmtune.storage.journal import Journal
+from glmtune.terminal.progress import Meter
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,8 @@ def predict_split(
     journal: Journal,
     identity: RunIdentity,
     resume: str = "auto",
-    console: Console | None = None,
+    facts: Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> PredictedSplit:
     """Answer the questions that have no answer in the journal yet.
 
@@ -67,7 +66,8 @@ def predict_split(
         journal: of the run, see ``open_journal``; ``predict_results.json`` is written beside it.
         identity: of this run.
         resume: ``auto`` or ``never``, see ``answered_rows``.
-        console: shows progress; None shows nothing.
+        facts: what else ``predict_results.json`` says.
+        progress: show it, on standard error.
 
     Returns:
         The answers and their scores.
@@ -81,14 +81,16 @@ def predict_split(
     waiting = [question for question in questions if question.row not in done]
     began = time.perf_counter()
     fresh: dict[int, RowScores | None] = {}
-    with _progress(console, folder.name, num_done=num_resumed, num_rows=len(questions)) as advance:
+    meter = Meter(folder.name, total=len(questions), done=num_resumed) if progress and waiting else None
+    with meter or nullcontext():
         for prediction, scored in _answer(model, tokenizer, waiting, settings):
             journal.append(prediction)
             done[prediction.row], fresh[prediction.row] = prediction, scored
-            advance(prediction.num_new_tokens)
+            if meter is not None:
+                meter.update(len(done), tokens=prediction.num_new_tokens)
     seconds = time.perf_counter() - began
     predictions = tuple(done[question.row] for question in questions)
-    # Answers come a batch at a time, longest prompts first; the finished file has the order of the data.
+    # Answers come as they end, longest prompts first; the finished file has the order of the data.
     journal.rewrite(predictions)
     complete = all(each.reference is not None for each in predictions)
     scores = tuple(
@@ -98,7 +100,7 @@ def predict_split(
     split = PredictedSplit(
         folder, predictions, scores, summarize(scores) if scores else None, num_resumed, seconds
     )
-    write_text_atomically(folder / RESULTS_NAME, json_text(split_results_json(split)))
+    write_text_atomically(folder / RESULTS_NAME, json_text({**split_results_json(split), **(facts or {})}))
     return split
 
 
@@ -126,6 +128,7 @@ def _answer(
             prompt=question.prompt,
             stop_reason=answer.stop_reason,
             num_new_tokens=answer.num_new_tokens,
+            is_tuned=answer.is_tuned,
             full_reference=question.full_reference,
             scores=None if scored is None else scored.named(),
         )
@@ -150,28 +153,6 @@ def split_results_json(split: PredictedSplit) -> dict[str, Any]:
         "num_resumed": split.num_resumed,
         "num_stopped_by_length": sum(each.stop_reason == "length" for each in split.predictions),
     }
+    if any(each.is_tuned is not None for each in split.predictions):
+        values["num_switched_off"] = sum(each.is_tuned is False for each in split.predictions)
     return values if split.report is None else {**values, **split.report.to_json()}
-
-
-@contextmanager
-def _progress(console: Console | None, title: str, *, num_done: int, num_rows: int) -> Generator[Any]:
-    """Show rows, tokens per second and the time left; yields what to call after each row."""
-    if console is None or num_done == num_rows:
-        yield lambda num_tokens: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]:.0f} tokens/s"), TimeRemainingColumn(),
-    )  # fmt: skip
-    began, num_tokens = time.perf_counter(), 0
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=num_rows, completed=num_done, speed=0.0)
-
-        def advance(new_tokens: int) -> None:
-            nonlocal num_tokens
-            num_tokens += new_tokens
-            bar.update(task, advance=1, speed=num_tokens / (time.perf_counter() - began))
-
-        yield advance

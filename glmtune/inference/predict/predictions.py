@@ -6,10 +6,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from glmtune.errors import ConfigError, DataError
-from glmtune.journal import read_identity
+from glmtune.storage.checksums import KEY, checked_line, with_checksum
+from glmtune.storage.journal import read_identity
+from glmtune.storage.records import SHOWN_CHARS, Count, OptionalText, Record, Text, validated
 
 PREDICTIONS_NAME = "generated_predictions.jsonl"
 OFFICIAL_NAME = "generated_predictions.txt"
@@ -31,6 +35,7 @@ class Prediction:
         num_new_tokens: tokens generated, end token included; 0 if unknown.
         full_reference: the uncut reference where cutting changed it.
         scores: the row's scores by metric, as far as they were computed.
+        is_tuned: whether what was tuned applied, where a switch decided that; None: none did.
     """
 
     row: int
@@ -41,17 +46,52 @@ class Prediction:
     num_new_tokens: int = 0
     full_reference: str | None = None
     scores: Mapping[str, float] | None = None
+    is_tuned: bool | None = None
 
     def to_line(self) -> str:
-        """Return the row as one JSON line, newline included."""
+        """Return the row as one JSON line with its checksum, newline included."""
         values: dict[str, Any] = {"row": self.row, "prompt": self.prompt, "prediction": self.prediction}
         values |= {"reference": self.reference}
         if self.full_reference is not None:
             values["full_reference"] = self.full_reference
         values |= {"stop_reason": self.stop_reason, "num_new_tokens": self.num_new_tokens}
+        if self.is_tuned is not None:
+            values["is_tuned"] = self.is_tuned
         if self.scores is not None:
             values["scores"] = dict(self.scores)
-        return json.dumps(values, ensure_ascii=False) + "\n"
+        return with_checksum(values)
+
+
+class _Row(Record):
+    """A row of our own files."""
+
+    row: Annotated[Count, Field(description="the number of a row, from 0")]
+    prediction: Text
+    reference: OptionalText
+    prompt: Text = ""
+    stop_reason: Text = ""
+    num_new_tokens: Count = 0
+    full_reference: OptionalText = None
+    is_tuned: Annotated[bool | None, Field(description="true, false or null")] = None
+    # Whole numbers stay such, so that a row that is read and written again has the same bytes.
+    scores: Annotated[
+        dict[str, int | float] | None, Field(description="an object with a number for each metric, or null")
+    ] = None
+
+
+class _OfficialRow(Record):
+    """A row of the official script's files."""
+
+    predict: Text
+    labels: Text
+
+
+class _LabelledRow(Record):
+    """A row as LLaMA-Factory writes it."""
+
+    predict: Text
+    label: OptionalText
+    prompt: Text = ""
 
 
 def find_predictions(path: str | Path, setting: str) -> Path:
@@ -88,7 +128,7 @@ def read_predictions(path: Path) -> list[Prediction]:
     Args:
         path: ``generated_predictions.jsonl`` of ours (``prediction``, ``reference``), or the official
             ``generated_predictions.txt`` (``predict``, ``labels``; also as the first release wrote it, all
-            objects on one line).
+            objects on one line), or LLaMA-Factory's (``prompt``, ``predict``, ``label``).
 
     Raises:
         DataError: unreadable lines, missing fields, rows that occur twice, or no row at all; with the lines.
@@ -97,9 +137,11 @@ def read_predictions(path: Path) -> list[Prediction]:
     problems: list[tuple[int, str]] = []
     for line, text in enumerate(_decode(path).split("\n"), start=1):
         try:
-            for values in _objects(text):
+            # A line of ours is whole or damaged; the official script's may hold several objects.
+            is_ours = f'"{KEY}"' in text
+            for values in [checked_line(text)] if is_ours else _objects(text):
                 found.append(_prediction(values, len(found)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append((line, str(error)))
     if problems:
         shown = "; ".join(f"line {line}: {problem}" for line, problem in problems[1:SHOWN_PROBLEMS])
@@ -119,10 +161,7 @@ def parse_prediction(line: str) -> Prediction:
     Raises:
         ValueError: it is no such object; the message says why.
     """
-    values = json.loads(line)
-    if not isinstance(values, dict) or "row" not in values:
-        raise ValueError("a JSON object with the field `row` is needed")
-    return _prediction(values, 0)
+    return _prediction({"row": None, **checked_line(line)}, 0)
 
 
 def identity_beside(predictions_file: Path) -> Mapping[str, Any] | None:
@@ -139,72 +178,73 @@ def identity_beside(predictions_file: Path) -> Mapping[str, Any] | None:
         return read_identity(path)
     except json.JSONDecodeError as error:
         raise DataError(f"is no JSON: {error}. Delete it to go on without it.", path=path) from None
-    except ValueError:
-        raise DataError("is no JSON object. Delete it to go on without it.", path=path) from None
+    except ValueError as error:
+        raise DataError(
+            f"is no JSON object that can be used: {error}. Delete it to go on without it.", path=path
+        ) from None
 
 
 def _decode(path: Path) -> str:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror or error}).", path=path) from None
     # Files edited on a Chinese Windows are GB18030; almost no such text is valid UTF-8, so that goes first.
-    for encoding in ("utf-8-sig", "gb18030"):
-        try:
-            return content.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    raise DataError("is neither UTF-8 nor GB18030 text. Save it as UTF-8.", path=path)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+    if f'"{KEY}"'.encode() in content:
+        raise DataError("is no UTF-8 here, as we wrote it: damaged. Remove the line.", path=path, line=line)
+    try:
+        return content.decode("gb18030")
+    except UnicodeDecodeError:
+        raise DataError(
+            "is neither UTF-8 nor GB18030 text. Save it as UTF-8.", path=path, line=line
+        ) from None
 
 
 def _objects(line: str) -> Iterator[Any]:
     """Yield the JSON values of a line; the first official release wrote them without line breaks."""
     decoder = json.JSONDecoder()
-    rest = line.strip()
-    while rest:
+    place = _skip_blanks(line, 0)
+    while place < len(line):
         try:
-            value, end = decoder.raw_decode(rest)
+            value, place = decoder.raw_decode(line, place)
         except json.JSONDecodeError as error:
-            shown = rest if len(rest) <= 60 else f"{rest[:60]}..."
-            raise ValueError(f"`{shown}` is no JSON object ({error.msg})") from None
+            rest = line[place : place + SHOWN_CHARS + 1]
+            part = rest if len(rest) <= SHOWN_CHARS else f"{rest[:SHOWN_CHARS]}..."
+            raise ValueError(f"`{part.strip()}` is no JSON object ({error.msg})") from None
         yield value
-        rest = rest[end:].strip()
+        place = _skip_blanks(line, place)
+
+
+def _skip_blanks(line: str, place: int) -> int:
+    while place < len(line) and line[place].isspace():
+        place += 1
+    return place
 
 
 def _prediction(values: Any, place: int) -> Prediction:
     if not isinstance(values, dict):
         raise ValueError(f"a JSON object is needed, not {type(values).__name__}")
     if "predict" in values and "labels" in values:
-        return Prediction(place, _text(values, "predict"), _text(values, "labels"))
+        official = validated(_OfficialRow, values)
+        return Prediction(place, official.predict, official.labels)
+    if "predict" in values and "label" in values:
+        labelled = validated(_LabelledRow, values)
+        return Prediction(place, labelled.predict, labelled.label, labelled.prompt)
     if "prediction" not in values or "reference" not in values:
         raise ValueError(
-            "the fields `prediction` and `reference` (or, as the official script writes them, `predict` and"
-            f" `labels`) are needed, but the fields are: {', '.join(map(str, values)) or 'none'}"
+            "the fields `prediction` and `reference` (or, of other scripts, `predict` and `labels` or"
+            f" `label`) are needed, but the fields are: {_fields(values)}"
         )
-    row = values.get("row", place)
-    if not isinstance(row, int):
-        raise ValueError(f"`row` is {row!r}, but it must be an integer")
-    scores, full = values.get("scores"), values.get("full_reference")
-    return Prediction(
-        row=row,
-        prediction=_text(values, "prediction"),
-        reference=None if values["reference"] is None else _text(values, "reference"),
-        prompt=str(values.get("prompt", "")),
-        stop_reason=str(values.get("stop_reason", "")),
-        num_new_tokens=_count(values.get("num_new_tokens", 0)),
-        full_reference=None if full is None else str(full),
-        scores=scores if isinstance(scores, dict) else None,
-    )
+    return Prediction(**validated(_Row, {"row": place, **values}).model_dump())
 
 
-def _text(values: Mapping[str, Any], key: str) -> str:
-    value = values[key]
-    if not isinstance(value, str):
-        raise ValueError(f"`{key}` is {value!r}, but it must be a text")
-    return value
-
-
-def _count(value: Any) -> int:
-    if not isinstance(value, int):
-        raise ValueError(f"`num_new_tokens` is {value!r}, but it must be an integer")
-    return value
+def _fields(values: Mapping[str, Any]) -> str:
+    names = ", ".join(name[:SHOWN_CHARS] for name in list(values)[:SHOWN_PROBLEMS]) or "none"
+    return f"{names}, ..." if len(values) > SHOWN_PROBLEMS else names
 
 
 def refuse_twins(predictions: Sequence[Prediction], path: Path) -> None:

@@ -13,6 +13,7 @@ from glmtune.data.encode import encode_prompt_row, encode_reference_row
 from glmtune.data.records import BadRow, Conversation, RowProblem, bad_rows_error
 from glmtune.data.settings import DataSettings
 from glmtune.models.templates.renderer import TextTokenizer, template_for
+from glmtune.models.templates.tool_calls import write_tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,9 @@ class Question:
         input_ids: the prompt as the model reads it.
         reference: the text to score against, cut as the official evaluation does; None if there is none.
         full_reference: the uncut reference, where cutting changed it.
+        dropped_turns: oldest turns left out of the prompt.
+        cut_question_tokens: tokens cut off the end of the question.
+        cut_answer_tokens: tokens cut off the end of the reference.
     """
 
     row: int
@@ -32,6 +36,9 @@ class Question:
     input_ids: tuple[int, ...]
     reference: str | None
     full_reference: str | None
+    dropped_turns: int = 0
+    cut_question_tokens: int = 0
+    cut_answer_tokens: int = 0
 
 
 def build_questions(
@@ -56,7 +63,8 @@ def build_questions(
         try:
             questions.append(_question(tokenizer, len(questions), conversation, settings))
         except RowProblem as problem:
-            bad.append(BadRow(conversation.line, str(problem)))
+            path = "" if conversation.path == loaded.path else conversation.path
+            bad.append(BadRow(conversation.line, str(problem), path=path))
     if bad and (settings.on_bad_row == "error" or not questions):
         raise bad_rows_error(loaded.path, bad, len(loaded.conversations))
     return questions
@@ -72,9 +80,15 @@ def _question(
     else:
         prompt = template_for(ours).render(fitted.messages)
     answer = conversation.answer
-    reference = (
-        None if answer is None else cut_reference(tokenizer, answer.content, settings.max_target_length)
-    )
+    if answer is not None:
+        answer = write_tools(template_for(ours), [answer])[0]
+    reference, num_cut = None, 0
+    if answer is not None:
+        whole = _no_limit(answer.content)
+        limit = whole if settings.max_target_length is None else settings.max_target_length
+        reference = cut_reference(tokenizer, answer.content, limit)
+        # Counted, as cleaning may change a reference that fits, and that has lost nothing.
+        num_cut = max(0, len(encode_reference_row(ours, answer.content, whole)) - limit)
     was_cut = answer is not None and reference != answer.content.strip()
     return Question(
         row=row,
@@ -82,7 +96,15 @@ def _question(
         input_ids=tuple(fitted.input_ids),
         reference=reference,
         full_reference=answer.content if answer is not None and was_cut else None,
+        dropped_turns=fitted.dropped_turns,
+        cut_question_tokens=fitted.cut_question_tokens,
+        cut_answer_tokens=num_cut,
     )
+
+
+def _no_limit(text: str) -> int:
+    # A token is at least a byte, so this limit cuts nothing; 64 leaves room for the tokens in front.
+    return len(text.encode("utf-8", "backslashreplace")) + 64
 
 
 def cut_reference(tokenizer: PreTrainedTokenizerBase, reference: str, max_target_length: int) -> str:
@@ -104,8 +126,7 @@ def cut_reference(tokenizer: PreTrainedTokenizerBase, reference: str, max_target
         THUDM/ChatGLM2-6B, ptuning/main.py, ``preprocess_function_eval`` and ``compute_metrics``.
     """
     ours = cast("TextTokenizer", tokenizer)
-    # A token is at least a byte, so this limit cuts nothing; 64 leaves room for the tokens in front.
-    whole = encode_reference_row(ours, reference, len(reference.encode()) + 64)
+    whole = encode_reference_row(ours, reference, _no_limit(reference))
     if tokenizer.unk_token_id in whole[len(ours.prefix_ids) :]:
 
         def fits(length: int) -> bool:

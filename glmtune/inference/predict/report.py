@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glmtune.files import json_text, write_text_atomically
 from glmtune.inference.predict.predictions import Prediction
 from glmtune.metrics.significance import Difference
+from glmtune.storage.files import json_text, write_text_atomically
 from glmtune.tables import named_values
 
 if TYPE_CHECKING:
@@ -19,25 +19,50 @@ SHOWN_SAMPLES = 3
 """Rows printed in full: enough to see whether answers make sense, few enough to stay on a screen."""
 
 
-def samples_table(predictions: Sequence[Prediction], before: Sequence[Prediction] | None = None) -> Table:
+def samples_table(predictions: Sequence[Prediction]) -> Table:
     """Lay out some rows in full, spread evenly over the data.
 
     Args:
         predictions: all rows.
-        before: the same rows answered without the prefix, if they were.
     """
     shown: list[tuple[str, str]] = []
-    num_shown = min(SHOWN_SAMPLES, len(predictions))
-    for number in range(num_shown):
-        place = number * len(predictions) // num_shown
+    for place in _shown_places(len(predictions)):
         row = predictions[place]
-        parts = [("prompt", row.prompt), ("reference", row.reference)]
-        if before is not None:
-            parts.append(("before", before[place].prediction))
-        parts.append(("prediction" if before is None else "after", row.prediction))
+        parts = [("prompt", row.prompt), ("reference", row.reference), ("prediction", row.prediction)]
         shown += [(f"{row.row} {name}", text.strip()) for name, text in parts if text is not None]
         shown.append(("", ""))  # a blank line between rows
     return named_values(shown[:-1], title="samples")
+
+
+def before_and_after(before: Sequence[Prediction], after: Sequence[Prediction]) -> Table:
+    """Lay out some rows, spread evenly over the data, as the base and the tuned model answered them.
+
+    Args:
+        before: all rows, answered without the prefix or adapter.
+        after: the same rows, answered with it.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from glmtune.terminal.console import plain
+
+    columns = ("prompt", "before", "after")
+    table = Table(title="samples", title_justify="left", box=SIMPLE_HEAD, show_lines=True)
+    has_references = any(row.reference is not None for row in after)
+    for heading in (*columns, *["reference"] * has_references):
+        table.add_column(heading, overflow="fold", ratio=1)
+    for place in _shown_places(len(after)):
+        row = after[place]
+        # The frame around a question is the same in all rows, and a column is narrow.
+        prompt = f"{row.row}: {' '.join(row.prompt.split())}"
+        cells = [prompt, before[place].prediction, row.prediction]
+        table.add_row(*(plain(text.strip()) for text in (*cells, *[row.reference or ""] * has_references)))
+    return table
+
+
+def _shown_places(num_rows: int) -> list[int]:
+    num_shown = min(SHOWN_SAMPLES, num_rows)
+    return [number * num_rows // num_shown for number in range(num_shown)]
 
 
 def write_comparison(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from glmtune.errors import DataError
-from glmtune.files import json_text, write_error, write_text_atomically
 from glmtune.inference.predict.predictions import (
     IDENTITY_NAME,
     PREDICTIONS_NAME,
@@ -18,16 +18,28 @@ from glmtune.inference.predict.predictions import (
     refuse_twins,
 )
 from glmtune.inference.settings import GenerationSettings
-from glmtune.journal import Journal, make_run_folder, refuse_other_run
+from glmtune.storage.checksums import json_with_checksum
+from glmtune.storage.files import json_text, write_error, write_text_atomically
+from glmtune.storage.journal import Journal, make_run_folder, refuse_other_run
 
+LOGGER = logging.getLogger(__name__)
 RESULTS_NAME = "predict_results.json"
+BASE_FOLDER = "base"
+"""In the folder of a run: the same questions answered without what was tuned."""
+DEFAULTS = {"prefix_strength": 1.0, "adapter_scale": 1.0, "use_switch": True}
+"""Parts of the identity that a run does not name which was begun before there was a choice."""
 DECIDING = (
-    "model_fingerprint", "prefix_sha256", "adapter_sha256", "template", "dtype", "data_fingerprint",
-    "num_rows", "max_source_length", "max_target_length", "source_prefix", "generation",
+    "model_fingerprint", "prefix_sha256", "adapter_sha256", *DEFAULTS, "template", "dtype",
+    "data_fingerprint", "num_rows", "max_source_length", "max_target_length", "source_prefix", "generation",
 )  # fmt: skip
 """What a run must share with the rows already there.
 
 The rest of the identity is for people: a model that was renamed or data that was moved give the same answers.
+"""
+
+DRAWING = 2
+"""How sampled answers come from seed and row: under another number the same seed gives other answers, and
+rows of both must not be mixed. 1 (its runs do not name it): drawn in transformers' `generate`; 2: the engine.
 """
 
 
@@ -54,6 +66,9 @@ class RunIdentity:
         pre_seq_len: length of the prefix, 0 without one.
         adapter: folder of the LoRA adapter, empty without one.
         adapter_sha256: of its files, empty without one.
+        prefix_strength: how much the prefix counted.
+        adapter_scale: what the adapter was multiplied by.
+        use_switch: False where a switch that is there was ignored.
     """
 
     model: str
@@ -74,6 +89,9 @@ class RunIdentity:
     pre_seq_len: int = 0
     adapter: str = ""
     adapter_sha256: str = ""
+    prefix_strength: float = 1.0
+    adapter_scale: float = 1.0
+    use_switch: bool = True
 
 
 def deciding_settings(settings: GenerationSettings) -> dict[str, Any]:
@@ -91,6 +109,7 @@ def deciding_settings(settings: GenerationSettings) -> dict[str, Any]:
     if settings.do_sample:
         temperature, top_k, top_p = settings.sampling
         values |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": settings.seed}
+        values["drawing"] = DRAWING
     return values
 
 
@@ -98,10 +117,28 @@ def open_journal(folder: Path) -> Journal:
     """Make the folder of a run and lock its predictions file; a context manager.
 
     Raises:
-        ConfigError: the folder cannot be written, or another process predicts into it.
+        ConfigError: the folder cannot be written, holds something else, or is that of another process.
     """
-    make_run_folder(folder)
+    make_run_folder(folder, _is_predictions, result="predictions")
     return Journal(folder / PREDICTIONS_NAME)
+
+
+def _is_predictions(folder: Path) -> bool:
+    # The untuned base answers first, into a folder inside.
+    return any(
+        (place / IDENTITY_NAME).is_file() or _begins_as_ours(place / PREDICTIONS_NAME)
+        for place in (folder, folder / BASE_FOLDER)
+    )
+
+
+def _begins_as_ours(predictions: Path) -> bool:
+    """Say whether a file of that name, which other tools write too, has a row of ours first."""
+    try:
+        with predictions.open("rb") as file:
+            parse_prediction(file.readline().decode("utf-8-sig"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def answered_rows(journal: Journal, identity: RunIdentity, *, resume: str = "auto") -> list[Prediction]:
@@ -113,11 +150,11 @@ def answered_rows(journal: Journal, identity: RunIdentity, *, resume: str = "aut
         resume: ``auto`` keeps the rows there, ``never`` deletes them and starts again.
 
     Returns:
-        The rows that are already answered; a half-written last one is dropped.
+        The rows that are already answered; a half-written last one is dropped, damaged ones set aside.
 
     Raises:
         ConfigError: the rows there come from another model, prefix, data set or generation.
-        DataError: the rows there cannot be read, answer a row twice, or one that the data does not have.
+        DataError: the rows there answer a row twice, or one that the data does not have.
     """
     path = journal.path
     if resume == "never":
@@ -126,21 +163,24 @@ def answered_rows(journal: Journal, identity: RunIdentity, *, resume: str = "aut
                 path.with_name(name).unlink(missing_ok=True)
         except OSError as error:
             raise write_error(path, error) from error
-    done, _ = journal.repair(parse_prediction, begin_anew="resume=never")
+    content = journal.repair(parse_prediction)
+    for note in content.notes(path):
+        LOGGER.warning("%s", note)
+    done = content.entries
     refuse_twins(done, path)
     if done:
         there, here = identity_beside(path), asdict(identity)
         refuse_other_run(
             path,
             f"{len(done)} rows",
-            # A run begun before there were adapters does not name one.
-            None if there is None else {name: there.get(name, "") for name in DECIDING},
+            # A run begun before there were adapters, strengths or switches does not name one.
+            None if there is None else {name: there.get(name, DEFAULTS.get(name, "")) for name in DECIDING},
             {name: here[name] for name in DECIDING},
             identity_name=IDENTITY_NAME,
             way_out="Continue with the same, choose another `output_dir`, or delete these rows with"
             " `resume=never`.",
         )
-    write_text_atomically(path.with_name(IDENTITY_NAME), json_text(asdict(identity)))
+    write_text_atomically(path.with_name(IDENTITY_NAME), json_text(json_with_checksum(asdict(identity))))
     foreign = [prediction.row for prediction in done if not 0 <= prediction.row < identity.num_rows]
     if foreign:
         raise DataError(

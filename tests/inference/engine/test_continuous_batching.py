@@ -7,9 +7,10 @@ import torch
 from transformers import GlmConfig, GlmForCausalLM
 
 from glmtune.errors import ConfigError, GlmtuneError
-from glmtune.inference.engine import continuous_batching, slots
+from glmtune.inference.engine.batching.continuous_batching import ContinuousBatch
 from glmtune.inference.engine.engine import Engine, EngineSettings
 from glmtune.inference.engine.model import EngineModel
+from glmtune.inference.engine.states.batch_states import BatchStates
 from glmtune.inference.engine.stop_text import StopText
 from glmtune.models.architectures import kv_cache
 
@@ -55,7 +56,7 @@ def alone(model, prompts):
     return {place: generate(model, [prompt], batch_size=1)[0] for place, prompt in enumerate(prompts)}
 
 
-def same(made, expected):
+def assert_same(made, expected):
     assert sorted(made) == sorted(expected)
     for place, text in made.items():
         other = expected[place]
@@ -68,7 +69,7 @@ def same(made, expected):
 
 @pytest.mark.parametrize(("batch_size", "read_tokens"), [(1, 4096), (2, 20), (5, 4096), (16, 1), (64, 4096)])
 def test_the_batch_changes_nothing(model, prompts, alone, batch_size, read_tokens):
-    same(generate(model, prompts, batch_size=batch_size, read_tokens=read_tokens), alone)
+    assert_same(generate(model, prompts, batch_size=batch_size, read_tokens=read_tokens), alone)
 
 
 def test_completions_differ_in_length_and_reason(alone):
@@ -80,7 +81,7 @@ def test_completions_differ_in_length_and_reason(alone):
 def test_stop_strings_cut_exactly(model, prompts, alone):
     stop = ("xy", "q", "bcdefghijk")
     made = generate(model, prompts, batch_size=7, stop=stop)
-    same(made, {i: generate(model, [prompt], stop=stop)[0] for i, prompt in enumerate(prompts)})
+    assert_same(made, {i: generate(model, [prompt], stop=stop)[0] for i, prompt in enumerate(prompts)})
     assert {text.stop_reason for text in made.values()} >= {"stop", "length"}
     for place, text in made.items():
         whole = decode(alone[place].token_ids)
@@ -140,7 +141,7 @@ ERRORS = [
 @pytest.mark.parametrize("error", ERRORS, ids=["cuda", "cpu", "python"])
 def test_out_of_memory_halves_and_goes_on(model, prompts, alone, monkeypatch, caplog, error):
     scarce = Scarce(monkeypatch, 3, error)
-    same(generate(model, prompts, batch_size=16), alone)
+    assert_same(generate(model, prompts, batch_size=16), alone)
     assert max(rows for rows, _ in scarce.sizes) > 3
     assert sum(rows > 3 for rows, _ in scarce.sizes) < 20  # it learns
     assert "Out of memory" in caplog.text
@@ -158,15 +159,14 @@ def test_rows_sent_back_keep_what_they_have(model, prompts, alone, monkeypatch, 
         return real(self, tokens, positions, states)
 
     monkeypatch.setattr(EngineModel, "step", step)
-    monkeypatch.setattr(continuous_batching, "SPARSE_FRAC", 1.0)
-    same(generate(model, prompts, batch_size=16), alone)
+    assert_same(generate(model, prompts, batch_size=16), alone)
     useful = sum(text.num_new_tokens for text in alone.values())
     assert sum(generated) < 1.3 * useful  # no token is generated twice
 
 
 def test_the_requests_that_got_least_far_go_back(model, prompts, alone, monkeypatch):
     """What goes back is read again, prompt and generated tokens: the furthest would cost most."""
-    real, retreat = EngineModel.step, continuous_batching.ContinuousBatch._retreat_from_step
+    real, retreat = EngineModel.step, ContinuousBatch._retreat_from_step
     count, seen = [0], []
 
     def step(self, tokens, positions, states):
@@ -175,17 +175,15 @@ def test_the_requests_that_got_least_far_go_back(model, prompts, alone, monkeypa
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, tokens, positions, states)
 
-    def spy(batch):
-        before = {slot: row for slot, row in enumerate(batch._slots) if row is not None}
-        lengths = {row.index: len(row.generated) for row in before.values()}
-        retreat(batch)
-        kept = [lengths[row.index] for row in batch._slots if row is not None]
-        gone = [lengths[row.index] for slot, row in before.items() if batch._slots[slot] is None]
-        seen.append((sorted(kept), sorted(gone)))
+    def spy(batch, rows):
+        before = {row: len(row.generated) for row in batch._running_rows}
+        retreat(batch, rows)
+        kept = [before.pop(row) for row in batch._running_rows]
+        seen.append((sorted(kept), sorted(before.values())))
 
     monkeypatch.setattr(EngineModel, "step", step)
-    monkeypatch.setattr(continuous_batching.ContinuousBatch, "_retreat_from_step", spy)
-    same(generate(model, prompts, batch_size=8), alone)
+    monkeypatch.setattr(ContinuousBatch, "_retreat_from_step", spy)
+    assert_same(generate(model, prompts, batch_size=8), alone)
     assert len(seen) == 2
     for kept, gone in seen:
         assert len(kept) == (len(kept) + len(gone)) // 2
@@ -204,22 +202,22 @@ def test_slots_that_cannot_grow_stay_as_they_were(model, prompts, alone, monkeyp
         return real(*arguments)
 
     monkeypatch.setattr(kv_cache, "_larger", grown)
-    same(generate(model, prompts, batch_size=16, read_tokens=400), alone)
+    assert_same(generate(model, prompts, batch_size=16, read_tokens=400), alone)
     assert count[0] > max(failing)
 
 
 @pytest.mark.parametrize("failing", [{1}, {1, 2}, {3}])
 def test_slots_that_cannot_be_packed_stay_as_they_were(model, prompts, alone, monkeypatch, failing):
-    count, real = [0], slots.SlotStates.keep
+    count, real = [0], BatchStates.tighten
 
-    def keep(self, places):
+    def tighten(self, *, keep_room):
         count[0] += 1
         if count[0] in failing:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        real(self, places)
+        real(self, keep_room=keep_room)
 
-    monkeypatch.setattr(slots.SlotStates, "keep", keep)
-    same(generate(model, prompts, batch_size=16), alone)
+    monkeypatch.setattr(BatchStates, "tighten", tighten)
+    assert_same(generate(model, prompts, batch_size=16), alone)
     assert count[0] >= max(failing)
 
 

@@ -9,6 +9,9 @@ import torch
 
 from glmtune.inference.engine import model as engine_model
 from glmtune.inference.engine.engine import Engine, EngineSettings
+from glmtune.inference.engine.reading import Before
+from glmtune.inference.engine.states.batch_states import BatchStates
+from glmtune.inference.engine.states.rows import NewRow
 from glmtune.loading import load_model
 from glmtune.models.load import load_official
 from glmtune.prefix.attach import attach_prefix, prefix_of
@@ -17,6 +20,7 @@ from tests.inference.engine.cases import (
     FAMILIES,
     GOLDEN,
     ORACLES,
+    WORDS,
     plain_generate,
     plain_logits,
     shared_prompts,
@@ -84,6 +88,36 @@ def test_every_generation(name):
     made = check(model, shared_prompts(model.config))
     if name not in ("chatglm-1d", "chatglm-march"):  # these two repeat one token whatever they read
         assert len({text.token_ids for text in made.values()}) > 3
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize("with_prefix", [False, True])
+def test_logits_of_every_step_are_those_of_the_whole_text(name, with_prefix):
+    """Tokens alone would not tell: a model may choose the same ones at wrong positions."""
+    model = load(name)
+    if with_prefix:
+        attach(model, projection=False)
+    engine, states = engine_model.EngineModel(model), BatchStates()
+    rows = [list(prompt) for prompt in shared_prompts(model.config)[:4]]
+    reading = engine.read(rows, [Before()], keep=True)
+    states.add(
+        [
+            NewRow(reading.layers_of(place), len(row), len(row) + 9, None, None)
+            for place, row in enumerate(rows)
+        ]
+    )
+    logits = engine.logits(reading.last_hidden_BD)
+    positions, steps = reading.positions.unbind(1)
+    for number in range(5):
+        for row, found in zip(rows, logits, strict=True):
+            torch.testing.assert_close(found, plain_logits(model, row), atol=1e-4, rtol=1e-5)
+        tokens = [WORDS[(7 * number + 3 * place) % len(WORDS)] for place in range(len(rows))]
+        rows = [[*row, token] for row, token in zip(rows, tokens, strict=True)]
+        order = states.order  # of the rows, in which the states compute them
+        hidden = engine.step([[tokens[row_id]] for row_id in order], positions[order][..., None], states)
+        states.advance()
+        logits = engine.logits(hidden[:, 0])[[order.index(place) for place in range(len(rows))]]
+        positions = positions + steps
 
 
 @pytest.mark.parametrize("folder", ORACLES)

@@ -8,7 +8,6 @@ import os
 import pytest
 
 from glmtune.errors import ConfigError, DataError, GlmtuneError
-from glmtune.files import write_text_atomically
 from glmtune.inference.predict.predictions import (
     Prediction,
     find_predictions,
@@ -16,7 +15,8 @@ from glmtune.inference.predict.predictions import (
     parse_prediction,
     read_predictions,
 )
-from glmtune.journal import Journal
+from glmtune.storage.files import write_text_atomically
+from glmtune.storage.journal import Journal
 
 ROW = Prediction(
     row=3, prediction="好看\u2028的裤子", reference="好看", prompt="问：裤子\n\n答：", stop_reason="eos",
@@ -32,7 +32,7 @@ def official(path, *pairs, join="\n"):
 
 def repaired(path):
     with Journal(path) as journal:
-        return journal.repair(parse_prediction, begin_anew="resume=never")[0]
+        return journal.repair(parse_prediction).entries
 
 
 def test_rows_come_back_as_they_were_written(tmp_path):
@@ -85,8 +85,8 @@ def test_unfinished_last_line_is_dropped_from_the_journal(tmp_path):
         ('{"text": "a"}', r"line 1: the fields `prediction` and `reference`.*fields are: text"),
         ("[1]", r"line 1: a JSON object is needed, not list"),
         ('{"labels": 5, "predict": "b"}', r"line 1: `labels` is 5, but it must be a text"),
-        ('{"prediction": "a", "reference": "b", "row": "x"}', r"line 1: `row` is 'x', but it must be an integer"),
-        ('{"prediction": "a", "reference": "b", "num_new_tokens": null}', r"`num_new_tokens` is None"),
+        ('{"prediction": "a", "reference": "b", "row": "x"}', r"line 1: `row` is \"x\", but it must be the number of a row"),
+        ('{"prediction": "a", "reference": "b", "num_new_tokens": null}', r"`num_new_tokens` is null"),
         ("1\n2\n3\n", r"line 1: a JSON.*2 more bad lines: line 2: .*line 3"),
         ("", r"holds no predictions"),
         ('{"prediction":"a","reference":"b","row":4}\n{"prediction":"a","reference":"b","row":4}', "row 4 occurs twice"),
@@ -142,3 +142,17 @@ def test_identity_is_read_if_there_is_one(tmp_path):
         identity.write_text(text)
         with pytest.raises(DataError, match=message):
             identity_beside(file)
+
+
+def test_predictions_of_llama_factory(tmp_path):
+    path = tmp_path / "generated_predictions.jsonl"
+    rows = [{"prompt": "问", "predict": "好", "label": "好看"}, {"prompt": "", "predict": "", "label": "x"}]
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    found = read_predictions(path)
+    assert [(row.row, row.prompt, row.prediction, row.reference) for row in found] == [
+        (0, "问", "好", "好看"),
+        (1, "", "", "x"),
+    ]
+    path.write_text('{"predict": "a", "label": 3}')
+    with pytest.raises(DataError, match="label"):
+        read_predictions(path)

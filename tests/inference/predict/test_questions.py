@@ -99,6 +99,6 @@ def test_rows_that_cannot_fit_are_reported_or_skipped(tiny_tokenizer, tmp_path):
                           {"role": "assistant", "content": "好"}]},
             {"messages": [{"role": "user", "content": "好"}, {"role": "assistant", "content": "好"}]}]  # fmt: skip
     with pytest.raises(DataError, match=r"line 1: the prompt cannot be shortened.*64 tokens"):
-        questions(tiny_tokenizer, settings(tmp_path, rows))
-    kept = questions(tiny_tokenizer, settings(tmp_path, rows, on_bad_row="skip"))
+        questions(tiny_tokenizer, settings(tmp_path, rows, max_source_length=64))
+    kept = questions(tiny_tokenizer, settings(tmp_path, rows, max_source_length=64, on_bad_row="skip"))
     assert [question.row for question in kept] == [0]

@@ -54,6 +54,8 @@ def test_never_starts_again(tmp_path):
         ({"data_fingerprint": "e"}, r'data_fingerprint: "d" there, "e" now'),
         ({"model_fingerprint": "n"}, r'model_fingerprint: "m" there, "n" now'),
         ({"prefix_sha256": "p"}, r'prefix_sha256: "" there, "p" now'),
+        ({"prefix_strength": 0.5}, r"prefix_strength: 1.0 there, 0.5 now"),
+        ({"adapter_scale": 2.0}, r"adapter_scale: 1.0 there, 2.0 now"),
         ({"max_target_length": 128}, r"max_target_length: 64 there, 128 now"),
         (
             {"generation": deciding_settings(GenerationSettings(max_new_tokens=9))},
@@ -68,12 +70,24 @@ def test_rows_of_another_run_are_refused(tmp_path, change, message):
         opened(tmp_path, dataclasses.replace(IDENTITY, **change))
 
 
+def test_rows_drawn_in_another_way_are_refused(tmp_path):
+    """The same seed gives other answers there: runs begun before the engine drew do not name the way."""
+    sampling = deciding_settings(GenerationSettings(do_sample=True))
+    older = {name: value for name, value in sampling.items() if name != "drawing"}
+    opened(tmp_path, dataclasses.replace(IDENTITY, generation=older))
+    append(tmp_path, ROW)
+    with pytest.raises(ConfigError, match=r'generation: .* there, .*"drawing": 2.* now.*resume=never'):
+        opened(tmp_path, dataclasses.replace(IDENTITY, generation=sampling))
+    assert opened(tmp_path, dataclasses.replace(IDENTITY, generation=older)) == [ROW]
+
+
 def test_names_paths_and_batch_sizes_do_not_matter(tmp_path):
     opened(tmp_path, IDENTITY)
     append(tmp_path, ROW)
     moved = dataclasses.replace(IDENTITY, model="other/name", data="elsewhere.json", glmtune_version="2")
     assert opened(tmp_path, moved) == [ROW]
     assert deciding_settings(GenerationSettings(batch_size=1, seed=5)) == IDENTITY.generation
+    assert "drawing" not in IDENTITY.generation  # greedy answers are drawn by nobody
     sampling = deciding_settings(GenerationSettings(do_sample=True, seed=5))
     assert (sampling["seed"], sampling["top_p"], sampling["temperature"]) == (5, 0.7, 0.95)
 
@@ -100,3 +114,14 @@ def test_unwritable_folder_is_reported(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ConfigError, match="cannot be written"):
         opened(tmp_path, IDENTITY)
+
+
+def test_rows_from_before_there_were_strengths_count_as_tuned(tmp_path):
+    opened(tmp_path, IDENTITY)
+    append(tmp_path, ROW)
+    file = tmp_path / "predict_config.json"
+    values = json.loads(file.read_text())
+    for name in ("prefix_strength", "adapter_scale", "checksum"):
+        del values[name]
+    file.write_text(json.dumps(values))
+    assert opened(tmp_path, IDENTITY) == [ROW]

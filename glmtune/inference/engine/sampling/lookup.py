@@ -1,0 +1,71 @@
+"""Guessing the next tokens from what stands in the prompt and the answer already.
+
+Answers repeat their prompts (summaries, code that is changed, quotations) and themselves. So the tokens that
+followed the last ones earlier are a guess at what follows now; the engine reads them all at once and keeps
+those that the model itself would have chosen. A wrong guess costs its share of that step, but no answer
+changes.
+
+Source:
+    Prompt lookup decoding, A. Saxena 2023 (n-grams of the prompt instead of a draft model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+SIZES = (3, 2)
+"""Lengths of the runs of tokens that are looked up, the longer first. A run of one token says too little:
+most guesses would be wrong, and every one of them is computed."""
+_TOKEN_BITS = 20  # of an id in a key; vocabularies have up to 151,552
+
+
+class TokenLookup:
+    """The tokens of a request, and where each run of a few of them stood last."""
+
+    # A run is entered only once the token behind it is known, so a look-up never finds the end itself. Runs
+    # are keyed by one whole number, which takes a third of the memory of a tuple.
+
+    def __init__(self, token_ids: Iterable[int] = ()) -> None:
+        """Start with the tokens of a prompt."""
+        self._tokens: list[int] = []
+        self._after: tuple[dict[int, int], ...] = tuple({} for _ in SIZES)
+        for token_id in token_ids:
+            self.add(token_id)
+
+    def __len__(self) -> int:
+        """Number of tokens known."""
+        return len(self._tokens)
+
+    def add(self, token_id: int) -> None:
+        """Take the next token, in a time that does not depend on how many there are."""
+        for size, after in zip(SIZES, self._after, strict=True):
+            if len(self._tokens) >= size:
+                after[self._key(size)] = len(self._tokens)
+        self._tokens.append(token_id)
+
+    def propose(self, max_tokens: int) -> tuple[int, ...]:
+        """Return what followed the last tokens where they stood before; empty where they never did.
+
+        Args:
+            max_tokens: most tokens to return.
+        """
+        for size, after in zip(SIZES, self._after, strict=True):
+            place = after.get(self._key(size)) if len(self._tokens) >= size else None
+            if place is not None:
+                return self._copied(place, max_tokens)
+        return ()
+
+    def _copied(self, place: int, num: int) -> tuple[int, ...]:
+        # Where the earlier place is so near that its continuation reaches the end, the guess goes on with
+        # itself: the repetition of a repetition.
+        guess: list[int] = []
+        for offset in range(place, place + num):
+            known = offset - len(self._tokens)
+            guess.append(self._tokens[offset] if known < 0 else guess[known])
+        return tuple(guess)
+
+    def _key(self, size: int) -> int:
+        key = 0
+        for token_id in self._tokens[-size:]:
+            key = (key << _TOKEN_BITS) | token_id
+        return key
