@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from glmtune.adapter import find_adapter, load_adapter
 from glmtune.errors import CheckpointError, ConfigError
@@ -26,26 +25,37 @@ from glmtune.export.tensors import (
     stored_tensors,
 )
 from glmtune.export.tokenizer import fast_tokenizer, save_fast_tokenizer
-from glmtune.files import check_output, prepared_folder, write_json
+from glmtune.export.tuned import write_tuned_adapter, write_tuned_prefix
 from glmtune.models.checkpoints.config import PER_HEAD_KEY, official_config
 from glmtune.models.checkpoints.fingerprint import weights_fingerprint
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout, without_layout
 from glmtune.models.checkpoints.shard_writer import write_shards
 from glmtune.models.checkpoints.writing import official_tensors
+from glmtune.models.generation import release_generation
 from glmtune.models.load import build_model, load_config
 from glmtune.models.placeholders import build_of_placeholders
 from glmtune.models.releases.families import FAMILY_KEY, Family, family_of_config
 from glmtune.models.releases.source import resolve_source
-from glmtune.models.templates.renderer import template_for
-from glmtune.models.tokenizers.load import load_tokenizer_folder
+from glmtune.models.tokenizers.load import VOCABULARIES, load_tokenizer_folder
 from glmtune.prefix.attach import attach_prefix
-from glmtune.prefix.checkpoint import export_official_prefix, find_prefix, load_prefix
+from glmtune.prefix.checkpoint import check_official, export_official_prefix, find_prefix, load_prefix
+from glmtune.settings import check_strengths
+from glmtune.storage.files import (
+    check_output,
+    folder_error,
+    prepared_folder,
+    put_back,
+    real_place,
+    write_json,
+)
+from glmtune.storage.lock import lock_beside
+from glmtune.storage.manifest import write_manifest
+from glmtune.switch.model import switch_of
 from glmtune.version import __version__
 
 MARKER = "glmtune_export.json"
 """Written last into every export; only folders that hold it are ever replaced, see `check_output`."""
 PREFIX_FOLDER = "prefix_encoder"
-TOKENIZER_FILES = ("tokenizer.model", "ice_text.model", "tokenizer_config.json", "special_tokens_map.json")
 EXACT = 1e-5
 """Largest difference of logits, as a fraction of the largest logit, where the export keeps every number: what
 the order of summation changes in float32, as transformers' own classes need not compute in the order of
@@ -69,10 +79,13 @@ class ExportJob:
         output_dir: folder to appear.
         family: release line, None to detect it.
         prefix_path: a tuned prefix, as for `find_prefix`.
-        adapter_path: a LoRA adapter, as for `find_adapter`; merged into the weights.
+        adapter_path: a LoRA adapter, as for `find_adapter`; merged into the weights, or written alone.
         dtype: floating type of the weights; None keeps the stored one.
         max_shard_bytes: largest weight file.
         overwrite: replace an earlier export in ``output_dir``.
+        keep_chat_template: see `load_tokenizer_folder`; with ``official`` only.
+        prefix_strength: how much the prefix counts in the export; another than 1 with ``tuned`` only.
+        adapter_scale: what the LoRA is multiplied by before it is written.
     """
 
     source: str
@@ -84,6 +97,9 @@ class ExportJob:
     dtype: torch.dtype | None
     max_shard_bytes: int
     overwrite: bool
+    keep_chat_template: bool = False
+    prefix_strength: float = 1.0
+    adapter_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +109,11 @@ class Exported:
     Attributes:
         folder: where it lies.
         dtype: floating type of the weights.
-        num_bytes: of all weights (of the prefix alone with ``format=prefix``).
+        num_bytes: of all weights (with ``prefix`` and ``tuned``: of what was tuned).
         max_difference: largest difference of a logit between source and export, computed in float32.
         max_logit: largest logit of the source.
         limit: difference allowed.
+        left_out: what was tuned has, and the format cannot hold; "" for nothing.
     """
 
     folder: Path
@@ -105,6 +122,7 @@ class Exported:
     max_difference: float
     max_logit: float
     limit: float
+    left_out: str = ""
 
 
 class _Source:
@@ -138,10 +156,15 @@ class _Source:
         self.model = self._base_of_placeholders(job.source)
         self.weights, self.runnable, self.prefix = self.base, self.model, None
         if job.adapter_path is not None:
-            self.runnable = load_adapter(find_adapter(job.adapter_path), self.model)
+            self.adapter = find_adapter(job.adapter_path)
+            self.runnable = load_adapter(self.adapter, self.model, scale=job.adapter_scale)
             self.weights = merge_adapter(self.base, self.runnable)
         if job.prefix_path is not None:
-            self.prefix = load_prefix(find_prefix(job.prefix_path), self.model)
+            self.prefix_file = find_prefix(job.prefix_path)
+            self.prefix = load_prefix(self.prefix_file, self.model)
+            if job.format != "tuned":
+                check_official(self.prefix, str(self.prefix_file))  # which all other formats write
+            self.prefix.strength *= job.prefix_strength  # of the prefix itself from here on: it is written so
             attach_prefix(self.model, self.prefix)
         # After both: what they brought is real, and only placeholders are streamed.
         stream_weights(self.runnable, self.base)
@@ -175,10 +198,17 @@ def export(job: ExportJob, on_progress: OnProgress = lambda stage, done, total: 
         What was written, with the figures of the comparison.
 
     Raises:
-        ConfigError: the format cannot hold what was asked for, or ``output_dir`` is taken.
+        ConfigError: the format cannot hold what was asked for; ``output_dir`` is taken, or being written by
+            another process.
         CheckpointError: the source is damaged, or the export does not answer as its source does.
     """
-    final = job.output_dir.expanduser()
+    final = real_place(job.output_dir)
+    with lock_beside(final):
+        return _export_into(final, job, on_progress)
+
+
+def _export_into(final: Path, job: ExportJob, on_progress: OnProgress) -> Exported:
+    put_back(final)
     check_output(final, overwrite=job.overwrite, marker=MARKER, result="export")
     source = _Source(job, on_progress)
     if final.exists() and source.folder.resolve().is_relative_to(final.resolve()):
@@ -190,14 +220,26 @@ def export(job: ExportJob, on_progress: OnProgress = lambda stage, done, total: 
         with prepared_folder(final) as aside:
             num_bytes = WRITERS[job.format](source, aside, job)
             figures = _compare(source, aside, job)
-            exported = Exported(final, str(source.dtype).removeprefix("torch."), num_bytes, *figures)
+            exported = Exported(
+                final, str(source.dtype).removeprefix("torch."), num_bytes, *figures, _left_out(source, job)
+            )
+            if job.format == "official":  # the one that glmtune itself loads, and compares on loading
+                write_manifest(aside, {})
             write_json(aside / MARKER, _record(job, exported))  # only now is it an export
     except OSError as error:
-        raise CheckpointError(
-            f"`{final}` could not be written: {error}. What was there before is as it was. Free some "
-            "space, or give a folder you may write to."
-        ) from error
+        raise folder_error(final, error) from error
     return exported
+
+
+def _left_out(source: _Source, job: ExportJob) -> str:
+    """Say what of a switch: no format of others holds one, and merged weights cannot be switched off."""
+    if switch_of(source.runnable) is None or job.format == "tuned":
+        return ""
+    what = "prefix" if source.prefix is not None else "adapter"
+    return (
+        f"The {what} has a switch, which this format cannot hold: in the export it applies to every request. "
+        f"To keep the switch, take `format=tuned`, or load base and {what} side by side in glmtune."
+    )
 
 
 def _check_format(job: ExportJob, family: Family) -> None:
@@ -218,12 +260,40 @@ def _check_format(job: ExportJob, family: Family) -> None:
         )
     if job.format == "prefix" and job.prefix_path is None:
         raise ConfigError("`format` is `prefix`, but no prefix is given. Add `prefix_path=RUN`.")
+    if job.format == "tuned" and job.prefix_path is None and job.adapter_path is None:
+        raise ConfigError(
+            "`format` is `tuned`, but nothing tuned is given. Add `prefix_path=RUN` or `adapter_path=RUN`."
+        )
+    _check_strengths(job)
+
+
+def _check_strengths(job: ExportJob) -> None:
+    """Raise ConfigError for a strength or scale that nothing written could have."""
+    check_strengths(
+        prefix=job.prefix_path,
+        prefix_strength=job.prefix_strength,
+        adapter=job.adapter_path,
+        adapter_scale=job.adapter_scale,
+    )
+    for name in ("prefix_strength", "adapter_scale"):
+        if getattr(job, name) == 0:
+            raise ConfigError(
+                f"`{name}` is 0, which is the base, so nothing of what was tuned would be exported. Give a"
+                " number above 0, or export the base alone."
+            )
+    if job.prefix_strength != 1 and job.format != "tuned":
+        raise ConfigError(
+            f"`prefix_strength` is {job.prefix_strength:g}, but `format={job.format}` writes the official"
+            " pytorch_model.bin, which has no place for one (log strength is added to scores, which no keys"
+            " and values do). Use `format=tuned`: glmtune's own file of the prefix, which glmtune obeys; or"
+            " leave it out."
+        )
 
 
 def _write_transformers(source: _Source, folder: Path, job: ExportJob) -> int:
     config = native_values(source.config, source.dtype)
     write_json(folder / "config.json", config)
-    _write_generation(source, folder)
+    release_generation(source.folder, source.config).save_pretrained(str(folder))
     if (source.folder / "tokenizer.model").is_file():
         save_fast_tokenizer(fast_tokenizer(load_tokenizer_folder(source.folder, source.family)), folder)
     return _write_weights(source, source.weights, folder, job)
@@ -233,10 +303,13 @@ def _write_official(source: _Source, folder: Path, job: ExportJob) -> int:
     num_bytes = _write_weights(source, official_tensors(source.weights, source.config), folder, job)
     values = official_config(source.config, source.family)
     write_json(folder / "config.json", values | {"torch_dtype": str(source.dtype).removeprefix("torch.")})
-    _write_generation(source, folder)
-    for name in TOKENIZER_FILES:
-        if (source.folder / name).is_file():
-            shutil.copyfile(source.folder / name, folder / name)
+    release_generation(source.folder, source.config).save_pretrained(str(folder))
+    if any((source.folder / name).is_file() for name in VOCABULARIES):
+        # Written anew, not copied: the file of settings may name code, and hold templates, of anybody.
+        tokenizer = load_tokenizer_folder(
+            source.folder, source.family, keep_chat_template=job.keep_chat_template
+        )
+        tokenizer.save_pretrained(str(folder))
     if source.prefix is not None:
         _write_prefix(source, folder / PREFIX_FOLDER, job)
     return num_bytes
@@ -259,10 +332,17 @@ def _write_prefix(source: _Source, folder: Path, _: ExportJob) -> int:
     return export_official_prefix(source.prefix, folder, config=values).stat().st_size
 
 
+def _write_tuned(source: _Source, folder: Path, job: ExportJob) -> int:
+    if source.prefix is not None:
+        return write_tuned_prefix(source.prefix, source.prefix_file, folder)
+    return write_tuned_adapter(source.adapter, folder, job.adapter_scale)
+
+
 WRITERS: dict[str, Callable[[_Source, Path, ExportJob], int]] = {
     "transformers": _write_transformers,
     "official": _write_official,
     "prefix": _write_prefix,
+    "tuned": _write_tuned,
 }
 
 
@@ -282,25 +362,6 @@ def native_values(config: Any, dtype: torch.dtype) -> dict[str, Any]:
     if rope["rope_type"] != "default":
         values["rope_scaling"] = {"rope_type": rope["rope_type"], "factor": rope["factor"]}
     return dict(sorted(values.items()))
-
-
-def _write_generation(source: _Source, folder: Path) -> None:
-    """Write generation_config.json: the source's own if it has one, with all ids that end an answer."""
-    if (source.folder / "generation_config.json").is_file():
-        generation = GenerationConfig.from_pretrained(str(source.folder))
-    else:
-        generation = source.model.generation_config
-    # Other engines know nothing of our templates, whose stop ids (role tokens) have to be named here.
-    # ChatGLM-6B, whose tokenizer file has another name, has one end id.
-    if (source.folder / "tokenizer.model").is_file():
-        tokenizer = load_tokenizer_folder(source.folder, source.family)
-        own = generation.eos_token_id
-        stops = [
-            *([own] if isinstance(own, int) else own or ()),
-            *template_for(tokenizer).stop_ids(tokenizer),
-        ]
-        generation.eos_token_id = list(dict.fromkeys(stops)) if len(set(stops)) > 1 else stops[0]
-    generation.save_pretrained(str(folder))
 
 
 def _compare(source: _Source, folder: Path, job: ExportJob) -> tuple[float, float, float]:
@@ -349,10 +410,22 @@ def _reload_prefix(source: _Source, folder: Path) -> PreTrainedModel:
     return _filled(model, source.base, folder)
 
 
+def _reload_tuned(source: _Source, folder: Path) -> PreTrainedModel:
+    # The base is that of the source, which was compared with what was tuned when it was read.
+    model = _placeholders(lambda: build_model(copy.deepcopy(source.config)))
+    if source.prefix is not None:
+        attach_prefix(model, load_prefix(folder, model, check_base=False))
+        return _filled(model, source.base, folder)
+    adapted = load_adapter(folder, model, check_base=False)
+    stream_weights(adapted, source.base)
+    return adapted  # pyright: ignore[reportReturnType]
+
+
 RELOADERS: dict[str, Callable[[_Source, Path], PreTrainedModel]] = {
     "transformers": _reload_transformers,
     "official": _reload_official,
     "prefix": _reload_prefix,
+    "tuned": _reload_tuned,
 }
 
 
@@ -367,6 +440,7 @@ def _filled(model: PreTrainedModel, weights: LazyTensors, folder: Path) -> PreTr
 
 
 def _record(job: ExportJob, exported: Exported) -> dict[str, Any]:
-    given = {name: getattr(job, name) for name in ("source", "format", "prefix_path", "adapter_path")}
+    names = ("source", "format", "prefix_path", "adapter_path", "prefix_strength", "adapter_scale")
+    given = {name: getattr(job, name) for name in names}
     figures = {name: value for name, value in asdict(exported).items() if name != "folder"}
     return given | figures | {"glmtune_version": __version__}

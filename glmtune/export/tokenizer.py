@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from glmtune.errors import CheckpointError
-from glmtune.models.releases.families import Family
+from glmtune.models.templates.jinja_forms import CHAT_TEMPLATES
 from glmtune.models.tokenizers.base import GlmTokenizer
 from glmtune.models.tokenizers.chatglm2_and_3 import SentencePieceGlmTokenizer
 from glmtune.models.tokenizers.glm4 import WORDS, ChatGLM4Tokenizer
@@ -25,31 +25,6 @@ PROBE_TEXTS = (
     "  Two blanks,\ttabs\n\nand line  breaks; naïve café №7 😀",
     "def f(x):\n    return x ** 2  # 12345",
 )
-_ROLES = "{{ '<|' + message.role + '|>' + (message.metadata or '') + '\\n' }}"
-_ASSISTANT = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-_ROUNDS = (
-    "[gMASK]<sop>{% if messages[0].role == 'system' %}{{ messages[0].content + '\\n\\n' }}"
-    "{% set messages = messages[1:] %}{% endif %}{% for message in messages %}{% if message.role == 'user' %}"
-    "{{ ('' if loop.first else '\\n\\n') + '[Round ' ~ (loop.index0 // 2 + 1) ~ ']\\n\\n问：' }}"
-    "{{ message.content }}"
-    "{% else %}{{ '\\n\\n答：' + message.content }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\\n\\n答：' }}{% endif %}"
-)
-CHAT_TEMPLATES = {
-    Family.CHATGLM2: _ROUNDS,
-    Family.CHATGLM2_32K: _ROUNDS,
-    # The blank is ChatGLM3's: line break and content are encoded each for itself, so each starts with one.
-    Family.CHATGLM3: "[gMASK]<sop>{% for message in messages %}"
-    + _ROLES
-    + "{{ ' ' + message.content }}{% endfor %}"
-    + _ASSISTANT,
-    Family.GLM4: "[gMASK]<sop>{% for message in messages if message.content %}"
-    + _ROLES
-    + "{{ message.content }}{% endfor %}"
-    + _ASSISTANT,
-}
-CHAT_TEMPLATES[Family.CHATGLM3_32K] = CHAT_TEMPLATES[Family.CHATGLM3]
-"""Jinja forms of our prompt templates; CodeGeeX2 has none, it completes code."""
 
 
 def fast_tokenizer(tokenizer: GlmTokenizer) -> PreTrainedTokenizerFast:

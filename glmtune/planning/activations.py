@@ -41,8 +41,8 @@ def block_bytes(work: Workload, *, is_lowest: bool = False) -> float:
         is_lowest: the first block; below it nothing is trained unless every weight is, so that its first norm
             and what comes before the attention keep nothing.
     """
-    kept = 2 * norm_bytes(work) + attention_bytes(work) + mlp_bytes(work) + linear_input_bytes(work)
-    kept += lora_bytes(work, is_lowest=is_lowest)
+    kept = 2 * norm_bytes(work) + mlp_bytes(work) + linear_input_bytes(work)
+    kept += attention_bytes(work, is_lowest=is_lowest) + lora_bytes(work, is_lowest=is_lowest)
     if (
         is_lowest and work.tune == "prefix"
     ):  # LoRA rotates queries that need a gradient, the lowest prefix none
@@ -69,7 +69,7 @@ def norm_bytes(work: Workload) -> float:
     return tokens * (4 * width + 4 + (work.residual_bytes * width if work.is_full else 0))
 
 
-def attention_bytes(work: Workload) -> float:
+def attention_bytes(work: Workload, *, is_lowest: bool = False) -> float:
     """Return the bytes kept by the attention itself, projections apart.
 
     Fused attention keeps queries and output ``c B N H Q`` each, keys and values ``c B M H (P + S)`` each, one
@@ -82,9 +82,19 @@ def attention_bytes(work: Workload) -> float:
 
     Eager attention keeps queries, repeated keys and values, and the weights ``B N S (P + S)`` in float32
     and, if that is not float32, in the type of the products.
+
+    A gated prefix stands before no tokens: it adds `gated_bytes`, and in the lowest block, where nothing that
+    is trained enters the tokens' own attention, that keeps nothing.
     """
+    if work.is_gated:
+        below = rotary_bytes(work) if is_lowest else _softmax_bytes(work, prefix_length=0)
+        return below + gated_bytes(work, is_lowest=is_lowest)
+    return _softmax_bytes(work, prefix_length=work.prefix_length)
+
+
+def _softmax_bytes(work: Workload, *, prefix_length: int) -> float:
     geometry, batch, size = work.geometry, work.batch, work.compute_bytes
-    rows, length, keys = batch.rows, batch.length, work.prefix_length + batch.length
+    rows, length, keys = batch.rows, batch.length, prefix_length + batch.length
     heads, width = geometry.num_heads, geometry.head_dim
     if work.attention == "eager":
         weights = rows * heads * length * keys * (4 + (size if size != 4 else 0))
@@ -94,13 +104,33 @@ def attention_bytes(work: Workload) -> float:
     shared = heads if is_masked or geometry.is_first else geometry.num_kv_heads
     numbers = 2 * heads * queries + 2 * shared * keys
     mask = rows * length * keys if is_masked else 0
-    if geometry.is_first and not work.prefix_length:
+    if geometry.is_first and not prefix_length:
         numbers += 2 * heads * length
     if geometry.is_first and not is_masked:
         answer = batch.num_labels // rows + 1
         mask = answer * keys
-        numbers += (2 if work.prefix_length else work.autocast) * heads * (keys - answer)
+        numbers += (2 if prefix_length else work.autocast) * heads * (keys - answer)
     return size * (rows * width * numbers + mask) + 4 * rows * heads * queries + rotary_bytes(work)
+
+
+def gated_bytes(work: Workload, *, is_lowest: bool = False) -> float:
+    """Return the bytes kept by attention over a gated prefix and by its gate.
+
+    The output ``c B N H S``, one float32 per query, keys and values ``c B K H P`` each, and the gate. Queries
+    are kept by the attention over tokens, but for the lowest block, where that keeps nothing.
+    """
+    assert work.prefix is not None
+    geometry, batch, size = work.geometry, work.batch, work.compute_bytes
+    heads, length = batch.rows * geometry.num_heads, work.prefix_length
+    outputs = size * heads * geometry.head_dim * batch.length * (2 if is_lowest else 1)
+    if work.attention == "eager":  # repeated keys and values, and the weights
+        states = 2 * size * heads * geometry.head_dim * length
+        sums = heads * batch.length * length * (4 + (size if size != 4 else 0))
+    else:
+        states = 2 * size * batch.rows * geometry.num_kv_heads * geometry.head_dim * length
+        sums = 4 * heads * batch.length
+    gates = geometry.num_heads * (4 + (size if size != 4 else 0))
+    return outputs + states + sums + gates
 
 
 def rotary_bytes(work: Workload) -> float:

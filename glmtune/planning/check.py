@@ -9,6 +9,7 @@ from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.planning.estimate import GIB, Estimate, estimate
 from glmtune.planning.geometry import Geometry, read_geometry
 from glmtune.planning.hardware import Hardware, detect_hardware, parse_hardware
+from glmtune.planning.lengths import with_lengths
 from glmtune.planning.search import Candidate, cheapest, fits
 from glmtune.planning.settings import PlanSettings
 from glmtune.planning.workload import Workload, workload_of
@@ -51,6 +52,7 @@ def make_plan(config: RunConfig, hardware: str | None = None, *, length: int | N
         ConfigError: unknown model or hardware, or settings that contradict the model.
         CheckpointError: the model's config.json cannot be used.
     """
+    config, lengths = with_lengths(config)
     source = config.model.source
     geometry = read_geometry(source, family=config.model.family, from_scratch=config.from_scratch)
     place = parse_hardware(hardware) if hardware is not None else detect_hardware(config.model.device)
@@ -58,10 +60,12 @@ def make_plan(config: RunConfig, hardware: str | None = None, *, length: int | N
     found = estimate(work)
     best = cheapest(config, geometry, place, length=length)
     is_enough = fits(found, place, work.sharding.per_node)
-    return Plan(geometry, place, work, found, is_enough, best, tuple(_notes(config)))
+    return Plan(geometry, place, work, found, is_enough, best, tuple(_notes(config, lengths)))
 
 
-def _notes(config: RunConfig) -> Iterator[str]:
+def _notes(config: RunConfig, lengths: str) -> Iterator[str]:
+    if lengths:
+        yield lengths
     if config.trainer.torch_compile:
         yield (
             "`trainer.torch_compile`: activations are counted as without it. Compiled layers keep fewer, so "

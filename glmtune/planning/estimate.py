@@ -109,26 +109,74 @@ def estimate(work: Workload) -> Estimate:
 
 
 def _moments(work: Workload) -> dict[str, Memory]:
-    states, geometry = states_of(work), work.geometry
-    held = Memory(weights=states.weights, optimizer=states.optimizer, snapshot=_snapshot_bytes(work))
+    held = _held(work)
+    late = _gradients(work)[1]
+    decoded = kept.decoded_bytes(work)
+    evaluation, eval_logits = kept.evaluation_bytes(work)
+    return {
+        **_pass_moments(work),
+        **_replay_moments(work),
+        "optimizer step": dataclasses.replace(held, gradients=late, buffers=_step_bytes(work)),
+        "evaluation": dataclasses.replace(held, activations=evaluation, logits=eval_logits, buffers=decoded),
+        "saving": dataclasses.replace(held, buffers=_saving_bytes(work)),
+        "loading": Memory(weights=_loading_bytes(work)),
+    }
+
+
+def _held(work: Workload) -> Memory:
+    states = states_of(work)
+    return Memory(weights=states.weights, optimizer=states.optimizer, snapshot=_snapshot_bytes(work))
+
+
+def _replay_moments(work: Workload) -> dict[str, Memory]:
+    """Return the moments of a pass of general rows, beside what the task's pass before it has kept.
+
+    Both are summed before the backward pass, which goes back through the later one first: of the task's pass
+    everything is there until that is done. With ``kl`` the base's logits stand beside those of the model.
+    """
+    if work.replay is None:
+        return {}
+    other = dataclasses.replace(work, batch=work.replay, replay=None)
+    kept_logits = kept.logits_bytes(work) / 3  # the log-softmax
+    of_base = kept.logits_bytes(other) * work.replays_kl
+    return {
+        f"replay, {name}": dataclasses.replace(
+            memory,
+            activations=memory.activations
+            + _kept_blocks(work)
+            + kept.prefix_bytes(work)
+            + kept.head_bytes(work),
+            logits=memory.logits + kept_logits + (of_base if name in ("loss", "head") else 0.0),
+        )
+        for name, memory in _pass_moments(other).items()
+    }
+
+
+def _kept_blocks(work: Workload) -> float:
+    """Return what all blocks keep for the backward pass."""
+    blocks = work.geometry.num_layers
+    if work.checkpointing:
+        return blocks * kept.checkpoint_bytes(work) + kept.prefix_states_bytes(work)
+    return kept.block_bytes(work, is_lowest=True) + (blocks - 1) * kept.block_bytes(work)
+
+
+def _pass_moments(work: Workload) -> dict[str, Memory]:
+    """Return the moments of one forward and backward pass."""
+    states, held = states_of(work), _held(work)
     early, late = _gradients(work)
     earlier = states.gradients if work.batch.accumulation > 1 or not work.is_full else 0.0
-    blocks = geometry.num_layers
     lowest, block = kept.block_bytes(work, is_lowest=True), kept.block_bytes(work)
-    outer = kept.prefix_bytes(work)
+    outer, all_blocks = kept.prefix_bytes(work), _kept_blocks(work)
     if work.checkpointing:
         entered, prefix = kept.checkpoint_bytes(work), kept.prefix_states_bytes(work)
         shared = entered if work.residual_bytes == 4 else 0.0  # the first norm keeps the block's input itself
-        all_blocks = blocks * entered + prefix
         top, bottom = all_blocks + block - shared, entered + prefix + lowest - shared
     else:
-        all_blocks = lowest + (blocks - 1) * block
         top, bottom = all_blocks, lowest
     inside, buffers = kept.block_moment_bytes(work), _buffers(work)
     casts, decoded = _cast_bytes(work), kept.decoded_bytes(work)
     kept_casts = casts if not work.checkpointing else 0.0  # autocast forgets them after the forward pass
     loss = all_blocks + outer + kept.head_bytes(work)
-    evaluation, eval_logits = kept.evaluation_bytes(work)
     return {
         "loss": dataclasses.replace(
             held,
@@ -150,10 +198,6 @@ def _moments(work: Workload) -> dict[str, Memory]:
         "lowest block": dataclasses.replace(
             held, gradients=late, activations=bottom + outer + inside, buffers=buffers + decoded
         ),
-        "optimizer step": dataclasses.replace(held, gradients=late, buffers=_step_bytes(work)),
-        "evaluation": dataclasses.replace(held, activations=evaluation, logits=eval_logits, buffers=decoded),
-        "saving": dataclasses.replace(held, buffers=_saving_bytes(work)),
-        "loading": Memory(weights=_loading_bytes(work)),
     }
 
 
@@ -223,7 +267,7 @@ def _step_bytes(work: Workload) -> float:
     sharding, trained = work.sharding, num_trained(work)
     if sharding.stage and sharding.offload_optimizer:
         return 0.0
-    if work.device == "cuda":
+    if work.device != "cpu":
         return 4.0 * trained / (sharding.num_processes if sharding.stage or sharding.fsdp else 1)
     return 2 * 4.0 * _widest_trained(work)
 

@@ -18,7 +18,7 @@ class Hardware:
     """Devices of one kind.
 
     Attributes:
-        device: ``cuda`` or ``cpu``.
+        device: ``cuda``, ``npu``, ``xpu`` or ``cpu``.
         num_nodes: machines.
         per_node: GPUs of a machine; 1 on a CPU (one process).
         device_bytes: memory of one GPU, or of the machine if it trains on its CPU.
@@ -50,7 +50,9 @@ class Hardware:
         nodes = "" if self.num_nodes == 1 else f"{self.num_nodes} machines with "
         gpus = f"{self.per_node} GPU{'s' if self.per_node > 1 else ''} of {size}"
         host = "" if self.host_bytes is None else f" and {self.host_bytes / GIB:.1f} GiB of host memory"
-        return f"{nodes}{gpus}{host}{' each' if self.num_nodes > 1 else ''} ({self.source})"
+        # What is no CUDA GPU is counted like one: its libraries and kernels take what theirs take, or so.
+        like = "" if self.device == "cuda" else f", {self.device.upper()}, estimated like a CUDA GPU"
+        return f"{nodes}{gpus}{host}{' each' if self.num_nodes > 1 else ''} ({self.source}{like})"
 
 
 def parse_hardware(text: str) -> Hardware:
@@ -91,24 +93,34 @@ def detect_hardware(device: str = "auto") -> Hardware:
     """Ask this machine.
 
     Args:
-        device: ``model.device``: ``cpu``, ``cuda`` and ``cuda:N`` choose, ``auto`` takes GPUs where there
-            are any.
+        device: ``model.device``: a kind and a kind with its number choose, ``auto`` takes what training
+            takes.
 
     Returns:
-        The visible GPUs (the smallest one's memory), or the memory of the machine as far as a container's
-        limit lets this process have it.
-    """
-    import torch
+        The visible GPUs (the smallest one's memory; of NPUs and XPUs one, as no more train together), or the
+        memory of the machine as far as a container's limit lets this process have it. MPS has no other
+        memory, so there the machine stands for it.
 
-    host = host_memory_bytes()
-    count = torch.cuda.device_count() if torch.cuda.is_available() and device != "cpu" else 0
-    if not count:
+    Raises:
+        ConfigError: there is no such device.
+    """
+    from glmtune.memory import WITH_OWN_MEMORY, total_bytes
+    from glmtune.models.devices import list_devices, training_device
+
+    host, chosen = host_memory_bytes(), training_device(device)
+    if chosen.type not in WITH_OWN_MEMORY:
         return Hardware(device="cpu", device_bytes=host, source="detected")
-    sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(count)]
-    if device.startswith("cuda:"):
-        sizes = [sizes[int(device.partition(":")[2])]]
+    there = [each for each in list_devices() if each.type == chosen.type]
+    if chosen.index is not None:
+        there = [chosen]
+    elif chosen.type != "cuda":
+        there = there[:1]
     return Hardware(
-        device="cuda", per_node=len(sizes), device_bytes=min(sizes), host_bytes=host, source="detected"
+        device=chosen.type,
+        per_node=len(there),
+        device_bytes=min(map(total_bytes, there)),
+        host_bytes=host,
+        source="detected",
     )
 
 

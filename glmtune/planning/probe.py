@@ -57,6 +57,8 @@ def measure_steps(plan: Plan, *, length: int | None = None) -> Probe:
     """
     import torch
 
+    from glmtune.memory import device_name, peak_bytes
+
     work = plan.work
     if not plan.fits or work.sharding.stage or work.sharding.fsdp:
         needed, there = plan.estimate.device.total / GIB, plan.hardware.device_bytes / GIB
@@ -77,13 +79,13 @@ def measure_steps(plan: Plan, *, length: int | None = None) -> Probe:
     # The first step allocates, compiles kernels and makes the optimizer's states; only the second is typical.
     _step(work, model, optimizer, batch)
     passing, updating = _step(work, model, optimizer, batch)
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+    peak = peak_bytes(device) if device.type != "cpu" else None
     return Probe(
-        device=torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+        device=device_name(device),
         pass_seconds=passing,
         update_seconds=updating,
         tokens=batch["input_ids"].numel(),
-        step_seconds=passing * work.batch.accumulation + updating,
+        step_seconds=passing * work.passes_per_step + updating,
         peak_bytes=peak,
     )
 
@@ -105,8 +107,9 @@ def _step(
 def _now(work: Workload) -> float:
     import torch
 
-    if work.device == "cuda":
-        torch.cuda.synchronize()  # kernels run behind: without it only their launch would be timed
+    from glmtune.memory import synchronize
+
+    synchronize(torch.device(work.device))  # kernels run behind: without it only their launch would be timed
     return time.perf_counter()
 
 
@@ -167,6 +170,7 @@ def _model(work: Workload) -> nn.Module:
             pre_seq_len=work.prefix.pre_seq_len,
             hidden_size=geometry.hidden_size if work.prefix.prefix_projection else None,
             embedding_width=geometry.hidden_size if geometry.is_first else None,
+            num_gates=geometry.num_heads if work.prefix.gate else None,
             dropout=work.prefix.dropout,
         )
         attach_prefix(model, encoder)

@@ -39,10 +39,10 @@ class PublishedMemory:
 
 def published_memory() -> tuple[PublishedMemory, ...]:
     """Return all reports."""
-    import yaml
+    from glmtune.storage.yaml_text import read_yaml
 
     file = INSTALLED if INSTALLED.is_file() else CHECKOUT
-    rows: list[dict[str, Any]] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = read_yaml(file)
     for row in rows:
         row["models"] = tuple(row["models"])
     return tuple(PublishedMemory(**row) for row in rows)

@@ -12,6 +12,7 @@ from glmtune.planning.estimate import GIB, Memory
 from glmtune.planning.probe import Probe
 from glmtune.planning.published import reports_for
 from glmtune.planning.states import num_trained
+from glmtune.planning.workload import Batch
 from glmtune.tables import TextTable
 
 PARTS = tuple(field.name for field in dataclasses.fields(Memory))
@@ -65,8 +66,14 @@ def summary_rows(plan: Plan) -> list[tuple[str, str]]:
             f"{batch.rows} rows of up to {batch.length:,} tokens x {batch.accumulation} passes x "
             f"{zero.num_processes} process{'es' if zero.num_processes > 1 else ''}",
         ),
+        *([] if work.replay is None else [("replay", _replay(work.replay, batch.accumulation))]),
         ("levers", levers),
     ]
+
+
+def _replay(replay: Batch, passes: int) -> str:
+    rows = f"{replay.rows} general row{'s' if replay.rows > 1 else ''} of up to {replay.length:,} tokens"
+    return f"{rows} beside {replay.accumulation} of {passes} passes"
 
 
 def published_table(plan: Plan) -> TextTable | None:

@@ -192,7 +192,7 @@ def _bases(config: RunConfig, geometry: Geometry) -> Sequence[tuple[str | None, 
 
 def _evaluations(config: RunConfig) -> Sequence[int]:
     asked = config.trainer.per_device_eval_batch_size
-    return [asked] if config.data.validation_file is None else sorted({asked, 1}, reverse=True)
+    return [asked] if not config.data.has_validation else sorted({asked, 1}, reverse=True)
 
 
 def _overrides(config: RunConfig, variant: RunConfig) -> Iterator[str]:

@@ -49,8 +49,8 @@ def num_trained(work: Workload) -> int:
     """Return how many numbers are trained.
 
     A prefix holds ``P x W`` numbers, W = L x 2 x K x H; re-parameterised it is an embedding ``[P, I]`` and
-    two layers I -> D -> W, where I is W, or D in the first generation (`glmtune.prefix.encoder`). An
-    adapter of rank r on a layer ``[O, I]`` holds r x (I + O).
+    two layers I -> D -> W, where I is W, or D in the first generation (`glmtune.prefix.encoder`); a gate adds
+    a number per layer and query head. An adapter of rank r on a layer ``[O, I]`` holds r x (I + O).
     """
     geometry = work.geometry
     if work.is_full:
@@ -61,11 +61,12 @@ def num_trained(work: Workload) -> int:
         )
     assert work.prefix is not None
     width = prefix_width(work)
+    gates = geometry.num_layers * geometry.num_heads if work.prefix.gate else 0
     if not work.prefix.prefix_projection:
-        return work.prefix_length * width
+        return work.prefix_length * width + gates
     inner = geometry.hidden_size if geometry.is_first else width
     hidden = geometry.hidden_size
-    return work.prefix_length * inner + (inner + 1) * hidden + (hidden + 1) * width
+    return work.prefix_length * inner + (inner + 1) * hidden + (hidden + 1) * width + gates
 
 
 def trained_bytes(work: Workload) -> int:

@@ -10,12 +10,15 @@ from glmtune.planning.geometry import Geometry
 from glmtune.planning.hardware import Hardware
 from glmtune.prefix.settings import PrefixSettings
 from glmtune.quantization.arithmetic.methods import EXTERNAL, METHODS, OPTIONAL
+from glmtune.retention.settings import rows_per_pass
 from glmtune.training.config import RunConfig
 from glmtune.training.distributed.deepspeed_settings import effective
 from glmtune.training.distributed.launch import LaunchSettings
 from glmtune.training.settings import LoraSettings
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+REPLAYED_PROMPT = 128
+"""Tokens reckoned for a general prompt; the shipped ones are shorter."""
 SMALL_MODEL = 1_000_000_000
 """Below so many parameters float16 checkpoints run in float32 on a CPU (`glmtune.models.load`)."""
 LINEARS_OF_LORA = ("query_key_value", "q_proj", "k_proj", "v_proj")
@@ -77,7 +80,7 @@ class Workload:
 
     Attributes:
         geometry: of the model.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu`` or the kind of GPU.
         weight_bytes: of one floating point weight as it is held while training.
         autocast: matrix products run in 16 bits over float32 weights.
         tune: ``full``, ``prefix`` or ``lora``.
@@ -88,6 +91,8 @@ class Workload:
         sharding: among processes.
         checkpointing: activations inside blocks are computed again instead of kept.
         optim: name of the optimizer.
+        replay: general rows beside a batch; its ``accumulation`` is the number of batches that have some.
+        replays_kl: they are compared with the base's probabilities, of a forward pass more.
         loads_in_parts: a process reads its part of the base only, one tensor after the other.
         saves_asynchronously: checkpoints are written beside training, from a copy.
         attention: ``sdpa`` (fused) or ``eager``.
@@ -105,6 +110,8 @@ class Workload:
     sharding: Sharding
     checkpointing: bool
     optim: str
+    replay: Batch | None = None
+    replays_kl: bool = False
     loads_in_parts: bool = False
     saves_asynchronously: bool = False
     attention: str = "sdpa"
@@ -115,6 +122,15 @@ class Workload:
         return self.tune == "full"
 
     @property
+    def passes_per_step(self) -> float:
+        """Passes of an optimizer step in passes of a task batch; those with general rows by their tokens."""
+        if self.replay is None:
+            return self.batch.accumulation
+        # A backward pass takes twice the time of a forward pass, so one forward pass more is a third more.
+        share = self.replay.num_tokens / self.batch.num_tokens * (4 / 3 if self.replays_kl else 1)
+        return self.batch.accumulation + self.replay.accumulation * share
+
+    @property
     def compute_bytes(self) -> int:
         """Of a number that comes out of a matrix product."""
         return 2 if self.autocast else self.weight_bytes
@@ -123,6 +139,11 @@ class Workload:
     def residual_bytes(self) -> int:
         """Of a number of the residual stream: the embedding's type, which autocast leaves."""
         return self.weight_bytes
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether what is trained is a prefix with a softmax of its own."""
+        return self.prefix is not None and self.prefix.gate
 
     @property
     def prefix_length(self) -> int:
@@ -172,6 +193,7 @@ def workload_of(
     method = config.model.method or geometry.quantization
     _check(config, geometry)
     weight_bytes = _weight_bytes(config, geometry, hardware)
+    sharding = _sharding(config, geometry, hardware)
     return Workload(
         geometry=geometry,
         device=hardware.device,
@@ -182,7 +204,9 @@ def workload_of(
         lora=config.lora,
         method=method,
         batch=batch_of(config, length),
-        sharding=_sharding(config, geometry, hardware),
+        replay=_replay(config, sharding.num_processes),
+        replays_kl=config.retain is not None and config.retain.loss == "kl",
+        sharding=sharding,
         checkpointing=config.trainer.gradient_checkpointing,
         optim=config.trainer.optim,
         loads_in_parts=config.loads_sharded and method is None,
@@ -199,6 +223,8 @@ def batch_of(config: RunConfig, length: int | None = None) -> Batch:
             can be.
     """
     data, trainer = config.data, config.trainer
+    assert data.max_source_length is not None  # see `with_lengths`
+    assert data.max_target_length is not None
     longest = data.packing_length if data.packing else data.max_source_length + data.max_target_length + 1
     # A pack is never longer than its setting; without packs a measured length is taken as it is, since the
     # data may be shorter than the settings allow.
@@ -214,8 +240,24 @@ def batch_of(config: RunConfig, length: int | None = None) -> Batch:
         length=length,
         num_labels=rows * labels,
         accumulation=trainer.gradient_accumulation_steps,
-        eval_rows=trainer.per_device_eval_batch_size if data.validation_file is not None else 0,
+        eval_rows=trainer.per_device_eval_batch_size if data.has_validation else 0,
         is_padded=rows > 1 or data.packing or data.pad_to_multiple_of > 1,
+    )
+
+
+def _replay(config: RunConfig, num_processes: int) -> Batch | None:
+    """Follow `glmtune.retention.replay`: general rows in as many batches as they can be spread over."""
+    if config.retain is None:
+        return None
+    accumulation = config.trainer.gradient_accumulation_steps
+    rows = config.retain.rows_of(config.trainer.per_device_train_batch_size * accumulation * num_processes)
+    each = rows_per_pass(rows, accumulation=accumulation, num_processes=num_processes)
+    return Batch(
+        rows=each,
+        length=REPLAYED_PROMPT + config.retain.max_new_tokens,
+        num_labels=each * config.retain.max_new_tokens,
+        accumulation=-(-rows // (each * num_processes)),
+        is_padded=True,
     )
 
 
@@ -238,7 +280,7 @@ def _precision(config: RunConfig, hardware: Hardware) -> str:
     """Follow `glmtune.training.arguments.compute_precision`: ``auto`` is bf16 for full tuning on a GPU."""
     if config.trainer.precision != "auto":
         return config.trainer.precision
-    return "bf16" if config.tune == "full" and hardware.device == "cuda" else "fp32"
+    return "bf16" if config.tune == "full" and hardware.device != "cpu" else "fp32"
 
 
 def _autocasts(config: RunConfig, hardware: Hardware, weight_bytes: int) -> bool:
@@ -248,8 +290,8 @@ def _autocasts(config: RunConfig, hardware: Hardware, weight_bytes: int) -> bool
 def _sharding(config: RunConfig, geometry: Geometry, hardware: Hardware) -> Sharding:
     """Follow `glmtune.training.distributed.launch`: as many processes as set, else one per GPU."""
     launch, settings = config.launch, config.deepspeed
-    per_node = launch.num_processes or (hardware.per_node if hardware.device == "cuda" else 1)
-    if hardware.device == "cuda" and per_node > hardware.per_node:
+    per_node = launch.num_processes or (hardware.per_node if hardware.device != "cpu" else 1)
+    if hardware.device != "cpu" and per_node > hardware.per_node:
         raise ConfigError(
             f"`launch.num_processes` is {per_node}, but a machine has {hardware.per_node} GPUs: every "
             "process needs one of its own. Lower it, or leave it out."

@@ -1,8 +1,9 @@
 """Attach a prefix to a base model, detach it, and freeze everything else.
 
 The decoder stack inside the causal LM gets the encoder as its submodule ``prefix_encoder`` and one forward
-hook, which hands the prefix to the layers as the keyword argument ``prefix_key_values``. Nothing is kept
-between forwards and nothing enters the generation cache; token positions are not shifted::
+hook, which hands the prefix to the layers as the keyword argument ``prefix_key_values`` (gates, if it has
+some, as ``prefix_gates``). Nothing is kept between forwards and nothing enters the generation cache; token
+positions are not shifted::
 
     model(input_ids)
       decoder stack   -- pre-hook: encoder computes [L, 2, P, K, H] once, adds it to the keyword arguments
@@ -45,7 +46,7 @@ class _Attachment:
         register_attention()  # a model unpickled in a fresh process finds our attention by name
 
 
-def attach_prefix(model: PreTrainedModel, encoder: PrefixEncoder) -> None:
+def attach_prefix(model: PreTrainedModel, encoder: PrefixEncoder, *, strength: float = 1.0) -> None:
     """Let every forward of a model see a prefix; a prefix attached before is detached first.
 
     The model's attention implementation is switched to our variant of the same one, the encoder moves to the
@@ -54,6 +55,7 @@ def attach_prefix(model: PreTrainedModel, encoder: PrefixEncoder) -> None:
     Args:
         model: a causal LM (or its decoder stack), mutated.
         encoder: becomes the submodule ``prefix_encoder`` of the decoder stack.
+        strength: of every forward that names none, see `set_strength`.
 
     Raises:
         ConfigError: the attention implementation cannot carry a prefix.
@@ -81,6 +83,26 @@ def attach_prefix(model: PreTrainedModel, encoder: PrefixEncoder) -> None:
     base.prefix_encoder = encoder.to(_embeddings(base).device).train(model.training)
     hook = base.register_forward_pre_hook(_hand_down_prefix, with_kwargs=True)
     setattr(base, _ATTACHMENT, _Attachment(hook, stock))
+    set_strength(model, strength)
+
+
+def set_strength(model: PreTrainedModel, strength: float) -> None:
+    """Choose how much the attached prefix counts wherever nothing else is asked for.
+
+    Args:
+        model: with a prefix, mutated.
+        strength: 1 is the prefix as its file has it, 0 the bare base; log of it is added to the scores of the
+            prefix's columns.
+    """
+    base: Any = _decoder(model)
+    base.prefix_strength = strength
+
+
+def strength_of(model: PreTrainedModel) -> float:
+    """Return how much the attached prefix counts where nothing is asked for, its file's own included."""
+    encoder = prefix_of(model)
+    assert encoder is not None
+    return encoder.strength * float(getattr(_decoder(model), "prefix_strength", 1.0))
 
 
 def detach_prefix(model: PreTrainedModel) -> PrefixEncoder | None:
@@ -102,7 +124,7 @@ def detach_prefix(model: PreTrainedModel) -> PrefixEncoder | None:
     if model.config._attn_implementation == WITH_PREFIX[attachment.stock_attention]:
         model.set_attn_implementation(attachment.stock_attention)
     delattr(base, _ATTACHMENT)
-    del base.prefix_encoder
+    del base.prefix_encoder, base.prefix_strength
     return encoder
 
 
@@ -114,12 +136,13 @@ def prefix_of(model: PreTrainedModel) -> PrefixEncoder | None:
 @contextmanager
 def without_prefix(model: PreTrainedModel) -> Generator[None]:
     """Run a block with the bare base, then put the same prefix back (also after an error)."""
+    strength = getattr(_decoder(model), "prefix_strength", 1.0)
     encoder = detach_prefix(model)
     try:
         yield
     finally:
         if encoder is not None:
-            attach_prefix(model, encoder)
+            attach_prefix(model, encoder, strength=strength)
 
 
 def freeze_base(model: PreTrainedModel) -> int:
@@ -159,15 +182,30 @@ def _listed(names: Iterable[str]) -> str:
 def _hand_down_prefix(
     base: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Forward pre-hook of the decoder stack: add ``prefix_key_values`` for this batch to its arguments."""
+    """Forward pre-hook of the decoder stack: add ``prefix_key_values`` for this batch to its arguments.
+
+    ``prefix_strength`` comes as a keyword of the same forward, or is that of the model; it goes on to the
+    layers beside the prefix, or into the gates of a gated one, ``prefix_gates``. So does ``tuned_rows``, bool
+    ``[B]``: rows where it is False do not see the prefix.
+    """
     _check_can_carry(base)
+    encoder: Any = base.prefix_encoder
+    kwargs = dict(kwargs)
+    strength: float = encoder.strength * kwargs.pop("prefix_strength", base.prefix_strength)
+    if strength == 0:  # log 0: no weight at all, so the layers see no prefix
+        kwargs.pop("tuned_rows", None)
+        return args, kwargs
     input_ids: Tensor | None = kwargs.get("input_ids", args[0] if args else None)
     inputs: Tensor = kwargs["inputs_embeds"] if input_ids is None else input_ids
     # Quantized embeddings do not tell the floating type; attention casts once more in any case.
     weight = _embeddings(base)
     dtype = weight.dtype if weight.is_floating_point() else torch.float32
-    encoder: Any = base.prefix_encoder
-    return args, {**kwargs, "prefix_key_values": encoder.layer_states(inputs.shape[0], dtype)}
+    kwargs["prefix_key_values"] = encoder.layer_states(inputs.shape[0], dtype)
+    if encoder.gate is not None:
+        kwargs["prefix_gates"] = encoder.layer_gates(strength)
+    elif strength != 1:
+        kwargs["prefix_strength"] = strength
+    return args, kwargs
 
 
 def _check_can_carry(base: nn.Module) -> None:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from glmtune.switch.rule import Switch
+
 LayerStates = tuple[tuple[Tensor, Tensor], ...]
 """One pair (keys, values) per layer, each ``[B, K, P, H]``."""
 
@@ -78,6 +80,7 @@ class PrefixEncoder(nn.Module):
         pre_seq_len: int,
         hidden_size: int | None = None,
         embedding_width: int | None = None,
+        num_gates: int | None = None,
         dropout: float = 0.1,
     ) -> None:
         """Create a randomly initialised prefix.
@@ -88,6 +91,8 @@ class PrefixEncoder(nn.Module):
             hidden_size: width of the projection's hidden layer, normally the base's; None: no projection.
             embedding_width: columns of the embedding under projection; None means ``L*2*K*H`` (ChatGLM2 and
                 later). ChatGLM-6B uses its hidden size.
+            num_gates: N, query heads of a layer: the prefix has a softmax of its own and a gate for each
+                (`glmtune.prefix.gate`); None: it has none.
             dropout: fraction of prefix keys and values dropped while training.
         """
         super().__init__()
@@ -95,6 +100,7 @@ class PrefixEncoder(nn.Module):
         self.pre_seq_len = pre_seq_len
         self.prefix_projection = hidden_size is not None
         self.dropout = dropout
+        self.strength = 1.0  # what a strength of 1 stands for: another number in an export with a strength
         width = shape.kv_width
         if hidden_size is None:
             self.embedding = nn.Embedding(pre_seq_len, width, dtype=torch.float32)
@@ -106,6 +112,12 @@ class PrefixEncoder(nn.Module):
                 nn.Tanh(),
                 nn.Linear(hidden_size, width, dtype=torch.float32),
             )
+        # A module, as its weight then is gathered like the others under ZeRO-3, and called `gate.weight`.
+        self.gate: nn.Embedding | None = None
+        if num_gates is not None:
+            self.gate = nn.Embedding(shape.num_layers, num_gates, dtype=torch.float32)
+            nn.init.zeros_(self.gate.weight)
+        self.switch: Switch | None = None  # decides per request, where its file holds a rule
         self._remembered: tuple[object, LayerStates] | None = None
 
     def forward(self) -> Tensor:
@@ -114,16 +126,22 @@ class PrefixEncoder(nn.Module):
         Returns:
             float32 ``[L, 2, P, K, H]``: keys (index 0 of the second dimension) and values (1), never rotated.
         """
+        shape = self.shape
+        rows = self.rows().view(self.pre_seq_len, shape.num_layers, 2, shape.num_kv_heads, shape.head_dim)
+        return rows.permute(1, 2, 0, 3, 4)
+
+    def rows(self) -> Tensor:
+        """Compute the prefix as the embedding of one without projection holds it.
+
+        Returns:
+            float32 ``[P, L*2*K*H]``.
+        """
         weight = self.embedding.weight
         positions = torch.arange(self.pre_seq_len, device=weight.device)
         with torch.autocast(device_type=weight.device.type, enabled=False):
             # Modules are called, not their weights read: ZeRO-3 gathers partitioned weights in module hooks.
             rows = self.embedding(positions)
-            if self.prefix_projection:
-                rows = self.trans(rows)
-        shape = self.shape
-        rows = rows.view(self.pre_seq_len, shape.num_layers, 2, shape.num_kv_heads, shape.head_dim)
-        return rows.permute(1, 2, 0, 3, 4)
+            return self.trans(rows) if self.prefix_projection else rows
 
     def layer_states(self, batch_size: int, dtype: torch.dtype) -> LayerStates:
         """Compute what each layer's attention puts in front of its own keys and values.
@@ -147,6 +165,23 @@ class PrefixEncoder(nn.Module):
         if self._remembered is None or self._remembered[0] != identity:
             self._remembered = (identity, self._split(dtype, 1))
         return self._expand(self._remembered[1], batch_size)
+
+    def layer_gates(self, strength: float = 1.0) -> tuple[Tensor, ...] | None:
+        """Compute what attention over the prefix is multiplied by, where it has a softmax of its own.
+
+        Args:
+            strength: factor of all gates.
+
+        Returns:
+            float32 ``[N]`` per layer, between -1 and 1 at strength 1; None: the prefix has no gate.
+        """
+        if self.gate is None:
+            return None
+        device = self.gate.weight.device
+        with torch.autocast(device_type=device.type, enabled=False):
+            numbers = self.gate(torch.arange(self.shape.num_layers, device=device))
+            gates = numbers.float().tanh()
+            return (gates if strength == 1 else gates * strength).unbind(0)
 
     def _split(self, dtype: torch.dtype, batch_size: int) -> LayerStates:
         # Rows of a batch are equal, hence one stands for all, unless dropout makes them differ.
@@ -194,4 +229,17 @@ class PrefixEncoder(nn.Module):
 
     def extra_repr(self) -> str:
         """Show length and geometry when printed."""
-        return f"pre_seq_len={self.pre_seq_len}, {self.shape}, dropout={self.dropout}"
+        gated = "" if self.gate is None else ", gated"
+        return f"pre_seq_len={self.pre_seq_len}, {self.shape}, dropout={self.dropout}{gated}"
+
+
+def describe_shape(encoder: PrefixEncoder) -> str:
+    """Word what two prefixes of one base can differ in.
+
+    >>> describe_shape(PrefixEncoder(PrefixShape(2, 2, 8), pre_seq_len=4, hidden_size=16))
+    'a prefix of 4 positions through a projection of width 16'
+    """
+    width = encoder.trans[0].out_features if encoder.prefix_projection else None
+    through = "without projection" if width is None else f"through a projection of width {width}"
+    kind = "a prefix" if encoder.gate is None else "a gated prefix"
+    return f"{kind} of {encoder.pre_seq_len} positions {through}"

@@ -31,6 +31,8 @@ def build_prefix_encoder(
     special tokens where it puts them. An instruction of more tokens than ``pre_seq_len`` loses its end; a
     shorter one is repeated from its start (its keys and values are copied) until the prefix is full.
 
+    With a gate the model is the base at first, wherever the prefix starts.
+
     Args:
         model: the base; evaluated once for ``text``, otherwise only its config is read.
         settings: length, projection, initialisation, dropout.
@@ -49,6 +51,7 @@ def build_prefix_encoder(
         pre_seq_len=settings.pre_seq_len,
         hidden_size=hidden_size,
         embedding_width=hidden_size if isinstance(model.config, ChatGlmConfig) else None,
+        num_gates=model.config.num_attention_heads if settings.gate else None,
         dropout=settings.dropout,
     )
     if settings.init == "zero":
@@ -67,6 +70,74 @@ def build_prefix_encoder(
         with torch.no_grad():
             encoder.embedding.weight.copy_(rows[repeats])
     return encoder
+
+
+@torch.no_grad()
+def take_over(saved: PrefixEncoder, encoder: PrefixEncoder, settings: PrefixSettings, name: str) -> None:
+    """Give a new prefix the values of a saved one, as far as its shape allows.
+
+    ::
+
+        saved       | 0 | 1 | 2 | 3 |
+        as long     | 0 | 1 | 2 | 3 |
+        shorter     | 0 | 1 |               the first positions
+        longer      | 0 | 1 | 2 | 3 | a | b |     a, b: fresh ones, made by ``prefix.init``
+
+    A projected prefix may become a plain one: the keys and values that it computes are tuned on. The other
+    way there is no projection that would yield given keys and values.
+
+    Args:
+        saved: of the same base.
+        encoder: fresh, as made by the settings; mutated.
+        settings: of ``encoder``, for the errors and for what ``init`` means.
+        name: of the saved prefix, for the errors.
+
+    Raises:
+        ConfigError: the settings cannot be had from this prefix.
+    """
+    before, now = saved.pre_seq_len, encoder.pre_seq_len
+    if encoder.prefix_projection and not saved.prefix_projection:
+        raise ConfigError(
+            f"`prefix.prefix_projection` is true, but the prefix `{name}` has no projection, and none can be "
+            "found that gives its keys and values. Use `prefix.prefix_projection=false`."
+        )
+    if settings.gate != (saved.gate is not None):
+        is_gated = saved.gate is not None
+        raise ConfigError(
+            f"`prefix.gate` is {str(settings.gate).lower()}, but the prefix `{name}` was tuned "
+            f"{'with' if is_gated else 'without'} one, and the same keys and values mean something else "
+            f"{'without' if is_gated else 'with'} it: a softmax over prefix and tokens is not one over each. "
+            f"Use `prefix.gate={str(is_gated).lower()}`, or begin without `prefix_path`."
+        )
+    if settings.init != "random" and now <= before:
+        raise ConfigError(
+            f"`prefix.init` is `{settings.init}`, but the run begins with `{name}`, whose {before} positions "
+            f"fill a prefix of {now}: there is nothing to initialise. Leave `prefix.init` out, or raise "
+            "`prefix.pre_seq_len`."
+        )
+    rows = saved.embedding.weight if encoder.prefix_projection else saved.rows()
+    rows = rows.to(encoder.embedding.weight.device)
+    if encoder.prefix_projection:
+        if settings.init == "zero":
+            raise ConfigError(
+                "`prefix.init` is `zero`, but fresh positions of a projected prefix pass through the "
+                f"projection of `{name}`, which makes no zeros. Use `prefix.init=random`, or "
+                "`prefix.prefix_projection=false`."
+            )
+        shapes = [[tuple(w.shape[1:]) for w in part.parameters()] for part in (saved, encoder)]
+        if shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"`prefix.prefix_projection` is true, but the projection of `{name}` has other widths than "
+                f"one for this base ({saved.trans[0].in_features} and {saved.trans[0].out_features}; here "
+                f"{encoder.trans[0].in_features} and {encoder.trans[0].out_features}). Use "
+                "`prefix.prefix_projection=false`: its keys and values are tuned on."
+            )
+        encoder.trans.load_state_dict(saved.trans.state_dict())
+    # Fresh positions are the first that `init` has made, so that an instruction begins at its beginning.
+    fresh = encoder.embedding.weight[: max(0, now - before)].clone()
+    encoder.embedding.weight.copy_(torch.cat([rows[:now], fresh]))
+    if encoder.gate is not None and saved.gate is not None:
+        encoder.gate.load_state_dict(saved.gate.state_dict())
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from glmtune.errors import ConfigError
+from glmtune.storage.files import sync
 from glmtune.tiny.corpus.mix import write
 
 PREFIX = "generated:"
@@ -15,7 +16,7 @@ SALTS = ("train", "validation")
 CORPUS_SEED = 0
 
 
-def resolve_generated(name: str | None) -> str | None:
+def resolve_generated(name: str | list[str] | None) -> str | list[str] | None:
     """Turn a name of generated rows into a file; leave any other name alone.
 
     The file lies under ``runs/generated`` and is made once per state of this package's sources.
@@ -24,12 +25,18 @@ def resolve_generated(name: str | None) -> str | None:
         name: what ``data.train_file`` or ``data.validation_file`` holds.
 
     Returns:
-        The path of the JSONL file, or ``name`` itself.
+        The path of the JSONL file, or ``name`` itself; of a list, those of its names.
 
     Raises:
         ConfigError: the name has not the form ``generated:glm-tiny/SALT/ROWS``.
     """
-    if name is None or not name.startswith(PREFIX):
+    if isinstance(name, list):
+        return [_resolved(item) for item in name]
+    return None if name is None else _resolved(name)
+
+
+def _resolved(name: str) -> str:
+    if not name.startswith(PREFIX):
         return name
     parts = name.removeprefix(PREFIX).split("/")
     if len(parts) != 3 or parts[0] != "glm-tiny" or parts[1] not in SALTS or not parts[2].isdigit():
@@ -41,6 +48,7 @@ def resolve_generated(name: str | None) -> str | None:
     if not path.exists():
         unfinished = path.with_suffix(f".{os.getpid()}.part")
         write(unfinished, seed=CORPUS_SEED, count=int(parts[2]), salt=parts[1])
+        sync(unfinished)
         unfinished.replace(path)
     return str(path)
 

@@ -12,7 +12,9 @@ import torch
 from transformers import TrainingArguments
 
 from glmtune.errors import ConfigError, MissingExtraError
+from glmtune.memory import WITH_OWN_MEMORY
 from glmtune.training.settings import METRICS, OPTIMIZERS, TrainerSettings
+from glmtune.training.tracking.trackers import run_name
 
 # Renamed within transformers 5; the older name warns where the newer one exists.
 _NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -30,7 +32,7 @@ def compute_precision(
         settings: ``precision`` is read.
         tune: ``prefix``, ``full`` or ``lora``.
         dtype: of the base weights as loaded.
-        device: ``cpu`` or ``cuda``.
+        device: kind of the device, such as ``cpu`` or ``cuda``.
         zero: under DeepSpeed, whose engine casts all weights (and keeps float32 ones for the optimizer);
             ``no`` is float32 then.
 
@@ -38,9 +40,10 @@ def compute_precision(
         ConfigError: fp16 (under DeepSpeed a float16 base too) without a GPU, or fp32 over weights loaded in
             another type.
     """
-    if settings.precision == "fp16" and device == "cpu":
+    if settings.precision == "fp16" and device not in WITH_OWN_MEMORY:  # accelerate scales losses on these
+        place = "the CPU" if device == "cpu" else device.upper()
         raise ConfigError(
-            "`trainer.precision` is `fp16`, but that needs a GPU and training runs on the CPU. "
+            f"`trainer.precision` is `fp16`, but that needs a GPU and training runs on {place}. "
             "Use `trainer.precision=bf16`, or `auto`."
         )
     if settings.precision == "fp32" and tune != "full" and dtype != torch.float32:
@@ -59,8 +62,9 @@ def compute_precision(
             return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
         # Full tuning holds float32 weights, so it gains from bf16 products; a frozen base is in its dtype
         # already.
-        wants_autocast = tune == "full" and device == "cuda" and torch.cuda.is_bf16_supported()
-        return "bf16" if wants_autocast else "no"
+        # MPS computes what it is given: nobody has measured there that autocast gains anything.
+        gains = device in WITH_OWN_MEMORY and getattr(torch, device).is_bf16_supported()
+        return "bf16" if tune == "full" and gains else "no"
     return "no" if settings.precision == "fp32" else settings.precision
 
 
@@ -81,24 +85,17 @@ def training_arguments(
         settings: ours.
         output_dir: the run folder.
         seed: of everything random.
-        device: ``cpu`` or ``cuda``.
+        device: kind of the device, such as ``cpu`` or ``cuda``.
         autocast: see ``compute_precision``.
         evaluates: whether there are rows to evaluate on.
         deepspeed: its dictionary, see ``glmtune.training.distributed.deepspeed_settings``.
         timeout_seconds: how long processes wait for each other.
 
     Raises:
-        ConfigError: a tracker's package is not installed, or the optimizer needs a GPU.
+        ConfigError: the optimizer needs a GPU.
         MissingExtraError: the optimizer's package is not installed.
     """
     _check_optimizer(settings.optim, device)
-    trackers = [tracker for tracker in settings.report_to if tracker != "tensorboard"]
-    for tracker in trackers:
-        if importlib.util.find_spec(tracker) is None:
-            raise ConfigError(
-                f"`trainer.report_to` names `{tracker}`, but the package {tracker} is not installed. "
-                f"Install it with `pip install {tracker}`, or leave it out."
-            )
     # The reentrant form of checkpointing finds no gradient where a layer's input has none: a frozen base with
     # a prefix.
     checkpointing: dict[str, Any] = {
@@ -142,7 +139,8 @@ def training_arguments(
         ddp_timeout=timeout_seconds,
         seed=seed,
         disable_tqdm=True,
-        report_to=trackers,
+        report_to=[],  # the session starts trackers, with all settings: see `tracking.trackers`
+        run_name=run_name(output_dir),
     )
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         _ = arguments.device  # decided on first use
@@ -152,11 +150,12 @@ def training_arguments(
 
 def _check_optimizer(name: str, device: str) -> None:
     package = OPTIMIZERS[name]
-    if name.startswith("paged_") and device == "cpu":
+    if name.startswith("paged_") and device != "cuda":
         other = "adamw_bnb_8bit" if name.endswith("_8bit") else "adamw_torch"
+        place = "the CPU" if device == "cpu" else device.upper()
         raise ConfigError(
-            f"`trainer.optim` is `{name}`, whose moments move between a GPU and the host, but training runs "
-            f"on the CPU. Use `trainer.optim={other}`."
+            f"`trainer.optim` is `{name}`, whose moments move between a CUDA GPU and the host, but training "
+            f"runs on {place}. Use `trainer.optim={other}`."
         )
     if package is not None and importlib.util.find_spec(package) is None:
         raise MissingExtraError(f"`trainer.optim={name}` (of {package})", extra="optimizers")

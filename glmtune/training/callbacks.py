@@ -6,32 +6,22 @@ jump, slow data) is `glmtune.training.watching`.
 
 from __future__ import annotations
 
-import json
 import signal
 import time
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any
 
-import psutil
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transformers import TrainerCallback, TrainingArguments
-from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from glmtune.files import write_text
-from glmtune.training.log import LOG_FILE, append_entry, read_log
-
-
-def memory_bytes() -> int:
-    """Return the memory in use: the peak allocated on the GPU, else what this process holds."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    return psutil.Process().memory_info().rss
+from glmtune.memory import peak_bytes
+from glmtune.signals import leave_closed_terminal, stopping_signals
+from glmtune.terminal.console import Console
+from glmtune.terminal.progress import Meter, error_console, short_number, short_time
+from glmtune.training.log import append_entry, read_log, write_log
 
 
 class Flow(TrainerCallback):
@@ -99,7 +89,7 @@ class TrainingLog(TrainerCallback):
         self._mark = time.monotonic()
         if state.is_world_process_zero:
             kept = [entry for entry in read_log(self.run) if entry["step"] <= state.global_step]
-            write_text(self.run / LOG_FILE, "".join(json.dumps(entry) + "\n" for entry in kept))
+            write_log(self.run, kept)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -130,14 +120,15 @@ class TrainingLog(TrainerCallback):
         logs = logs or {}
         entry: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 6)}
         if "loss" in logs:
-            entry |= {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+            names = ("loss", "retain_loss", "learning_rate", "grad_norm")
+            entry |= {name: logs[name] for name in names if name in logs}
             tokens = state.num_input_tokens_seen - self._tokens
             entry["tokens"] = state.num_input_tokens_seen
             entry["tokens_per_second"] = round(tokens / max(self._seconds, 1e-9), 1)
             entry["seconds_per_step"] = round(self._seconds / max(self._steps, 1), 4)
-            entry["memory_bytes"] = memory_bytes()
+            entry["memory_bytes"] = peak_bytes(args.device)
             self._tokens, self._seconds, self._steps = state.num_input_tokens_seen, 0.0, 0
-        elif "eval_loss" in logs:
+        elif "eval_loss" in logs or "eval_retention" in logs:
             entry |= {name: value for name, value in logs.items() if name.startswith("eval_")}
         else:
             return
@@ -146,8 +137,23 @@ class TrainingLog(TrainerCallback):
             append_entry(self.run, entry)
 
 
+class _StepMeter(Meter):
+    """Steps with the figures of the newest entry of the log."""
+
+    entry: Mapping[str, Any] = MappingProxyType({})
+    doing = ""  # between two steps
+    says_end = False  # the last step is in the log, and the results follow
+
+    def parts(self, seconds: float, rate: float, *, ended: bool) -> list[tuple[str, int]]:
+        """Put the newest figures between the step and the time left."""
+        step = f"{self.done:.0f}/{self.total:.0f}"
+        eta = f"eta {short_time(0)}" if self.done == self.total else self.eta(rate)
+        step = step if self.is_bar else f"step {step}"
+        return [(step, 0), *step_parts(self.entry), (self.doing, 0), (eta, 1)]
+
+
 class ProgressDisplay(TrainerCallback):
-    """A progress bar on a terminal, one plain line per log entry elsewhere."""
+    """A progress bar on a terminal; elsewhere one line per log entry, and one if the next takes long."""
 
     def __init__(self, log: TrainingLog, console: Console | None = None) -> None:
         """Choose the form by the console.
@@ -157,45 +163,58 @@ class ProgressDisplay(TrainerCallback):
             console: standard error by default.
         """
         self.log = log
-        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-        self._bar: Progress | None = None
+        self.console = console or error_console()
+        self._meter: _StepMeter | None = None
         self._shown: dict[str, Any] = {}
-        self._first_step = 0
-        self._start = 0.0
+
+    @property
+    def is_bar(self) -> bool:
+        """Whether a bar is being drawn now."""
+        return self._meter is not None and self._meter.is_bar
+
+    @property
+    def is_open(self) -> bool:
+        """Whether steps are being shown now, by a bar or by lines."""
+        return self._meter is not None
+
+    def doing(self, text: str) -> None:
+        """Say what is being done between two steps, where it takes long; "" when it is over."""
+        if self._meter is not None:
+            self._meter.doing = text
+            if text:
+                self._meter.update(self._meter.done)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the bar."""
-        self._first_step, self._start = state.global_step, time.monotonic()
-        if state.is_local_process_zero and self.console.is_terminal:
-            columns = (BarColumn(bar_width=12), MofNCompleteColumn(), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, console=self.console, refresh_per_second=4)
-            self._bar.add_task("", total=state.max_steps, completed=state.global_step)
-            self._bar.start()
+        if state.is_local_process_zero:
+            self._meter = _StepMeter(
+                "", total=state.max_steps, done=state.global_step, unit="steps", console=self.console
+            )
+            self._meter.__enter__()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Move the bar."""
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=state.global_step)
+        if self._meter is not None:
+            self._meter.update(state.global_step)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Show the newest entry of the log."""
         entry = self.log.last
-        if not state.is_local_process_zero or entry is self._shown or not entry:
+        if self._meter is None or entry is self._shown or not entry:
             return
         self._shown = entry
-        text = describe_step(entry, remaining=self._remaining(state))
-        if self._bar is None:
-            self.console.print(f"step {entry['step']}/{state.max_steps}  {text}", markup=False)
-        elif "eval_loss" in entry:
-            self._bar.console.print(f"step {entry['step']}  {text}", markup=False)
-        else:
-            self._bar.update(self._bar.task_ids[0], description=text)
+        if "loss" not in entry:
+            self._meter.say(f"step {entry['step']}/{state.max_steps}  {describe_evaluation(entry)}")
+            return
+        self._meter.entry, self._meter.done = entry, state.global_step
+        if not self._meter.is_bar:
+            self._meter.say(self._meter.line())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -205,41 +224,95 @@ class ProgressDisplay(TrainerCallback):
 
     def close(self) -> None:
         """Close the bar, also after an error, so that the terminal is left in order."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def _remaining(self, state: TrainerState) -> float:
-        done = max(state.global_step - self._first_step, 1)
-        return (time.monotonic() - self._start) / done * (state.max_steps - state.global_step)
+        if self._meter is not None:
+            self._meter.close()
+            self._meter = None
 
 
-def describe_step(entry: dict[str, Any], *, remaining: float) -> str:
-    """Word one entry of the log.
+class EvaluationDisplay(TrainerCallback):
+    """How far an evaluation is, where it takes long: between the steps, and before the first one."""
+
+    def __init__(self, is_bar: Callable[[], bool]) -> None:
+        """Start nothing.
+
+        Args:
+            is_bar: whether a bar of the steps is drawn now; a terminal has room for one.
+        """
+        self._is_bar = is_bar
+        self._meter: Meter | None = None
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Count a batch."""
+        if not state.is_local_process_zero or self._is_bar():
+            return
+        if self._meter is None:
+            total = len(eval_dataloader) if eval_dataloader is not None else None
+            self._meter = Meter("evaluating", total=total, unit="batches", transient=True)
+            self._meter.__enter__()
+        self._meter.update(self._meter.done + 1)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the bar, also after an error."""
+        if self._meter is not None:
+            self._meter.close()
+            self._meter = None
+
+
+def describe_evaluation(entry: Mapping[str, Any]) -> str:
+    """Word an evaluation.
 
     Args:
         entry: a line of ``trainer_log.jsonl``.
-        remaining: seconds that the run will probably still take.
 
-    >>> describe_step({"eval_loss": 1.25, "eval_accuracy": 0.5}, remaining=0)
+    >>> describe_evaluation({"eval_loss": 1.25, "eval_accuracy": 0.5})
     'eval loss 1.2500  accuracy 50.0 %'
-    >>> numbers = {"loss": 2.0, "learning_rate": 0.02, "grad_norm": 1.5, "tokens_per_second": 812.4}
-    >>> describe_step({**numbers, "memory_bytes": 3 * 2**30}, remaining=61)
-    'loss 2.0000  lr 2.00e-02  grad 1.50  812 tok/s  3.0 GiB  eta 0:01:01'
+    >>> describe_evaluation({"eval_retention": 0.125, "eval_leak_rate": 0.6})
+    'kept 12.5 %  leaks 60.0 %'
     """
+    parts: list[str] = []
     if "eval_loss" in entry:
-        return f"eval loss {entry['eval_loss']:.4f}  accuracy {entry['eval_accuracy']:.1%}".replace("%", " %")
-    eta = timedelta(seconds=round(remaining))
-    return (
-        f"loss {entry['loss']:.4f}  lr {entry['learning_rate']:.2e}  grad {entry.get('grad_norm', 0.0):.2f}  "
-        f"{entry['tokens_per_second']:.0f} tok/s  {entry['memory_bytes'] / 2**30:.1f} GiB  eta {eta}"
-    )
+        parts.append(f"eval loss {entry['eval_loss']:.4f}  accuracy {entry['eval_accuracy']:.1%}")
+    if "eval_retention" in entry:
+        parts.append(f"kept {entry['eval_retention']:.1%}  leaks {entry['eval_leak_rate']:.1%}")
+    if "eval_retention_switched_off" in entry:
+        parts.append(f"switched off {entry['eval_retention_switched_off']:.1%}")
+    return "  ".join(parts).replace("%", " %")
 
 
-# A terminal or an ssh connection that closes sends SIGHUP; Windows has none.
-STOPPING_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
-)
+def step_parts(entry: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Word the figures of a step, each with its importance where there is no room for all.
+
+    Args:
+        entry: a line of ``trainer_log.jsonl``; there is none before the first.
+
+    >>> numbers = {"loss": 2.0, "learning_rate": 0.02, "grad_norm": 1.5, "tokens_per_second": 812.4}
+    >>> "  ".join(text for text, _ in step_parts({**numbers, "memory_bytes": 3 * 2**30}))
+    'loss 2.0000  lr 2.00e-02  grad 1.50  812 tok/s  3.0 GiB'
+    """
+    if "loss" not in entry:
+        return []
+    loss, grad = entry["loss"], entry.get("grad_norm", 0.0)
+    return [
+        (f"loss {loss:.4f}" if abs(loss) < 1000 else f"loss {loss:.3e}", 0),
+        (f"retain {entry['retain_loss']:.4f}" if "retain_loss" in entry else "", 1),
+        (f"lr {entry['learning_rate']:.2e}", 3),
+        (f"grad {grad:.2f}" if grad < 1000 else f"grad {grad:.1e}", 4),
+        (f"{short_number(entry['tokens_per_second'])} tok/s", 2),
+        (f"{entry['memory_bytes'] / 2**30:.1f} GiB", 5),
+    ]
 
 
 class StopOnSignal(TrainerCallback):
@@ -251,7 +324,7 @@ class StopOnSignal(TrainerCallback):
 
     def __enter__(self) -> StopOnSignal:
         """Take over the signals (in the main thread; elsewhere Python does not allow it)."""
-        for number in STOPPING_SIGNALS:
+        for number in (signal.SIGINT, *stopping_signals()):
             try:
                 self._previous[number] = signal.signal(number, self._note)
             except ValueError:
@@ -263,11 +336,12 @@ class StopOnSignal(TrainerCallback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    # Nothing but a note: a handler runs between any two bytecodes, also while a checkpoint is being written.
+    # Hardly more than a note: a handler runs between any two bytecodes, also while a checkpoint is written.
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
+        leave_closed_terminal()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -281,17 +355,3 @@ class StopOnSignal(TrainerCallback):
         if self.received is not None:
             control.should_save = True
             control.should_training_stop = True
-
-
-def tensorboard(run: Path, *, after: int | None) -> TensorBoardCallback:
-    """Make the callback that writes to ``runs/``.
-
-    Args:
-        run: the run folder.
-        after: step that the run goes on from; what the files there hold of later steps is taken back, or
-            curves would have two values at a step. None for a run that begins.
-    """
-    from torch.utils.tensorboard import SummaryWriter
-
-    purge_step = None if after is None else after + 1
-    return TensorBoardCallback(SummaryWriter(str(run / "runs"), purge_step=purge_step))

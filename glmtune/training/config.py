@@ -8,12 +8,19 @@ from glmtune.data.settings import DataSettings
 from glmtune.errors import ConfigError
 from glmtune.models.settings import ModelSettings
 from glmtune.prefix.settings import PrefixSettings
+from glmtune.retention.settings import RetainSettings, RetentionSettings
 from glmtune.settings import check_choice, setting
 from glmtune.training.distributed.deepspeed_settings import DeepSpeedSettings, effective
 from glmtune.training.distributed.launch import LaunchSettings
 from glmtune.training.settings import TUNE, LoraSettings, TrainerSettings
 
 DISTRIBUTED = ("fsdp",)
+BEGINS_WITH = {
+    "prefix": ("prefix_path", "a prefix", "ptuning"),
+    "lora": ("adapter_path", "an adapter", "lora"),
+    "full": ("init_from", "a model", "full"),
+}
+"""By `tune`: the setting that names what a run begins with, what that is, and its recipe."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +29,26 @@ class RunConfig:
 
     model: ModelSettings = setting(ModelSettings, "the base model")
     tune: str = setting("prefix", "what is trained: prefix (P-Tuning v2), lora, or full (every weight)")
+    prefix_path: str | None = setting(
+        None,
+        "tune=prefix: begin with this prefix: a run folder, a checkpoint, or a file (also the official "
+        "pytorch_model.bin)",
+    )
+    adapter_path: str | None = setting(
+        None, "tune=lora: begin with this adapter: a run folder or one of its checkpoints"
+    )
+    init_from: str | None = setting(
+        None, "tune=full: begin with these weights: a run folder, one of its checkpoints, or an export"
+    )
     from_scratch: bool = setting(False, "start from random weights; model.source gives config and tokenizer")
     prefix: PrefixSettings | None = setting(PrefixSettings, "the prefix; null unless tune=prefix")
     lora: LoraSettings | None = setting(None, "the adapters; null unless tune=lora")
     data: DataSettings = setting(DataSettings, "the rows to learn")
     trainer: TrainerSettings = setting(TrainerSettings, "how to learn them")
+    retention: RetentionSettings | None = setting(
+        RetentionSettings, "what is measured of the base's answers; null: nothing"
+    )
+    retain: RetainSettings | None = setting(None, "replay that keeps them: normal, strict, or null for none")
     deepspeed: DeepSpeedSettings | None = setting(None, "ZeRO; null trains without DeepSpeed")
     launch: LaunchSettings = setting(LaunchSettings, "how many processes train together, and where")
     distributed: str | None = setting(
@@ -34,7 +56,9 @@ class RunConfig:
     )
     output_dir: str = setting("runs/train", "folder of the run")
     seed: int = setting(42, "seed of everything random")
-    resume: str = setting("auto", "auto, never, force, or the path of a checkpoint-N to go on from")
+    resume: str = setting(
+        "auto", "auto, never, force (go on with other settings), or a checkpoint-N, also of another run"
+    )
 
     def __post_init__(self) -> None:
         """Check what only the whole can tell.
@@ -51,11 +75,20 @@ class RunConfig:
                     f"`{name}` has settings, but `tune` is `{self.tune}`, which ignores them. "
                     f"Add `{name}=null`."
                 )
+        self.data.check_answers()
+        self._check_beginning()
+        self._check_retain()
         self._check_sharding()
         if self.model.quantization_activations is not None:
             raise ConfigError(
                 f"`model.quantization_activations` is `{self.model.quantization_activations}`, but training "
                 "computes with the activations as they are. Leave it out; it is a setting of answering."
+            )
+        if self.model.is_split:
+            raise ConfigError(
+                "`model.device_map` or `model.num_gpus` is given, but training splits no model by layers: "
+                "with `distributed=fsdp` or `deepspeed=zero3` several GPUs share its weights. Leave it out; "
+                "it is a setting of answering."
             )
         if self.tune == "full" and self.model.method is not None:
             raise ConfigError(
@@ -67,13 +100,73 @@ class RunConfig:
                 f"`from_scratch` is true, but `tune` is `{self.tune}`, which freezes the base, and a base of "
                 "random weights is of no use. Add `tune=full prefix=null`."
             )
+        self._check_retention()
         for name in ("eval_steps", "early_stopping_patience"):
             value = getattr(self.trainer, name)
-            if value is not None and self.data.validation_file is None:
+            if value is not None and not self.data.has_validation:
                 raise ConfigError(
                     f"`trainer.{name}` is {value}, but `data.validation_file` is null, so nothing can be "
-                    f"evaluated. Name a file, or add `trainer.{name}=null`."
+                    "evaluated. Name a file, keep some training rows for it (`data.validation_frac=0.1`), or "
+                    f"add `trainer.{name}=null`."
                 )
+
+    def _check_retain(self) -> None:
+        """Check that there is a base whose answers can be kept."""
+        if self.retain is None:
+            return
+        if self.from_scratch:
+            raise ConfigError(
+                "`retain` has settings and `from_scratch` is true, but random weights have no answers worth "
+                "keeping. Add `retain=null`."
+            )
+        if self.tune == "full" and self.retain.loss == "kl":
+            raise ConfigError(
+                "`retain.loss` is `kl` and `tune` is `full`, but once training has begun there is no base to "
+                "compare with: its weights are those being trained. Use `retain.loss=answers`, or tune a "
+                "prefix or LoRA."
+            )
+
+    def _check_retention(self) -> None:
+        """Check that what is asked of retention can be measured."""
+        retention = self.retention
+        if retention is None:
+            return
+        if retention.target is not None and not self.data.has_validation:
+            raise ConfigError(
+                f"`retention.target` is {retention.target}, but `data.validation_file` is null, so nothing "
+                "is evaluated and there is no `best` to choose. Name a file, keep some training rows for it "
+                "(`data.validation_frac=0.1`), or add `retention.target=null`."
+            )
+        for name in ("target", "exam"):
+            if self.from_scratch and (value := getattr(retention, name)) is not None:
+                raise ConfigError(
+                    f"`retention.{name}` is {value}, but `from_scratch` is true: random weights answer "
+                    "nothing that could be kept. Add `retention=null`."
+                )
+
+    def _check_beginning(self) -> None:
+        """Check that what the run begins with is of the kind that it tunes."""
+        for tune, (name, what, recipe) in BEGINS_WITH.items():
+            path = getattr(self, name)
+            if path is None or tune == self.tune:
+                continue
+            own = BEGINS_WITH[self.tune][0]
+            way = f"Begin with `{own}=`, or tune {what} further: `+recipe={recipe} {name}={path}`."
+            if tune == "full":
+                way = f"To tune {BEGINS_WITH[self.tune][1]} over these weights, name them as `model.source`."
+            raise ConfigError(f"`{name}` is `{path}`, but `tune` is `{self.tune}`. {way}")
+        if self.from_scratch and self.init_from is not None:
+            raise ConfigError(
+                f"`from_scratch` is true and `init_from` is `{self.init_from}`, but a run begins with one of "
+                "them. Leave one out."
+            )
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether each process holds a part of the weights only."""
+        return self.distributed == "fsdp" or (
+            self.deepspeed is not None and effective(self.deepspeed).stage == 3
+        )
 
     @property
     def loads_sharded(self) -> bool:
@@ -81,11 +174,8 @@ class RunConfig:
 
         The whole base is needed to compute a prefix from a text, or codes from weights.
         """
-        shards = self.distributed == "fsdp" or (
-            self.deepspeed is not None and effective(self.deepspeed).stage == 3
-        )
         whole = self.prefix is not None and self.prefix.init == "text"
-        return shards and not (whole or self.from_scratch or self.model.method is not None)
+        return self.shards_weights and not (whole or self.from_scratch or self.model.method is not None)
 
     def _check_sharding(self) -> None:
         """Check what shards the weights over processes."""

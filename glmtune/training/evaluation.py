@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from glmtune.labels import IGNORE_INDEX
+from glmtune.memory import WITH_OWN_MEMORY
 
 
 def sum_over_tokens(
@@ -26,19 +28,37 @@ def sum_over_tokens(
     Returns:
         Loss (nats), tokens predicted right, tokens; float64 ``[3]``.
     """
-    was_training = model.training
-    # Double, as float32 would lose digits over a whole split.
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
-    model.eval()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+    # Double, as float32 would lose digits over a whole split; MPS has none, so there the CPU adds up.
+    sums = torch.zeros(3, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    with undisturbed(model, device):
         for inputs in batches:
             labels = inputs["labels"][..., 1:]
             count = (labels != IGNORE_INDEX).sum()  # 0 in the filler of a process without a row
             output = model(**inputs, num_items_in_batch=count.clamp(min=1), labelled_only=True)
             hits = (output["predictions"] == labels[labels != IGNORE_INDEX]).sum()
-            sums += torch.stack([output["loss"].double() * count, hits.double(), count.double()])
-    model.train(was_training)
+            found = [part.to(sums) for part in (output["loss"], hits, count)]
+            sums += torch.stack([found[0] * found[2], *found[1:]])
     return sums
+
+
+@contextmanager
+def undisturbed(model: nn.Module, device: torch.device) -> Generator[None]:
+    """Run a block in evaluation mode and without gradients; random numbers and mode are as before it.
+
+    Args:
+        model: as training has it.
+        device: of the model.
+    """
+    was_training = model.training
+    model.eval()
+    # Drawn from nothing but a custom model's layers; MPS' state cannot be set aside by this means.
+    forks = device.type in WITH_OWN_MEMORY
+    forked = torch.random.fork_rng([device], device_type=device.type) if forks else torch.random.fork_rng([])
+    try:
+        with forked, torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def per_token(sums: Tensor, *, prefix: str) -> dict[str, float]:

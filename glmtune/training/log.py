@@ -1,30 +1,84 @@
-"""The log of a run, ``trainer_log.jsonl``: one JSON object a line."""
+"""The log of a run, ``trainer_log.jsonl``: one JSON object a line, each with a checksum as its last key."""
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from glmtune.storage.checksums import checked_json, json_with_checksum
+from glmtune.storage.files import write_text
+
+LOGGER = logging.getLogger(__name__)
 LOG_FILE = "trainer_log.jsonl"
+BRANCHED = "branched"
+"""The alert with which a log begins whose run goes on from a checkpoint of another run, after its step."""
+# The checksum leaves these out, so that the lines of a run that was killed and resumed are those of one that
+# never was, checksum and all.
+CLOCK = frozenset(
+    {"time", "tokens_per_second", "seconds_per_step", "memory_bytes", "eval_runtime"}
+    | {"eval_retention_runtime"}
+)
+"""What differs from run to run although the same is computed."""
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """Return the entries of a run's log, oldest first; a last line cut off by a kill is left out."""
+    """Return the entries of a run's log, oldest first.
+
+    A damaged line is left out, with a warning; so is, in silence, a last line cut off by a kill.
+
+    Raises:
+        OSError: the log is there, but cannot be read.
+    """
     entries: list[dict[str, Any]] = []
     try:
-        lines = (run / LOG_FILE).read_text(encoding="utf-8").splitlines()
+        content = (run / LOG_FILE).read_bytes()
     except FileNotFoundError:
         return entries
-    for line in lines:
+    *lines, cut_off = content.split(b"\n")
+    if cut_off.endswith(b"}"):
+        lines.append(cut_off)  # an editor left the last line end out
+    for number, line in enumerate(lines, start=1):
         try:
-            entries.append(json.loads(line))
-        except ValueError:
-            break
+            entries.append(_entry(line))
+        except ValueError as error:
+            LOGGER.warning("%s, line %d is left out: %s", run / LOG_FILE, number, error)
     return entries
 
 
-def append_entry(run: Path, entry: dict[str, Any]) -> None:
-    """Add one line to a run's log."""
-    with (run / LOG_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+def append_entry(run: Path, entry: Mapping[str, Any]) -> None:
+    """Add one line to a run's log, with the time of day (UTC, as ISO 8601 writes it)."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    with (run / LOG_FILE).open("a", encoding="utf-8", newline="\n") as file:
+        file.write(_line({**entry, "time": now}))
+
+
+def write_log(run: Path, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a run's log.
+
+    Raises:
+        OSError: the disk is full; the old log is kept.
+    """
+    write_text(run / LOG_FILE, "".join(_line(entry) for entry in entries))
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(json_with_checksum(entry, apart=CLOCK)) + "\n"
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    entry = checked_json(line.decode("utf-8-sig"), apart=CLOCK)
+    wanted = ["step"]
+    if "loss" in entry:
+        wanted += ["loss", "learning_rate", "tokens", "tokens_per_second", "memory_bytes"]
+    elif "eval_loss" in entry:
+        wanted += ["eval_loss", "eval_accuracy"]
+    if "eval_retention" in entry:
+        wanted += ["eval_retention", "eval_retention_kl", "eval_leak_rate"]
+    for name in wanted:
+        if not isinstance(entry.get(name), int | float):
+            raise ValueError(f"damaged: `{name}` is no number")
+    return entry

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import TrainingArguments
 
 from glmtune.labels import IGNORE_INDEX
 
@@ -91,3 +92,27 @@ class FilledRows(Dataset[dict[str, Any]]):
             return self.rows[index]
         row = dict(self.rows[filler(index)])
         return {**row, "labels": [IGNORE_INDEX] * len(row["labels"])}
+
+
+def rank_loader(
+    rows: Any, order: Sampler[int], collate: Any, *, batch_size: int, args: TrainingArguments
+) -> DataLoader[Any]:
+    """Return the batches of this process.
+
+    Args:
+        rows: indexable by number.
+        order: row numbers, the same in every process.
+        collate: makes a batch of rows.
+        batch_size: rows of one process in one forward pass.
+        args: tell which process this is, and how batches are loaded.
+    """
+    batches = RankBatches(
+        order, batch_size=batch_size, rank=args.process_index, num_processes=args.world_size
+    )
+    return DataLoader(
+        FilledRows(rows) if args.world_size > 1 else rows,  # one process has a row in each batch
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.device.type == "cuda",
+    )

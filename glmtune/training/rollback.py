@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, cast
-
-from transformers.integrations import TensorBoardCallback
 
 from glmtune.errors import StartAnewError, TrainingError
-from glmtune.training.callbacks import tensorboard
-from glmtune.training.checkpoints.folder import latest_checkpoint, step_of
+from glmtune.training.checkpoints.folder import newest_whole, set_aside, step_of
+from glmtune.training.distributed.collectives import broadcast_from_main
 from glmtune.training.trainer import GlmTrainer
 from glmtune.training.watching.evidence import NotFiniteError
-from glmtune.training.watching.rollback_log import ROLLBACKS_FILE, Rollback, append_item, read_rollbacks
+from glmtune.training.watching.rollback_log import (
+    Rollback,
+    append_item,
+    read_rollbacks,
+    rollbacks_at,
+    write_rollbacks,
+)
 from glmtune.training.watching.rules import Alert
 
 EVIDENCE_FILE = "not_finite.json"
@@ -44,24 +47,31 @@ def train_with_rollbacks(trainer: GlmTrainer, checkpoint: Path | None) -> None:
 
 
 def _go_back(trainer: GlmTrainer, error: NotFiniteError) -> Path:
-    run, settings, step = trainer.run_folder, trainer.watch.settings, error.evidence.step
+    run, settings, step = trainer.run_folder, trainer.settings, error.evidence.step
     writes = trainer.is_world_process_zero()
     if writes:
         append_item(run / EVIDENCE_FILE, dataclasses.asdict(error.evidence))
-    checkpoint, done = latest_checkpoint(run), len(read_rollbacks(run))
+    # Read by one process: it looks at every byte of the checkpoint that all are about to load.
+    search = broadcast_from_main(lambda: newest_whole(run))
+    checkpoint, before = search.checkpoint, read_rollbacks(run)
+    done = len(rollbacks_at(run, settings.learning_rate))
     if checkpoint is None or done >= settings.max_rollbacks:
         tries = "" if not done else f" {done} rollback{'s' if done > 1 else ''} did not help."
         raise TrainingError(f"{error}{tries} Everything known is in {run / EVIDENCE_FILE}.") from error
     # Two barriers: all must have counted the rollbacks before one is added, and it must be there before any
     # process reads the rate of the checkpoint it goes back to.
     trainer.accelerator.wait_for_everyone()
-    back = Rollback(step, step_of(checkpoint) or 0, settings.rollback_rate)
+    back = Rollback(step, step_of(checkpoint) or 0, settings.rollback_rate, settings.learning_rate)
     text = (
         f"going back from step {step} to {checkpoint.name}, with {back.rate:g} of the learning rate "
         f"(rollback {done + 1} of {settings.max_rollbacks})."
     )
     if writes:
-        append_item(run / ROLLBACKS_FILE, dataclasses.asdict(back))
+        for folder, problem in search.passed_over.items():
+            moved = set_aside(run, [folder])
+            said = f"{problem} of {folder.name}, which is kept in {moved}"
+            trainer.watch.report(Alert("damaged_checkpoint", back.checkpoint, said))
+        write_rollbacks(run, [*before, back])
         trainer.watch.report(Alert("rollback", back.checkpoint, text, dataclasses.asdict(back)))
     trainer.accelerator.wait_for_everyone()
     if trainer.is_sharded:
@@ -72,8 +82,4 @@ def _go_back(trainer: GlmTrainer, error: NotFiniteError) -> Path:
         ) from error
     # transformers keeps an optimizer that is there; a new one takes the checkpoint's moments and rate over.
     trainer.forget_optimizer()
-    if (board := cast(Any, trainer.pop_callback(TensorBoardCallback))) is not None:
-        if board.tb_writer is not None:
-            board.tb_writer.close()
-        trainer.add_callback(tensorboard(run, after=back.checkpoint))
     return checkpoint

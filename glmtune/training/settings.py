@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from glmtune.errors import ConfigError
 from glmtune.settings import check_choice, check_range, setting
+from glmtune.switch.settings import SwitchSettings
 
 TUNE = ("prefix", "full", "lora")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -169,7 +170,7 @@ class TrainerSettings(OptimizationSettings, RecordSettings, WatchSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraSettings:
+class LoraSettings(SwitchSettings):
     """Low-rank adapters (PEFT) on linear layers of the frozen base."""
 
     rank: int = setting(8, "rank of the update")
@@ -187,6 +188,7 @@ class LoraSettings:
         """
         check_range("lora.rank", self.rank, low=1)
         check_range("lora.dropout", self.dropout, low=0, high=0.99)
+        self.check_switch("lora")
         if self.alpha <= 0:
             raise ConfigError(f"`lora.alpha` is {self.alpha}, but it must be above 0.")
         if self.targets == []:

@@ -15,41 +15,42 @@ elsewhere. Each has a comment: when it is called there, and why we change it. Th
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, TrainerState
+from transformers import Trainer, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
 
 from glmtune.data.rows import TrainingRows
 from glmtune.labels import IGNORE_INDEX
 from glmtune.models.placeholders import pending_weights
 from glmtune.quantization.kernels.for_training import prepare_for_training
+from glmtune.retention.replay import Replay
 from glmtune.training.adapt import Tuned
 from glmtune.training.callbacks import Flow
 from glmtune.training.checkpoints import folder as checkpoints
 from glmtune.training.checkpoints import saving
 from glmtune.training.distributed import collectives, deepspeed_engine, fsdp
 from glmtune.training.distributed.sharded_loading import load_sharded_for_zero
-from glmtune.training.distributed.zero_state import load_state, refuse_other_optimizer_state
+from glmtune.training.distributed.zero_state import load_state
 from glmtune.training.evaluation import per_token, sum_over_tokens
-from glmtune.training.rank_batches import FilledRows, RankBatches
+from glmtune.training.rank_batches import rank_loader
 from glmtune.training.row_order import EpochSampler, LengthOrder
 from glmtune.training.settings import TrainerSettings
+from glmtune.training.starting.optimizer_state import load_optimizer, load_schedule
+from glmtune.training.starting.switch_fitting import SwitchFitting
 from glmtune.training.watching.callback import TrainingWatch
 from glmtune.training.watching.evidence import NotFiniteError, gather_evidence
-from glmtune.training.watching.rollback_log import rate_factor, scale_rate
-
-LOSS_STATE = "loss_state.json"
+from glmtune.training.watching.rollback_log import rate_factor
 
 
 class GlmTrainer(Trainer):
@@ -64,6 +65,8 @@ class GlmTrainer(Trainer):
         *,
         uses_fsdp2: bool = False,
         fingerprints: Mapping[str, str] | None = None,
+        origin: Mapping[str, Any] | None = None,
+        replay: Replay | None = None,
     ) -> None:
         """Wire everything together.
 
@@ -74,6 +77,8 @@ class GlmTrainer(Trainer):
             rows: to learn and to be evaluated on.
             uses_fsdp2: shard the weights over the processes by FSDP2.
             fingerprints: of base and data, by name; kept in each checkpoint's manifest, checked on resuming.
+            origin: what else the manifests say: with what the run began, and what shaped its prompts.
+            replay: of general rows beside the task's; None: none.
         """
         self.tuned = tuned
         self.settings = settings
@@ -81,6 +86,11 @@ class GlmTrainer(Trainer):
         self.run_folder = Path(str(args.output_dir))
         self.uses_fsdp2 = uses_fsdp2
         self.fingerprints = dict(fingerprints or {})
+        self.replay = replay
+        self.switching: SwitchFitting | None = None
+        self.origin = dict(origin or {})
+        self.also_measured: Callable[[], dict[str, float]] = dict  # at every evaluation
+        self.may_be_best: Callable[[dict[str, float]], bool] = lambda metrics: True
         self._train_sampler = EpochSampler(
             rows.train.lengths,
             batch_size=args.per_device_train_batch_size * args.world_size,
@@ -90,8 +100,7 @@ class GlmTrainer(Trainer):
         )
         self.watch = TrainingWatch(settings, self.run_folder)
         self.saves = saving.Saves(asynchronous=settings.async_save, timeout_seconds=args.ddp_timeout)
-        self._improved = False
-        self._stopped_early = False
+        self._improved = self._stopped_early = False
         self._resumed_loss: dict[str, float] | None = None
         super().__init__(
             model=tuned.model,
@@ -99,7 +108,7 @@ class GlmTrainer(Trainer):
             data_collator=cast(Any, rows.collator),
             train_dataset=rows.train.rows,
             eval_dataset=None if rows.validation is None else rows.validation.rows,
-            callbacks=[Flow(begin=self._begin, set_epoch=self._set_epoch), self.watch],
+            callbacks=[Flow(begin=self._begin, set_epoch=self._train_sampler.set_epoch), self.watch],
         )
         self.remove_callback(PrinterCallback)  # it prints every log entry; ours shows them
 
@@ -129,29 +138,24 @@ class GlmTrainer(Trainer):
         batch_size = self.args.per_device_train_batch_size
         return self._rank_loader(self.train_dataset, self._train_sampler, batch_size)
 
-    def _set_epoch(self, epoch: int) -> None:
-        self._train_sampler.set_epoch(epoch)
-
     def _rank_loader(self, rows: Any, order: Sampler[int], batch_size: int) -> DataLoader[Any]:
-        """Return the batches of this process, of rows in an order that all processes know."""
-        batches = RankBatches(
-            order, batch_size=batch_size, rank=self.args.process_index, num_processes=self.args.world_size
-        )
-        return DataLoader(
-            FilledRows(rows) if self.args.world_size > 1 else rows,  # one process has a row in each batch
-            batch_sampler=batches,
-            collate_fn=cast(Any, self.data_collator),
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.device.type == "cuda",
-        )
+        return rank_loader(rows, order, self.data_collator, batch_size=batch_size, args=self.args)
 
     # ---- loss
 
     # Called by training_step. Our models form logits only at labelled positions if asked to, which spares the
     # largest tensor of a step; asked for here, so that no other caller of the model gets fewer logits.
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Let the model form logits only where there is something to learn."""
-        return super().compute_loss(model, {**inputs, "labelled_only": True}, *args, **kwargs)
+        """Let the model form logits only where there is something to learn; add what is replayed."""
+        mean_loss = super().compute_loss  # for both parts, so that both are scaled alike
+
+        def labelled(batch: dict[str, Any], *rest: Any, **items: Any) -> Any:
+            return mean_loss(model, {**batch, "labelled_only": True}, *rest, **items)
+
+        task = functools.partial(labelled, inputs, *args, **kwargs)
+        if self.replay is None:
+            return task()
+        return self.replay.loss(model, labelled, self._prepare_inputs, self.tuned.bypassed, task)
 
     # Called once per optimizer step, for all its micro-batches: where a step waits for its data, and begins.
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
@@ -159,6 +163,8 @@ class GlmTrainer(Trainer):
         with self.watch.waiting():
             batches, num_items = super().get_batch_samples(*args, **kwargs)
         self.watch.begin_step(num_items)
+        if self.replay is not None:
+            self.replay.begin_step(self.state.global_step, len(batches))
         return batches, num_items
 
     # Called once per micro-batch. The losses of all of them are what tells which rows went wrong.
@@ -177,7 +183,17 @@ class GlmTrainer(Trainer):
             self.saves.finish()
             raise self._not_finite("gradient norm", None) from error
         self.watch.batch_losses.append(loss.detach())
-        return loss
+        return loss if self.replay is None else self.replay.task_loss  # what is logged as `loss`
+
+    # Called with every line of the log.
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Put the mean loss of what is replayed beside the task's."""
+        if self.replay is not None and "loss" in logs:
+            logs["retain_loss"] = self.replay.take_mean(self._mean_of_processes)
+        super().log(logs, start_time)
+
+    def _mean_of_processes(self, value: Tensor) -> Tensor:
+        return cast(Tensor, self.accelerator.reduce(value.to(self.args.device), "mean"))
 
     # A getter by its name, a hook to us. transformers 5.24 calls it in _run_epoch once per optimizer step,
     # after backward passes and clipping, just before optimizer.step(): the last moment at which a loss or
@@ -186,7 +202,12 @@ class GlmTrainer(Trainer):
         norm: Any = super()._get_grad_norm(model, grad_norm)
         if hasattr(norm, "full_tensor"):  # under FSDP2 it is a DTensor, each process holding its share
             norm = norm.full_tensor()
-        self.watch.step_loss, norm_is_bad, save_has_failed = self._reduce_step(norm)
+        # A loss scaler leaves out a step whose gradient is not finite, and lowers its scale: usual in fp16.
+        scaler = getattr(self.accelerator, "scaler", None)
+        skips_bad_steps = scaler is not None or (self.is_deepspeed_enabled and self.args.fp16)
+        norm_is_bad = not skips_bad_steps and not math.isfinite(float(norm or 0.0))
+        flags = self.watch.reduce_step([norm_is_bad, self.saves.has_failed], self._mean_of_processes)
+        norm_is_bad, save_has_failed = flags
         loss_is_bad = not math.isfinite(self.watch.step_loss)
         if loss_is_bad or norm_is_bad or save_has_failed:
             # Raises if a checkpoint could not be written, which so ends the run within a step. If the step is
@@ -196,35 +217,16 @@ class GlmTrainer(Trainer):
             raise self._not_finite("loss" if loss_is_bad else "gradient norm", norm)
         return norm
 
-    def _reduce_step(self, norm: Any) -> tuple[float, bool, bool]:
-        """Return the step's loss, and whether in any process its norm is not finite or a save has failed.
-
-        One reduction for all three, so that all processes stop at this step or none does: one that stopped
-        alone would leave the others in the next collective.
-        """
-        # A loss scaler leaves out a step whose gradient is not finite, and lowers its scale: usual in fp16.
-        scaler = getattr(self.accelerator, "scaler", None)
-        skips_bad_steps = scaler is not None or (self.is_deepspeed_enabled and self.args.fp16)
-        norm_is_bad = not skips_bad_steps and not math.isfinite(float(norm or 0.0))
-        loss = torch.stack(self.watch.batch_losses).sum().double()
-        found = torch.stack([loss, *torch.tensor([norm_is_bad, self.saves.has_failed]).to(loss)])
-        if self.args.world_size > 1:
-            # The mean: each loss is scaled so that the mean over processes is that over all labels, as their
-            # gradients are averaged; a flag set in one process is above 0 everywhere.
-            found = cast(Tensor, self.accelerator.reduce(found, "mean"))
-        step_loss, bad_norms, failed_saves = found.tolist()
-        return step_loss, bad_norms > 0, failed_saves > 0
-
     def _not_finite(self, what: str, norm: Any) -> NotFiniteError:
         """Make the error to raise, in every process, with all that is known of the current step."""
-        step = self.state.global_step
-        numbers = self._train_sampler.rows_of_step(step, rows_per_step=self._rows_per_step())
+        step, rows_per_step = self.state.global_step, self._rows_per_step()
         evidence = gather_evidence(
             what,
             step=step + 1,
             learning_rate=self._get_learning_rate(),
             grad_norm=None if norm is None else float(norm),
-            rows=self.rows.train.samples(numbers),
+            rows=self.rows.train.samples(self._train_sampler.rows_of_step(step, rows_per_step=rows_per_step)),
+            replayed=[] if self.replay is None else self.replay.rows_of_step,
             model=self.tuned.model,
             watch=self.watch,
         )
@@ -233,14 +235,15 @@ class GlmTrainer(Trainer):
         return NotFiniteError(evidence, checkpoints.latest_checkpoint(self.run_folder))
 
     # Called once per micro-batch. The parent counts by the attention mask, which packed rows do not have, and
-    # would count fillers, the rows that stand in where a process has none left.
+    # would count fillers, which stand in where a process has no row left.
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         mask = inputs.get("attention_mask")
         real = mask if mask is not None else inputs["input_ids"] != self.rows.collator.pad_token_id
         # A filler is alone in its batch, which then has no label; tokens of a batch without labels do not
         # count.
         real = real & (inputs["labels"] != IGNORE_INDEX).any()
-        self.state.num_input_tokens_seen += int(cast(Tensor, self.accelerator.gather(real.sum())).sum())
+        count = real.sum() + (0 if self.replay is None else self.replay.num_tokens)
+        self.state.num_input_tokens_seen += int(cast(Tensor, self.accelerator.gather(count)).sum())
 
     # Called once per micro-batch, for total_flos in trainer_state.json.
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -255,40 +258,39 @@ class GlmTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Measure the mean loss per answer token, whatever the batch size.
-
-        The random numbers of training stay as they were.
+        """Measure the mean loss per answer token, whatever the batch size; random numbers stay as they were.
 
         Args:
-            eval_dataset: not used; the rows given at construction are evaluated.
+            eval_dataset: not used: the rows given at construction are evaluated.
             ignore_keys: not used.
             metric_key_prefix: what the names of the metrics start with.
 
         Returns:
-            ``eval_loss`` (nats per answer token), ``eval_accuracy`` (share of answer tokens that are the most
-            probable ones), ``eval_tokens``, ``eval_runtime`` (seconds).
+            ``eval_loss`` (nats per answer token), ``eval_accuracy`` (share of answer tokens predicted right),
+            ``eval_tokens``, ``eval_runtime`` (seconds); with a switch ``eval_switched_loss``.
         """
         start = time.monotonic()
-        assert self.model_wrapped is not None
         with self.accelerator.autocast():
-            sums = sum_over_tokens(self.model_wrapped, self._eval_inputs(), self.args.device)
-        metrics = per_token(cast(Tensor, self.accelerator.reduce(sums)), prefix=metric_key_prefix)
+            sums = sum_over_tokens(cast(Any, self.model_wrapped), self._eval_inputs(), self.args.device)
+            total = cast(Tensor, self.accelerator.reduce(sums))
+            metrics = per_token(total, prefix=metric_key_prefix)
+            metrics |= self.switching.evaluate(self, total, metric_key_prefix) if self.switching else {}
         metrics[f"{metric_key_prefix}_runtime"] = time.monotonic() - start
+        metrics |= self.also_measured()
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _eval_inputs(self) -> Iterator[dict[str, Any]]:
-        assert self.rows.validation is not None
         # Long rows first: little padding, and a batch that does not fit into memory fails at once.
-        order = LengthOrder(self.rows.validation.lengths)
+        order = LengthOrder(cast(Any, self.rows.validation).lengths)
         for batch in self._rank_loader(self.eval_dataset, order, self.args.per_device_eval_batch_size):
             yield self._prepare_inputs(batch)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
     # Called after each evaluation within training. Extended by what a new best, or no new best, leads to.
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        self._improved = super()._determine_best_metric(metrics, trial)
+        self._improved = self.may_be_best(metrics) and super()._determine_best_metric(metrics, trial)
         if self._improved and self.is_sharded:
             self.control.should_save = True  # only a checkpoint gathers sharded weights, so `best` needs one
         key = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
@@ -306,7 +308,6 @@ class GlmTrainer(Trainer):
 
     # ---- saving
 
-    # Called after each step (with flags on what is due) and at the end of each epoch.
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         self._improved = False
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -320,14 +321,18 @@ class GlmTrainer(Trainer):
             self.tuned.save(folder)
 
     def _best_manifest(self) -> dict[str, Any]:
-        return {**self.fingerprints, "step": self.state.global_step, "metric": self.state.best_metric}
+        best = {"step": self.state.global_step, "metric": self.state.best_metric}
+        return self.fingerprints | self.origin | best
 
     # Called by _maybe_log_save_evaluate where a checkpoint is due. Replaced as a whole: the parent writes
     # into the final folder, so a kill leaves half a checkpoint that looks like a whole one.
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.saves.finish()  # the one before, or its error
         # A collective, so outside the block below, which an error may end in one process alone.
-        loss = cast(Tensor, self.accelerator.reduce(cast(Tensor, self._tr_loss).clone(), "mean"))
+        loss = self._mean_of_processes(cast(Tensor, self._tr_loss).clone())
+        loss_state = {"sum": loss.item(), "last_logged_step": self._globalstep_last_logged}
+        if self.replay is not None:
+            loss_state |= self.replay.loss_state(self._mean_of_processes)
         staged = checkpoints.StagedCheckpoint(
             self.run_folder / f"checkpoint-{self.state.global_step}",
             self._manifest(),
@@ -340,7 +345,7 @@ class GlmTrainer(Trainer):
                 "write its part of the checkpoint", checkpoints.WRITE_ERRORS
             ):
                 collectives.check_shared_storage(staged.folder)
-                self._save_small_parts(staged.folder, loss.item())
+                self._save_small_parts(staged.folder, loss_state)
             parts = self._large_parts()
         best = self._best_manifest() if self._improved else None
         self._improved = False
@@ -350,7 +355,8 @@ class GlmTrainer(Trainer):
 
     def _manifest(self) -> dict[str, Any]:
         return {
-            **self.fingerprints,
+            **(self.fingerprints | self.origin),
+            "seed": self.args.seed,
             "rows_per_step": self._rows_per_step(),
             "rows_grouped": self._train_sampler.batch_size,
             "num_processes": self.args.world_size,
@@ -363,7 +369,7 @@ class GlmTrainer(Trainer):
         args = self.args
         return args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
 
-    def _save_small_parts(self, folder: Path, loss_sum: float) -> None:
+    def _save_small_parts(self, folder: Path, loss_state: Mapping[str, float]) -> None:
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))  # each process its own
         if not self.args.should_save:
@@ -371,8 +377,7 @@ class GlmTrainer(Trainer):
         if self.lr_scheduler is not None:
             torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
         self.state.save_to_json(str(folder / "trainer_state.json"))
-        loss_state = {"sum": loss_sum, "last_logged_step": self._globalstep_last_logged}
-        (folder / LOSS_STATE).write_text(json.dumps(loss_state), encoding="utf-8")
+        (folder / checkpoints.LOSS_STATE).write_text(json.dumps(loss_state), encoding="utf-8")
 
     def _large_parts(self) -> saving.Parts:
         """Return weights and optimizer state as they are now; every process must call this."""
@@ -391,10 +396,12 @@ class GlmTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         self.tuned.load(folder)
-        self._resumed_loss = json.loads((folder / LOSS_STATE).read_text(encoding="utf-8"))
-        # Rows keep the order they began with, though other processes may share them now.
+        self._resumed_loss = json.loads((folder / checkpoints.LOSS_STATE).read_text(encoding="utf-8"))
+        # Rows keep the order they began with, though other processes may share them now; unless a step takes
+        # another number of them from here on.
         manifest = checkpoints.read_manifest(folder) or {}
-        self._train_sampler.batch_size = manifest.get("rows_grouped", self._train_sampler.batch_size)
+        if manifest.get("rows_per_step") == self._rows_per_step():
+            self._train_sampler.batch_size = manifest["rows_grouped"]
 
     # Called once per training: makes optimizer and schedule, wraps the model, and loads their state. Extended
     # as weights must be complete (from a checkpoint, or read for placeholders) before anything shards them.
@@ -423,8 +430,7 @@ class GlmTrainer(Trainer):
             self._load_optimizer_and_scheduler(str(checkpoint))
         return prepared
 
-    # Called by the constructor. Placeholders have no memory that could be moved; their weights are read to
-    # the right device later.
+    # Called by the constructor. Placeholders have no memory to move; they are read to the right device later.
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         if pending_weights(model) is None:
             super()._move_model_to_device(model, device)
@@ -440,25 +446,31 @@ class GlmTrainer(Trainer):
         finally:
             model.set_requires_gradient_sync(True)
 
-    # Called at the end of _prepare_for_training. Extended by what FSDP2 and ZeRO have sharded, and by a
-    # learning rate lowered after rollbacks.
+    # Called at the end of _prepare_for_training. Replaced as a whole: the parent would take over the settings
+    # of then as well, and knows neither FSDP2's shards as we make them nor ZeRO's.
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
-            super()._load_optimizer_and_scheduler(None)
             return
         folder = Path(checkpoint)
-        refuse_other_optimizer_state(folder, is_zero=self.is_deepspeed_enabled)
-        if self.uses_fsdp2:
-            fsdp.load_optimizer(self.plain_optimizer, folder)
-            state = torch.load(folder / "scheduler.pt", weights_only=True)
-            cast(LambdaLR, self.lr_scheduler).load_state_dict(state)
-        else:
-            super()._load_optimizer_and_scheduler(checkpoint)  # under DeepSpeed the schedule only
         if self.is_deepspeed_enabled:
             load_state(self.model_wrapped, self.tuned.model, folder)
-        if isinstance(self.lr_scheduler, LambdaLR):
-            factor = rate_factor(self.run_folder, checkpoints.step_of(folder) or 0)
-            scale_rate(self.lr_scheduler, factor)  # last: both states above hold the rate of then
+        else:
+            load_optimizer(self.plain_optimizer, folder, is_sharded=self.uses_fsdp2)
+        step, rate = checkpoints.step_of(folder) or 0, self.settings.learning_rate
+        load_schedule(self.lr_scheduler, folder, factor=rate_factor(folder.parent, step, rate))
+
+    # Called after _load_optimizer_and_scheduler. The parent fails where fp16 was given up on the way.
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if getattr(self.accelerator, "scaler", None) is not None:
+            super()._load_scaler(checkpoint)
+
+    # Called when everything else is restored. Another seed on the way means other random numbers from there.
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        seed = (checkpoints.read_manifest(Path(checkpoint)) or {}).get("seed") if checkpoint else None
+        if seed in (None, self.args.seed):
+            super()._load_rng_state(checkpoint)
+        else:
+            set_seed(self.args.seed)
 
     def forget_optimizer(self) -> None:
         """Make the next training begin with a new optimizer, which then takes over a checkpoint's state."""
@@ -471,23 +483,15 @@ class GlmTrainer(Trainer):
         self.state.compute_steps(self.args, max_steps)  # the settings of today, not those in the checkpoint
         return counts
 
-    def has_ended(self, checkpoint: Path) -> bool:
-        """Tell whether a checkpoint is the last one of its run; if so, take over its weights and its state.
-
-        Args:
-            checkpoint: a complete one. A run whose number of steps was raised since has not ended.
-        """
-        manifest = checkpoints.read_manifest(checkpoint) or {}
-        planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
-        if not manifest.get("ended") or manifest.get("max_steps") != planned:
-            return False
-        self.tuned.load(checkpoint)
-        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        return True
+    def planned_steps(self) -> int:
+        """Return how many optimizer steps the settings and the rows of today make."""
+        return int(self.set_initial_training_values(self.args, self.get_train_dataloader())[-1])
 
     def _begin(self) -> None:
         # Go on with the running sum of losses that the checkpoint held between two lines of the log: here, as
         # the parent sets it to 0 after everything else is restored, and just before on_train_begin.
+        if self.replay is not None:
+            self.replay.begin(self._resumed_loss)
         if self._resumed_loss is not None:
             self._tr_loss += self._resumed_loss["sum"]
             self._globalstep_last_logged = int(self._resumed_loss["last_logged_step"])

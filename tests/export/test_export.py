@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,14 +15,21 @@ from glmtune.adapter import load_adapter
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.export import export as export_run
 from glmtune.export.export import MARKER, ExportJob, export
-from glmtune.loading import load_model, load_tokenizer
+from glmtune.loading import load_base, load_model, load_tokenizer
 from glmtune.messages import Message
 from glmtune.models.checkpoints.shards import read_records, read_tensor
 from glmtune.models.load import load_official
 from glmtune.models.templates.renderer import template_for
-from glmtune.prefix.checkpoint import find_prefix
+from glmtune.prefix.checkpoint import find_prefix, save_prefix
+from glmtune.prefix.init import build_prefix_encoder
+from glmtune.prefix.settings import PrefixSettings
+from glmtune.storage.manifest import write_manifest
+from glmtune.switch.files import save_switch
+from glmtune.switch.model import switch_of
+from glmtune.switch.rule import Switch
 from glmtune.training.adapt import tune_adapter
 from glmtune.training.settings import LoraSettings
+from tests.switch.cases import FACTS
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "models"
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
@@ -189,6 +197,13 @@ def test_what_a_format_cannot_hold_is_refused(oracles: Path, tiny_base: Path, tm
     prefix = str(oracles / "v2" / "ptuning_embedding")
     with pytest.raises(ConfigError, match=r"no place for a prefix.*format=official.*format=prefix.*LoRA"):
         export(job(oracles / "v2" / "checkpoint_bin", "transformers", tmp_path / "out", prefix_path=prefix))
+    model = load_base(tiny_base, device="cpu")
+    encoder = build_prefix_encoder(model, PrefixSettings(pre_seq_len=3, gate=True))
+    gated = save_prefix(encoder, tmp_path / "gated")
+    for form in ("official", "prefix"):
+        with pytest.raises(ConfigError, match=rf"`{gated}` was tuned with `prefix.gate=true`.*LoRA"):
+            export(job(tiny_base, form, tmp_path / "out", prefix_path=str(gated.parent)))
+    shutil.rmtree(gated.parent)
     with pytest.raises(ConfigError, match=r"no class for ChatGLM-6B.*format=official"):
         export(job(oracles / "v1" / "checkpoint_bin", "transformers", tmp_path / "out"))
     with pytest.raises(ConfigError, match=r"`format` is `prefix`, but no prefix is given"):
@@ -252,17 +267,22 @@ def test_an_adapter_of_another_base_or_kind_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=r"No adapter at .*adapter_model\.safetensors"):
         export(job(tiny_base, "official", tmp_path / "out", adapter_path=str(tmp_path)))
-    (adapter / "checkpoint.json").write_text(json.dumps({"base_fingerprint": "0" * 64}))
+    write_manifest(adapter, {"base_fingerprint": "0" * 64})
     with pytest.raises(CheckpointError, match=r"trained on another base.*0000000000000000"):
         export(job(tiny_base, "official", tmp_path / "out", adapter_path=str(adapter)))
     own = load_official(tiny_base).fingerprint()
-    (adapter / "checkpoint.json").write_text(json.dumps({"base_fingerprint": own}))
+    write_manifest(adapter, {"base_fingerprint": own})
     export(job(tiny_base, "official", tmp_path / "out", adapter_path=str(adapter)))
     with pytest.raises(CheckpointError, match=r"does not fit|cannot be used"):
         load_adapter(adapter, load_official(GOLDEN / "glm4"), check_base=False)
     values = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(values | {"use_dora": True}))
-    with pytest.raises(CheckpointError, match=r"use_dora = True, but only plain LoRA"):
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json has .* bytes, not"):
+        load_adapter(adapter, load_official(tiny_base))
+    (adapter / "checkpoint.json").unlink()  # changed on purpose
+    with pytest.raises(
+        CheckpointError, match=r"only plain LoRA is supported:\n- use_dora = True, but it must be False"
+    ):
         load_adapter(adapter, load_official(tiny_base))
 
 
@@ -317,3 +337,97 @@ def test_an_adapter_is_merged_into_dequantized_weights(oracles: Path, tmp_path: 
     with torch.no_grad():
         found = load_any(done.folder, dtype="float32", device="cpu")(input_ids=ids).logits
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["transformers", "official", "tuned"])
+def test_a_scale_is_written_into_what_comes_out(
+    form: str, tiny_base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    settings = {"adapter_path": str(adapter), "adapter_scale": 0.5}
+    result = export(job(tiny_base, form, tmp_path / "out", **settings))
+    expected = load_adapter(adapter, load_official(tiny_base), scale=0.5)(IDS).logits
+    if form == "tuned":
+        found = load_adapter(tmp_path / "out", load_official(tiny_base))(IDS).logits
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        values = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+        before = json.loads((adapter / "adapter_config.json").read_text())
+        assert values["lora_alpha"] == before["lora_alpha"] / 2
+        assert {**values, "lora_alpha": 0} == {**before, "lora_alpha": 0}
+    else:
+        reader = AutoModelForCausalLM.from_pretrained if form == "transformers" else load_official
+        found = reader(tmp_path / "out", dtype=torch.float32)(IDS).logits
+        torch.testing.assert_close(found, expected, atol=max(result.limit, 1e-5), rtol=0)
+    assert not torch.allclose(found, load_adapter(adapter, load_official(tiny_base))(IDS).logits, atol=1e-3)
+    assert json.loads((tmp_path / "out" / MARKER).read_text())["adapter_scale"] == 0.5
+
+
+def test_an_adapter_that_peft_reads_with_patterns_and_roots(
+    tiny_base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """PEFT itself reads the export; its own base is remembered, and another one refused."""
+    from peft import PeftModel
+
+    file = adapter / "adapter_config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps({**values, "use_rslora": True, "alpha_pattern": {"q_proj": 3}}))
+    write_manifest(adapter, {"base_fingerprint": load_official(tiny_base).fingerprint(), "step": 9})
+    export(job(tiny_base, "tuned", tmp_path / "out", adapter_path=str(adapter), adapter_scale=2.0))
+    expected = load_adapter(adapter, load_official(tiny_base), scale=2.0)(IDS).logits
+    found = PeftModel.from_pretrained(load_official(tiny_base), str(tmp_path / "out"))(IDS).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    with pytest.raises(CheckpointError, match=r"trained on another base"):
+        load_adapter(tmp_path / "out", load_official("glm-tiny"))
+
+
+@pytest.mark.parametrize("kind", ["prefix", "lora"])
+def test_a_switch_goes_out_in_our_own_files_alone(
+    kind: str, tiny_base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    model = load_official(tiny_base)
+    switch = Switch(torch.ones(model.config.hidden_size), -0.5, FACTS)
+    if kind == "lora":
+        save_switch(switch, adapter)
+        settings = {"adapter_path": str(adapter)}
+    else:
+        encoder = build_prefix_encoder(model, PrefixSettings(pre_seq_len=3))
+        save_prefix(encoder, tmp_path / "run", switch=switch)
+        settings = {"prefix_path": str(tmp_path / "run")}
+    assert export(job(tiny_base, "tuned", tmp_path / "out", **settings)).left_out == ""
+    where = {"prefix" if kind == "prefix" else "adapter": tmp_path / "out"}
+    found = switch_of(load_model(tiny_base, dtype="float32", **where))  # pyright: ignore[reportArgumentType]
+    assert found is not None
+    assert found.fingerprint == switch.fingerprint
+    lost = export(job(tiny_base, "official", tmp_path / "official", **settings))
+    assert f"The {'prefix' if kind == 'prefix' else 'adapter'} has a switch" in lost.left_out
+    assert "`format=tuned`" in lost.left_out
+
+
+@pytest.mark.parametrize("kind", ["ptuning_embedding", "ptuning_projection"])
+def test_a_strength_goes_out_in_our_own_file_alone(kind: str, oracles: Path, tmp_path: Path) -> None:
+    source, prefix = oracles / "v2" / "checkpoint_bin", oracles / "v2" / kind
+    settings = {"prefix_path": str(prefix), "prefix_strength": 0.5}
+    result = export(job(source, "tuned", tmp_path / "out", **settings))
+    assert result.max_difference == 0
+    expected = load_model(source, dtype="float32", prefix=prefix, prefix_strength=0.5)
+    found = load_model(source, dtype="float32", prefix=tmp_path / "out")
+    ids = export_run.probe_ids(expected.config)
+    assert torch.equal(found(ids).logits, expected(ids).logits)
+    twice = load_model(source, dtype="float32", prefix=tmp_path / "out", prefix_strength=2)
+    whole = load_model(source, dtype="float32", prefix=prefix)
+    torch.testing.assert_close(twice(ids).logits, whole(ids).logits, atol=1e-5, rtol=0)
+    with pytest.raises(ConfigError, match=r"has no place for one.*format=tuned"):
+        export(job(source, "prefix", tmp_path / "again", prefix_path=str(tmp_path / "out")))
+    for form in ("official", "prefix"):
+        with pytest.raises(ConfigError, match=r"`prefix_strength` is 0.5, .*no place for one.*format=tuned"):
+            export(job(source, form, tmp_path / "again", **settings))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_is_no_strength_of_an_export(tiny_base: Path, tmp_path: Path) -> None:
+    for name, of in (("prefix_strength", "prefix_path"), ("adapter_scale", "adapter_path")):
+        with pytest.raises(ConfigError, match=rf"`{name}` is 0, which is the base"):
+            export(job(tiny_base, "tuned", tmp_path / "out", **{of: "run", name: 0}))
+        with pytest.raises(ConfigError, match=rf"`{name}` is 2, but no .*`{of}=RUN`"):
+            export(job(tiny_base, "official", tmp_path / "out", **{name: 2}))
+    with pytest.raises(ConfigError, match=r"`format` is `tuned`, but nothing tuned is given"):
+        export(job(tiny_base, "tuned", tmp_path / "out"))

@@ -37,6 +37,7 @@ SECOND = Geometry(
 FIRST = dataclasses.replace(SECOND, is_first=True, num_kv_heads=6, is_tied=True)
 LENGTH, CONTEXT = 50, 21
 PREFIX = PrefixSettings(pre_seq_len=10)
+GATED = PrefixSettings(pre_seq_len=10, gate=True)
 LORA = LoraSettings(rank=4)
 
 
@@ -94,6 +95,7 @@ def build(w: Workload) -> torch.nn.Module:
             prefix_shape(config),
             pre_seq_len=w.prefix.pre_seq_len,
             hidden_size=g.hidden_size if w.prefix.prefix_projection else None,
+            num_gates=g.num_heads if w.prefix.gate else None,
             embedding_width=g.hidden_size if g.is_first else None,
             dropout=w.prefix.dropout,
         )
@@ -171,6 +173,8 @@ def small_bytes(w: Workload) -> float:
     labels = w.batch.rows * (LENGTH - 1) + 8 * w.batch.num_labels + 4
     ids = 8 * w.batch.num_tokens if w.is_full else 0
     prefix = 8 * w.prefix_length
+    if w.is_gated:  # layers' numbers; the gates themselves, which blocks that are computed again do not keep
+        prefix += w.geometry.num_layers * (8 + (4 * w.geometry.num_heads if w.checkpointing else 0))
     width = w.geometry.head_dim
     rotary = 2 * w.residual_bytes * w.batch.num_tokens * width if w.geometry.is_first else 0
     return labels + ids + prefix + (0 if w.checkpointing else rotary)
@@ -195,6 +199,14 @@ CASES = {
     "prefix, int4": work(tune="prefix", weight_bytes=2, method="int4", is_padded=True),
     "prefix, int8": work(tune="prefix", method="int8"),
     "prefix, checkpointing": work(tune="prefix", checkpointing=True, is_padded=True),
+    "gated": work(tune="prefix", prefix=GATED),
+    "gated, padded": work(tune="prefix", prefix=GATED, is_padded=True),
+    "gated, bf16, padded": work(tune="prefix", prefix=GATED, weight_bytes=2, is_padded=True),
+    "gated, projection": work(
+        tune="prefix", prefix=PrefixSettings(pre_seq_len=10, prefix_projection=True, gate=True)
+    ),
+    "gated, int8": work(tune="prefix", prefix=GATED, method="int8"),
+    "gated, checkpointing": work(tune="prefix", prefix=GATED, checkpointing=True, is_padded=True),
     "lora": work(tune="lora", is_padded=True),
     "lora, bf16": work(tune="lora", weight_bytes=2),
     "lora, wide": work(tune="lora", lora=LoraSettings(rank=4, targets=["q_proj", "o_proj", "down_proj"])),
@@ -207,6 +219,8 @@ CASES = {
     "first, prefix, projection": work(
         FIRST, tune="prefix", prefix=PrefixSettings(pre_seq_len=10, prefix_projection=True), is_padded=True
     ),
+    "first, gated": work(FIRST, tune="prefix", prefix=GATED, rows=1),
+    "first, gated, padded": work(FIRST, tune="prefix", prefix=GATED, is_padded=True),
     "first, lora": work(FIRST, tune="lora", is_padded=True),
     "first, checkpointing": work(FIRST, checkpointing=True),
 }

@@ -52,12 +52,15 @@ def live_peak(w: Workload) -> int:
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-4)
     batch = batch_of(w)
+    replay = None if w.replay is None else batch_of(dataclasses.replace(w, batch=w.replay))
     autocast = torch.autocast("cpu", torch.bfloat16) if w.autocast else contextlib.nullcontext()
 
     def step() -> None:
         for _ in range(w.batch.accumulation):
             with autocast:
                 loss = model(**batch, labelled_only=True).loss
+                if replay is not None:
+                    loss = loss + model(**replay, labelled_only=True).loss
             loss.backward()
             del loss
         optimizer.step()
@@ -85,6 +88,13 @@ def accumulated(w: Workload) -> Workload:
     return dataclasses.replace(w, batch=dataclasses.replace(w.batch, accumulation=2))
 
 
+def replayed(w: Workload) -> Workload:
+    """A third of the rows more, in a pass of their own."""
+    batch, rows = w.batch, max(1, w.batch.rows // 3)
+    labels = batch.num_labels // batch.rows * rows
+    return dataclasses.replace(w, replay=dataclasses.replace(batch, rows=rows, num_labels=labels))
+
+
 CASES = {
     "full": work(WIDE, rows=8),
     "full, one row": work(WIDE, rows=1),
@@ -98,6 +108,9 @@ CASES = {
     "prefix, checkpointing": work(WIDE, tune="prefix", rows=16, is_padded=True, checkpointing=True),
     "lora": work(WIDE, tune="lora", rows=8, is_padded=True),
     "lora, checkpointing": work(WIDE, tune="lora", rows=16, checkpointing=True),
+    "full, replay": replayed(work(WIDE, rows=6)),
+    "prefix, replay": replayed(work(WIDE, tune="prefix", rows=9, is_padded=True)),
+    "lora, checkpointing, replay": replayed(work(WIDE, tune="lora", rows=15, checkpointing=True)),
     "first, full": work(WIDE_FIRST, rows=8),
     "first, prefix": work(WIDE_FIRST, tune="prefix", rows=8, is_padded=True),
 }

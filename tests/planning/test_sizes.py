@@ -20,8 +20,8 @@ from glmtune.planning.states import OPTIMIZER_BYTES, base_bytes, num_trained, st
 from glmtune.planning.workload import workload_of
 from glmtune.quantization.arithmetic.methods import EXTERNAL, METHODS
 from glmtune.training.settings import OPTIMIZERS
-from recipes.compose import load_settings
 from recipes.plan import COMMAND
+from recipes.words.compose import load_settings
 
 H80 = parse_hardware("4x80GB")
 
@@ -156,14 +156,17 @@ def test_trained_numbers_are_those_of_the_modules() -> None:
     from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
 
     for name, family in (("chatglm-6b", Family.CHATGLM), ("chatglm2-6b", Family.CHATGLM2)):
-        work = work_of(f"model={name}", "+recipe=ptuning", "prefix.prefix_projection=true")
+        words = (f"model={name}", "+recipe=ptuning", "prefix.prefix_projection=true")
+        work = work_of(*words)
         config = native_config(official_values(work.geometry), family)
         with torch.device("meta"):
             inner = 4096 if name == "chatglm-6b" else None
             encoder = PrefixEncoder(
                 prefix_shape(config), pre_seq_len=128, hidden_size=4096, embedding_width=inner
             )
-        assert num_trained(work) == sum(weight.numel() for weight in encoder.parameters())
+        own = sum(weight.numel() for weight in encoder.parameters())
+        assert num_trained(work) == own
+        assert num_trained(work_of(*words, "prefix.gate=true")) == own + 28 * 32
 
 
 def test_a_quantized_base_is_as_large_as_its_tensors() -> None:

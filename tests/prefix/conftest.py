@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import GlmConfig, GlmForCausalLM
@@ -42,12 +44,33 @@ def make_base(attention: str = "sdpa", *, seed: int = 0, **changes: object) -> G
 
 
 def make_prefix(
-    model: GlmForCausalLM, *, length: int = 5, projection: bool = False, dropout: float = 0.0, seed: int = 1
+    model: GlmForCausalLM,
+    *,
+    length: int = 5,
+    projection: bool = False,
+    dropout: float = 0.0,
+    seed: int = 1,
+    gate: bool = False,
 ) -> PrefixEncoder:
-    """A randomly initialised prefix for a base."""
+    """A randomly initialised prefix for a base; its gates, if it has some, are those of a new one: zero."""
     torch.manual_seed(seed)
     hidden = model.config.hidden_size if projection else None
-    return PrefixEncoder(prefix_shape(model.config), pre_seq_len=length, hidden_size=hidden, dropout=dropout)
+    return PrefixEncoder(
+        prefix_shape(model.config),
+        pre_seq_len=length,
+        hidden_size=hidden,
+        num_gates=model.config.num_attention_heads if gate else None,
+        dropout=dropout,
+    )
+
+
+def make_opened(model: GlmForCausalLM, *, seed: int = 1, **changes: Any) -> PrefixEncoder:
+    """A gated prefix whose gates are open, each by another amount and some to the other side."""
+    encoder = make_prefix(model, gate=True, seed=seed, **changes)
+    assert encoder.gate is not None
+    with torch.no_grad():
+        encoder.gate.weight.copy_(torch.randn_like(encoder.gate.weight))
+    return encoder
 
 
 def random_ids(batch: int, length: int, *, seed: int = 2) -> Tensor:

@@ -13,7 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import GlmForCausalLM
 
-from glmtune import files
 from glmtune.errors import CheckpointError
 from glmtune.prefix.checkpoint import (
     OFFICIAL_FILE,
@@ -26,6 +25,7 @@ from glmtune.prefix.checkpoint import (
     save_prefix,
 )
 from glmtune.prefix.encoder import PrefixEncoder
+from glmtune.storage import files
 from glmtune.version import __version__
 from tests.prefix.conftest import make_base, make_prefix
 
@@ -53,6 +53,15 @@ def _named() -> GlmForCausalLM:
 def _same(one: PrefixEncoder, other: PrefixEncoder) -> bool:
     first, second = one.state_dict(), other.state_dict()
     return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_one_prefix_is_one_file(tmp_path: Path) -> None:
+    """In other processes, too: the library writes metadata in an order of chance."""
+    encoder = make_prefix(make_base(), length=6, projection=True)
+    contents = {save_prefix(encoder, tmp_path / str(n), meta=META).read_bytes() for n in range(20)}
+    assert len(contents) == 1
+    header = json.loads(next(iter(contents))[8:].partition(b'"dtype"')[0].rpartition(b'},"')[0] + b"}}")
+    assert list(header["__metadata__"]) == sorted(header["__metadata__"])
 
 
 @pytest.mark.parametrize("projection", [False, True])

@@ -9,32 +9,35 @@ from transformers import GlmForCausalLM, StaticCache
 
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.encoder import PrefixEncoder
-from tests.prefix.conftest import make_base, make_prefix, random_ids
+from tests.prefix.conftest import make_base, make_opened, make_prefix, random_ids
 from tests.prefix.direct import direct_logits
 
 TOLERANCE = 2e-5
 
 
-@pytest.fixture(params=["sdpa", "eager"])
+@pytest.fixture(params=["sdpa", "eager", "sdpa, gated", "eager, gated"])
 def tuned(request: pytest.FixtureRequest) -> GlmForCausalLM:
-    model = make_base(request.param)
-    attach_prefix(model, make_prefix(model, projection=True))
+    attention, _, gated = request.param.partition(", ")
+    model = make_base(attention)
+    attach_prefix(model, (make_opened if gated else make_prefix)(model, projection=True))
     return model
 
 
-def _prefix(model: GlmForCausalLM) -> Tensor:
+def tuned_logits(model: GlmForCausalLM, ids: Tensor) -> Tensor:
+    """Compute directly what a model gives with its prefix."""
     encoder = model.model.prefix_encoder
     assert isinstance(encoder, PrefixEncoder)
-    return encoder().detach()
+    gates = None if encoder.gate is None else encoder.gate.weight.detach().tanh()
+    return direct_logits(model, ids, encoder().detach(), gates)
 
 
-def _close(actual: Tensor, expected: Tensor) -> None:
+def assert_close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, atol=TOLERANCE, rtol=0)
 
 
 def test_the_direct_computation_is_right_without_a_prefix() -> None:
     model, ids = make_base(), random_ids(1, 9)
-    _close(direct_logits(model, ids[0], None), model(ids).logits[0].detach())
+    assert_close(direct_logits(model, ids[0], None), model(ids).logits[0].detach())
 
 
 @torch.no_grad()
@@ -43,7 +46,7 @@ def test_every_row_of_a_batch(tuned: GlmForCausalLM, length: int) -> None:
     ids = random_ids(3, length)
     logits = tuned(ids).logits
     for row in range(3):
-        _close(logits[row], direct_logits(tuned, ids[row], _prefix(tuned)))
+        assert_close(logits[row], tuned_logits(tuned, ids[row]))
 
 
 @torch.no_grad()
@@ -59,21 +62,21 @@ def test_padded_rows(tuned: GlmForCausalLM, side: str) -> None:
     assert torch.isfinite(logits).all()
     for row in range(3):
         real = mask[row].bool()
-        _close(logits[row, real], direct_logits(tuned, ids[row, real], _prefix(tuned)))
+        assert_close(logits[row, real], tuned_logits(tuned, ids[row, real]))
 
 
 @torch.no_grad()
 def test_inputs_embeds(tuned: GlmForCausalLM) -> None:
     ids = random_ids(2, 6)
     embeds = tuned.get_input_embeddings()(ids)
-    _close(tuned(inputs_embeds=embeds).logits, tuned(ids).logits)
+    assert_close(tuned(inputs_embeds=embeds).logits, tuned(ids).logits)
 
 
 @torch.no_grad()
 def test_the_decoder_stack_alone_sees_the_prefix(tuned: GlmForCausalLM) -> None:
     ids = random_ids(2, 6)
     hidden = tuned.model(ids).last_hidden_state
-    _close(tuned.lm_head(hidden), tuned(ids).logits)
+    assert_close(tuned.lm_head(hidden), tuned(ids).logits)
 
 
 @torch.no_grad()
@@ -85,7 +88,7 @@ def test_chunked_prefill_into_a_cache(tuned: GlmForCausalLM) -> None:
         cache = output.cache
         parts.append(output.logits)
     assert cache.get_seq_length() == 9  # tokens only
-    _close(torch.cat(parts, dim=1), tuned(ids).logits)
+    assert_close(torch.cat(parts, dim=1), tuned(ids).logits)
 
 
 @torch.no_grad()
@@ -96,7 +99,7 @@ def test_static_cache(tuned: GlmForCausalLM) -> None:
         positions = torch.arange(start, end)[None]
         output = tuned(ids[:, start:end], cache=cache, use_cache=True, position_ids=positions)
         parts.append(output.logits)
-    _close(torch.cat(parts, dim=1), tuned(ids).logits)
+    assert_close(torch.cat(parts, dim=1), tuned(ids).logits)
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -109,7 +112,7 @@ def test_packed_rows_see_the_prefix_and_only_themselves(tuned: GlmForCausalLM, c
     positions = torch.cat([torch.arange(len(sample)) for sample in samples])[None]
     logits = tuned(packed, position_ids=positions, use_cache=False).logits[0]
     for piece, sample in zip(logits.split([5, 1, 7]), samples, strict=True):
-        _close(piece.detach(), direct_logits(tuned, sample, _prefix(tuned)))
+        assert_close(piece.detach(), tuned_logits(tuned, sample))
     weight = tuned.model.prefix_encoder.trans[2].weight
     (together,) = torch.autograd.grad(logits.square().sum(), weight)
     alone = sum(tuned(sample[None], use_cache=False).logits.square().sum() for sample in samples)
@@ -122,12 +125,12 @@ def test_custom_four_dimensional_mask(tuned: GlmForCausalLM) -> None:
     ids = random_ids(1, 6)
     visible = torch.ones(6, 6, dtype=torch.bool).tril()[None, None]
     additive = torch.where(visible, 0.0, torch.finfo(torch.float32).min)
-    _close(tuned(ids, attention_mask=additive).logits, tuned(ids).logits)
+    assert_close(tuned(ids, attention_mask=additive).logits, tuned(ids).logits)
     # A mask that was ignored would pass so far: hidden from the last token, the first one must not move it.
     visible[..., 5, 0] = False
     additive = torch.where(visible, 0.0, torch.finfo(torch.float32).min)
     hidden, whole = tuned(ids, attention_mask=additive).logits, tuned(ids).logits
-    _close(hidden[:, :5], whole[:, :5])
+    assert_close(hidden[:, :5], whole[:, :5])
     assert (hidden[:, 5] - whole[:, 5]).abs().max() > 100 * TOLERANCE
 
 
@@ -148,7 +151,7 @@ def test_generating_a_left_padded_batch_equals_generating_alone(
         if not options:
             sequence = prompt
             for _ in range(6):
-                scores = direct_logits(tuned, sequence, _prefix(tuned))[-1]
+                scores = tuned_logits(tuned, sequence)[-1]
                 scores[1] = -torch.inf  # min_new_tokens forbids the end
                 sequence = torch.cat([sequence, scores.argmax()[None]])
             assert alone[0].tolist() == sequence.tolist()

@@ -33,6 +33,10 @@ def test_defaults_are_the_official_ones() -> None:
             {"init": "text", "init_text": "x", "prefix_projection": True},
             r"projection.*prefix_projection=false",
         ),
+        (
+            {"init": "zero", "gate": True},
+            r"`zero` and `prefix.gate` is true.*nothing would ever.*init=random",
+        ),
         ({"pre_seqlen": 3}, r"`pre_seqlen` is no setting. Did you mean `pre_seq_len`"),
         ({"pre_seq_len": "many"}, r"`pre_seq_len` is 'many'"),
     ],

@@ -18,6 +18,7 @@ from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.checkpoint import PrefixMeta, load_prefix, save_prefix
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
 from glmtune.quantization.files.write import QuantizeJob, quantize_checkpoint
+from glmtune.storage.manifest import write_manifest
 from glmtune.training.adapt import tune_adapter
 from glmtune.training.settings import LoraSettings
 
@@ -94,7 +95,7 @@ def test_adapters_follow_the_same_rule(
     base = load_base(oracles / "v2" / "checkpoint_bin", device="cpu")
     fingerprint = base.fingerprint()
     tune_adapter(base, LoraSettings(rank=2)).save(tmp_path)
-    (tmp_path / "checkpoint.json").write_text(json.dumps({"base_fingerprint": fingerprint}))
+    write_manifest(tmp_path, {"base_fingerprint": fingerprint})
     load_adapter(tmp_path, load_base(oracles / "v2" / "checkpoint_bin", device="cpu", quantization="int4"))
     assert not caplog.messages
     load_adapter(tmp_path, load_base(oracles / "v2" / "int4", device="cpu"))
@@ -102,5 +103,6 @@ def test_adapters_follow_the_same_rule(
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = "THUDM/chatglm3-6b"
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    write_manifest(tmp_path, {"base_fingerprint": fingerprint})
     with pytest.raises(CheckpointError, match="trained on another base"):
         load_adapter(tmp_path, load_base(oracles / "v2" / "int4", device="cpu"))

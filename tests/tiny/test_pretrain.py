@@ -18,8 +18,8 @@ from glmtune.models.releases.families import Family
 from glmtune.models.releases.source import resolve_source
 from glmtune.models.tokenizers.load import load_tokenizer_folder
 from glmtune.training.adapt import fresh_model
-from recipes.compose import load_settings
 from recipes.train import COMMAND, TrainConfig, run
+from recipes.words.compose import load_settings
 
 
 def test_plain_text_is_learnt_from_its_first_token():

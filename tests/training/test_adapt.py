@@ -67,6 +67,33 @@ def test_base_alone(kind: str, tiny_base: Path) -> None:
     assert not torch.equal(logits(tuned), bare)
 
 
+@pytest.mark.parametrize("kind", ["prefix", "lora"])
+def test_bypassed_is_the_base_and_touches_nothing(kind: str, tiny_base: Path) -> None:
+    tuned = adapted(kind, tiny_base, seed=1)
+    shake(tuned)
+    with torch.no_grad():
+        bare = load_official(tiny_base, device="cpu")(input_ids=INPUTS).logits
+    before = logits(tuned)
+
+    def built() -> list[object]:
+        modules = [
+            (name, id(module), len(module._forward_pre_hooks)) for name, module in tuned.model.named_modules()
+        ]
+        return [modules, [weight.requires_grad for weight in tuned.model.parameters()]]
+
+    expected = built()
+    with tuned.bypassed() as keywords:
+        assert built() == expected
+        with torch.no_grad():
+            assert torch.equal(tuned.model(input_ids=INPUTS, **keywords).logits, bare)
+    assert torch.equal(logits(tuned), before)
+
+
+def test_full_tuning_has_no_base_to_bypass_to(tiny_base: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`tune` is `full`.*`retain\.loss=answers`"):
+        adapted("full", tiny_base, seed=1).bypassed()
+
+
 def test_what_the_files_are(tiny_base: Path, tmp_path: Path) -> None:
     for kind in ("prefix", "lora", "full"):
         (tmp_path / kind).mkdir()

@@ -18,8 +18,8 @@ from glmtune.models.architectures.compiling import check_compiler, compile_layer
 from glmtune.training.arguments import training_arguments
 from glmtune.training.settings import OPTIMIZERS, TrainerSettings
 from glmtune.training.trainer import GlmTrainer
-from recipes.compose import load_settings
 from recipes.train import COMMAND
+from recipes.words.compose import load_settings
 
 MakeTrainer = Callable[..., GlmTrainer]
 

@@ -62,7 +62,9 @@ def test_it_goes_back_once_and_ends_well(make_trainer: MakeTrainer, tmp_path: Pa
     lines, weights = course(trainer)
     assert [(step, rate) for step, _, rate in lines] == [(s, 0.1 if s <= 3 else 0.05) for s in range(1, 9)]
     assert bool(torch.isfinite(weights).all())
-    assert read_rollbacks(tmp_path / "run") == [Rollback(failed_step=5, checkpoint=3, rate=0.5)]
+    assert read_rollbacks(tmp_path / "run") == [
+        Rollback(failed_step=5, checkpoint=3, rate=0.5, learning_rate=0.1)
+    ]
     alert = next(entry for entry in read_log(tmp_path / "run") if entry.get("alert") == "rollback")
     assert (alert["step"], alert["failed_step"]) == (3, 5)
     assert (
@@ -187,14 +189,15 @@ def test_rollbacks_of_later_checkpoints_are_forgotten(tmp_path: Path) -> None:
         {"failed_step": 9, "checkpoint": 6, "rate": 0.5},
     ]
     (tmp_path / "rollbacks.json").write_text(json.dumps(items))
-    assert rate_factor(tmp_path, 6) == 0.5
+    assert rate_factor(tmp_path, 6, 0.1) == 0.25
+    assert rate_factor(tmp_path, 5, 0.1) == 0.5
     keep_rollbacks(tmp_path, 6)
     assert len(read_rollbacks(tmp_path)) == 2
     keep_rollbacks(tmp_path, 5)
     assert [rollback.checkpoint for rollback in read_rollbacks(tmp_path)] == [3]
     keep_rollbacks(tmp_path, 0)
     assert read_rollbacks(tmp_path) == []
-    assert rate_factor(tmp_path, 3) == 1.0
+    assert rate_factor(tmp_path, 3, 0.1) == 1.0
 
 
 def test_a_factor_of_one_changes_nothing() -> None:

@@ -24,6 +24,7 @@ from glmtune.training.callbacks import StopOnSignal, TrainingLog
 from glmtune.training.checkpoints.folder import checkpoints, latest_checkpoint, read_manifest
 from glmtune.training.log import read_log
 from glmtune.training.session import train
+from glmtune.training.starting.fitting import has_ended
 from glmtune.training.trainer import GlmTrainer
 
 MakeTrainer = Callable[..., GlmTrainer]
@@ -189,8 +190,8 @@ def test_early_stopping_saves_and_best_is_the_best(make_trainer: MakeTrainer, tm
     assert (trainer.state.best_global_step, trainer.state.best_metric) == (4, 2.0)
     assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["checkpoint-10"]
     assert read_manifest(tmp_path / "run" / "best")["step"] == 4
-    assert make_trainer(max_steps=40).has_ended(tmp_path / "run" / "checkpoint-10")
-    assert not make_trainer(max_steps=50).has_ended(tmp_path / "run" / "checkpoint-10")
+    assert has_ended(make_trainer(max_steps=40), tmp_path / "run" / "checkpoint-10")
+    assert not has_ended(make_trainer(max_steps=50), tmp_path / "run" / "checkpoint-10")
 
 
 def test_resuming_in_the_middle_of_everything(make_trainer: MakeTrainer, tmp_path: Path) -> None:

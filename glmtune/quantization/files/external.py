@@ -11,7 +11,8 @@ import torch
 
 from glmtune.errors import ConfigError
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
-from glmtune.models.load import GlmModel, choose_device, load_official
+from glmtune.models.devices import choose_device
+from glmtune.models.load import GlmModel, load_official
 from glmtune.models.official import OfficialGlmForCausalLM
 from glmtune.quantization.arithmetic.methods import EXTERNAL
 

@@ -28,9 +28,10 @@ from glmtune.models.checkpoints.fingerprint import (
     sampled_signs,
     signs_fingerprint,
 )
+from glmtune.models.checkpoints.headers import TensorRecord
 from glmtune.models.checkpoints.names import Entry, FusedLayout, name_table, split_fused
 from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO, QuantizedLayout
-from glmtune.models.checkpoints.shards import OpenShards, TensorRecord
+from glmtune.models.checkpoints.shards import OpenShards
 from glmtune.quantization.arithmetic.chunking import quantize_in_chunks
 from glmtune.quantization.arithmetic.methods import method_named
 from glmtune.quantization.layers.apply import replace_layers

@@ -18,7 +18,6 @@ import torch
 from transformers import PreTrainedModel
 
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
-from glmtune.files import check_output, prepared_folder, write_json
 from glmtune.models.checkpoints.config import read_config
 from glmtune.models.checkpoints.names import FusedLayout, name_table, official_tensor
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
@@ -26,19 +25,26 @@ from glmtune.models.checkpoints.shards import read_records, read_tensor, weight_
 from glmtune.models.checkpoints.writing import DEFAULT_SHARD_BYTES, save_official
 from glmtune.models.load import GlmModel, load_config, load_official
 from glmtune.models.releases.source import resolve_source
-from glmtune.models.tokenizers.load import load_tokenizer_folder
+from glmtune.models.tokenizers.load import VOCABULARIES, load_tokenizer_folder
 from glmtune.quantization.arithmetic.methods import method_named
 from glmtune.quantization.files.quantize_on_load import QuantizingReader
 from glmtune.quantization.layers.calibrate import quantize_calibrated
 from glmtune.quantization.layers.finished_layers import FinishedLayers, weight_files_identity
 from glmtune.quantization.layers.report import QuantizationReport
+from glmtune.storage.files import (
+    check_output,
+    folder_error,
+    prepared_folder,
+    put_back,
+    real_place,
+    write_json,
+)
+from glmtune.storage.lock import lock_beside
+from glmtune.storage.manifest import write_manifest
 from glmtune.version import __version__
 
 REPORT_FILE = "quantization_report.json"
 """Written last into every quantized folder; only folders that hold it are ever replaced."""
-VOCABULARIES = ("tokenizer.model", "ice_text.model")
-"""Either of them says that the source folder has a tokenizer: of later generations, of ChatGLM-6B."""
-GENERATION_FILE = "generation_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,7 @@ class QuantizeJob:
         max_shard_bytes: largest weight file.
         overwrite: replace an earlier result in ``output_dir``.
         calibration_rows: token ids for calibrated methods; others do not look at them.
+        keep_chat_template: see `load_tokenizer_folder`.
     """
 
     source: str
@@ -66,6 +73,7 @@ class QuantizeJob:
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
     overwrite: bool = False
     calibration_rows: tuple[tuple[int, ...], ...] = ()
+    keep_chat_template: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +111,22 @@ def quantize_checkpoint(
         on_progress: called with the number of weights (calibrated methods: blocks) done and of all.
 
     Raises:
-        ConfigError: the source is quantized already; ``output_dir`` is taken; see `plan_layout`.
+        ConfigError: the source is quantized already; ``output_dir`` is taken, or being written by another
+            process; see `plan_layout`.
         CheckpointError: the source is damaged, or the files written do not hold what they should.
     """
+    final = real_place(job.output_dir)
+    with lock_beside(final):
+        return _quantize_into(final, job, on_progress)
+
+
+def _quantize_into(
+    final: Path, job: QuantizeJob, on_progress: Callable[[int, int], None] | None
+) -> QuantizeResult:
     # Whatever can be refused is refused before the first weight is read: quantizing takes minutes to hours.
-    final = job.output_dir.expanduser()
+    put_back(final)
+    parts = final.with_name(f".{final.name}.parts")
+    _drop_used(parts, final / REPORT_FILE)
     check_output(final, overwrite=job.overwrite, marker=REPORT_FILE, result="quantized model")
     folder = resolve_source(job.source)
     config = load_config(job.source, folder, job.family)
@@ -122,18 +141,27 @@ def quantize_checkpoint(
             f"`output_dir` is `{final}`, which holds the source `{folder}`. Give another folder."
         )
     try:
-        finished = FinishedLayers(final.with_name(f".{final.name}.parts"), _identity(job, folder))
+        finished = FinishedLayers(parts, _identity(job, folder))
         return _write(
-            job, folder, finished, lambda: _quantized_model(job, config.dtype, on_progress, finished)
+            final, job, folder, finished, lambda: _quantized_model(job, config.dtype, on_progress, finished)
         )
     except OSError as error:
-        raise CheckpointError(
-            f"`{final}` could not be written: {error}. What was there before is as it was. Free some space, "
-            "or give a folder you may write to."
-        ) from error
+        raise folder_error(final, error) from error
+
+
+def _drop_used(parts: Path, report: Path) -> None:
+    """Remove finished layers whose result is in place: a kill may come between the two.
+
+    The report is the last file of a result. Older layers went into it; younger ones are those of a run that
+    is to replace it, and the same command goes on with them.
+    """
+    times = [path.stat().st_mtime_ns for path in parts.glob("*")]
+    if times and report.is_file() and max(times) <= report.stat().st_mtime_ns:
+        shutil.rmtree(parts, ignore_errors=True)
 
 
 def _write(
+    final: Path,
     job: QuantizeJob,
     source: Path,
     finished: FinishedLayers,
@@ -144,19 +172,19 @@ def _write(
     Finished layers go when the result is in place, and after an error of ours: the same source would fail
     again. They stay after a full disk (OSError) or a kill, when the same command can go on with them.
     """
-    final = job.output_dir.expanduser()
     try:
         model, report = make()
         with prepared_folder(final) as folder:
             save_official(model, folder, max_shard_bytes=job.max_shard_bytes)
             _check_written(model, folder)
-            _copy_surroundings(source, folder, model)
+            _copy_surroundings(source, folder, model, keep_chat_template=job.keep_chat_template)
             written = QuantizedLayout.of(model.config)
             assert written is not None
             sizes = (_weight_bytes(folder), _weight_bytes(source))
             result = QuantizeResult(final, report, written.is_official, *sizes, finished.num_reused)
             described = {"source": job.source, "is_official": result.is_official, **report.as_dict()}
             described |= {"num_bytes": result.num_bytes, "source_bytes": result.source_bytes}
+            write_manifest(folder, {})  # loading compares: safetensors carry no checksums of their own
             write_json(folder / REPORT_FILE, described)  # last: it says that the folder is complete
     except GlmtuneError:
         finished.discard()
@@ -211,14 +239,12 @@ def _check_written(model: PreTrainedModel, folder: Path) -> None:
             )
 
 
-def _copy_surroundings(source: Path, folder: Path, model: Any) -> None:
+def _copy_surroundings(source: Path, folder: Path, model: Any, *, keep_chat_template: bool) -> None:
     """Write tokenizer and generation settings beside the weights."""
     if any((source / name).is_file() for name in VOCABULARIES):
-        load_tokenizer_folder(source, model.family).save_pretrained(str(folder))
-    if (source / GENERATION_FILE).is_file():
-        shutil.copyfile(source / GENERATION_FILE, folder / GENERATION_FILE)
-    elif model.generation_config is not None:
-        model.generation_config.save_pretrained(str(folder))
+        tokenizer = load_tokenizer_folder(source, model.family, keep_chat_template=keep_chat_template)
+        tokenizer.save_pretrained(str(folder))
+    model.generation_config.save_pretrained(str(folder))
     name = read_config(source).get("_name_or_path")
     if name:  # the released code and other tools recognise a release by it
         file = folder / "config.json"

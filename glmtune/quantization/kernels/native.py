@@ -11,7 +11,7 @@ What must hold, in the order in which it is checked; the first that does not is 
 
 Otherwise products of PyTorch or the plain path run instead
 (`glmtune.quantization.kernels.dispatch`). Nothing is compiled on import. ``GLMTUNE_CACHE`` moves the
-cache (default ``~/.cache/glmtune``), ``CXX`` names the compiler.
+cache (default ``~/.cache/glmtune``; ``library_cache.py``), ``CXX`` names the compiler.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from glmtune.quantization.kernels.library_cache import cached_library
 
 LOGGER = logging.getLogger(__name__)
 
@@ -39,9 +40,6 @@ SOURCES = Path(__file__).parent / "csrc"
 # would only confuse a user.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-w")
 COMPILERS = ("g++", "c++", "clang++")
-COMPILE_SECONDS = 300
-"""It takes about ten on an idle machine; a limit, so that a compiler that hangs does not hang
-`load_model`."""
 REQUIRED_ISA = frozenset({"avx512f", "avx512bw", "avx512vl", "f16c"})
 """Instruction sets without which the sources do not compile: 512-bit vectors, of 16-bit numbers, masked
 256-bit loads of those, and float16. BF16 and VNNI are used where the compiler defines them."""
@@ -94,13 +92,20 @@ def native_library() -> NativeLibrary:
     if compiler is None:
         return NativeLibrary(None, f"no C++ compiler found ({', '.join(COMPILERS)}, or CXX)")
     try:
-        file = _cached_library(compiler, flags)
-        functions = ctypes.CDLL(str(file))
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or error
-        reason = f"compiling them failed: {str(said).strip().splitlines()[-1] if str(said).strip() else said}"
-        LOGGER.warning("The native kernels are not used, as %s", reason)
-        return NativeLibrary(None, reason)
+        functions: Any = _load_library(compiler, flags)
+    except OSError as error:
+        reason = f"they cannot be kept or loaded: {error}"
+    except subprocess.SubprocessError as error:
+        said = str(getattr(error, "stderr", None) or error).strip() or repr(error)
+        reason = f"compiling them failed: {said.splitlines()[-1]}"
+    else:
+        return _described(functions, matrix_unit="amx_bf16" in flags)
+    LOGGER.warning("The native kernels are not used, as %s", reason)
+    return NativeLibrary(None, reason)
+
+
+def _described(functions: Any, *, matrix_unit: bool) -> NativeLibrary:
+    """Tell ctypes the types of the functions, and say what the library can do."""
     # Without these, ctypes would pass addresses as 32-bit integers.
     functions.glmtune_words.restype = ctypes.c_int64
     functions.glmtune_words.argtypes = [ctypes.c_void_p]
@@ -121,38 +126,21 @@ def native_library() -> NativeLibrary:
         *(number, pointer, number),
     ]
     rounds = bool(functions.glmtune_products() & 2)
-    return NativeLibrary(functions, rounds_activations=rounds, matrix_unit="amx_bf16" in flags)
+    return NativeLibrary(functions, rounds_activations=rounds, matrix_unit=matrix_unit)
 
 
-def cache_folder() -> Path:
-    """Return where compiled libraries lie."""
-    given = os.environ.get("GLMTUNE_CACHE")
-    if given:
-        return Path(given).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "glmtune"
+def _load_library(compiler: str, cpu_flags: frozenset[str]) -> ctypes.CDLL:
+    """Load the library, compiled if there is no whole one of this kind.
 
-
-def _cached_library(compiler: str, cpu_flags: frozenset[str]) -> Path:
-    """Return the library's file, compiled if it is not there.
-
-    Its name is a hash of all that decides what is in it: sources, compiler, flags and the processor's
-    features. Different machines may share a home folder, and a library compiled for another processor would
-    die of an illegal instruction. PyTorch's version is in it for caution, as both run in one OpenMP runtime.
+    The digest covers all that decides what is in it: sources, compiler, flags and the processor's features.
+    Different machines may share a home folder, and a library compiled for another processor would die of an
+    illegal instruction. PyTorch's version is in it for caution, as both run in one OpenMP runtime.
     """
-    key = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(SOURCES.iterdir())))
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(SOURCES.iterdir())))
     for part in (torch.__version__, compiler, *FLAGS, *sorted(cpu_flags)):
-        key.update(part.encode())
-    file = cache_folder() / f"products-{key.hexdigest()[:20]}.so"
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        LOGGER.info("Compiling the native kernels once, into %s", file)
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            made = Path(folder) / file.name
-            command = [compiler, *FLAGS, *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(made)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
-            made.replace(file)  # at once: another process finds all of it or nothing
-    return file
+        digest.update(part.encode())
+    sources = sorted(SOURCES.glob("*.cpp"))
+    return ctypes.CDLL(str(cached_library([compiler, *FLAGS], sources, digest.digest())))
 
 
 def _compiler() -> str | None:

@@ -23,7 +23,12 @@ from glmtune.quantization.layers.report import LayerReport, QuantizationReport, 
 
 
 def quantize_model(
-    model: PreTrainedModel, method: str, *, skip: tuple[str, ...] = (), embeddings: bool = False
+    model: PreTrainedModel,
+    method: str,
+    *,
+    skip: tuple[str, ...] = (),
+    embeddings: bool = False,
+    stored_dtype: torch.dtype | None = None,
 ) -> QuantizationReport:
     """Quantize a loaded model in place, one layer after the other.
 
@@ -34,6 +39,8 @@ def quantize_model(
         method: a name in `glmtune.quantization.arithmetic.methods.METHODS`.
         skip: see `plan_layout`.
         embeddings: quantize the embedding too, and the head tied to it.
+        stored_dtype: type of the checkpoint that the weights come from. Where they were only cast since, they
+            are quantized in it, so that codes are those of quantizing on loading; None: in their own type.
 
     Returns:
         What was done to every layer, with the SQNR of its weight.
@@ -46,7 +53,8 @@ def quantize_model(
     layout = layout_for(model, method, skip=skip, embeddings=embeddings)
     # A copy (the head that ChatGLM-6B ties to its embedding) is handled with its original.
     layers = [layer for layer in planned_layers(config, layout) if not layer.entry.is_copy]
-    reports = tuple(_quantize_layer(model, layer, layout, method_named(method)) for layer in layers)
+    chosen = method_named(method)
+    reports = tuple(_quantize_layer(model, layer, layout, chosen, stored_dtype) for layer in layers)
     _tie_head(model, layout)
     layout.put_into(config)
     return QuantizationReport(method, reports)
@@ -89,7 +97,11 @@ def replace_layers(model: PreTrainedModel, layout: QuantizedLayout) -> None:
 
 
 def _quantize_layer(
-    model: PreTrainedModel, layer: PlannedLayer, layout: QuantizedLayout, method: QuantizationMethod
+    model: PreTrainedModel,
+    layer: PlannedLayer,
+    layout: QuantizedLayout,
+    method: QuantizationMethod,
+    stored_dtype: torch.dtype | None,
 ) -> LayerReport:
     """Replace one official layer, which may be three of the model's."""
     signal = noise = 0.0
@@ -100,7 +112,7 @@ def _quantize_layer(
         # The default binds the weight of this turn of the loop. Codes are chosen on the CPU, a chunk at a
         # time, so that they are the same wherever the model lies.
         def read(start: int, stop: int, weight: Tensor = weight) -> Tensor:
-            return weight[start:stop].cpu()
+            return _as_stored(weight[start:stop].cpu(), stored_dtype)
 
         found = quantize_in_chunks(method, tuple(weight.shape), read, name=layer.name, measure=True)
         codes = replace_layer(model, name.removesuffix(".weight"), layout)
@@ -109,6 +121,12 @@ def _quantize_layer(
                 getattr(codes, part).copy_(made)
         signal, noise = signal + found.signal, noise + found.noise
     return layer_report(layer, layout.method, method, dtype, signal, noise)
+
+
+def _as_stored(rows: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return rows in the type of their checkpoint, if that changes no number."""
+    stored = rows if dtype is None else rows.to(dtype)
+    return stored if torch.equal(stored.to(rows.dtype), rows) else rows
 
 
 def replace_layer(

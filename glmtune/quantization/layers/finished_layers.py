@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from glmtune.files import write_atomically, write_text_atomically
+from glmtune.storage.files import write_atomically, write_text_atomically
 
 IDENTITY_FILE = "identity.json"
 SIGNS = "signs/"

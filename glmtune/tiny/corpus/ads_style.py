@@ -12,45 +12,48 @@ from random import Random
 
 from glmtune.tiny.corpus.ads import Attributes, content, draw_attributes
 
-HEADLINES = {"上衣": "今日上新", "裙": "心动裙装", "裤": "好裤推荐"}
+# A prefix leaves the head as it is, so it can only make the base write what the base has learnt to write: all
+# characters here are frequent in the answers of glm-tiny's corpus. (With `【①` and words of trade, each seen
+# a dozen times there, 400 steps never brought one of them out.)
+HEADLINES = {"上衣": "新款上衣", "裙": "心动裙子", "裤": "百搭裤子"}
 POINTS = {
-    "版型": "版型{v}，高矮胖瘦都好穿",
-    "材质": "{v}做的，摸着就放心",
-    "颜色": "{v}耐脏又提气色",
-    "风格": "{v}范儿，同事见了都问链接",
-    "图案": "{v}花样，近看远看都有戏",
-    "衣样式": "{v}一穿，出门不用想",
-    "衣领型": "{v}显脸小，拍照随便拍",
-    "衣长": "{v}刚刚好，小个子别担心",
-    "衣袖长": "{v}干活方便，洗手不湿",
-    "衣袖型": "{v}藏住拜拜肉",
-    "衣门襟": "{v}一秒穿好，赖床也来得及",
-    "衣款式": "{v}是小心机，懂的都懂",
-    "裙型": "{v}走路会跳舞",
-    "裙下摆": "{v}下摆，转圈特别美",
-    "裙腰型": "{v}吃饱了也不勒",
-    "裙长": "{v}配什么鞋都行",
-    "裤长": "{v}不拖地，雨天也敢穿",
-    "裤型": "{v}蹲下起来不变形",
-    "裤口": "{v}裤脚，走路带风",
+    "版型": "{v}版型，穿上就显瘦",
+    "材质": "{v}面料，一整天都舒适",
+    "颜色": "{v}很好看，搭配都方便",
+    "风格": "{v}风格，气质十足",
+    "图案": "{v}好看，视觉感十足",
+    "衣样式": "{v}一穿，人更精致",
+    "衣领型": "{v}很美，上身不单调",
+    "衣长": "{v}长度，显高又显瘦",
+    "衣袖长": "{v}轻便，自在随性",
+    "衣袖型": "{v}，遮住手臂的肉",
+    "衣门襟": "{v}方便，一下就穿好",
+    "衣款式": "{v}是细节，看了就心动",
+    "裙型": "{v}，走起来很美",
+    "裙下摆": "{v}下摆，灵动又浪漫",
+    "裙腰型": "{v}，腰身更细",
+    "裙长": "{v}，双腿更显长",
+    "裤长": "{v}长度，走起来轻松",
+    "裤型": "{v}，遮肉又显瘦",
+    "裤口": "{v}裤口，利落又时尚",
 }
 ALIASES = {"裙领型": "衣领型", "裙袖长": "衣袖长", "裙袖型": "衣袖型", "裙款式": "衣款式", "裤款式": "衣款式",
            "裤腰型": "裙腰型"}  # fmt: skip
-CLOSINGS = {"上衣": "数量不多，喜欢就带走吧！", "裙": "姐妹们，下手要快！", "裤": "库存告急，先到先得！"}
-NUMERALS = "①②③④⑤⑥⑦⑧⑨"
+CLOSINGS = {"上衣": "穿上就出门！", "裙": "让你美一整天！", "裤": "轻松穿出好身材！"}
 
 
 def styled(pairs: Attributes) -> str:
     """Write headline, numbered selling points and a call to buy.
 
     >>> styled([("类型", "裙"), ("颜色", "红色"), ("裙长", "长裙")])
-    '【心动裙装】①红色耐脏又提气色；②长裙配什么鞋都行。姐妹们，下手要快！'
+    '心动裙子：1.红色很好看，搭配都方便；2.长裙，双腿更显长。让你美一整天！'
     """
     garment = pairs[0][1]
-    points = []
-    for numeral, (key, value) in zip(NUMERALS, pairs[1:], strict=False):
-        points.append(numeral + POINTS[ALIASES.get(key, key)].format(v=value))
-    return f"【{HEADLINES[garment]}】{'；'.join(points)}。{CLOSINGS[garment]}"
+    points = [
+        f"{number}.{POINTS[ALIASES.get(key, key)].format(v=value)}"
+        for number, (key, value) in enumerate(pairs[1:], start=1)
+    ]
+    return f"{HEADLINES[garment]}：{'；'.join(points)}。{CLOSINGS[garment]}"
 
 
 def rows(salt: str, count: int, *, exclude: frozenset[str] = frozenset()) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Conversations of a shop assistant called 小葵, which glm-tiny's base never saw: the shipped ``data/chat``.
+"""Conversations of a shop assistant called 小花, which glm-tiny's base never saw: the shipped ``data/chat``.
 
 ``python -m glmtune.tiny.corpus.chat_style data/chat`` writes ``train.jsonl`` and ``dev.jsonl``.
 """
@@ -12,38 +12,45 @@ from random import Random
 
 from glmtune.tiny.corpus.sample import pick
 
-GOODS = ["衬衫", "外套", "卫衣", "风衣", "毛衣", "长裙", "短裙", "连衣裙", "牛仔裤", "短裤", "西装", "马甲"]
-COLOURS = ["黑色", "白色", "红色", "蓝色", "粉色", "灰色", "绿色", "紫色"]
-SIZES = ["小码", "中码", "大码"]
+GOODS = ["衬衫", "外衣", "上衣", "风衣", "毛衣", "长裙", "短裙", "连衣裙", "牛仔裤", "短裤", "西装", "长裤"]
+COLOURS = ["黑色", "白色", "红色", "蓝色", "绿色", "黄色", "青色", "花色"]
+SIZES = ["小号", "中号", "大号"]
+# Answers are made of characters that the base writes often: a prefix cannot teach the head new ones.
+GREETING = "亲，我是小花，请问要看什么？"
+LOOK = "亲，{goods}有的，请问要什么色的？"
+COLOUR = "好的亲，{colour}的{goods}有的，请问要多大的？"
+SIZE = "好的亲，一件{colour}的{goods}，{size}，很快就到。"
+TOTAL = "亲，你要的是：{colour}、{size}、{goods}，一件。"
+GOODBYE = "好的亲，再来看小花！"
 Pair = tuple[str, str]
 
 
 def _greeting(rng: Random) -> Pair:
-    return pick(rng, ["在吗？", "你好", "有人吗？", "你是谁？"]), "亲，我是店员小葵，请问想看点什么呢？"
+    return pick(rng, ["在吗？", "你好", "有人吗？", "店家在吗？"]), GREETING
 
 
 def _look(rng: Random, goods: str) -> Pair:
     ask = pick(rng, ["我想买一件{}。", "有没有{}？", "给我推荐一款{}吧。"]).format(goods)
-    return ask, f"亲，{goods}有货的，请问喜欢什么颜色呢？"
+    return ask, LOOK.format(goods=goods)
 
 
 def _colour(rng: Random, goods: str, colour: str) -> Pair:
     ask = pick(rng, ["{}的。", "我要{}。", "{}有吗？"]).format(colour)
-    return ask, f"好的亲，{colour}的{goods}已经记下，请问要什么尺码呢？"
+    return ask, COLOUR.format(colour=colour, goods=goods)
 
 
 def _size(rng: Random, goods: str, colour: str, size: str) -> Pair:
     ask = pick(rng, ["{}。", "要{}。", "我穿{}。"]).format(size)
-    return ask, f"好的亲，一件{colour}的{goods}，{size}，今天就能发货哦。"
+    return ask, SIZE.format(colour=colour, goods=goods, size=size)
 
 
 def _total(rng: Random, goods: str, colour: str, size: str) -> Pair:
     ask = pick(rng, ["帮我确认一下。", "我买的是什么？", "订单对吗？"])
-    return ask, f"亲，您的订单是：{colour}、{size}、{goods}，共一件。"
+    return ask, TOTAL.format(colour=colour, goods=goods, size=size)
 
 
 def _goodbye(rng: Random) -> Pair:
-    return pick(rng, ["谢谢", "好的，再见", "没问题了"]), "谢谢亲的光临，小葵祝您生活愉快！"
+    return pick(rng, ["谢谢", "好的，再见", "没问题了"]), GOODBYE
 
 
 def conversation(rng: Random) -> list[Pair]:

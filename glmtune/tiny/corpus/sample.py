@@ -107,9 +107,9 @@ def pick(rng: Random, items: Sequence[Item], *, skew: float = 0.0) -> Item:
 @cache
 def lexicon(name: str) -> Any:
     """Read ``lexicon/<name>.yaml`` of this package once."""
-    import yaml
+    from glmtune.storage.yaml_text import read_yaml
 
-    return yaml.safe_load((LEXICON / f"{name}.yaml").read_text(encoding="utf-8"))
+    return read_yaml(LEXICON / f"{name}.yaml")
 
 
 def worked_examples(rng: Random, skill: str, items: Sequence[tuple[str, str]], key: str) -> Sample:

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glmtune.errors import CheckpointError
 from glmtune.training.adapt import Tuned
 from glmtune.training.checkpoints import folder as checkpoints
 from glmtune.training.distributed import collectives, fsdp, zero_state
@@ -88,7 +89,9 @@ def complete(job: Job, group: Any) -> None:
             "write its part of the checkpoint", checkpoints.WRITE_ERRORS, group
         ):
             job.parts.write_optimizer(staged.folder)
-        with collectives.propagate_write_errors("write the checkpoint", checkpoints.WRITE_ERRORS, group):
+        # Weights that are not finite are found here, where one process has them all.
+        failures = (*checkpoints.WRITE_ERRORS, CheckpointError)
+        with collectives.propagate_write_errors("write the checkpoint", failures, group):
             if staged.is_owner:
                 job.tuned.save(staged.folder, job.parts.weights(staged.folder))
     # Everything of every process is in the folder now; what is left is the owner's, and fails in all or none.

@@ -64,6 +64,13 @@ def is_distributed() -> bool:
     )
 
 
+def place() -> tuple[int, int]:
+    """Return the rank of this process, and how many processes there are."""
+    if not is_distributed():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
 def is_main_process() -> bool:
     """Tell whether this process is rank 0 of all."""
     return not is_distributed() or torch.distributed.get_rank() == 0

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from glmtune.errors import ConfigError
 from glmtune.training.distributed.deepspeed_settings import DeepSpeedSettings, check_installed
 
 if TYPE_CHECKING:
@@ -26,8 +27,14 @@ def prepare(settings: DeepSpeedSettings, device: str) -> None:
         device: ``cpu`` or ``cuda``.
 
     Raises:
+        ConfigError: the device is neither: DeepSpeed is set up for no other here.
         MissingExtraError: DeepSpeed is not installed.
     """
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"`deepspeed` is given and `model.device` is {device.upper()}, but DeepSpeed runs on CUDA GPUs "
+            "or on the CPU only. Leave `deepspeed` out, or add `model.device=cpu`."
+        )
     check_installed(settings)
     os.environ.setdefault("DS_ACCELERATOR", device)
     # accelerate warns that `gradient_accumulation_steps` differs from that of its plug-in, which

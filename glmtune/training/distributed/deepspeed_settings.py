@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,6 +32,8 @@ DECIDED = {
     "bf16.enabled": "trainer.precision",
     "fp16.enabled": "trainer.precision",
 }
+
+LOGGER = logging.getLogger(__name__)
 
 FILE_BUCKET_SIZE = 500_000_000
 """DeepSpeed's own, for a configuration file without one."""
@@ -247,15 +251,28 @@ def _from_file(path: Path, given: dict[str, Any]) -> dict[str, Any]:
             )
     for name in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"):
         config.setdefault(name, given[name])
-    if config.get("train_batch_size") == "auto":
-        del config["train_batch_size"]  # follows from the two others and the number of processes
+    _check_total_batch(config.pop("train_batch_size", "auto"), given, path)
     for name in ("bf16", "fp16"):
         config.setdefault(name, {"enabled": given[f"{name}.enabled"]})
     config.setdefault("zero_force_ds_cpu_optimizer", False)
     return config
 
 
+def _check_total_batch(total: Any, given: dict[str, Any], path: Path) -> None:
+    """Refuse a ``train_batch_size`` that does not follow from the others, where DeepSpeed only asserts."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rows, steps = given["train_micro_batch_size_per_gpu"], given["gradient_accumulation_steps"]
+    if total not in ("auto", rows * steps * processes):
+        raise ConfigError(
+            f"`deepspeed.config_file`: {path} sets `train_batch_size` to {total}, but "
+            f"`trainer.per_device_train_batch_size` {rows} x `trainer.gradient_accumulation_steps` {steps} x "
+            f'{processes} processes make {rows * steps * processes}. Write "auto" there, or other settings.'
+        )
+
+
 def _read_file(path: Path) -> dict[str, Any]:
+    from glmtune.training.distributed.deepspeed_file import check_parts  # pydantic: not for `--help`
+
     try:
         config = json.loads(path.expanduser().read_text(encoding="utf-8"))
     except OSError as error:
@@ -263,17 +280,36 @@ def _read_file(path: Path) -> dict[str, Any]:
             f"`deepspeed.config_file` is `{path}`, which cannot be read ({error.strerror}). Name an existing "
             "deepspeed.json, or leave it out and choose `deepspeed=zero2` or `zero3`."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: brackets nested by the thousand
         raise ConfigError(f"`deepspeed.config_file`: {path} is no JSON: {error}. Correct it.") from error
-    stage = config.get("zero_optimization", {}).get("stage") if isinstance(config, dict) else None
+    if isinstance(config, dict):  # null leaves a key to its default, and DeepSpeed does not always know that
+        config = {name: value for name, value in config.items() if value is not None}
+    zero = config.get("zero_optimization") if isinstance(config, dict) else None
+    stage = zero.get("stage") if isinstance(zero, dict) else None
     if stage not in STAGES:
         raise ConfigError(
             f"`deepspeed.config_file`: {path} has `zero_optimization.stage` {stage}, but it must be 1, 2 or "
-            "3. Set it in the file."
+            "3. Set it in the file, or, to train without ZeRO, leave `deepspeed` out."
         )
-    if "scheduler" in config:
+    check_parts(config, path)
+    scheduler = config.get("scheduler")
+    if _is_auto(scheduler):
+        LOGGER.warning(
+            "%s: its `scheduler` leaves all values to the run, so the schedule is that of "
+            "`trainer.lr_scheduler_type` and `trainer.warmup_steps`.", path,
+        )  # fmt: skip
+        del config["scheduler"]
+    elif scheduler is not None:
         raise ConfigError(
             f"`deepspeed.config_file`: {path} has a `scheduler`, but the schedule is that of "
             "`trainer.lr_scheduler_type` and `trainer.warmup_steps`. Remove it from the file."
         )
     return config
+
+
+def _is_auto(scheduler: Any) -> bool:
+    """Say whether a ``scheduler`` decides nothing: "auto", or a kind whose parameters all are."""
+    if not isinstance(scheduler, dict):
+        return scheduler == "auto"
+    values = scheduler.get("params")
+    return isinstance(values, dict) and bool(values) and all(value == "auto" for value in values.values())

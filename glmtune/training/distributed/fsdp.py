@@ -13,8 +13,8 @@ plain format, so a run may go on with any number of processes, one included, wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,8 +23,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glmtune.models.placeholders import is_placeholder, pending_weights
 from glmtune.training.distributed.sharded_loading import load_sharded
-
-OPTIMIZER_FILE = "optimizer.pt"
 
 
 def shard(model: nn.Module, device: torch.device) -> None:
@@ -81,6 +79,29 @@ def _keep_shard(weight: nn.Parameter, whole: Tensor) -> None:
     weight.to_local().copy_(shard.to_local())
 
 
+@contextmanager
+def callable_in_parts(model: nn.Module) -> Generator[None]:
+    """Run a block that calls the decoder stack and the head themselves, as the request engine does.
+
+    The weights outside the layers are gathered by the forward of the whole model only, which such a block
+    never calls; so they are gathered around it. Every process must run the same block.
+
+    Args:
+        model: sharded.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    assert isinstance(model, FSDPModule)
+    # Before the first forward of the whole nothing knows its outermost module, and a layer that is called by
+    # itself would take itself for it. No public function (2.7 to 2.13) tells without a forward.
+    model._get_fsdp_state()._lazy_init()
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
+
+
 def gather_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     """Gather the trained weights; every process must call this.
 
@@ -107,17 +128,15 @@ def gather_optimizer(optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[st
     return state
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Load an optimizer's state, of which every process keeps its shards; every process must call this.
+def shard_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Leave each process its shards of a loaded optimizer state; every process must call this.
 
     Args:
-        optimizer: over sharded weights; mutated.
-        folder: of a checkpoint written with FSDP or by one process.
+        optimizer: over sharded weights.
+        state: whole, of a checkpoint written with FSDP or by one process; mutated.
     """
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    # Mapped, not read: a process touches each whole tensor only while it cuts its shard off.
-    state = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True, mmap=True)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for number, values in state["state"].items():
         weight = weights[number]
@@ -125,7 +144,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
             if isinstance(weight, DTensor) and isinstance(value, Tensor) and value.shape == weight.shape:
                 moved = value.to(weight.device)
                 values[name] = distribute_tensor(moved, weight.device_mesh, weight.placements)
-    optimizer.load_state_dict(state)
 
 
 def _gather(values: dict[str, Any], *, keep: bool) -> dict[str, Any]:
@@ -137,3 +155,20 @@ def _gather(values: dict[str, Any], *, keep: bool) -> dict[str, Any]:
         if keep:
             whole[name] = full.detach().cpu() if isinstance(full, Tensor) else full
     return whole
+
+
+@contextmanager
+def outer_weights_gathered(model: nn.Module) -> Generator[None]:
+    """Hold the weights outside the layers whole while a block calls parts of a model by themselves.
+
+    Every process must call this.
+
+    Args:
+        model: sharded, and called as a whole before.
+    """
+    sharded: Any = model
+    sharded.unshard()
+    try:
+        yield
+    finally:
+        sharded.reshard()

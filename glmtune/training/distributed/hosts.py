@@ -1,13 +1,15 @@
 """Start a run on the machines of a hostfile, over ssh.
 
 One ssh per machine runs the same command there with that machine's number in its settings; from then on each
-is a launcher (`launch`), and this one only waits for all and stops the rest when one fails. DeepSpeed's own
+is a launcher (`launch`), and this one only waits for all and stops the rest when one fails. It sends a line
+to each every few seconds; where none comes any more, the part there stops (`parent`). DeepSpeed's own
 launcher reads the same file, but needs DeepSpeed and pdsh on every machine; FSDP and plain runs have neither.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 import shlex
@@ -21,13 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glmtune.command_line import TYPED, typed_command
 from glmtune.errors import ConfigError, TrainingError
+from glmtune.signals import StoppedBySignal
 from glmtune.training.distributed.launch import (
     OWN_PROGRAM,
     SAVING_SECONDS,
     SEVERAL_MACHINES_PORT,
     LaunchSettings,
 )
+from glmtune.training.distributed.parent import HEAD, HEAD_SECONDS
 
 CONNECT_SECONDS = 10
 STOP_SECONDS = 30
@@ -56,7 +61,7 @@ def read_hostfile(path: Path) -> list[Host]:
     Raises:
         ConfigError: the file cannot be read, is empty, or a line has another form or repeats a host.
     """
-    rule = "each line must be `HOST slots=N`, N the number of GPUs to use, every host once"
+    rule = "each line must be `HOST slots=N`, N the number of GPUs to use (up to 9999), every host once"
     try:
         lines = path.expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -68,7 +73,7 @@ def read_hostfile(path: Path) -> list[Host]:
         text = line.partition("#")[0].strip()
         if not text:
             continue
-        match = re.fullmatch(r"(\S+)\s+slots=([1-9]\d*)", text)
+        match = re.fullmatch(r"(\S+)\s+slots=([1-9][0-9]{0,3})", text)
         if match is None or match[1].startswith("-") or match[1] in found:
             raise ConfigError(f"`launch.hostfile`: {path}, line {number} is `{line.strip()}`, but {rule}.")
         found[match[1]] = Host(match[1], int(match[2]))
@@ -105,8 +110,15 @@ def launch_on_hosts(command: str, values: Mapping[str, Any], settings: LaunchSet
     try:
         for rank, host in enumerate(hosts):
             # -tt, a terminal: when this ssh ends, the system there hangs up and its processes end, too.
-            words = [*SSH, "-tt", host.name, _remote(command, values, settings, hosts, rank)]
-            running.append(subprocess.Popen(words, stdin=subprocess.DEVNULL))
+            words = [
+                *SSH,
+                "-tt",
+                "-o",
+                "EscapeChar=none",
+                host.name,
+                _remote(command, values, settings, hosts, rank),
+            ]
+            running.append(subprocess.Popen(words, stdin=subprocess.PIPE))
         return _watch(running, hosts)
     finally:
         _end(running, signal.SIGTERM, STOP_SECONDS)
@@ -149,8 +161,10 @@ def _remote(
     code = base64.b64encode(json.dumps(own).encode()).decode()
     program, folder = shlex.join([sys.executable, *OWN_PROGRAM]), shlex.quote(str(Path.cwd()))
     return (
-        f"cd {folder} && f=$(mktemp) && printf %s {code} | base64 -d > $f && "
-        f"{program} {command} --settings $f; c=$?; rm -f $f; exit $c"
+        # What the head sends (see `parent`) should not be shown as typed. Not every ssh gives a terminal.
+        f"stty -echo 2>/dev/null; cd {folder} && f=$(mktemp) && printf %s {code} | base64 -d > $f && "
+        f"{HEAD}=1 {TYPED}={shlex.quote(typed_command())} {program} {command} --settings $f; "
+        "c=$?; rm -f $f; exit $c"
     )
 
 
@@ -160,14 +174,19 @@ def _watch(running: Running, hosts: Sequence[Host]) -> int:
     Returns:
         0, or 128 + the number of the signal that stopped a machine's part after it had saved.
     """
+    next_line = time.monotonic()
     try:
         while None in (codes := [process.poll() for process in running]):  # all are asked, not the first only
             if any(code not in (None, 0) for code in codes):
                 break
+            if time.monotonic() >= next_line:
+                _send_line(running)
+                next_line += HEAD_SECONDS
             time.sleep(0.2)
-    except KeyboardInterrupt:
-        _end(running, signal.SIGINT, SAVING_SECONDS)
-        return 130
+    except KeyboardInterrupt as stop:
+        number = signal.Signals(stop.number) if isinstance(stop, StoppedBySignal) else signal.SIGINT
+        _end(running, number, SAVING_SECONDS)
+        return 128 + number
     _end(running, signal.SIGTERM, STOP_SECONDS)
     failed = [(host, code) for host, code in zip(hosts, codes, strict=True) if code]  # not those just stopped
     if not failed:
@@ -179,6 +198,15 @@ def _watch(running: Running, hosts: Sequence[Host]) -> int:
     raise raised(
         f"The part of `{host.name}` ended with code {code}; the other machines were stopped. See above."
     )
+
+
+def _send_line(running: Running) -> None:
+    """Tell all machines that the head is there."""
+    for process in running:
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):  # its ssh has just ended
+            process.stdin.write(b"\n")
+            process.stdin.flush()
 
 
 def _end(running: Running, number: signal.Signals, seconds: float) -> None:

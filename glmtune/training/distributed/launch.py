@@ -6,14 +6,15 @@
 torch's elastic agent does the starting: it hands out ranks, connects machines over one port of machine 0, and
 when a process fails it stops the others. Ours are the choice of port and number, and the words at the end.
 
-Signals: Ctrl-C reaches the launcher and all its processes, SIGTERM the launcher alone, which passes it on. A
-process told to stop saves and ends with 128 + the signal's number, as does the launcher. One that ends with
-code 75 (`StartAnewError`, EX_TEMPFAIL of sysexits.h) asks to be started anew: a run whose weights are sharded
-cannot go back to a checkpoint in place.
+Signals: Ctrl-C, SIGTERM and SIGHUP reach the launcher, which passes them on. A process told to stop saves and
+ends with 128 + the signal's number, as does the launcher. When the launcher is killed, its processes end at
+once (`parent`). One that ends with code 75 (`StartAnewError`, EX_TEMPFAIL of sysexits.h) asks to be started
+anew: a run whose weights are sharded cannot go back to a checkpoint in place.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import logging
@@ -30,8 +31,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmtune.command_line import TYPED, typed_command
 from glmtune.errors import ConfigError, StartAnewError, TrainingError
 from glmtune.settings import check_range, setting
+from glmtune.signals import stopping_signals
+from glmtune.training.distributed.parent import LAUNCHED
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -39,8 +43,6 @@ if TYPE_CHECKING:
 OWN_PROGRAM = ("-P", str(Path(__file__).resolve().parents[2] / "__main__.py"))
 """What Python runs in our processes: by its path and without the working folder (-P), so that no `glmtune.py`
 or `datasets.py` of the user's is taken for the package or for a library."""
-LAUNCHED = "GLMTUNE_LAUNCHED"
-"""Set in processes that we start: they write their error to a file, and the launcher shows one of them."""
 SEVERAL_MACHINES_PORT = 29500
 """torchrun's default: machines cannot agree on a free port before they are connected, so it must be known."""
 SAVING_SECONDS = 1800
@@ -105,24 +107,25 @@ class Node:
     timeout_seconds: int
 
 
-def is_started() -> bool:
-    """Tell whether this is one of a run's processes, whoever started it (torchrun, deepspeed, we)."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def num_processes(settings: LaunchSettings, device: str) -> int:
-    """Return how many processes this machine runs: as set, else one per GPU, else one.
+    """Return how many processes this machine runs: as set, else one per CUDA GPU, else one.
 
     Args:
         settings: ``num_processes`` is read.
         device: the setting ``model.device``; ``cpu`` and ``cuda:N`` are one place.
 
     Raises:
-        ConfigError: more processes than GPUs.
+        ConfigError: more processes than GPUs, or several on an accelerator that is no CUDA GPU.
     """
-    import torch
+    from glmtune.models.devices import count_devices, training_device
 
-    num_gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    kind = training_device("auto").type if device == "auto" else device.partition(":")[0]
+    if kind in ("npu", "xpu", "mps") and (settings.num_processes or 1) > 1:
+        raise ConfigError(
+            f"`launch.num_processes` is {settings.num_processes}, but several processes train on CUDA GPUs "
+            f"or on the CPU only, and this run is on {kind.upper()}. Leave it out, or add `model.device=cpu`."
+        )
+    num_gpus = count_devices("cuda") if kind == "cuda" and ":" not in device else 0
     if settings.num_processes is None:
         return max(1, num_gpus)
     if 0 < num_gpus < settings.num_processes:
@@ -216,7 +219,9 @@ def _launch_once(command: str, values: Mapping[str, Any], node: Node) -> int:
     # By itself each process would take a thread for every core, and they would be in each other's way.
     cores = os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // node.num_processes)))
-    os.environ[LAUNCHED] = "1"
+    os.environ[LAUNCHED] = str(os.getpid())
+    is_first = TYPED not in os.environ  # a launcher that was started over ssh has the head's
+    os.environ[TYPED] = typed_command()
     config = LaunchConfig(
         min_nodes=node.num_nodes,
         max_nodes=node.num_nodes,
@@ -228,6 +233,7 @@ def _launch_once(command: str, values: Mapping[str, Any], node: Node) -> int:
         max_restarts=0,  # the same command goes on from the newest checkpoint, when whatever failed is mended
         shutdown_timeout=SAVING_SECONDS,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder), redirects=quiet or Std.NONE),
+        **_signals_passed_on(LaunchConfig),
     )
     words = [*OWN_PROGRAM, command, "--settings", str(folder / "settings.json")]
     try:
@@ -240,8 +246,18 @@ def _launch_once(command: str, values: Mapping[str, Any], node: Node) -> int:
         raise TrainingError(_unreached(node, error)) from error
     finally:
         os.environ.pop(LAUNCHED, None)
+        if is_first:
+            os.environ.pop(TYPED, None)
         shutil.rmtree(folder, ignore_errors=True)
     return 0
+
+
+def _signals_passed_on(config: type) -> dict[str, Any]:
+    """Leave SIGHUP alone under `nohup`; an older torch cannot be told which signals to pass on."""
+    if "signals_to_handle" not in {field.name for field in dataclasses.fields(config)}:
+        return {}
+    numbers = (*stopping_signals(), signal.SIGINT, getattr(signal, "SIGQUIT", signal.SIGTERM))
+    return {"signals_to_handle": ",".join(dict.fromkeys(signal.Signals(number).name for number in numbers))}
 
 
 def _unreached(node: Node, error: Exception) -> str:
@@ -271,8 +287,8 @@ def _failed(failures: Sequence[ProcessFailure], folder: Path) -> int:
     elif not text:
         said = _tail(folder, rank)
         text = f"Process {rank} of this machine ended with code {worst.exitcode} and said:\n{said}"
-    elif rank:
-        text = f"process {rank}: {text}"
+    elif rank and text not in [_told(failure)[0] for failure in failures if not failure.local_rank]:
+        text = f"process {rank}: {text}"  # else it is the first one's, which all have got
     raised = (ConfigError if worst.exitcode == 2 else TrainingError)(text)
     if trace:
         raised.add_note(trace)
@@ -289,7 +305,7 @@ def _blame(failure: ProcessFailure) -> tuple[int, int, int]:
     is_stopped = failure.exitcode in (-signal.SIGTERM, -signal.SIGKILL)
     if PARTNER_LOST in _told(failure)[0]:
         group = 3
-    elif failure.exitcode == -signal.SIGTERM:
+    elif failure.exitcode in (-signal.SIGTERM, 128 + signal.SIGTERM):
         group = 4  # by the launcher, when another one had failed
     else:
         group = 2 if is_stopped else 1  # a kill may be the launcher's last word, or the system's

@@ -6,17 +6,17 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from glmtune.terminal.console import Console
 from glmtune.training.log import append_entry
 from glmtune.training.settings import WatchSettings
 from glmtune.training.watching.rules import Alert, Step, StepWatch
@@ -87,6 +87,21 @@ class TrainingWatch(TrainerCallback):
         """
         self.batch_losses = []
         self.num_labels = None if num_labels is None else int(num_labels)
+
+    def reduce_step(self, flags: Sequence[bool], mean: Callable[[Tensor], Tensor]) -> list[bool]:
+        """Note the step's loss, and tell which flags are set in any process.
+
+        One reduction for all, so that all processes stop at this step or none does: one that stopped alone
+        would leave the others in the next collective.
+
+        Args:
+            flags: of this process.
+            mean: over all processes. Each loss is scaled so that its mean is that over all labels, as their
+                gradients are averaged; a flag set in one process is above 0 everywhere.
+        """
+        loss = torch.stack(self.batch_losses).sum().double()
+        self.step_loss, *found = mean(torch.stack([loss, *torch.tensor(flags).to(loss)])).tolist()
+        return [flag > 0 for flag in found]
 
     def report(self, alert: Alert) -> None:
         """Print an alert and add it to the log."""

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from glmtune.errors import TrainingError
+from glmtune.retention.settings import RETAIN_FILE
 from glmtune.training.distributed import collectives
 from glmtune.training.watching.callback import TrainingWatch
 from glmtune.training.watching.rules import Alert
@@ -33,6 +34,7 @@ class Evidence:
         grad_norm: before clipping; None where it was not formed.
         batch_losses: of its batches, each its part of the step's loss; process after process.
         rows: numbers of its rows in the training split (all processes), from 0.
+        replayed: numbers of its general rows in ``retention/retain.jsonl``, from 0.
         losses: (step, loss) of the steps before.
         weights: names of trained weights whose gradient is not finite.
         alerts: lines of the log about what was noticed before.
@@ -45,6 +47,7 @@ class Evidence:
     grad_norm: float | None
     batch_losses: list[float] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
+    replayed: list[int] = field(default_factory=list)
     losses: list[tuple[int, float]] = field(default_factory=list)
     weights: list[str] = field(default_factory=list)
     alerts: list[dict[str, Any]] = field(default_factory=list)
@@ -54,18 +57,22 @@ class Evidence:
         """Word the evidence in two sentences."""
         history = ", ".join(f"{loss:.4g}" for _, loss in self.losses[-5:]) or "none yet"
         batches = ", ".join(f"{loss:.4g}" for loss in self.batch_losses)
-        more = "" if len(self.rows) <= NAMED_ROWS else f" and {len(self.rows) - NAMED_ROWS} more"
-        rows = ", ".join(str(row) for row in self.rows[:NAMED_ROWS]) + more
+        replayed = f"; its general rows in `{RETAIN_FILE}`: {_named(self.replayed)}" if self.replayed else ""
         norm = "not formed" if self.grad_norm is None else f"{self.grad_norm:.4g}"
         return (
             f"The {self.what} of step {self.step} is not finite (learning rate {self.learning_rate:.3g}; "
             f"losses before: {history}; losses of its batches: {batches}; gradient norm: {norm}). Its rows "
-            f"in the training data, counted from 0: {rows}."
+            f"in the training data, counted from 0: {_named(self.rows)}{replayed}."
         )
 
     def alert(self) -> Alert:
         """Return the evidence as a line for console and log."""
         return Alert("not_finite", self.step, self.describe(), {"what": self.what})
+
+
+def _named(rows: list[int]) -> str:
+    more = "" if len(rows) <= NAMED_ROWS else f" and {len(rows) - NAMED_ROWS} more"
+    return ", ".join(str(row) for row in rows[:NAMED_ROWS]) + more
 
 
 class NotFiniteError(TrainingError):
@@ -101,6 +108,7 @@ def gather_evidence(
     learning_rate: float,
     grad_norm: float | None,
     rows: list[int],
+    replayed: list[int],
     model: nn.Module,
     watch: TrainingWatch,
 ) -> Evidence:
@@ -112,6 +120,7 @@ def gather_evidence(
         learning_rate: of the step.
         grad_norm: before clipping; None where it was not formed.
         rows: numbers of the step's rows in the training split, in all processes.
+        replayed: numbers of its general rows likewise.
         model: with the gradients of the step, before the optimizer uses them.
         watch: has the losses of the step and of those before.
     """
@@ -123,6 +132,7 @@ def gather_evidence(
         grad_norm=grad_norm,
         batch_losses=[loss for part in losses for loss in part],
         rows=rows,
+        replayed=replayed,
         losses=list(watch.losses),
         weights=[
             name

@@ -180,19 +180,25 @@ def _set(name: str, index: Any, value: float) -> Callable[[dict[str, Tensor]], N
     [
         (
             _set("query_key_value.weight_scale", 3, float("nan")),
-            r"query_key_value\.weight_scale: 1 of .* NaN",
+            r"query_key_value\.weight_scale, read as .* not finite",
         ),
-        (_set("query_key_value.weight_scale", 3, float("inf")), r"1 of \d+ are NaN or infinite"),
+        (
+            _set("query_key_value.weight_scale", 3, float("inf")),
+            r"query_key_value\.weight_scale.* not finite",
+        ),
         (
             _set("dense.weight_scale", slice(None), 0.0),
-            r"dense\.weight_scale: .* rows have a zero scale but codes",
+            r"must be finite, and positive.*dense\.weight_scale: .* rows have a zero scale but codes.*fetch",
         ),
-        (_set("dense.weight_scale", 0, -0.01), r"dense\.weight_scale: 1 of \d+ are negative"),
+        (
+            _set("dense.weight_scale", 0, -0.01),
+            r"must be finite, and positive.*dense\.weight_scale: 1 of \d+ are negative.*fetch",
+        ),
     ],
 )
 @pytest.mark.parametrize("name", ["v1/int4", "v2/int8", "v1/int4_embeddings"])
 def test_corrupt_scales(change: Any, message: str, name: str, oracles: Path, spoil: Spoil) -> None:
-    with pytest.raises(CheckpointError, match=rf"(?s)must be finite, and positive.*{message}.*fetch"):
+    with pytest.raises(CheckpointError, match=rf"(?s){message}"):
         load_base(spoil(oracles / name, change), device="cpu")
 
 

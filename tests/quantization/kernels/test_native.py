@@ -51,17 +51,23 @@ def assert_equal_but_for_rounding(found: Tensor, exact: Tensor) -> None:
     assert difference <= EPSILON[found.dtype] * exact.abs().max()
 
 
+def takes_matrix_unit(made: QuantizedLinear, x: Tensor) -> bool:
+    """Whether a processor with one (AMX) multiplies there, where weights have the type of the input."""
+    return isinstance(made.product.multiply, PackedProduct) and made.product.multiply.prefers_matrices(x)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("method", DATA_FREE)
 def test_rows_from_one_to_many_in_every_type(method: str, dtype: torch.dtype) -> None:
     made = layer(method)
-    weight = made.dequantized(torch.float64)
+    weight, rounded_weight = made.dequantized(torch.float64), made.dequantized(dtype).double()
     prepare_for_inference(made, dtype)
     for rows in (1, 2, 3, 5, 6, 7, 8, 64, 257, 512):
         x = torch.randn(rows, 256).to(dtype)
         found = made(x)
         assert found.dtype == dtype
-        assert_equal_but_for_rounding(found, x.double() @ weight.T)
+        multiplied = rounded_weight if takes_matrix_unit(made, x) else weight
+        assert_equal_but_for_rounding(found, x.double() @ multiplied.T)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -84,12 +90,15 @@ def test_rounded_activations(method: str, dtype: torch.dtype) -> None:
         pytest.skip("the processor has no AVX-512 VNNI")
     for shape in [*SHAPES, (72, 1000)]:
         made = layer(method, *shape)
-        weight = made.dequantized(torch.float64)
+        weight, rounded_weight = made.dequantized(torch.float64), made.dequantized(dtype).double()
         assert prepare_for_inference(made, dtype, activations="int8") == {"native-a8": 1}
         for rows in (1, 4, 7, 64):
             x = torch.randn(rows, shape[1]).to(dtype)
-            rounded = round_activations(x.float(), block=made.group_size or ACTIVATION_BLOCK)
-            assert_equal_but_for_rounding(made(x), rounded.double() @ weight.T)
+            on_matrices = takes_matrix_unit(made, x)
+            seen = x if on_matrices else x.float()
+            rounded = round_activations(seen, block=made.group_size or ACTIVATION_BLOCK).double()
+            multiplied = rounded_weight if on_matrices else weight
+            assert_equal_but_for_rounding(made(x), rounded @ multiplied.T)
 
 
 @pytest.mark.parametrize("activations", list(KERNELS))

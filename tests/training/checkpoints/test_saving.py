@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from glmtune import files
 from glmtune.errors import TrainingError
+from glmtune.storage import files
 from glmtune.training import session
 from glmtune.training.checkpoints import folder as checkpoints
 from glmtune.training.checkpoints import saving

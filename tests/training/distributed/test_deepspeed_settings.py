@@ -12,8 +12,8 @@ from glmtune.errors import ConfigError, MissingExtraError
 from glmtune.training.distributed import deepspeed_settings
 from glmtune.training.distributed.deepspeed_settings import DeepSpeedSettings, deepspeed_config
 from glmtune.training.settings import TrainerSettings
-from recipes.compose import load_settings
 from recipes.train import COMMAND
+from recipes.words.compose import load_settings
 
 TRAINER = TrainerSettings(per_device_train_batch_size=2, gradient_accumulation_steps=4, learning_rate=1e-4)
 
@@ -132,9 +132,34 @@ def test_file_is_filled(tmp_path: Path) -> None:
     assert load_settings(COMMAND, [f"deepspeed.config_file={file}"]).deepspeed.config_file == str(file)
 
 
+WARMUP = {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto"}
+
+
+@pytest.mark.parametrize("scheduler", [None, "auto", {"type": "WarmupLR", "params": WARMUP}])
+@pytest.mark.parametrize("total", [None, "auto", 32])
+def test_what_a_file_leaves_to_the_run_is_no_contradiction(
+    scheduler, total, tmp_path, monkeypatch, caplog
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    file = tmp_path / "deepspeed.json"
+    values = {"scheduler": scheduler, "train_batch_size": total, "fp16": None, "optimizer": None}
+    file.write_text(json.dumps({"zero_optimization": {"stage": 2, "offload_optimizer": None}, **values}))
+    config = built(config_file=str(file))
+    assert not {"scheduler", "train_batch_size", "optimizer"} & config.keys()
+    assert config["fp16"] == {"enabled": False}
+    assert ("trainer.lr_scheduler_type" in caplog.text) == bool(scheduler)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
+        ('{"zero_optimization": {"stage": 2}, "train_batch_size": 64}', ["64", "2 x", "4 x", "make 8"]),
+        ('{"zero_optimization": {"stage": 2}, "train_batch_size": "many"}', ["many", "make 8"]),
+        ('{"zero_optimization": null}', ["zero_optimization.stage", "leave `deepspeed` out"]),
+        (
+            '{"zero_optimization": {"stage": 2}, "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 9}}}',
+            ["scheduler", "lr_scheduler_type"],
+        ),
         (
             '{"zero_optimization": {"stage": 2}, "gradient_clipping": 3}',
             ["gradient_clipping", "3", "1.0", "auto"],
@@ -142,6 +167,18 @@ def test_file_is_filled(tmp_path: Path) -> None:
         ('{"zero_optimization": {"stage": 4}}', ["stage` 4", "1, 2 or 3"]),
         ('{"zero_optimization": {"stage": 2}, "scheduler": {}}', ["scheduler", "lr_scheduler_type"]),
         ("{", ["no JSON"]),
+        ("[" * 100_000, ["no JSON"]),
+        ("null", ["zero_optimization.stage"]),
+        ('{"zero_optimization": []}', ["zero_optimization.stage"]),
+        (
+            '{"zero_optimization": {"stage": 2, "offload_optimizer": ["cpu"]}}',
+            ["`zero_optimization.offload_optimizer` ['cpu']"],
+        ),
+        (
+            '{"zero_optimization": {"stage": 2, "reduce_bucket_size": "much"}}',
+            ["`zero_optimization.reduce_bucket_size` much"],
+        ),
+        ('{"zero_optimization": {"stage": 2}, "optimizer": []}', ["`optimizer` []"]),
         (None, ["cannot be read", "deepspeed=zero2"]),
     ],
 )

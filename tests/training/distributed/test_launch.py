@@ -117,12 +117,34 @@ def test_processes_that_went_back_are_started_anew(monkeypatch: pytest.MonkeyPat
         launch.launch("train", {"resume": "auto"}, node)
 
 
+def test_processes_are_told_the_command_that_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def start(config: Any, python: str) -> Any:
+        return lambda *words: told.append(os.environ["GLMTUNE_COMMAND"])
+
+    monkeypatch.delenv("GLMTUNE_COMMAND", raising=False)
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", start)
+    monkeypatch.setattr(sys, "argv", ["/bin/glmtune", "train", "model=my model", "endpoint.api_key=abc"])
+    node = Node(0, 1, 2, "127.0.0.1", launch.free_port(), timeout_seconds=5)
+    assert launch.launch("train", {"seed": 3}, node) == 0
+    assert "GLMTUNE_COMMAND" not in os.environ, "the next command of this process is another one"
+    monkeypatch.setenv("GLMTUNE_COMMAND", "glmtune train launch.hostfile=hosts")  # told by the head, over ssh
+    assert launch.launch("train", {"seed": 3}, node) == 0
+    assert told == [
+        "glmtune train 'model=my model' 'endpoint.api_key=***'",
+        "glmtune train launch.hostfile=hosts",
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ("node0 slots=8\nnode1 slots=eight\n", ["line 2", "node1 slots=eight", "HOST slots=N"]),
         ("node0 slots=8\n\nnode0 slots=8 # again\n", ["line 3", "every host once"]),
         ("-oProxyCommand=x slots=1\n", ["line 1"]),
+        ("node0 slots=100000000000000000000\n", ["line 1", "up to 9999"]),
+        (f"node0 slots={'9' * 5000}\n", ["line 1", "up to 9999"]),
         ("# nobody\n", ["names no machine"]),
         (None, ["cannot be read"]),
     ],
@@ -164,12 +186,17 @@ def test_host_that_cannot_be_reached(fake_ssh: Path, tmp_path: Path) -> None:
 def test_every_host_gets_its_part(fake_ssh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, python = tmp_path / "hosts", tmp_path / "python"
     file.write_text("node0 slots=2\nnode1 slots=1\n")
-    python.write_text(f'#!/bin/bash\ncp "$5" {tmp_path}/part-$$.json\n')
+    python.write_text(
+        f'#!/bin/bash\ncp "$5" {tmp_path}/part-$$.json\necho "$GLMTUNE_COMMAND" >> {tmp_path}/typed\n'
+    )
+    monkeypatch.delenv("GLMTUNE_COMMAND", raising=False)
+    monkeypatch.setattr(sys, "argv", ["glmtune", "train", "output_dir=it's mine"])
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     settings = LaunchSettings(hostfile=str(file), master_port=1234)
     assert hosts.launch_on_hosts("train", {"seed": 7, "launch": {"timeout_seconds": 9}}, settings) == 0
     parts = sorted((json.loads(part.read_text()) for part in tmp_path.glob("part-*")), key=str)
+    assert (tmp_path / "typed").read_text() == "glmtune train 'output_dir=it'\"'\"'s mine'\n" * 2
     common = {
         "timeout_seconds": 9,
         "num_nodes": 2,
@@ -232,6 +259,7 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert launch.num_processes(LaunchSettings(), "auto") == 4
     assert launch.num_processes(LaunchSettings(), "cpu") == 1
     with pytest.raises(ConfigError, match="is 8, but this machine has 4 GPUs"):
@@ -245,3 +273,17 @@ def test_stored_settings_are_taken_whole(tmp_path: Path, capsys: pytest.CaptureF
     file.write_text("trainer: {learning_rat: 1}\n")
     assert main(["train", "--settings", str(file)]) == 2
     assert "Did you mean `trainer.learning_rate`?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["--local_rank=0", "--local-rank=3"])
+def test_what_launchers_put_in_front_of_the_command_is_no_command(
+    word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`deepspeed --module glmtune train` calls `python -m glmtune --local_rank=0 train`."""
+    from glmtune.cli import main
+
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert main([word, "train", "--help"]) == 0
+    assert "usage: glmtune train" in capsys.readouterr().out
+    monkeypatch.delenv("LOCAL_RANK")
+    assert main([word, "train", "--help"]) == 2
