@@ -6,16 +6,21 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
 
 from evaluation.sample import ChoiceScores
+from glmtune.storage.checksums import checked_line, with_checksum
+from glmtune.storage.records import MAX_COUNT, Count, OptionalText, Record, Text, validated
 
 Key = tuple[str, int]
 """What names a question inside its benchmark: subject and index."""
 
 TOO_LONG = "too_long"
 """Not a stop reason of a model: the question does not fit its context, so it was not asked."""
-STOP_REASONS = ("eos", "stop", "length", TOO_LONG, "")
+MAX_CHOICES = 1000
+"""More than any question has options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +68,11 @@ class Answer:
             return None
         return ChoiceScores(self.choice_logprobs, self.num_prompt_tokens)
 
-    def to_line(self, *, with_timing: bool = True) -> str:
-        """Return the answer as one JSON line, newline included.
+    def to_values(self, *, with_timing: bool = True) -> dict[str, Any]:
+        """Return the answer as plain values.
 
         Args:
-            with_timing: also write what depends on the clock.
+            with_timing: also give what depends on the clock.
         """
         values: dict[str, Any] = {
             "subject": self.subject,
@@ -83,7 +88,45 @@ class Answer:
         }
         if with_timing:
             values["seconds"] = round(self.seconds, 4)
-        return json.dumps({**values, **self.extra}, ensure_ascii=False) + "\n"
+        return {**values, **self.extra}
+
+    def to_line(self) -> str:
+        """Return the answer as one JSON line with its checksum, newline included."""
+        return with_checksum(self.to_values())
+
+
+class _Line(Record):
+    """What a line holds; fields of other tools are let through."""
+
+    subject: Text
+    index: Annotated[
+        int, Field(ge=0, le=MAX_COUNT, description="a whole number from 0 (the row in the official file)")
+    ]
+    prompt_hash: Text = ""
+    completion: OptionalText = None
+    choice_logprobs: Annotated[
+        list[Annotated[float, Field(allow_inf_nan=True)]] | None,
+        Field(min_length=1, max_length=MAX_CHOICES, description="a list of numbers"),
+    ] = None
+    extracted: Annotated[
+        dict[str, str | None], Field(description="an object with the answer (or null) under each rule")
+    ] = Field(default_factory=dict)
+    stop_reason: Annotated[
+        Literal["eos", "stop", "length", "too_long", ""],
+        Field(description="eos, stop, length, too_long or empty"),
+    ] = ""
+    num_prompt_tokens: Count = 0
+    num_new_tokens: Count = 0
+    num_fewshot: Count = 0
+    seconds: Annotated[float, Field(ge=0, description="a number from 0")] = 0.0
+
+    @field_validator("choice_logprobs")
+    @classmethod
+    def _are_logarithms(cls, values: list[float] | None) -> list[float] | None:
+        # Minus infinity is the logarithm of a probability of 0, and models give it; nothing gives the others.
+        if values is not None and any(math.isnan(value) or value == math.inf for value in values):
+            raise ValueError("no logarithms")
+        return values
 
 
 KNOWN_FIELDS = frozenset(name for name in Answer.__dataclass_fields__ if name != "extra")
@@ -96,51 +139,17 @@ def parse_answer(line: str) -> Answer:
         line: a JSON object with at least ``subject`` and ``index``.
 
     Raises:
-        ValueError: it is no such object, or a field has a wrong type; the message says which.
+        ValueError: it is no such object, it is not the one of its checksum, or a field has a wrong type; the
+            message says which.
     """
     try:
-        values = json.loads(line)
+        values = checked_line(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"no valid JSON ({error.msg})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"it must be a JSON object, not {type(values).__name__}")
-    logprobs = values.get("choice_logprobs")
-    known = {name: value for name, value in values.items() if name in KNOWN_FIELDS}
-    for name in ("subject", "index"):
-        if name not in values:
-            raise ValueError(f"the field `{name}` is missing")
-    _check(isinstance(values["subject"], str), "subject", values["subject"], "a text")
-    index = values["index"]
-    _check(_is_count(index), "index", index, "a whole number from 0 (the row in the official file)")
-    completion = values.get("completion")
-    _check(completion is None or isinstance(completion, str), "completion", completion, "a text or null")
-    _check(logprobs is None or _are_numbers(logprobs), "choice_logprobs", logprobs, "a list of numbers")
-    stop_reason = values.get("stop_reason", "")
-    _check(stop_reason in STOP_REASONS, "stop_reason", stop_reason, "eos, stop, length, too_long or empty")
-    _check(isinstance(values.get("extracted", {}), dict), "extracted", values.get("extracted"), "an object")
-    for name in ("num_prompt_tokens", "num_new_tokens", "num_fewshot"):
-        _check(_is_count(values.get(name, 0)), name, values.get(name), "a whole number from 0")
-    known["choice_logprobs"] = None if logprobs is None else tuple(float(value) for value in logprobs)
-    extra = {name: value for name, value in values.items() if name not in KNOWN_FIELDS}
-    return Answer(**known, extra=extra)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0  # True is an int in Python
-
-
-def _are_numbers(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) > 0
-        and all(
-            isinstance(item, int | float) and not isinstance(item, bool) and not math.isnan(item)
-            for item in value
-        )
+    known = validated(_Line, values).model_dump()
+    logprobs = known.pop("choice_logprobs")
+    return Answer(
+        **known,
+        choice_logprobs=None if logprobs is None else tuple(logprobs),
+        extra={name: value for name, value in values.items() if name not in KNOWN_FIELDS},
     )
-
-
-def _check(holds: bool, name: str, value: object, rule: str) -> None:
-    if not holds:
-        shown = json.dumps(value, ensure_ascii=False)
-        raise ValueError(f"`{name}` is {shown[:60]}, but it must be {rule}")

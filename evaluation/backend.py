@@ -6,11 +6,11 @@ the longest of a batch before it gives out the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from evaluation.sample import ChoiceScores, Completion, Prompt
+from evaluation.sample import ChoiceScores, Completion, Failure, Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,11 @@ class ModelIdentity:
         adapter: hash of the prefix or LoRA in use, or ``none``.
         is_chat: whether prompts are conversations (chat models) or plain text (base models).
         engine: what computed: ``glmtune``, ``openai`` or ``vllm``.
+        config_hash: hash of what beside the weights decides the numbers: architecture, scaling of an adapter,
+            vocabulary; ``""`` if unknown.
+        server: where the model was asked and what is told of it there; empty for models of this machine.
+        tuned: what is attached to the model, as the user named it, such as ``prefix runs/ptuning``; for
+            readers, as ``adapter`` decides.
     """
 
     name: str
@@ -36,6 +41,9 @@ class ModelIdentity:
     adapter: str
     is_chat: bool
     engine: str
+    config_hash: str = ""
+    server: Mapping[str, Any] = field(default_factory=dict)
+    tuned: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +81,14 @@ class Backend(Protocol):
         """Return the length of a prompt in tokens, special ones and template included."""
         ...
 
-    def generate(self, prompts: Sequence[Prompt], limits: Limits) -> Iterator[tuple[int, Completion]]:
+    def generate(
+        self, prompts: Sequence[Prompt], limits: Limits
+    ) -> Iterator[tuple[int, Completion | Failure]]:
         """Complete prompts greedily.
 
         Yields:
-            Place of the prompt and its completion, as they finish.
+            Place of the prompt and its completion, as they finish; a failure where there is none and others
+            may still have one.
 
         Raises:
             GlmtuneError: a prompt with its completion does not fit the model's context, or memory does not
@@ -87,7 +98,7 @@ class Backend(Protocol):
 
     def score_choices(
         self, prompts: Sequence[Prompt], choices: Sequence[str]
-    ) -> Iterator[tuple[int, ChoiceScores]]:
+    ) -> Iterator[tuple[int, ChoiceScores | Failure]]:
         """Return how probable each choice is as the next token.
 
         The token of a choice is found by tokenising the whole prompt followed by the choice and taking the id
@@ -98,7 +109,7 @@ class Backend(Protocol):
             choices: strings as they follow the prompt, such as ``A`` or `` A``; the same for every prompt.
 
         Yields:
-            Place of the prompt and its scores, as they finish.
+            Place of the prompt and its scores or failure, as they finish.
 
         Raises:
             GlmtuneError: a choice is no single token after a prompt, or a prompt does not fit.

@@ -6,10 +6,12 @@ resume, to report anew, or to be compared, without a name having been chosen.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +19,21 @@ from evaluation.backend import Backend
 from evaluation.reporting.files import show, write_report, write_timing
 from evaluation.reporting.results import Evaluated, Result, make_result
 from evaluation.running.data_parallel import Processes
+from evaluation.running.environment import environment
 from evaluation.running.fingerprint import deciding, fingerprint
 from evaluation.running.progress import progress_of
-from evaluation.running.runner import run_task
+from evaluation.running.runner import Finished, run_task
 from evaluation.running.saved_answers import read_saved
+from evaluation.settings import ALL
 from evaluation.task import Task
+from glmtune.storage.lock import lock_folder
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from glmtune.terminal.console import Console
 
 DEFAULT_FOLDER = Path("runs") / "eval"
+MAX_WORD = 48
+"""Letters of each part of a folder's name, which may have 255 bytes: a server calls its model as it likes."""
 
 
 def default_run_folder(values: Mapping[str, Any]) -> Path:
@@ -38,12 +45,37 @@ def default_run_folder(values: Mapping[str, Any]) -> Path:
     Returns:
         A folder named after benchmark, split, protocol and model; eight digits tell all the rest apart.
     """
-    # Only what decides the answers: the same weights under another name are the same run.
-    digest = hashlib.sha256(json.dumps(deciding(dict(values)), sort_keys=True).encode()).hexdigest()[:8]
-    model = re.split(r"[/\\]", str(values["model"]["name"]).rstrip("/\\"))[-1]
     protocol = str(values["protocol_version"]).partition("/")[0]
-    words = (values["benchmark"], values["split"], protocol, model, digest)
-    return DEFAULT_FOLDER / "-".join(re.sub(r"[^\w.-]+", "_", str(word)) for word in words)
+    return _named(values["benchmark"], values["split"], protocol, *_model_words(values), _digest([values]))
+
+
+def default_summary_folder(runs: Sequence[Evaluated]) -> Path:
+    """Return where the table of several benchmarks goes if no folder is named: it is of what answered them.
+
+    Args:
+        runs: of one model.
+    """
+    values = [run.fingerprint for run in runs]
+    return _named(ALL, *_model_words(values[0]), _digest(values))
+
+
+def _digest(several: Sequence[Mapping[str, Any]]) -> str:
+    """Return eight digits of what decides the answers: the same weights by another name are the same run."""
+    parts = [json.dumps(deciding(dict(values)), sort_keys=True) for values in several]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+def _model_words(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the last part of the model's name, and the host of a server."""
+    model = values["model"]
+    name = re.split(r"[/\\]", str(model["name"]).rstrip("/\\"))[-1]
+    server = model.get("server") or {}
+    where = server.get("name") or str(server.get("url", "")).partition("://")[2].partition("/")[0]
+    return (name, where) if where else (name,)
+
+
+def _named(*words: object) -> Path:
+    return DEFAULT_FOLDER / "-".join(re.sub(r"[^\w.-]+", "_", str(word))[:MAX_WORD] for word in words)
 
 
 def evaluate_model(
@@ -76,16 +108,35 @@ def evaluate_model(
     folder = output_dir or default_run_folder(values)
     shown = None if processes.rank else console
     if shown is not None:
-        _announce(shown, task, folder)
-    with progress_of(task, shown) as progress:
-        finished = run_task(task, backend, folder, resume=resume, processes=processes, progress=progress)
-    if finished is None:
-        return None
-    result = make_result(task, finished.answers, values)
-    evaluated = _report(result, folder, console)
-    # After the report and beside it: what depends on the clock is in no other file.
-    write_timing(finished, folder)
+        _announce(shown, task, folder, getattr(backend, "notes", ()))
+    # Held by the first process, as it opens the run, and writes the report when all have answered.
+    with lock_folder(folder) if not processes.rank else nullcontext():
+        with progress_of(task, shown) as progress:
+            finished = run_task(task, backend, folder, resume=resume, processes=processes, progress=progress)
+        if finished is None:
+            return None
+        evaluated = _report(_result_of(task, finished, backend), folder, values, console)
+        # After the report and beside it: what depends on the clock is in no other file.
+        write_timing(finished, folder)
     return evaluated
+
+
+def _result_of(task: Task, finished: Finished, backend: Backend) -> Result:
+    """Judge what is answered; questions that failed are left out, and the result is then partial."""
+    num_asked = len(task.samples)
+    if finished.failed:
+        answered = {answer.key for answer in finished.answers}
+        kept = tuple(sample for sample in task.samples if sample.key in answered)
+        task = dataclasses.replace(task, samples=kept, is_partial=True)
+    values = fingerprint(task, backend.identity, backend.max_context_tokens)
+    result = make_result(task, finished.answers, values, _environment(backend))
+    return dataclasses.replace(result, failed=finished.failed, num_asked=num_asked)
+
+
+def _environment(backend: Backend) -> dict[str, Any]:
+    """Describe how a backend was asked: its device and notes, where it has some."""
+    found = environment(getattr(backend, "device", ""), clean=getattr(backend, "without_secrets", str))
+    return {**found, "notes": " ".join(getattr(backend, "notes", ()))}
 
 
 def evaluate_saved(
@@ -114,19 +165,20 @@ def evaluate_saved(
     values = fingerprint(saved.task, saved.identity, None)
     folder = output_dir or default_run_folder(values)
     _announce(console, saved.task, folder)
-    return _report(make_result(saved.task, saved.answers, values), folder, console)
+    with lock_folder(folder):
+        return _report(make_result(saved.task, saved.answers, values, environment()), folder, values, console)
 
 
-def _announce(console: Console, task: Task, folder: Path) -> None:
+def _announce(console: Console, task: Task, folder: Path, notes: Sequence[str] = ()) -> None:
     questions = f"{len(task.samples):,} questions of {task.title} {task.split}"
     lines = (f"data   {task.source}: {questions} (licence: {task.licence})", f"output {folder}")
-    for line in lines:
+    for line in (*lines, *(f"note   {note}" for note in notes)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _report(result: Result, folder: Path, console: Console) -> Evaluated:
+def _report(result: Result, folder: Path, values: Mapping[str, Any], console: Console) -> Evaluated:
     written = write_report(result, folder)
     show(result, console)
     names = ", ".join(path.name for path in written)
     console.print(f"Written: {folder} ({names})", markup=False, highlight=False, soft_wrap=True)
-    return Evaluated(result, folder)
+    return Evaluated(result, folder, values)

@@ -6,10 +6,11 @@ Which of these a benchmark uses is part of its protocol and moves scores by poin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from evaluation.sample import Prompt
+from evaluation.sample import Prompt, Sample
 from glmtune.messages import Message
 
 
@@ -24,6 +25,34 @@ class Exemplar:
 
     question: str
     answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class FewShot:
+    """The exemplars of a protocol, and how they ask.
+
+    Attributes:
+        exemplars: by subject, the first ones kept longest.
+        ask: sample to its question as an exemplar asks it.
+    """
+
+    exemplars: Mapping[str, Sequence[Exemplar]]
+    ask: Callable[[Sample], str]
+
+    def shows_own(self, sample: Sample, num_fewshot: int) -> bool:
+        """Say whether a question stands, with its answer, among its own exemplars.
+
+        Args:
+            sample: the question.
+            num_fewshot: exemplars in its prompt, counted from the first.
+        """
+        asked = _bare(self.ask(sample))
+        return any(_bare(shot.question) == asked for shot in self.exemplars[sample.subject][:num_fewshot])
+
+
+def _bare(text: str) -> str:
+    """Return a text by which copies of one question are known: blanks, case and width do not matter."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def as_text(header: str, exemplars: Sequence[Exemplar], question: str) -> str:

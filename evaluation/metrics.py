@@ -7,11 +7,13 @@ answers). So both are computed always, and each benchmark says which one its pub
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 MICRO = "accuracy_micro"
 MACRO = "accuracy_macro"
+OWN_SUBJECTS = "own subjects"
+"""Average of a user's own subjects beside the official ones."""
 Z_95 = 1.959964
 """Standard errors on each side of a normal mean that hold 95 % of it."""
 
@@ -65,6 +67,8 @@ class Groups:
         further: further named averages over subjects, each a list of units of equal weight; the subjects of
             one unit are averaged first.
         further_micro: further named averages in which every question of the subjects weighs the same.
+        official: subjects that the published averages are of; empty where all are. Others stand apart, in an
+            average of their own, unless there is nothing else.
     """
 
     headline: str = MICRO
@@ -72,6 +76,12 @@ class Groups:
     category_average: str = MICRO
     further: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
     further_micro: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    official: frozenset[str] = frozenset()
+
+    def averaged(self, subjects: Iterable[str]) -> list[str]:
+        """Return those of some subjects that the averages are of, in their order."""
+        there = list(subjects)
+        return [name for name in there if name in self.official] or there
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +148,8 @@ def summarize_outcomes(outcomes: Sequence[Outcome], groups: Groups) -> Summary:
             return macro_score([[subjects[name]] for name in names])
         return micro_score([row for name in names for row in by_subject[name]])
 
+    averaged = groups.averaged(subjects)
+    own = [name for name in subjects if name not in averaged]
     members: dict[str, list[str]] = {}
     for name in subjects:
         if name in groups.categories:
@@ -152,10 +164,12 @@ def summarize_outcomes(outcomes: Sequence[Outcome], groups: Groups) -> Summary:
         for title, names in groups.further_micro.items()
         if all(name in subjects for name in names)
     }
+    if own:
+        further[OWN_SUBJECTS] = average(own, groups.headline)
     return Summary(
         headline=groups.headline,
-        micro=micro_score(outcomes),
-        macro=average(list(subjects), MACRO),
+        micro=average(averaged, MICRO),
+        macro=average(averaged, MACRO),
         subjects=subjects,
         categories={title: average(names, groups.category_average) for title, names in members.items()},
         further=further,

@@ -1,4 +1,4 @@
-"""The records that pass through an evaluation: sample, prompt, completion, choice scores, text losses."""
+"""The records that pass through an evaluation: sample, prompt, completion or failure, scores, text losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Sample:
     """One question of a benchmark, as its official file has it.
 
     Attributes:
-        benchmark: ``ceval``, ``mmlu``, ``gsm8k`` or ``bbh``.
+        benchmark: a name such as ``ceval``.
         subject: the file it stands in, without split and suffix.
         index: its row in that file, from 0.
         question: the text, untouched.
@@ -22,6 +22,8 @@ class Sample:
         answer: the gold answer (letter, number or target); empty where the split is unlabelled.
         row_id: the identifier the file itself gives (C-Eval's ``id`` column), else the index as text.
         explanation: the worked reasoning the file gives (dev rows), else empty.
+        history: what was said before the question, oldest first; empty in all published benchmarks.
+        rule: how the answer is read where every question says so itself (``exam``), else empty.
     """
 
     benchmark: str
@@ -32,6 +34,8 @@ class Sample:
     answer: str = ""
     row_id: str = ""
     explanation: str = ""
+    history: tuple[Message, ...] = ()
+    rule: str = ""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -76,6 +80,17 @@ class Completion:
     stop_reason: str
     num_prompt_tokens: int
     num_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a question has no answer, where the next one may have one.
+
+    Attributes:
+        reason: in words, on one line, fit for a terminal.
+    """
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

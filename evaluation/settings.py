@@ -24,6 +24,9 @@ class BenchmarkSettings:
     subjects: list[str] | None = setting(None, "only these subjects, such as [anatomy,law]")
     limit: int | None = setting(None, "only the first so many questions of each subject")
     num_fewshot: int | None = setting(None, "exemplars in a prompt; default: the protocol's")
+    max_new_tokens: int | None = setting(
+        None, "tokens an answer may have; default: the protocol's (512 for reasoning). Thinking needs more"
+    )
 
     def __post_init__(self) -> None:
         """Check what needs no data.
@@ -31,9 +34,9 @@ class BenchmarkSettings:
         Raises:
             ConfigError: a number out of range, or settings that mean nothing for all benchmarks together.
         """
-        for name in ("limit", "num_fewshot"):
+        for name, low in (("limit", 1), ("num_fewshot", 0), ("max_new_tokens", 1)):
             if (value := getattr(self, name)) is not None:
-                check_range(f"benchmark.{name}", value, low=1 if name == "limit" else 0)
+                check_range(f"benchmark.{name}", value, low=low)
         if self.name != ALL:
             return
         for name in ("split", "subjects", "num_fewshot"):

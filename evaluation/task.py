@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from evaluation.backend import Limits
+from evaluation.extraction.text import without_thinking
+from evaluation.fewshot import FewShot
 from evaluation.metrics import Groups
 from evaluation.sample import LETTERS, ChoiceScores, Prompt, Sample
 
@@ -38,12 +40,15 @@ class Rule:
         extract: completion and sample to the answer, None where nothing is found (an extraction failure).
         matches: whether an extracted answer is the sample's gold answer.
         reads: ``text`` (the completion) or ``scores`` (the best choice's letter is handed to ``extract``).
+        version: raised whenever the rule may read the same answer otherwise. Answers are kept and read
+            anew, so that it decides whether results may be compared, and not whether a run may go on.
     """
 
     about: str
     extract: Callable[[str, Sample], str | None]
     matches: Callable[[str, Sample], bool] = is_exactly_the_answer
     reads: str = TEXT
+    version: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,8 @@ class PreparedProtocol:
         choices: strings as they follow the (last) prompt, such as ``A`` or `` A``, in letter order.
         write_extraction: sample and first completion to the second prompt (``generate_then_choices``).
         num_fewshot: exemplars in an uncut prompt.
-        version: raised whenever prompts, limits or rules change in a way that can move a score.
+        version: raised whenever prompts or limits change in a way that can move a score.
+        few_shot: the exemplars; None where there are none.
     """
 
     kind: str
@@ -69,6 +75,7 @@ class PreparedProtocol:
     write_extraction: Callable[[Sample, str], Prompt] | None = None
     num_fewshot: int = 0
     version: int = 1
+    few_shot: FewShot | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ class Task:
         is_sample_set: whether this is the small set shipped with glmtune, never comparable with published
             figures.
         is_partial: whether ``subjects`` or ``limit`` left questions out.
+        own_subjects: subjects that are the user's and not the benchmark's; in no official average.
     """
 
     benchmark: str
@@ -103,6 +111,12 @@ class Task:
     labelled: bool = True
     is_sample_set: bool = False
     is_partial: bool = False
+    own_subjects: tuple[str, ...] = ()
+
+    @property
+    def is_own(self) -> bool:
+        """Whether nothing of the benchmark itself is asked."""
+        return bool(self.own_subjects) and all(s.subject in self.own_subjects for s in self.samples)
 
     @property
     def categories(self) -> Mapping[str, str]:
@@ -159,11 +173,11 @@ class Task:
 
         Args:
             sample: one of ``samples``.
-            completion: what the model generated in the first stage; where the prompt would not fit, hand in a
-                shortened one (cut at its end), so that the cue after it stays.
+            completion: what the model generated in the first stage; its thinking is left out. Where it is too
+                long, hand in a shortened one (cut at its end), so that the cue after it stays.
         """
         assert self.prepared.write_extraction is not None, f"{self.protocol} has one stage only"
-        return self.prepared.write_extraction(sample, completion)
+        return self.prepared.write_extraction(sample, without_thinking(completion))
 
     def answers(
         self, sample: Sample, *, text: str | None = None, scores: ChoiceScores | None = None
@@ -172,7 +186,7 @@ class Task:
 
         Args:
             sample: the question.
-            text: completion (of the first stage), if there is one.
+            text: completion (of the first stage), if there is one; no rule is shown the thinking in it.
             scores: choice scores, if there are some.
 
         Returns:
@@ -180,7 +194,7 @@ class Task:
             whose input is missing (a saved completion without choice scores) is left out.
         """
         letter = None if scores is None else LETTERS[scores.best]
-        given = {TEXT: text, SCORES: letter}
+        given = {TEXT: None if text is None else without_thinking(text), SCORES: letter}
         found: dict[str, str | None] = {}
         for name, rule in self.rules.items():
             value = given[rule.reads]
@@ -199,7 +213,7 @@ class Task:
         C-Eval comes as CSV and as JSON lines: the same val questions have the same hash, and runs over both
         may be compared.
         """
-        return _hash_of([s.subject, s.index, s.question, *s.choices, s.answer] for s in self.samples)
+        return _hash_of(_sample_parts(sample) for sample in self.samples)
 
     @cached_property
     def prompt_hash(self) -> str:
@@ -212,6 +226,12 @@ class Task:
                     yield prompt_parts(self.extraction_prompt(sample, ""))
 
         return _hash_of(parts())
+
+
+def _sample_parts(sample: Sample) -> list[object]:
+    # What only some questions have comes last, so that the hashes of all others stay those of earlier runs.
+    own = [turn.content for turn in sample.history] + ([sample.rule] if sample.rule else [])
+    return [sample.subject, sample.index, sample.question, *sample.choices, sample.answer, *own]
 
 
 def prompt_parts(prompt: Prompt) -> list[object]:
@@ -229,6 +249,7 @@ def hash_prompt(prompt: Prompt) -> str:
 def _hash_of(rows: Iterable[object]) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8"))
+        # A model may cut a surrogate pair in two, and a second prompt repeats what it wrote.
+        digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace"))
         digest.update(b"\n")
     return digest.hexdigest()

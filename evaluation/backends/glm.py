@@ -7,6 +7,8 @@ glmtune's models; everything else runs on saved answers without them.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -20,15 +22,20 @@ from evaluation.backend import Limits, ModelIdentity
 from evaluation.backends.prompt_encoder import PromptEncoder, is_chat_model
 from evaluation.sample import ChoiceScores, Completion, Prompt, WindowLoss
 from glmtune.adapter import find_adapter, load_adapter
+from glmtune.errors import ConfigError
 from glmtune.inference.engine.engine import Engine
 from glmtune.inference.perplexity import token_losses
 from glmtune.inference.settings import EngineSettings
 from glmtune.loading import load_tokenizer, load_tuned
+from glmtune.memory import WITH_OWN_MEMORY, device_name
 from glmtune.models.architectures.unwrap import unwrapped
-from glmtune.models.checkpoints.fingerprint import hash_tensors
+from glmtune.models.checkpoints.fingerprint import architecture_hash, hash_tensors
+from glmtune.models.devices import choose_device, count_devices
 from glmtune.models.releases.families import Family
 from glmtune.models.settings import ModelSettings
+from glmtune.prefix.attach import prefix_of, strength_of
 from glmtune.quantization.kernels.dispatch import prepare_for_inference
+from glmtune.switch.model import switch_of
 
 _ADAPTER_NAME = re.compile(r"(^|\.)(lora_\w+|prefix_encoder)\.")
 
@@ -48,6 +55,8 @@ class GlmBackend:
         is_chat: bool | None = None,
         settings: EngineSettings | None = None,
         activations: str | None = None,
+        system: str | None = None,
+        tuned: str = "",
     ) -> None:
         """Take a model as `glmtune.load_model` returns it, with what was attached to it since.
 
@@ -58,9 +67,11 @@ class GlmBackend:
             is_chat: whether prompts are conversations; None decides by the name (`is_chat_model`).
             settings: how much is done at once.
             activations: what the inputs of quantized layers are rounded to, if they are.
+            system: system message of conversations, where the model was tuned with one.
+            tuned: what was attached to the model, as the user named it.
         """
         self._model = model
-        self._encoder = PromptEncoder(tokenizer)
+        self._encoder = PromptEncoder(tokenizer, system=system)
         self._engine = Engine(model, settings)
         # What changes how numbers come out stands in the identity, so that a journal is not continued
         # otherwise.
@@ -70,12 +81,25 @@ class GlmBackend:
         quantization = (
             found.quantization if activations is None else f"{found.quantization}-a{activations[3:]}"
         )
-        self._identity = dataclasses.replace(found, engine=engine, quantization=quantization)
+        beside = hash_beside_weights(model, self._encoder.vocabulary_hash)
+        if (switch := switch_of(model)) is not None:
+            beside = hashlib.sha256(f"{beside} {switch.fingerprint}".encode()).hexdigest()[:16]
+        if system is not None:
+            beside = hashlib.sha256(f"{beside} {system}".encode("utf-8", "backslashreplace")).hexdigest()[:16]
+        self._identity = dataclasses.replace(
+            found, engine=engine, quantization=quantization, config_hash=beside, tuned=tuned
+        )
 
     @property
     def identity(self) -> ModelIdentity:
         """Which model this is, what is attached to it and how it computes."""
         return self._identity
+
+    @property
+    def device(self) -> str:
+        """What computes, such as ``cpu`` or ``cuda:0 (NVIDIA H200)``."""
+        device = unwrapped(self._model).device
+        return f"{device} ({device_name(device)})" if device.type in WITH_OWN_MEMORY else str(device)
 
     @property
     def max_context_tokens(self) -> int:
@@ -160,20 +184,29 @@ def load_backend(
     model: ModelSettings,
     *,
     prefix_path: str | None = None,
+    prefix_strength: float = 1.0,
     adapter_path: str | None = None,
+    adapter_scale: float = 1.0,
     is_chat: bool | None = None,
     settings: EngineSettings | None = None,
     num_threads: int | None = None,
+    system: str | None = None,
+    use_switch: bool = True,
 ) -> GlmBackend:
     """Load a model with what was tuned, ready to answer.
 
     Args:
         model: which one, and how.
         prefix_path: tuned prefix, if any.
+        prefix_strength: how much it counts, see `glmtune.load_model`.
         adapter_path: LoRA adapter, if any.
+        adapter_scale: what it is multiplied by.
         is_chat: see `GlmBackend`.
         settings: see `GlmBackend`.
         num_threads: threads of the CPU; None leaves PyTorch's choice.
+        system: see `GlmBackend`.
+        use_switch: obey the switch of what was tuned, if it has one. Perplexity has no prompts to decide by:
+            there what was tuned always applies.
 
     Raises:
         GlmtuneError: see `glmtune.loading.load_model`.
@@ -184,27 +217,43 @@ def load_backend(
     loaded: Any = load_tuned(
         model.source,
         dtype=model.dtype,
-        device=_device(model.device),
+        **_where(model),
         family=model.family,
         quantization=model.method,
         prefix=prefix_path,
+        use_switch=use_switch,
+        prefix_strength=prefix_strength,
     )
     if adapter_path is not None:
-        loaded = load_adapter(find_adapter(adapter_path), loaded)
+        loaded = load_adapter(find_adapter(adapter_path), loaded, scale=adapter_scale)
     # The identity is taken before the layers are prepared: packing for a kernel changes the stored codes,
     # and the same model must have the same hash on every machine.
     activations = model.quantization_activations
-    options: dict[str, Any] = {"is_chat": is_chat, "settings": settings, "activations": activations}
+    tuned = f"prefix {prefix_path}" if prefix_path else f"LoRA {adapter_path}" if adapter_path else ""
+    if prefix_strength != 1:
+        tuned += f" at strength {prefix_strength:g}"
+    if adapter_scale != 1:
+        tuned += f" at scale {adapter_scale:g}"
+    options: dict[str, Any] = {
+        "is_chat": is_chat, "settings": settings, "activations": activations,
+        "tuned": tuned, "system": system,
+    }  # fmt: skip
     backend = GlmBackend(loaded, tokenizer, name=model.source, **options)
     prepare_for_inference(loaded, activations=activations)
     return backend
 
 
-def _device(given: str) -> str:
-    """Return the device of this process: with torchrun, each takes the GPU of its local rank."""
-    if given != "auto" or not torch.cuda.is_available():
-        return given
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+def _where(model: ModelSettings) -> dict[str, Any]:
+    """Return where the model goes: with torchrun, each process takes the GPU of its local rank."""
+    kind = choose_device(model.device).type
+    if model.is_split and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "`model.device_map` or `model.num_gpus` splits the model over the GPUs, but several processes"
+            " were started, each of which would do so. Start one, or leave these settings out."
+        )
+    if model.is_split or model.device != "auto" or kind not in WITH_OWN_MEMORY:
+        return model.where
+    return {"device": f"{kind}:{int(os.environ.get('LOCAL_RANK', '0')) % count_devices(kind)}"}
 
 
 def identify(
@@ -234,6 +283,30 @@ def identify(
         is_chat=is_chat_model(chosen, family) if is_chat is None else is_chat,
         engine="glmtune",
     )
+
+
+def hash_beside_weights(model: PreTrainedModel, vocabulary_hash: str) -> str:
+    """Return 16 hexadecimal digits of what makes other numbers of the same tensors.
+
+    That is the configuration (a rotary base that was edited), the vocabulary, the factor that LoRA's product
+    is multiplied with, which PEFT keeps beside the tensors, and the strength of a prefix.
+
+    Args:
+        model: with what is attached to it.
+        vocabulary_hash: of its tokenizer.
+    """
+    base = unwrapped(model)
+    scaling = {
+        name: [float(value) for _, value in sorted(factors.items())]
+        for name, module in base.named_modules()
+        if isinstance(factors := getattr(module, "scaling", None), dict) and factors
+    }
+    parts: list[Any] = [architecture_hash(base.config), vocabulary_hash, scaling]
+    strength = 1.0 if prefix_of(base) is None else strength_of(base)
+    if strength != 1:  # runs from before there was a choice do not name it
+        parts.append(strength)
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _quantization(base: Any) -> str:

@@ -6,6 +6,8 @@ ids, so that their results differ by arithmetic only.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -31,8 +33,14 @@ class PromptEncoder:
         stop_ids: tokens that end a completion.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Take a tokenizer of ours."""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, system: str | None = None) -> None:
+        """Take a tokenizer of ours.
+
+        Args:
+            tokenizer: decides the template.
+            system: system message of conversations that begin with none, as a tuned model knows it.
+        """
+        self._system = [Message("system", system)] if system is not None else []
         self._tokenizer = tokenizer
         self._ours = cast("TextTokenizer", tokenizer)
         self._template = template_for(self._ours)
@@ -40,6 +48,12 @@ class PromptEncoder:
         self.stop_ids = self._template.stop_ids(self._ours)
         # An instance of its own for every encoder: a cache on the method would keep encoders alive.
         self.ids = lru_cache(ENCODED_PROMPTS)(self._ids)
+
+    @property
+    def vocabulary_hash(self) -> str:
+        """What tells two vocabularies apart: the same text is other ids in another one."""
+        listed = json.dumps(sorted(self._tokenizer.get_vocab().items()))
+        return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return generated ids as text, without special tokens, not stripped or cleaned."""
@@ -56,7 +70,8 @@ class PromptEncoder:
             DataError: turns that the template cannot show, or special tokens that are not there exactly once.
         """
         if prompt.text is None:
-            ids = self._template.encode_prompt(self._ours, prompt.turns)
+            before = [] if prompt.turns[0].role == "system" else self._system
+            ids = self._template.encode_prompt(self._ours, [*before, *prompt.turns])
         else:
             ids = [*self._ours.prefix_ids, *self._ours.text_ids(prompt.text), *self._ours.suffix_ids]
         check_marks(ids, [*self._ours.prefix_ids, *self._ours.suffix_ids])

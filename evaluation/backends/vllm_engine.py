@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -11,12 +13,13 @@ from evaluation.backend import Limits, ModelIdentity
 from evaluation.backends.prompt_encoder import PromptEncoder, is_chat_model
 from evaluation.sample import ChoiceScores, Completion, Prompt
 from glmtune.errors import MissingExtraError
-from glmtune.inference.engine.stop_text import StopText
+from glmtune.inference.requests.text_stream import StopSearch
 
 ROUND_TOKENS = 128
 """With stop strings: tokens generated between two looks at the text; the cache makes going on cheap."""
 TOP_LOGPROBS = 20
 """Likeliest next tokens asked for; vLLM's own limit."""
+WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf"})
 
 
 class VllmBackend:
@@ -53,18 +56,20 @@ class VllmBackend:
             model=source, skip_tokenizer_init=True, enable_prefix_caching=True, **options
         )
         config = self._engine.llm_engine.model_config
+        weights_hash, config_hash = hash_folder(Path(source), self._encoder.vocabulary_hash)
         self._max_context_tokens = int(config.max_model_len)
         chosen = name or source
         family = self._encoder.family
         self._identity = ModelIdentity(
             name=chosen,
-            weights_hash="",  # vLLM gives no access to the weights
+            weights_hash=weights_hash,
             family=family.value,
             dtype=str(config.dtype).removeprefix("torch."),
             quantization=str(getattr(config, "quantization", None) or "none"),
             adapter="none",
             is_chat=is_chat_model(chosen, family) if is_chat is None else is_chat,
             engine="vllm",
+            config_hash=config_hash,
         )
 
     @property
@@ -93,7 +98,6 @@ class VllmBackend:
         # Rounds: round 1 generates ROUND_TOKENS for every prompt; those whose text has reached a stop
         # string, or that ended by themselves, are given out; the rest go into round 2 with what they have as
         # their prompt.
-        stop = StopText(self._encoder.decode, limits.stop)
         asked = {place: list(self._encoder.ids(prompt)) for place, prompt in enumerate(prompts)}
         made: dict[int, list[int]] = {place: [] for place in asked}
         num_done = 0
@@ -113,8 +117,10 @@ class VllmBackend:
             for place, answer in zip(places, answers, strict=True):
                 new = [token for token in answer.token_ids if token not in self._encoder.stop_ids]
                 ids = made[place] + new
-                text = stop.text(ids)
-                reason = _reason(answer, is_cut=text != self._encoder.decode(ids))
+                search = StopSearch(limits.stop)
+                text = search.feed(self._encoder.decode(ids))
+                text += search.finish()
+                reason = _reason(answer, is_cut=search.is_stopped)
                 if reason == "length" and num_done < limits.max_new_tokens:
                     made[place] = ids
                     continue
@@ -171,6 +177,37 @@ class VllmBackend:
         """Return the one completion of each row, in their order."""
         answers = self._engine.generate(_token_prompts(rows), parameters, use_tqdm=False)
         return [answer.outputs[0] for answer in answers]
+
+
+def hash_folder(folder: Path, vocabulary_hash: str) -> tuple[str, str]:
+    """Return what tells a model folder from another one of its name, such as the next export.
+
+    vLLM gives no access to the weights and loads formats that we do not read, so whole files are hashed:
+    exact, and no slower than the loading, as vLLM reads the same bytes next.
+
+    Args:
+        folder: as vLLM is given it; empty texts are returned for what is none (a hub id).
+        vocabulary_hash: of its tokenizer.
+
+    Returns:
+        16 hexadecimal digits of the weights, and of the configuration with the vocabulary.
+    """
+    if not folder.is_dir():
+        return "", ""
+    weights = [path for path in sorted(folder.iterdir()) if path.suffix in WEIGHT_SUFFIXES]
+    configs = [path for path in sorted(folder.glob("*config.json")) if path.name != "generation_config.json"]
+    found = hashlib.sha256()
+    for path in weights:
+        found.update(_file_digest(path))
+    beside = hashlib.sha256(vocabulary_hash.encode())
+    for path in configs:
+        beside.update(path.name.encode() + _file_digest(path))
+    return found.hexdigest()[:16] if weights else "", beside.hexdigest()[:16]
+
+
+def _file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _token_prompts(rows: Sequence[list[int]]) -> list[dict[str, list[int]]]:

@@ -21,7 +21,7 @@ from evaluation.benchmarks.benchmark import (
     subject_table,
 )
 from evaluation.extraction import bbh as bbh_rules
-from evaluation.fewshot import Exemplar, as_text, text_prompt
+from evaluation.fewshot import Exemplar, FewShot, as_text, text_prompt
 from evaluation.metrics import MACRO, Groups
 from evaluation.sample import Prompt, Sample
 from evaluation.task import GENERATE, PreparedProtocol, Rule
@@ -56,7 +56,9 @@ def load(folder: Path, split: str, subjects: Sequence[str]) -> list[Sample]:
         path = folder / "bbh" / f"{subject}.json"
         try:
             rows = json.loads(read_text(path, name=NAME))["examples"]
-        except (ValueError, KeyError, TypeError) as error:
+            if not isinstance(rows, list):
+                raise ValueError("`examples` is no list")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"no JSON object with `examples` ({error}). {WAY_OUT.format(name=NAME)}", path=path
             ) from None
@@ -123,7 +125,7 @@ def final_answer(worked: str) -> str:
 
 def _writer(
     ask: Ask, cue: str, shorten: Callable[[Exemplar], Exemplar]
-) -> tuple[Callable[[Sample, int], Prompt], int]:
+) -> tuple[Callable[[Sample, int], Prompt], FewShot]:
     read = {subject: read_exemplars(ask.folder, subject) for subject in ask.subjects}
     shots = {subject: [shorten(shot) for shot in exemplars] for subject, (_, exemplars) in read.items()}
 
@@ -132,12 +134,12 @@ def _writer(
         text = as_text(read[sample.subject][0] + "\n\n", kept, f"Q: {sample.question}{cue}")
         return text_prompt(text, num_fewshot=len(kept), is_chat=ask.is_chat)
 
-    return write, min(map(len, shots.values()))
+    return write, FewShot(shots, lambda sample: f"Q: {sample.question}{cue}")
 
 
 def few_shot_cot(ask: Ask) -> PreparedProtocol:
     """Three worked exemplars as the repository gives them (all GLM tables)."""
-    write, num_fewshot = _writer(ask, CUE, lambda shot: shot)
+    write, few_shot = _writer(ask, CUE, lambda shot: shot)
     rules = {
         "official": _by_task(bbh_rules.official, "text after the first `the answer is `, letter by letter"),
         "normalized": _by_task(bbh_rules.normalized, "last stated answer in the task's form", forgiving=True),
@@ -149,7 +151,8 @@ def few_shot_cot(ask: Ask) -> PreparedProtocol:
         write=write,
         # A blank line ends no chain of thought: chat models reason in paragraphs.
         limits=Limits(COT_TOKENS, stop=bbh_rules.STOPS),
-        num_fewshot=num_fewshot,
+        num_fewshot=min(map(len, few_shot.exemplars.values())),
+        few_shot=few_shot,
     )
 
 
@@ -160,7 +163,7 @@ def few_shot_direct(ask: Ask) -> PreparedProtocol:
         question = shot.question.removesuffix(CUE) + DIRECT_CUE
         return Exemplar(question, f" {final_answer(shot.answer)}")
 
-    write, num_fewshot = _writer(ask, DIRECT_CUE, shorten)
+    write, few_shot = _writer(ask, DIRECT_CUE, shorten)
     rules = {
         "official": Rule("the whole completion, letter by letter", bbh_rules.official_direct),
         "normalized": _by_task(bbh_rules.normalized_direct, "completion in the task's form", forgiving=True),
@@ -170,7 +173,8 @@ def few_shot_direct(ask: Ask) -> PreparedProtocol:
         rules=rules,
         write=write,
         limits=Limits(DIRECT_TOKENS, stop=("\n",) if not ask.is_chat else bbh_rules.STOPS),
-        num_fewshot=num_fewshot,
+        num_fewshot=min(map(len, few_shot.exemplars.values())),
+        few_shot=few_shot,
     )
 
 
@@ -184,7 +188,7 @@ def _by_task(
 
     if not forgiving:
         return Rule(about, extract)
-    return Rule(about, extract, bbh_rules.is_the_same_answer)
+    return Rule(about, extract, bbh_rules.is_the_same_answer, version=2)
 
 
 def groups(split: str) -> Groups:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -13,8 +13,11 @@ from evaluation.metrics import Groups
 from evaluation.sample import Sample
 from evaluation.task import PreparedProtocol
 from glmtune.errors import DataError
+from glmtune.storage.checksums import checked_json
+from glmtune.storage.records import SHOWN_CHARS, Count, Record, shown, validated
 
 SAMPLE_SET_FILE = "sample_set.json"
+SHOWN_FIELDS = 10
 WAY_OUT = (
     "Download the official files again (`glmtune data fetch {name}`). A set of your own in this layout needs"
     f" a {SAMPLE_SET_FILE} saying how many rows it has; see data/ceval_sample."
@@ -53,6 +56,9 @@ class Benchmark:
         is_here: whether a folder holds it.
         load: folder, split and subjects to samples; row counts are checked.
         folder_names: names that a folder with it may have inside a folder of benchmarks.
+        own_subjects: folder and split to the subjects of a user's own there; None where there can be none.
+        published_repeats: split, subject and index of questions that the official files have among the
+            exemplars as well; they are asked all the same, as in every published figure.
     """
 
     name: str
@@ -67,15 +73,22 @@ class Benchmark:
     is_here: Callable[[Path], bool]
     load: Callable[[Path, str, Sequence[str]], list[Sample]]
     folder_names: tuple[str, ...] = field(default=())
+    own_subjects: Callable[[Path, str], tuple[str, ...]] | None = None
+    published_repeats: frozenset[tuple[str, str, int]] = frozenset()
+
+
+class _SampleSet(Record):
+    """The description of a sample set."""
+
+    rows: dict[str, dict[str, Count]]
 
 
 @cache
 def subject_table(name: str) -> dict[str, dict[str, Any]]:
     """Read ``NAME.yaml`` beside this file once: subject to what is known about it."""
-    import yaml
+    from glmtune.storage.yaml_text import read_yaml
 
-    path = Path(__file__).with_name(f"{name}.yaml")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return read_yaml(Path(__file__).with_name(f"{name}.yaml"))
 
 
 def sample_set_rows(folder: Path, split: str) -> dict[str, int] | None:
@@ -88,21 +101,19 @@ def sample_set_rows(folder: Path, split: str) -> dict[str, int] | None:
     if not path.is_file():
         return None
     try:
-        rows = {
-            str(name): dict(counts) for name, counts in json.loads(path.read_text("utf-8"))["rows"].items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        rows = validated(_SampleSet, checked_json(path.read_text(encoding="utf-8"))).rows
+    except (OSError, ValueError) as error:
         raise DataError(
             f"this description of a sample set cannot be read ({error}). It must be a JSON object like"
             ' {"rows": {"val": {"logic": 15}}}.',
             path=path,
         ) from None
     if split not in rows:
-        raise DataError(f"this sample set has no split `{split}`; it has: {', '.join(rows)}.", path=path)
+        raise DataError(f"this sample set has no split `{split}`; it has: {_names(rows)}.", path=path)
     return rows[split]
 
 
-def check_rows(path: Path, found: int, expected: int, *, name: str) -> None:
+def check_rows(path: Path, found: int, expected: int | None, *, name: str, way_out: str = WAY_OUT) -> None:
     """Raise DataError unless a file has as many rows as it must have.
 
     An accuracy over some of the rows looks like any other, so a file cut off or read wrongly is refused here.
@@ -110,20 +121,25 @@ def check_rows(path: Path, found: int, expected: int, *, name: str) -> None:
     Args:
         path: the file.
         found: rows read from it.
-        expected: rows it must have.
+        expected: rows it must have; None where only its owner knows.
         name: of the benchmark.
+        way_out: what to do about it.
     """
+    if expected is None:
+        if not found:
+            raise DataError("this file has no questions.", path=path)
+        return
     if found != expected:
         hint = ""
         if found == expected - 1:
             hint = " One row too few often means that a tool took the first row for a header."
         raise DataError(
-            f"{found} rows, but this file of {name} must have {expected}.{hint} {WAY_OUT.format(name=name)}",
+            f"{found} rows, but this file of {name} must have {expected}.{hint} {way_out.format(name=name)}",
             path=path,
         )
 
 
-def read_text(path: Path, *, name: str) -> str:
+def read_text(path: Path, *, name: str, way_out: str = WAY_OUT) -> str:
     """Read a data file as UTF-8 (a byte order mark is dropped), its line ends untouched.
 
     Raises:
@@ -134,45 +150,54 @@ def read_text(path: Path, *, name: str) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"this file of {name} is missing. {WAY_OUT.format(name=name)}", path=path) from None
+        raise DataError(f"this file of {name} is missing. {way_out.format(name=name)}", path=path) from None
+    except OSError as error:
+        raise DataError(
+            f"this file of {name} cannot be read ({error.strerror or error}).", path=path
+        ) from None
     except UnicodeDecodeError as error:
         raise DataError(
-            f"this file is not UTF-8 (byte {error.start}). {WAY_OUT.format(name=name)}", path=path
+            f"this file is not UTF-8 (byte {error.start}). {way_out.format(name=name)}", path=path
         ) from None
 
 
-def json_lines(path: Path, *, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(path: Path, *, name: str, way_out: str = WAY_OUT) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield line number (from 1) and object of every line that is not empty.
 
     Raises:
         DataError: a line is no JSON object.
     """
-    for number, line in enumerate(read_text(path, name=name).split("\n"), start=1):
+    for number, line in enumerate(read_text(path, name=name, way_out=way_out).split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
-                f"no JSON ({error}). {WAY_OUT.format(name=name)}", path=path, line=number
+                f"no JSON ({error}). {way_out.format(name=name)}", path=path, line=number
             ) from None
         if not isinstance(row, dict):
             raise DataError(f"a JSON object was expected, found {line[:60]!r}.", path=path, line=number)
         yield number, row
 
 
-def field_of(row: Mapping[str, Any], key: str, path: Path, line: int) -> str:
+def field_of(row: object, key: str, path: Path, line: int) -> str:
     """Return a text field of a row.
 
     Raises:
-        DataError: it is absent or no text.
+        DataError: the row is no object, or the field is absent or no text.
     """
+    if not isinstance(row, dict):
+        raise DataError(f"a JSON object was expected, found {shown(row)}.", path=path, line=line)
     value = row.get(key)
     if not isinstance(value, str):
         raise DataError(
-            f"the field `{key}` is {'absent' if value is None else 'no text'}."
-            f" Fields here: {', '.join(row)}.",
+            f"the field `{key}` is {'absent' if value is None else 'no text'}. Fields here: {_names(row)}.",
             path=path,
             line=line,
         )
     return value
+
+
+def _names(values: Iterable[str]) -> str:
+    return ", ".join(name[:SHOWN_CHARS] for name in list(values)[:SHOWN_FIELDS])

@@ -6,7 +6,6 @@ Prompts and rules as in hkust-nlp/ceval @ cba65ae; the two-stage protocol as in 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,15 +27,17 @@ from evaluation.benchmarks.multiple_choice import (
     check_letter,
     csv_rows,
     letter_protocol,
+    own_csv_subjects,
     two_stage_protocol,
 )
 from evaluation.extraction import letters as letter_rules
-from evaluation.fewshot import Exemplar, as_text, turns_prompt
+from evaluation.fewshot import Exemplar, FewShot, as_text, turns_prompt
 from evaluation.metrics import MACRO, MICRO, Groups
 from evaluation.sample import LETTERS, Prompt, Sample
 from evaluation.task import GENERATE, PreparedProtocol, Rule
 from glmtune.errors import DataError
 from glmtune.messages import Message
+from glmtune.storage.records import shown
 
 NAME = "ceval"
 SUBJECTS = subject_table(NAME)
@@ -49,16 +50,15 @@ STEPS = "让我们一步一步思考，\n"
 # Of ChatGLM2's script: the letter is scored right behind it.
 EXTRACTION_CUE = "\n综上所述，ABCD中正确的选项是："
 _HEADER = ["id", "question", *LETTERS]
-# ChatGLM2's JSON lines hold question and options as one text.
-_FOUR_OPTIONS = re.compile(r"(.*)\nA\. (.*)\nB\. (.*)\nC\. (.*)\nD\. (.*)", re.DOTALL)
 
 
 def instruction(subject: str) -> str:
-    """Return the line before few-shot exemplars, with the subject's Chinese name.
+    """Return the line before few-shot exemplars, with the subject's Chinese name (an own subject has one).
 
     The README of the repository shows the Chinese name; its code fills in the English name of the file.
     """
-    return f"以下是中国关于{SUBJECTS[subject]['chinese']}考试的单项选择题，请选出其中的正确答案。\n\n"
+    name = SUBJECTS[subject]["chinese"] if subject in SUBJECTS else subject
+    return f"以下是中国关于{name}考试的单项选择题，请选出其中的正确答案。\n\n"
 
 
 def load(folder: Path, split: str, subjects: Sequence[str]) -> list[Sample]:
@@ -83,11 +83,17 @@ def load(folder: Path, split: str, subjects: Sequence[str]) -> list[Sample]:
         )
     samples: list[Sample] = []
     for subject in subjects:
-        category = SUBJECTS[subject]["category"].replace(" ", "_")
-        path = folder / split / (f"{category}/{subject}.jsonl" if is_json else f"{subject}_{split}.csv")
-        rows = _read_json(path, subject) if is_json else _read_csv(path, subject, is_labelled=split != "test")
-        official = DEV_ROWS if split == "dev" else SUBJECTS[subject][split]
-        check_rows(path, len(rows), official if own is None else own.get(subject, 0), name=NAME)
+        known = SUBJECTS.get(subject)
+        if is_json and known is not None:
+            path = folder / split / known["category"].replace(" ", "_") / f"{subject}.jsonl"
+            rows = _read_json(path, subject)
+        else:
+            path = folder / split / f"{subject}_{split}.csv"
+            rows = _read_csv(path, subject, is_labelled=split != "test")
+        expected = None if known is None else DEV_ROWS if split == "dev" else known[split]
+        if own is not None:
+            expected = own.get(subject, None if known is None else 0)
+        check_rows(path, len(rows), expected, name=NAME)
         samples += rows
     return samples
 
@@ -135,7 +141,7 @@ def _table(path: Path) -> list[list[str]]:
 def _read_json(path: Path, subject: str) -> list[Sample]:
     samples = []
     for index, (line, row) in enumerate(json_lines(path, name=NAME)):
-        parts = _FOUR_OPTIONS.fullmatch(field_of(row, "inputs_pretokenized", path, line))
+        parts = _question_and_options(field_of(row, "inputs_pretokenized", path, line))
         if parts is None:
             raise DataError("`inputs_pretokenized` has no options A. to D. in lines.", path=path, line=line)
         label, targets = row.get("label"), row.get("targets_pretokenized")
@@ -150,13 +156,25 @@ def _read_json(path: Path, subject: str) -> list[Sample]:
             benchmark=NAME,
             subject=subject,
             index=index,
-            question=parts.group(1),
-            choices=parts.groups()[1:],
+            question=parts[0],
+            choices=parts[1:],
             answer=LETTERS[label] if any(targets) else "",
-            row_id=str(row.get("id", index)),
+            row_id=shown(row.get("id", index)).strip('"'),
         )
         samples.append(sample)
     return samples
+
+
+def _question_and_options(text: str) -> tuple[str, ...] | None:
+    """Part question and options, which ChatGLM2's JSON lines hold as one text."""
+    options: list[str] = []
+    # From the end, each at its last mark: a question may hold such lines of its own.
+    for letter in reversed(LETTERS):
+        text, mark, option = text.rpartition(f"\n{letter}. ")
+        if not mark:
+            return None
+        options.insert(0, option)
+    return (text, *options)
 
 
 def is_here(folder: Path) -> bool:
@@ -215,6 +233,7 @@ def few_shot_cot(ask: Ask) -> PreparedProtocol:
         # the answer, and its reasoning may have paragraphs.
         limits=Limits(COT_TOKENS, stop=() if ask.is_chat else ("\n\n",)),
         num_fewshot=min(map(len, shots.values())),
+        few_shot=FewShot(shots, ask_for_letter),
     )
 
 
@@ -252,6 +271,7 @@ def groups(split: str) -> Groups:
         categories={subject: entry["category"] for subject, entry in SUBJECTS.items()},
         category_average=MACRO,
         further={"hard": [[subject] for subject in HARD]},
+        official=frozenset(SUBJECTS),
     )
 
 
@@ -272,4 +292,7 @@ CEVAL = Benchmark(
     is_here=is_here,
     load=load,
     folder_names=("ceval", "CEval", "ceval_chatglm2"),
+    own_subjects=lambda folder, split: own_csv_subjects(
+        (folder / "CEval" if (folder / "CEval").is_dir() else folder) / split, split, SUBJECTS
+    ),
 )

@@ -10,24 +10,34 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import lzma
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from evaluation.benchmarks.sources import Download, RemoteFile
 from glmtune.errors import DataError
-from glmtune.files import write_error
+from glmtune.storage.files import sync, write_error
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from glmtune.terminal.console import Console
 
 CHUNK_BYTES = 1 << 16
 TIMEOUT_SECONDS = 60.0
+MAX_DOWNLOAD_BYTES = 4 << 30
+MAX_UNPACKED_BYTES = 2 << 30
+"""Of all files of an archive; the largest here, MMLU's, has 0.2 GB."""
+MAX_MEMBERS = 100_000
+ARCHIVE_ERRORS = (
+    *(tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError),
+    *(NotImplementedError, RuntimeError),  # packed in a way that Python does not know, or encrypted
+)
 Advance = Callable[[int, int | None], None]
 
 
@@ -78,7 +88,8 @@ def _members(marker: Path, folder: Path) -> list[Path]:
     """Return what an archive unpacked earlier held."""
     if not marker.is_file():
         return []
-    return [folder / name for name in marker.read_text(encoding="utf-8").splitlines()]
+    # Not `splitlines`: a name may hold U+2028 and the like.
+    return [folder / name for name in marker.read_text(encoding="utf-8").split("\n") if name]
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -86,6 +97,10 @@ def _inside(folder: Path, name: str) -> Path:
     if parts.is_absolute() or ".." in parts.parts or (parts.parts and ":" in parts.parts[0]):
         raise DataError(
             f"`{name}` would be written outside {folder}, so nothing of it is. Take the data from elsewhere."
+        )
+    if not parts.parts or not name.isprintable():
+        raise DataError(
+            f"{name!r} is no name of a file, so nothing is written. Take the data from elsewhere."
         )
     return folder.joinpath(*parts.parts)
 
@@ -104,7 +119,7 @@ def _get(remote: RemoteFile, path: Path, console: Console) -> None:
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _progress(path.name, console) as advance:
+        with _progress(path.name) as advance:
             _receive(remote, part, advance)
     except urllib.error.HTTPError as error:
         raise _unreachable(remote, path, f"HTTP {error.code} {error.reason}") from None
@@ -120,7 +135,9 @@ def _get(remote: RemoteFile, path: Path, console: Console) -> None:
             f"{remote.url} has the SHA-256 {digest}, but the official file has {remote.sha256}; what came is"
             f" deleted. Run the same command again; if it stays so, put the file there by hand as {path}."
         )
+    sync(part)
     part.replace(path)
+    sync(path.parent)
     _tag_file(part).unlink(missing_ok=True)
 
 
@@ -152,8 +169,15 @@ def _receive(remote: RemoteFile, part: Path, advance: Advance) -> None:
         begin = start if continues else 0
         total = begin + int(length) if length else None
         advance(begin, total)
+        received = begin
         with part.open("ab" if continues else "wb") as file:
             while chunk := answer.read(CHUNK_BYTES):
+                received += len(chunk)
+                if received > MAX_DOWNLOAD_BYTES:
+                    raise DataError(
+                        f"{remote.url} sends more than {MAX_DOWNLOAD_BYTES} bytes, which no benchmark has."
+                        f" Download it elsewhere and put it there as {part.with_suffix('')}."
+                    )
                 file.write(chunk)
                 advance(len(chunk), total)
     # A closed connection ends ``read`` like the end of the file does.
@@ -179,18 +203,26 @@ def _unpack(path: Path, folder: Path, remote: RemoteFile) -> list[str]:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                for member in archive.infolist():
-                    if not member.is_dir():
-                        _write_member(_inside(folder, member.filename), archive.read(member))
-                        names.append(member.filename)
+                members = [member for member in archive.infolist() if not member.is_dir()]
+                # What a header says is what is unpacked: zipfile stops there, and then compares the checksum.
+                _check_size(remote, len(members), sum(member.file_size for member in members))
+                for member in members:
+                    with archive.open(member) as content:
+                        _write_member(_inside(folder, member.filename), content)
+                    names.append(member.filename)
         else:
             with tarfile.open(path) as archive:
-                for member in archive:
+                num_bytes = 0
+                for member in archive:  # before the next one is looked for, which would unpack this one
+                    num_bytes += member.size
+                    _check_size(remote, len(names), num_bytes)
                     content = archive.extractfile(member) if member.isfile() else None
                     if content is not None:
-                        _write_member(_inside(folder, member.name), content.read())
+                        _write_member(_inside(folder, member.name), content)
                         names.append(member.name)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except ARCHIVE_ERRORS as error:
+        if getattr(error, "errno", None) is not None:  # the disk's fault, not the archive's
+            raise DataError(f"the archive cannot be read: {error}. Check the disk.", path=path) from None
         path.unlink()
         raise DataError(
             f"{remote.url} is no whole archive ({error}); what came is deleted. Run the same command again."
@@ -198,20 +230,32 @@ def _unpack(path: Path, folder: Path, remote: RemoteFile) -> list[str]:
     return names
 
 
-def _write_member(path: Path, content: bytes) -> None:
+def _check_size(remote: RemoteFile, num_members: int, num_bytes: int) -> None:
+    if num_bytes > MAX_UNPACKED_BYTES or num_members > MAX_MEMBERS:
+        raise DataError(
+            f"{remote.url} unpacks to more than {MAX_UNPACKED_BYTES} bytes or {MAX_MEMBERS} files, which no"
+            " benchmark has. It is kept as it came; take the data from elsewhere."
+        )
+
+
+def _write_member(path: Path, content: IO[bytes]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        file = path.open("wb")
     except OSError as error:
         raise write_error(path, error) from None
+    with file:
+        while chunk := content.read(CHUNK_BYTES):
+            try:
+                file.write(chunk)
+            except OSError as error:
+                raise write_error(path, error) from None
 
 
 @contextmanager
-def _progress(name: str, console: Console) -> Generator[Advance]:
-    """Show a bar for one file, in bytes."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+def _progress(name: str) -> Generator[Advance]:
+    """Show how much of one file is there, in bytes."""
+    from glmtune.terminal.progress import Meter
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda more, total: bar.update(task, advance=more, total=total)
+    with Meter(name, unit="bytes") as meter:
+        yield lambda more, total: meter.update(meter.done + more, total=total)

@@ -25,7 +25,7 @@ from evaluation.benchmarks.benchmark import (
 )
 from evaluation.benchmarks.gsm8k_exemplars import ANSWER_ZH, QUESTION_ZH, mgsm_exemplars, wei_exemplars
 from evaluation.extraction import numbers as number_rules
-from evaluation.fewshot import Exemplar, as_text, text_prompt
+from evaluation.fewshot import Exemplar, FewShot, as_text, text_prompt
 from evaluation.metrics import MICRO, Groups
 from evaluation.sample import Prompt, Sample
 from evaluation.task import GENERATE, PreparedProtocol, Rule
@@ -50,12 +50,18 @@ RULES = {
         "number after the last marker, else the last number; as decimals",
         number_rules.decimal,
         number_rules.is_the_same_number,
+        version=2,
     ),
     "official": Rule("number after `####`, as text", number_rules.official, number_rules.is_the_same_text),
     "strict": Rule(
-        "number of `The answer is N`, as decimals", number_rules.strict, number_rules.is_the_same_number
+        "number of `The answer is N`, as decimals",
+        number_rules.strict,
+        number_rules.is_the_same_number,
+        version=2,
     ),
-    "flexible": Rule("last number, as decimals", number_rules.flexible, number_rules.is_the_same_number),
+    "flexible": Rule(
+        "last number, as decimals", number_rules.flexible, number_rules.is_the_same_number, version=2
+    ),
 }
 
 
@@ -165,7 +171,10 @@ def _cot(
             text = as_text("", kept, f"{layout.question}{sample.question}{layout.cue}")
             return text_prompt(text, num_fewshot=len(kept), is_chat=ask.is_chat)
 
-        return _prepared(write, num_fewshot=len(shots))
+        def ask_as_exemplars(sample: Sample) -> str:
+            return f"{layout.question}{sample.question}{layout.answer}"
+
+        return _prepared(write, few_shot=FewShot({name: shots for name in ROWS}, ask_as_exemplars))
 
     return few_shot_cot
 
@@ -179,14 +188,21 @@ def _zero_shot_cot(layout: _Layout, steps: str) -> Callable[[Ask], PreparedProto
             text = f"{layout.question}{sample.question}{layout.cue}{steps}"
             return text_prompt(text, num_fewshot=0, is_chat=False)
 
-        return _prepared(write, num_fewshot=0)
+        return _prepared(write)
 
     return zero_shot_cot
 
 
-def _prepared(write: Callable[[Sample, int], Prompt], *, num_fewshot: int) -> PreparedProtocol:
-    limits = Limits(COT_TOKENS, stop=number_rules.STOPS)
-    return PreparedProtocol(kind=GENERATE, rules=RULES, write=write, limits=limits, num_fewshot=num_fewshot)
+def _prepared(write: Callable[[Sample, int], Prompt], few_shot: FewShot | None = None) -> PreparedProtocol:
+    num_fewshot = 0 if few_shot is None else min(map(len, few_shot.exemplars.values()))
+    return PreparedProtocol(
+        kind=GENERATE,
+        rules=RULES,
+        write=write,
+        limits=Limits(COT_TOKENS, stop=number_rules.STOPS),
+        num_fewshot=num_fewshot,
+        few_shot=few_shot,
+    )
 
 
 def _benchmark(

@@ -10,6 +10,7 @@ from typing import Any
 
 from evaluation.benchmarks.benchmark import WAY_OUT, read_text
 from glmtune.errors import DataError
+from glmtune.storage.records import shown
 
 WEI_FILES = ("cot_prompt_wei2022_8shot.json", "cot_prompt_8shot.json", "gsm8k-cot.yaml")
 MGSM_FILES = ("mgsm_exemplars_en_zh.json", "exemplars.py")
@@ -27,16 +28,18 @@ def wei_exemplars(folder: Path) -> list[tuple[str, str]]:
     text = read_text(path, name="gsm8k")
     try:
         rows = json.loads(text) if path.suffix == ".json" else _yaml_samples(text)
-        return [(row["question"], row["target"]) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
+        return [(_text(row["question"]), _text(row["target"])) for row in rows]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"no list of `question` and `target` ({error}).", path=path) from None
 
 
 def _yaml_samples(text: str) -> list[dict[str, str]]:
     import yaml
 
+    from glmtune.storage.yaml_text import load_yaml
+
     try:
-        return yaml.safe_load(text)["fewshot_config"]["samples"]
+        return load_yaml(text)["fewshot_config"]["samples"]
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
 
@@ -53,12 +56,18 @@ def mgsm_exemplars(folder: Path) -> list[tuple[str, str]]:
     text = read_text(path, name="gsm8k_zh")
     try:
         rows: dict[str, Any] = (json.loads(text) if path.suffix == ".json" else _literals(text))["zh"]
-        pairs = [(rows[key]["q"], rows[key]["a"]) for key in sorted(rows, key=int)]
-    except (ValueError, KeyError, TypeError, SyntaxError) as error:
+        pairs = [(_text(rows[key]["q"]), _text(rows[key]["a"])) for key in sorted(rows, key=int)]
+    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         raise DataError(f"no Chinese exemplars with `q` and `a` ({error}).", path=path) from None
     return [
         (question.removeprefix(QUESTION_ZH), answer.removeprefix(ANSWER_ZH)) for question, answer in pairs
     ]
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{shown(value)} is no text")
+    return value
 
 
 def _literals(text: str) -> dict[str, Any]:

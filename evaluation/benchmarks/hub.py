@@ -11,7 +11,7 @@ from typing import Any, cast
 from evaluation.benchmarks.benchmark import subject_table
 from evaluation.sample import LETTERS
 from glmtune.errors import ConfigError, DataError
-from glmtune.files import write_text_atomically
+from glmtune.storage.files import write_text_atomically
 
 Row = Mapping[str, Any]
 Rows = Iterable[Row]

@@ -15,6 +15,7 @@ from evaluation.benchmarks.multiple_choice import (
     check_letter,
     csv_rows,
     letter_protocol,
+    own_csv_subjects,
     two_stage_protocol,
 )
 from evaluation.fewshot import Exemplar
@@ -58,8 +59,11 @@ def load(folder: Path, split: str, subjects: Sequence[str]) -> list[Sample]:
     for subject in subjects:
         path = folder / split / f"{subject}_{split}.csv"
         rows = csv_rows(path, name=NAME, columns=6)
-        official = DEV_ROWS if split == "dev" else SUBJECTS[subject][split]
-        check_rows(path, len(rows), official if own is None else own.get(subject, 0), name=NAME)
+        known = SUBJECTS.get(subject)
+        expected = None if known is None else DEV_ROWS if split == "dev" else known[split]
+        if own is not None:
+            expected = own.get(subject, None if known is None else 0)
+        check_rows(path, len(rows), expected, name=NAME)
         for index, (question, *choices, answer) in enumerate(rows):
             check_letter(answer, path, index + 1, name=NAME)
             samples.append(Sample(NAME, subject, index, question, tuple(choices), answer, row_id=str(index)))
@@ -119,6 +123,7 @@ def groups(split: str) -> Groups:
         headline=MICRO,
         categories=glm,
         category_average=MICRO,
+        official=frozenset(SUBJECTS),
         further_micro={
             "STEM (anatomy in Other, as Hendrycks)": [s for s, c in hendrycks.items() if c == "STEM"],
             "Other (with anatomy, as Hendrycks)": [s for s, c in hendrycks.items() if c == "Other"],
@@ -139,4 +144,8 @@ MMLU = Benchmark(
     is_here=is_here,
     load=load,
     folder_names=("mmlu", "MMLU"),
+    own_subjects=lambda folder, split: own_csv_subjects(
+        (folder / "data" if (folder / "data" / split).is_dir() else folder) / split, split, SUBJECTS
+    ),
+    published_repeats=frozenset({("val", "college_physics", 5)}),
 )

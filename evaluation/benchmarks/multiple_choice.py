@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 
 from evaluation.backend import Limits
 from evaluation.benchmarks.benchmark import WAY_OUT, read_text
 from evaluation.extraction import letters as letter_rules
-from evaluation.fewshot import Exemplar, as_text, turns_prompt
+from evaluation.fewshot import Exemplar, FewShot, as_text, turns_prompt
 from evaluation.sample import LETTERS, Prompt, Sample
 from evaluation.task import CHOICES, GENERATE_THEN_CHOICES, SCORES, PreparedProtocol, Rule
 from glmtune.errors import DataError
@@ -23,8 +23,8 @@ LETTER_RULES = {
 }
 TEXT_RULES = {
     "script": Rule("the C-Eval repository's regular expressions", letter_rules.script),
-    "strict": Rule("the last sentence stating the answer in so many words", letter_rules.strict),
-    "loose": Rule("what a careful reader finds", letter_rules.loose),
+    "strict": Rule("the last sentence stating the answer in so many words", letter_rules.strict, version=2),
+    "loose": Rule("what a careful reader finds", letter_rules.loose, version=2),
 }
 
 
@@ -49,8 +49,8 @@ def csv_rows(path: Path, *, name: str, columns: int | None = None) -> list[list[
         DataError: the file is missing or a row has another number of cells.
     """
     reader = csv.reader(io.StringIO(read_text(path, name=name), newline=""))
-    rows = []
-    for row in reader:
+    rows: list[list[str]] = []
+    for row in _checked(reader, path, name):
         if not row:
             continue
         columns = columns or len(row)
@@ -62,6 +62,25 @@ def csv_rows(path: Path, *, name: str, columns: int | None = None) -> list[list[
             )
         rows.append(row)
     return rows
+
+
+def own_csv_subjects(folder: Path, split: str, official: Container[str]) -> tuple[str, ...]:
+    """Return the subjects of a folder that are not the benchmark's: a user's own questions in its layout.
+
+    Args:
+        folder: holds ``SUBJECT_SPLIT.csv``.
+        split: of the files.
+        official: the benchmark's subjects.
+    """
+    names = (path.stem.removesuffix(f"_{split}") for path in folder.glob(f"*_{split}.csv"))
+    return tuple(sorted(name for name in names if name not in official))
+
+
+def _checked(reader: Iterator[list[str]], path: Path, name: str) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:  # such as a cell above 128 KB, where a quote is not closed
+        raise DataError(f"no CSV ({error}). {WAY_OUT.format(name=name)}", path=path) from None
 
 
 def check_letter(answer: str, path: Path, row: int, *, name: str) -> None:
@@ -105,6 +124,7 @@ def letter_protocol(
         limits=Limits(1),  # nothing is generated, but the scored token needs its place in the context
         choices=choices,
         num_fewshot=min(map(len, shots.values())),
+        few_shot=FewShot(shots, ask),
     )
 
 

@@ -14,6 +14,8 @@ from glmtune.errors import ConfigError, DataError, unknown_name
 DATA_VARIABLE = "GLMTUNE_DATA"
 HUB = "hub"
 SAMPLE = "sample"
+SHIPPED_WHOLE = ("exam",)
+"""Benchmarks of glmtune's own: nobody else has files of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,10 @@ class Download:
 @cache
 def downloads() -> Mapping[str, Download]:
     """Return what can be fetched, by benchmark name (from ``downloads.yaml`` beside this file)."""
-    import yaml
+    from glmtune.storage.yaml_text import read_yaml
 
-    text = Path(__file__).with_name("downloads.yaml").read_text(encoding="utf-8")
     found: dict[str, Download] = {}
-    for name, entry in yaml.safe_load(text).items():
+    for name, entry in read_yaml(Path(__file__).with_name("downloads.yaml")).items():
         files = tuple(
             RemoteFile(
                 path=path,
@@ -77,8 +78,13 @@ def download_of(name: str) -> Download:
     """Return the download of a benchmark.
 
     Raises:
-        ConfigError: there is none of that name; the valid ones are listed, nearest first.
+        ConfigError: there is none of that name (the valid ones are listed, nearest first), or it ships whole.
     """
+    if name in SHIPPED_WHOLE:
+        raise ConfigError(
+            f"`{name}` comes with glmtune, so that there is nothing to fetch. Ask it with `glmtune eval"
+            f" benchmark={name}`."
+        )
     if name not in downloads():
         raise ConfigError(unknown_name("The name to fetch", name, downloads()))
     return downloads()[name]
@@ -133,10 +139,15 @@ def find_folder(wanted: Wanted, data_dir: str | Path | None = None) -> Path:
             and takes the shipped set last.
 
     Raises:
-        ConfigError: ``GLMTUNE_DATA`` names no folder.
+        ConfigError: ``GLMTUNE_DATA`` names no folder, or the hub is asked for what only ships.
         DataError: it is not where it was said to be, or nowhere.
     """
     if data_dir == HUB:
+        if wanted.name in SHIPPED_WHOLE:
+            raise ConfigError(
+                f"`benchmark.data_dir` is `hub`, but {wanted.name} comes with glmtune and is not on the hub."
+                " Leave `benchmark.data_dir` out."
+            )
         return wanted.fetch(wanted.name, data_root() / wanted.folder_names[0])
     if data_dir == SAMPLE:
         return _shipped(wanted)
@@ -165,8 +176,10 @@ def _given(wanted: Wanted, root: Path) -> Path:
 
 
 def _shipped(wanted: Wanted) -> Path:
-    folder = shipped_folder() / f"{wanted.name}_sample"
-    if not wanted.is_here(folder):
+    # `exam` ships whole, the others as small sets of their layout.
+    folders = [shipped_folder() / f"{wanted.name}{ending}" for ending in ("_sample", "")]
+    folder = next((folder for folder in folders if wanted.is_here(folder)), None)
+    if folder is None:
         raise DataError(
             f"the data of {wanted.name} is nowhere: not in {DATA_VARIABLE}, not in ./data, and no sample of"
             f" it ships with glmtune. Fetch it with `glmtune data fetch {wanted.name}`, or give"

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from evaluation.benchmarks.bbh import BBH
-from evaluation.benchmarks.benchmark import Ask, Benchmark, sample_set_rows
+from evaluation.benchmarks.benchmark import SAMPLE_SET_FILE, Ask, Benchmark, sample_set_rows
 from evaluation.benchmarks.ceval import CEVAL
+from evaluation.benchmarks.exam import EXAM
 from evaluation.benchmarks.gsm8k import GSM8K, GSM8K_ZH, MGSM_ZH
 from evaluation.benchmarks.hub import fetch_from_hub
 from evaluation.benchmarks.mmlu import MMLU
 from evaluation.benchmarks.sources import Wanted, find_folder
 from evaluation.sample import Sample
 from evaluation.settings import BenchmarkSettings
-from evaluation.task import PreparedProtocol, Task
-from glmtune.errors import ConfigError, unknown_name
+from evaluation.task import CHOICES, PreparedProtocol, Task
+from glmtune.errors import ConfigError, DataError, unknown_name
 from glmtune.settings import check_choice, check_range
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -26,6 +28,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "bbh": BBH,
     "gsm8k_zh": GSM8K_ZH,
     "mgsm_zh": MGSM_ZH,
+    "exam": EXAM,
 }
 PUBLISHED = ("mmlu", "ceval", "gsm8k", "bbh")
 SAMPLE_LICENCE = "Apache-2.0 (written for glmtune)"
@@ -41,6 +44,7 @@ def make_task(
     num_fewshot: int | None = None,
     subjects: Sequence[str] | None = None,
     limit: int | None = None,
+    max_new_tokens: int | None = None,
 ) -> Task:
     """Find the data of a benchmark and make the task that a protocol turns it into.
 
@@ -54,12 +58,14 @@ def make_task(
         num_fewshot: exemplars in a prompt; None takes the protocol's number.
         subjects: whose questions to ask; None asks all.
         limit: ask only the first so many questions of each subject.
+        max_new_tokens: tokens an answer may have; None takes the protocol's number.
 
     Returns:
         The task.
 
     Raises:
-        ConfigError: an unknown name (valid ones listed, nearest first) or a number out of range.
+        ConfigError: an unknown name (valid ones listed, nearest first), a number out of range, or questions
+            that are their own exemplars.
         DataError: files are missing or malformed, or have another number of rows than the official ones.
     """
     if benchmark not in BENCHMARKS:
@@ -73,19 +79,40 @@ def make_task(
     if limit is not None:
         check_range("benchmark.limit", limit, low=1)
     # Names and numbers are checked above, before a folder is searched or anything is downloaded.
-    folder = find_folder(Wanted(spec.name, spec.folder_names, spec.is_here, fetch_from_hub), data_dir)
+    own_files = partial(_has_own_subjects, spec, split, tuple(subjects or ()))
+    wanted = Wanted(
+        spec.name,
+        spec.folder_names,
+        lambda place: spec.is_here(place) or own_files(place),
+        fetch_from_hub,
+    )
+    folder = find_folder(wanted, data_dir)
     own_rows = sample_set_rows(folder, split)
     available = tuple(spec.subjects if own_rows is None else own_rows)
-    asked = _chosen(available, subjects)
+    own_subjects = () if spec.own_subjects is None else spec.own_subjects(folder, split)
+    for subject in available:
+        if subject not in (*spec.subjects, *own_subjects):
+            raise DataError(
+                unknown_name(f"A subject of {SAMPLE_SET_FILE}", subject, spec.subjects),
+                path=folder / SAMPLE_SET_FILE,
+            )
+    asked = _chosen(available, tuple(name for name in own_subjects if name not in available), subjects)
+    official = {*asked} & {*spec.subjects}
     samples = spec.load(folder, split, asked)
-    prepared = spec.protocols[protocol](Ask(folder, asked, is_chat))
+    prepared = _with_fewshot(spec.protocols[protocol](Ask(folder, asked, is_chat)), num_fewshot, protocol)
+    if max_new_tokens is not None:
+        prepared = _with_max_new_tokens(prepared, max_new_tokens, protocol)
+    own = tuple(subject for subject in asked if subject not in spec.subjects)
+    _refuse_fewer_exemplars(prepared, own)
+    chosen = _first(samples, limit)
+    _refuse_own_exemplars(spec, split, prepared, chosen)
     return Task(
         benchmark=benchmark,
         title=spec.title,
         protocol=protocol,
         split=split,
-        samples=tuple(_first(samples, limit)),
-        prepared=_with_fewshot(prepared, num_fewshot, protocol),
+        samples=tuple(chosen),
+        prepared=prepared,
         licence=spec.licence if own_rows is None else SAMPLE_LICENCE,
         source=str(folder),
         groups=spec.groups(split),
@@ -93,7 +120,8 @@ def make_task(
         # files lack them.
         labelled=all(sample.answer for sample in samples),
         is_sample_set=own_rows is not None,
-        is_partial=limit is not None or set(asked) != set(available),
+        is_partial=limit is not None or (bool(official) and not {*available} <= {*asked}),
+        own_subjects=own,
     )
 
 
@@ -118,18 +146,27 @@ def task_of(asked: BenchmarkSettings, name: str, protocol: str | None, *, is_cha
         num_fewshot=asked.num_fewshot,
         subjects=asked.subjects,
         limit=asked.limit,
+        max_new_tokens=asked.max_new_tokens,
     )
 
 
-def _chosen(available: tuple[str, ...], wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the wanted subjects in the official order."""
+def _has_own_subjects(spec: Benchmark, split: str, subjects: tuple[str, ...], folder: Path) -> bool:
+    """Say whether a folder holds a subject of the user's own that was asked for by name."""
+    found = () if spec.own_subjects is None else spec.own_subjects(folder, split)
+    return any(subject in found for subject in subjects)
+
+
+def _chosen(
+    available: tuple[str, ...], own: tuple[str, ...], wanted: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Return the wanted subjects in the official order, own ones last; those are asked only by name."""
     if wanted is None:
         return available
     if not wanted:
         raise ConfigError("`benchmark.subjects` is empty. Name subjects, or leave it out to ask all of them.")
     for subject in wanted:
-        check_choice("benchmark.subjects", subject, available)
-    return tuple(subject for subject in available if subject in wanted)
+        check_choice("benchmark.subjects", subject, (*available, *own))
+    return tuple(subject for subject in (*available, *own) if subject in wanted)
 
 
 def _first(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
@@ -145,3 +182,55 @@ def _with_fewshot(prepared: PreparedProtocol, num_fewshot: int | None, protocol:
             f" exemplars here. Use 0 to {prepared.num_fewshot}, or another protocol."
         )
     return replace(prepared, num_fewshot=num_fewshot)
+
+
+def _refuse_fewer_exemplars(prepared: PreparedProtocol, own: tuple[str, ...]) -> None:
+    """Refuse own subjects whose few exemplars would take some from the official ones beside them."""
+    exemplars = {} if prepared.few_shot is None else prepared.few_shot.exemplars
+    most = max((len(exemplars[subject]) for subject in exemplars if subject not in own), default=0)
+    for subject in own:
+        if subject in exemplars and len(exemplars[subject]) == prepared.num_fewshot < most:
+            raise ConfigError(
+                f"`benchmark.subjects` names `{subject}`, which has {len(exemplars[subject])} exemplars,"
+                f" beside official subjects with {most}. Give it as many, or ask it by itself."
+            )
+
+
+def _with_max_new_tokens(prepared: PreparedProtocol, max_new_tokens: int, protocol: str) -> PreparedProtocol:
+    check_range("benchmark.max_new_tokens", max_new_tokens, low=1)
+    if prepared.kind == CHOICES:
+        raise ConfigError(
+            f"`benchmark.max_new_tokens` is {max_new_tokens}, but `protocol={protocol}` compares"
+            " probabilities and generates nothing. Leave it out, or use a protocol that generates, such as"
+            " `protocol=zero_shot_cot`."
+        )
+    return replace(prepared, limits=replace(prepared.limits, max_new_tokens=max_new_tokens))
+
+
+def _refuse_own_exemplars(
+    spec: Benchmark, split: str, prepared: PreparedProtocol, samples: Sequence[Sample]
+) -> None:
+    """Refuse to ask a question whose answer stands above it: its accuracy would say nothing."""
+    few_shot = prepared.few_shot
+    if few_shot is None or not prepared.num_fewshot:
+        return
+    own = [
+        sample
+        for sample in samples
+        if few_shot.shows_own(sample, prepared.num_fewshot)
+        and (split, *sample.key) not in spec.published_repeats
+    ]
+    if not own:
+        return
+    zero_shot = [name for name in spec.protocols if name.startswith("zero_shot")]
+    ways_out = [
+        *(f"`protocol={name}`" for name in zero_shot),
+        "`benchmark.num_fewshot=0`",
+        *(f"`benchmark.split={name}`" for name in spec.splits if name not in (split, "dev")),
+    ]
+    raise ConfigError(
+        f"`benchmark.split` is `{split}`, but {len(own):,} of its {len(samples):,} questions stand among"
+        f" their own {prepared.num_fewshot} exemplars, answer included (first: `{own[0].subject}`"
+        f" {own[0].index}), so the accuracy would say nothing. Use {', or '.join(ways_out)}; or take them"
+        " out of one of the files."
+    )

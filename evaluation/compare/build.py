@@ -18,11 +18,12 @@ from evaluation.compare.reporting.report import compare_pair, show_comparison, w
 from evaluation.compare.reporting.tables import ComparisonReport
 from evaluation.compare.settings import GateSettings
 from evaluation.compare.statistics.perplexity import TextLoss, compare_losses
+from evaluation.running.run_files import RESULTS_NAME
 from evaluation.sample import WindowLoss
-from glmtune.errors import DataError
+from glmtune.errors import DataError, unknown_name
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from glmtune.terminal.console import Console
 
 DEFAULT_FOLDER = Path("runs") / "compare"
 
@@ -63,6 +64,9 @@ def build_report(
             f"{', '.join(alone)} was run on one side only ({folders[0]} and {folders[1]}). Evaluate the other"
             " side on it too, or name the folders of single benchmarks."
         )
+    for name, run in baseline.runs.items():
+        if name not in BENCHMARKS:
+            raise DataError(unknown_name("`benchmark`", name, BENCHMARKS), path=run.folder / RESULTS_NAME)
     pairs = {name: match(run, candidate.runs[name]) for name, run in baseline.runs.items()}
     first = next(iter(pairs.values()))
     loss: TextLoss | None = None

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from glmtune.errors import ConfigError
-from glmtune.settings import check_choice, check_range, setting
+from glmtune.settings import (
+    SCALE_HELP,
+    STRENGTH_HELP,
+    check_choice,
+    check_range,
+    check_strengths,
+    setting,
+)
 
 if TYPE_CHECKING:
     from glmtune.models.settings import ModelSettings
@@ -58,7 +65,12 @@ class SideSettings:
         None, "int8: round the inputs of quantized layers too; default: model.quantization_activations"
     )
     prefix_path: str | None = setting(None, "tuned prefix: a run folder, one of its checkpoints, or a file")
+    prefix_strength: float = setting(1.0, STRENGTH_HELP)
     adapter_path: str | None = setting(None, "LoRA adapter: a run folder or one of its checkpoints")
+    adapter_scale: float = setting(1.0, SCALE_HELP)
+    use_switch: bool = setting(
+        True, "obey the switch of what was tuned, if it has one; false: it applies to every prompt"
+    )
 
     def __post_init__(self) -> None:
         """Check the fields against each other.
@@ -71,6 +83,17 @@ class SideSettings:
                 f"`prefix_path` is `{self.prefix_path}` and `adapter_path` `{self.adapter_path}` on the same"
                 " side, but a model is tuned one way. Leave one out."
             )
+        if not self.use_switch and self.prefix_path is None and self.adapter_path is None:
+            raise ConfigError(
+                "`use_switch` is False on a side where nothing that was tuned is given, which could have a"
+                " switch. Leave it out."
+            )
+        check_strengths(
+            prefix=self.prefix_path,
+            prefix_strength=self.prefix_strength,
+            adapter=self.adapter_path,
+            adapter_scale=self.adapter_scale,
+        )
         if self.quantization in PRECISIONS and self.dtype not in (None, PRECISIONS[self.quantization]):
             raise ConfigError(
                 f"`quantization` is `{self.quantization}` and `dtype` is `{self.dtype}` on the same side,"

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from evaluation.extraction.numbers import number_of, numbers_in
-from evaluation.extraction.text import cut_at, plain
+from evaluation.extraction.text import RUN_ON, cut_at, plain, without_echo
 from evaluation.sample import Sample
 
 STOPS = ("\nQ:",)
@@ -21,11 +21,19 @@ _CUE = re.compile(
     r"(?i:answer(?:\s+(?:to the question|here))?\s*(?:\bis\b|:|=)|####|答案(?:应该)?(?:是|为|:))"
     r"(?i:\s*(?:option|choice|therefore|thus|that|:))*[\s:]*"
 )
-_OPTION = re.compile(r"^\(([A-R])\) (.*?)\s*$", re.MULTILINE)
+# What stands before a cue. Where it is all that stands behind another, that one states nothing: a completion
+# that is cut at `So the answer is` has said it before, if at all.
+_LEADING = r"[\s.:,*]*(?:(?i:\bso|\bthus|\btherefore|\bhence)[\s,]*)?(?:(?i:\bthe|\bfinal|\bcorrect)\s*)*"
+_NOTHING = re.compile(_LEADING)
+_BEFORE_CUE = re.compile(_LEADING + r"\Z")
+_LONGEST_LEADING = 60
+_OPTION = re.compile(r"^\(([A-R])\) (.*)$", re.MULTILINE)
 # `The answer is A good question` and `... I think` begin with words, not with options A and I.
 _NO_LETTER = r"(?:A (?!is\b|because\b|since\b|as\b|for\b|and\b|or\b)|I )[a-z]"
 _LETTER = re.compile(
-    rf"[\s\"'“(\[{{$]*(?:[Oo]ption\s*)?(?:[(\[]([A-Ra-r])[)\]]|(?!{_NO_LETTER})([A-R])(?![A-Za-z0-9']))"
+    rf"[\s\"'“(\[{{$]*(?:[Oo]ption\s*)?(?:[(\[]([A-Ra-r])[)\]]|(?!{_NO_LETTER})([A-R])(?![A-Za-z0-9'])"
+    # Small letters are words, too, unless nothing follows: `the answer is b.`
+    r"|([a-r])(?=[.\"'”)*]*\s*(?:\n|$)))"
 )
 _BRACKETED = re.compile(r"\(([A-R])\)")
 # `not valid` comes before `valid`: the first alternative that matches decides.
@@ -39,7 +47,7 @@ _NOT_BRACKETS = re.compile(r"[^()\[\]{}<>]+")
 
 def _letter(tail: str, sample: Sample) -> str | None:
     if found := _LETTER.match(tail):
-        return f"({(found.group(1) or found.group(2)).upper()})"
+        return f"({found[found.lastindex or 0].upper()})"
     said = _simple(tail)
     # Three items have the text of an option as their target, although all others of their tasks have its
     # letter.
@@ -90,7 +98,7 @@ def _word_list(tail: str, sample: Sample) -> str | None:
         tail = " ".join(re.sub(r"^\s*(?:\d+[.)]|[-*])\s*", "", line) for line in lines)
     else:
         tail = lines[0] if lines else ""
-    words = re.sub(r"[,;<>\"“”\[\]]|(?<!\w)'|'(?!\w)|\d+[.)]\s", " ", tail.casefold()).split()
+    words = re.sub(r"[,;<>\"“”\[\]]|(?<!\w)'|'(?!\w)|(?<!\d)\d++[.)]\s", " ", tail.casefold()).split()
     if words:
         words[-1] = words[-1].rstrip(".")
     return " ".join(words) or None
@@ -152,7 +160,7 @@ def normalized_direct(kind: str) -> Callable[[str, Sample], str | None]:
     """
 
     def extract(text: str, sample: Sample) -> str | None:
-        return FORMS[kind](_prepared(text, kind).strip(), sample)
+        return FORMS[kind](_prepared(text, kind, sample).strip(), sample)
 
     return extract
 
@@ -168,11 +176,26 @@ def normalized(kind: str) -> Callable[[str, Sample], str | None]:
     """
 
     def extract(text: str, sample: Sample) -> str | None:
-        text = _prepared(text, kind)
-        cues = list(_CUE.finditer(text))
-        return FORMS[kind](text[cues[-1].end() :].strip(), sample) if cues else None
+        text = _prepared(text, kind, sample)
+        stated = _last_statement(text)
+        return None if stated is None else FORMS[kind](stated.strip(), sample)
 
     return extract
+
+
+def _last_statement(text: str) -> str | None:
+    """Return what stands behind the last cue that anything stands behind."""
+    end = len(text)
+    for cue in reversed(list(_CUE.finditer(text))):
+        is_long = end - cue.end() > _LONGEST_LEADING
+        if is_long or not _NOTHING.fullmatch(text, cue.end(), end):
+            stated = text[cue.end() : end]
+            if end == len(text):
+                return stated
+            place = max(0, len(stated) - _LONGEST_LEADING)
+            return stated[:place] + _BEFORE_CUE.sub("", stated[place:])
+        end = cue.start()
+    return None
 
 
 def loose(kind: str) -> Callable[[str, Sample], str | None]:
@@ -186,7 +209,7 @@ def loose(kind: str) -> Callable[[str, Sample], str | None]:
     def extract(text: str, sample: Sample) -> str | None:
         if found := stated(text, sample):
             return found
-        lines = _prepared(text, kind).strip().splitlines()
+        lines = _prepared(text, kind, sample).strip().splitlines()
         if not lines:
             return None
         if kind == "letter":
@@ -203,8 +226,8 @@ def loose(kind: str) -> Callable[[str, Sample], str | None]:
     return extract
 
 
-def _prepared(text: str, kind: str) -> str:
-    text = cut_at(text, STOPS)
+def _prepared(text: str, kind: str, sample: Sample) -> str:
+    text = cut_at(without_echo(text, sample), RUN_ON)
     if kind == "brackets":
         # Not ``plain``: NFKC and the LaTeX rules would change the very characters that are the answer.
         return text.replace("**", "").replace("`", "").replace("$", "")

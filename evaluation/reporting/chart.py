@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.metrics import Score, interval
 from evaluation.reporting.results import Result
-from glmtune.files import write_atomically, write_error
+from glmtune.storage.files import write_atomically, write_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

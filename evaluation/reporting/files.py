@@ -7,31 +7,41 @@ stopped. What took how long stands in ``timing.json`` alone.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from evaluation.reporting.chart import draw_chart
 from evaluation.reporting.mistakes import mistakes_page
 from evaluation.reporting.published import PublishedRow, published_row
 from evaluation.reporting.results import Result, results_json
 from evaluation.reporting.submission import submission
-from evaluation.reporting.tables import average_table, rules_table, subject_table
+from evaluation.reporting.tables import average_table, rules_table, run_table, subject_table
+from evaluation.running.run_files import (
+    ANSWERS_NAME,
+    CHART_NAME,
+    MISTAKES_NAME,
+    REPORT_NAME,
+    RESULTS_NAME,
+    SUBMISSION_NAME,
+    TIMING_NAME,
+    is_evaluation,
+)
 from evaluation.running.runner import Finished
 from glmtune.errors import DataError
-from glmtune.files import json_text, write_text_atomically
+from glmtune.storage.checksums import checked_json, file_checksum, json_with_checksum, with_checksum
+from glmtune.storage.files import json_text, write_text_atomically
+from glmtune.storage.journal import refuse_foreign_folder
+from glmtune.storage.records import Count, Record, Text, validated
 from glmtune.tables import TextTable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from glmtune.terminal.console import Console
 
-RESULTS_NAME = "results.json"
-TIMING_NAME = "timing.json"
-ANSWERS_NAME = "answers.jsonl"
-REPORT_NAME = "report.md"
-CHART_NAME = "chart.png"
-MISTAKES_NAME = "mistakes.html"
-SUBMISSION_NAME = "submission.json"
+AGAIN = "Run the same `glmtune eval` again (answers that exist are not asked again)."
+ANSWERS_CHECKSUM = "answers_checksum"
+"""Key of ``results.json``: the checksum of the answers that its figures were counted from."""
 
 
 def write_report(result: Result, folder: Path) -> list[Path]:
@@ -45,24 +55,34 @@ def write_report(result: Result, folder: Path) -> list[Path]:
         The files, the most useful first.
 
     Raises:
+        ConfigError: the folder holds something else.
         GlmtuneError: a file cannot be written; the answers are kept.
     """
+    refuse_foreign_folder(folder, is_evaluation, result="evaluation")
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
-        RESULTS_NAME: json_text(results_json(result)),
-        REPORT_NAME: "\n".join([f"# {result.title}", "", *(table.to_markdown() for table in tables(result))]),
+        REPORT_NAME: _report(result),
         MISTAKES_NAME: mistakes_page(result),
         ANSWERS_NAME: "".join(_answer_lines(result)),
     }
-    if not result.task.labelled and result.task.benchmark == "ceval" and not result.task.is_partial:
+    is_whole = not (result.task.is_partial or result.task.own_subjects)
+    if not result.task.labelled and result.task.benchmark == "ceval" and is_whole:
         texts[SUBMISSION_NAME] = json_text(submission(result))
     for name, text in texts.items():
         write_text_atomically(folder / name, text)
-    written = [folder / name for name in texts]
+    names = [RESULTS_NAME, *texts]
     if result.task.labelled:
         draw_chart(result, folder / CHART_NAME)
-        written.insert(2, folder / CHART_NAME)
-    return written
+        names.insert(2, CHART_NAME)
+    # Last: a folder with results is finished, and they name the answers they were counted from.
+    values = {**results_json(result), ANSWERS_CHECKSUM: file_checksum(folder / ANSWERS_NAME)}
+    write_text_atomically(folder / RESULTS_NAME, json_text(json_with_checksum(values)))
+    return [folder / name for name in names]
+
+
+def _report(result: Result) -> str:
+    parts = [*tables(result), run_table(result)]
+    return "\n".join([f"# {result.title}", "", *(table.to_markdown() for table in parts)])
 
 
 def write_timing(finished: Finished, folder: Path) -> None:
@@ -130,12 +150,55 @@ def _answer_lines(result: Result) -> list[str]:
     """Return every answer with its judgement as JSON lines, in the order of the data."""
     lines: list[str] = []
     for judgement in result.judgements:
-        values: dict[str, Any] = json.loads(judgement.answer.to_line(with_timing=False))
+        values = judgement.answer.to_values(with_timing=False)
         values["extracted"] = dict(judgement.extracted)
         if result.task.labelled:
             values |= {"gold": judgement.sample.answer, "status": judgement.status(result.rule)}
-        lines.append(json.dumps(values, ensure_ascii=False) + "\n")
+        lines.append(with_checksum(values))
     return lines
+
+
+class _Model(Record):
+    """The identity of a model, as far as it is read back."""
+
+    name: Text
+    dtype: Text
+    quantization: Text
+    adapter: Text
+    engine: Text
+    is_chat: bool
+    weights_hash: Text
+
+
+_Plain = bool | int | float | str | None
+
+
+class _Fingerprint(Record):
+    """What a comparison reads of a fingerprint."""
+
+    benchmark: Text
+    split: Text
+    data_hash: Text
+    protocol_version: Text
+    model: _Model
+    decoding: dict[str, _Plain | list[_Plain]]
+
+
+class _Results(Record):
+    """What is read back of a result; everything else in it is for people."""
+
+    fingerprint: _Fingerprint
+    title: Text
+    benchmark: Text
+    split: Text
+    rule: Text
+    num_samples: Annotated[Count, Field(ge=1, description="a whole number from 1")]
+    num_unparsed: Count
+    num_truncated: Count
+    accuracy_micro: Annotated[float | None, Field(ge=0, le=1, description="a fraction of 1, or null")]
+    is_sample_set: Annotated[bool, Field(description="true or false")]
+    is_partial: Annotated[bool, Field(description="true or false")]
+    answers_checksum: Text = ""
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -145,14 +208,16 @@ def read_results(path: Path) -> dict[str, Any]:
         path: the file.
 
     Raises:
-        DataError: it is absent or no result.
+        DataError: it is absent, damaged, or no result, with the key.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = checked_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
             f"it cannot be read as a result ({error}). Run `glmtune eval` first.", path=path
         ) from None
-    if not isinstance(values, dict) or "fingerprint" not in values:
-        raise DataError("it is no result of `glmtune eval`: `fingerprint` is missing.", path=path)
+    try:
+        validated(_Results, values)
+    except ValueError as error:
+        raise DataError(f"it is no result of `glmtune eval`: {error}. {AGAIN}", path=path) from None
     return values

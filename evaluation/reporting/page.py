@@ -44,9 +44,10 @@ def both(word: Word) -> str:
 
 
 def question_block(sample: Sample) -> str:
-    """Return a question with its options, escaped."""
+    """Return a question with what was said before it and its options, escaped."""
     options = zip(LETTERS, sample.choices, strict=False)
-    text = "\n".join([sample.question, *(f"{letter}. {option}" for letter, option in options)])
+    before = (turn.content for turn in sample.history)
+    text = "\n".join([*before, sample.question, *(f"{letter}. {option}" for letter, option in options)])
     return f"<pre>{html.escape(text)}</pre>"
 
 

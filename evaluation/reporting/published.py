@@ -34,9 +34,9 @@ class PublishedRow:
 @cache
 def published_tables() -> tuple[Mapping[str, Any], ...]:
     """Return the tables of ``published.yaml``, read once."""
-    import yaml
+    from glmtune.storage.yaml_text import read_yaml
 
-    return tuple(yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")))
+    return tuple(read_yaml(Path(__file__).with_suffix(".yaml")))
 
 
 def published_row(benchmark: str, split: str, model: Mapping[str, Any]) -> PublishedRow | None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from evaluation.answer import Answer
+from evaluation.extraction.text import thinks, without_thinking
 from evaluation.metrics import Score, Summary, summarize_outcomes
 from evaluation.reporting.judging import Judgement, judge, usable_rules
+from evaluation.running.failed_questions import FailedQuestion
+from evaluation.running.fingerprint import described
 from evaluation.task import Task
 
 
@@ -22,12 +26,18 @@ class Result:
         fingerprint: of the run.
         judgements: one per question, in the order of the data.
         summaries: averages under each usable rule, the deciding one first.
+        failed: questions that got no answer and are not in the averages.
+        num_asked: questions with those; 0 stands for those judged.
+        environment: command and software of the report; empty where nobody says.
     """
 
     task: Task
     fingerprint: Mapping[str, Any]
     judgements: tuple[Judgement, ...]
     summaries: Mapping[str, Summary]
+    failed: tuple[FailedQuestion, ...] = ()
+    num_asked: int = 0
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def rule(self) -> str:
@@ -42,7 +52,8 @@ class Result:
     @property
     def is_comparable(self) -> bool:
         """Whether published figures may stand beside this result."""
-        return self.task.labelled and not self.task.is_sample_set and not self.task.is_partial
+        task = self.task
+        return task.labelled and not (task.is_sample_set or task.is_partial or task.is_own)
 
     @property
     def num_shortened(self) -> int:
@@ -58,16 +69,45 @@ class Result:
         return sum(judgement.is_too_long for judgement in self.judgements)
 
     @property
+    def num_thinking(self) -> int:
+        """Completions that hold thinking, which no rule reads."""
+        return sum(thinks(judgement.answer.completion or "") for judgement in self.judgements)
+
+    @property
+    def num_thinking_unended(self) -> int:
+        """Those of them with nothing behind the thinking: cut before the answer began."""
+        return sum(
+            thinks(text) and not without_thinking(text).strip()
+            for judgement in self.judgements
+            if (text := judgement.answer.completion)
+        )
+
+    @property
+    def failure_note(self) -> str:
+        """What a reader must know of the questions that failed; empty without any."""
+        if not self.failed:
+            return ""
+        first = self.failed[0]
+        return (
+            f"{len(self.failed):,} of {self.num_asked:,} questions failed and are not in these figures (the"
+            f" same command asks them again); the first, {first.subject} {first.index}: {first.reason}"
+        )
+
+    @property
     def title(self) -> str:
         """What was measured, with SAMPLE and PARTIAL where no published figure may be compared."""
         marks = [
             mark
-            for mark, holds in (("SAMPLE", self.task.is_sample_set), ("PARTIAL", self.task.is_partial))
+            for mark, holds in (
+                ("OWN", self.task.is_own),
+                ("SAMPLE", self.task.is_sample_set),
+                ("PARTIAL", self.task.is_partial),
+            )
             if holds
         ]
         shots = f", {self.task.num_fewshot}-shot" if self.task.num_fewshot else ""
         what = f"{self.task.title} {self.task.split}, {self.task.protocol}{shots}"
-        return " ".join([*marks, f"{what}: {self.fingerprint['model']['name']}"])
+        return " ".join([*marks, f"{what}: {described(self.fingerprint['model'])}"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +117,27 @@ class Evaluated:
     Attributes:
         result: its figures.
         folder: what was written is there.
+        fingerprint: of the run as it was asked, whatever got an answer.
     """
 
     result: Result
     folder: Path
+    fingerprint: Mapping[str, Any]
 
 
-def make_result(task: Task, answers: Sequence[Answer], fingerprint: Mapping[str, Any]) -> Result:
+def make_result(
+    task: Task,
+    answers: Sequence[Answer],
+    fingerprint: Mapping[str, Any],
+    environment: Mapping[str, Any] | None = None,
+) -> Result:
     """Judge and average the answers of a run.
 
     Args:
         task: what was asked.
         answers: in the order of its samples; at least one.
         fingerprint: of the run.
+        environment: command and software, for readers.
 
     Raises:
         DataError: no rule can be applied to all answers.
@@ -99,7 +147,7 @@ def make_result(task: Task, answers: Sequence[Answer], fingerprint: Mapping[str,
         rule: summarize_outcomes([judgement.outcome(rule) for judgement in judgements], task.groups)
         for rule in usable_rules(task, judgements)
     }
-    return Result(task, fingerprint, tuple(judgements), summaries)
+    return Result(task, fingerprint, tuple(judgements), summaries, environment=environment or {})
 
 
 def results_json(result: Result) -> dict[str, Any]:
@@ -116,11 +164,13 @@ def results_json(result: Result) -> dict[str, Any]:
     known = task.labelled
     values: dict[str, Any] = {
         "title": result.title,
+        "model": described(result.fingerprint["model"]),
         "benchmark": task.benchmark,
         "protocol": task.protocol,
         "split": task.split,
         "num_fewshot": task.num_fewshot,
         "num_samples": micro.num_samples,
+        "own_subjects": list(task.own_subjects),
         "is_sample_set": task.is_sample_set,
         "is_partial": task.is_partial,
         "headline": summary.headline,
@@ -141,12 +191,18 @@ def results_json(result: Result) -> dict[str, Any]:
         "num_truncated": micro.num_truncated,
         "num_shortened": result.num_shortened,
         "num_too_long": result.num_too_long,
+        "num_thinking": result.num_thinking,
+        "num_thinking_unended": result.num_thinking_unended,
+        "num_failed": len(result.failed),
+        "failed": [dataclasses.asdict(each) for each in result.failed],
         "rule": result.rule,
+        "rule_version": task.rules[result.rule].version,
         "rules": {rule: _rule(result, rule) for rule in result.summaries},
         "categories": {name: _score(score, known) for name, score in summary.categories.items()},
         "further": {name: _score(score, known) for name, score in summary.further.items()},
         "subjects": {name: _score(score, known) for name, score in summary.subjects.items()},
         "fingerprint": dict(result.fingerprint),
+        "environment": dict(result.environment),
     }
     return values
 
@@ -155,6 +211,7 @@ def _rule(result: Result, rule: str) -> dict[str, Any]:
     summary, known = result.summaries[rule], result.task.labelled
     return {
         "about": result.task.rules[rule].about,
+        "version": result.task.rules[rule].version,
         "accuracy_micro": summary.micro.accuracy if known else None,
         "accuracy_macro": summary.macro.accuracy if known else None,
         "stderr": summary.stderr if known else None,

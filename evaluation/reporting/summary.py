@@ -9,7 +9,7 @@ from typing import Any
 from evaluation.reporting.files import comparable_row
 from evaluation.reporting.results import Evaluated
 from evaluation.reporting.tables import NOTHING, percent
-from glmtune.files import json_text, write_text_atomically
+from glmtune.storage.files import json_text, write_text_atomically
 from glmtune.tables import TextTable
 
 SUMMARY_NAME = "summary"
@@ -26,7 +26,7 @@ def summary_table(runs: Sequence[Evaluated], model: str) -> TextTable:
         model: whose.
     """
     rows = [_row(run) for run in runs]
-    marks = [mark for mark in ("SAMPLE", "PARTIAL") if any(mark in run.result.title for run in runs)]
+    marks = [mark for mark in ("OWN", "SAMPLE", "PARTIAL") if any(mark in run.result.title for run in runs)]
     title = " ".join([*marks, f"Model card: {model}"])
     return TextTable(title, COLUMNS, tuple(rows), text_columns=("protocol",))
 
@@ -71,6 +71,7 @@ def write_summary(runs: Sequence[Evaluated], model: str, folder: Path) -> list[P
             "average": run.result.summary.headline,
             "stderr": run.result.summary.stderr if run.result.task.labelled else None,
             "num_samples": run.result.summary.micro.num_samples,
+            "num_failed": len(run.result.failed),
         }
         for run in runs
     }

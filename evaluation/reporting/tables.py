@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from evaluation.metrics import MACRO, MICRO, Score, interval
 from evaluation.reporting.published import PublishedRow
 from evaluation.reporting.results import Result
+from evaluation.running.fingerprint import described
 from glmtune.tables import TextTable
 
 NOTHING = "–"
+UNKNOWN = "unknown"
 AVERAGES = {MICRO: "micro average", MACRO: "macro average"}
 
 
@@ -104,6 +109,34 @@ def subject_table(result: Result) -> TextTable:
     return TextTable("Subjects", columns, rows)
 
 
+def run_table(result: Result) -> TextTable:
+    """Lay out who answered, and by which command and software.
+
+    Args:
+        result: of a run.
+    """
+    fingerprint = result.fingerprint
+    model, environment = fingerprint["model"], dict(result.environment)
+    command = environment.pop("command", "")
+    rows = [
+        ("model", described(model)),
+        ("weights", model["weights_hash"] or UNKNOWN),
+        ("tuned", model["adapter"]),
+        ("data type", model["dtype"] or UNKNOWN),
+        ("computed by", model["engine"]),
+        ("data, prompts", f"{fingerprint['data_hash'][:12]}, {fingerprint['prompt_hash'][:12]}"),
+        ("answers up to", _answer_limit(fingerprint["decoding"])),
+        *((name.replace("_", " "), str(value)) for name, value in environment.items() if value),
+        *([("command", f"`{command}`")] if command else []),
+    ]
+    return TextTable("How it was run", ("", "value"), tuple(rows), text_columns=("value",))
+
+
+def _answer_limit(decoding: Mapping[str, Any]) -> str:
+    limit = decoding.get("max_new_tokens")
+    return NOTHING if limit is None else f"{limit:,} tokens"
+
+
 def _interval(score: Score) -> str:
     if score.stderr is None:
         return NOTHING
@@ -116,15 +149,25 @@ def _readable(name: str) -> str:
 
 
 def _caption(result: Result) -> str:
-    notes: list[str] = []
+    notes: list[str] = [result.failure_note] if result.failed else []
     if result.num_shortened:
         notes.append(f"{result.num_shortened:,} prompts lost exemplars to fit the model's context")
     if result.num_too_long:
         notes.append(
             f"{result.num_too_long:,} questions fit no context of the model: not asked, counted as unparsed"
         )
+    if result.num_thinking:
+        notes.append(_thinking(result))
     if not result.task.labelled:
         notes.append("this split has no public answers: submission.json is what the server scores")
     elif not result.is_comparable:
         notes.append("not comparable with published figures")
     return "; ".join(notes)
+
+
+def _thinking(result: Result) -> str:
+    note = f"{result.num_thinking:,} answers hold thinking (<think>), which is not read as an answer"
+    if not result.num_thinking_unended:
+        return note
+    limit = f"`benchmark.max_new_tokens` is {result.task.limits.max_new_tokens:,}"
+    return f"{note}; {result.num_thinking_unended:,} of them hold nothing else ({limit})"

@@ -14,7 +14,8 @@
 
 Files, since the processes may share nothing else: a backend may be a server, without torch.distributed,
 and its processes on several machines. The nonce tells this launch from a killed one, whose plan and hellos
-still lie there: a plan counts for a process only if it answers the hello of just this process. Shares are
+still lie there: a plan counts for a process only if it answers the hello of just this process. Hellos of
+another launch that lives do not count: its rank 0 is refused (see `glmtune.storage.lock`). Shares are
 made anew by every launch from what is unanswered, so another number of processes may go on.
 """
 
@@ -31,7 +32,7 @@ from typing import Any
 
 from evaluation.answer import Key
 from glmtune.errors import ConfigError, GlmtuneError
-from glmtune.files import write_text_atomically
+from glmtune.storage.files import write_text_atomically
 
 PLAN_NAME = ".plan.json"
 POLL_SECONDS = 0.1
@@ -131,7 +132,7 @@ class Processes:
             hellos = {
                 str(rank): found["nonce"]
                 for rank in range(1, self.world_size)
-                if (found := _read_json(folder / f".hello-{rank}"))
+                if (found := _read_json(folder / f".hello-{rank}")) and found.get("launch") == _launch()
             }
             if len(hellos) == self.world_size - 1:
                 return hellos
@@ -150,7 +151,7 @@ class Processes:
                 return [(subject, index) for subject, index in plan["shares"][self.rank]]
             # Rank 0 makes the folder, and removes a hello that came before it began: then it is said again.
             if folder.is_dir() and _read_json(hello).get("nonce") != nonce:
-                write_text_atomically(hello, json.dumps({"nonce": nonce}))
+                write_text_atomically(hello, json.dumps({"nonce": nonce, "launch": _launch()}))
             self._refuse_waiting(began, "process 0, which opens the run, did not appear")
             time.sleep(POLL_SECONDS)
 
@@ -161,6 +162,15 @@ class Processes:
                 f" {what}. What is answered is kept: see why a process ended, and run the same command again,"
                 " with any number of processes."
             )
+
+
+def _launch() -> str:
+    """Return what the processes of one launch have in common, and of two at one time not.
+
+    Rank 0 of a second launch is refused, but the others may have said hello by then.
+    """
+    names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+    return "/".join(os.environ.get(name, "") for name in names)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from evaluation.backend import ModelIdentity
 from evaluation.task import CHOICES, Task
 
 COMPLETIONS_ENGINE = "saved completions"
+OPTIONAL = ("config_hash", "server", "tuned")
+UNTOLD = ("none", "unknown", "")
 
 
 def fingerprint(task: Task, model: ModelIdentity, max_context_tokens: int | None) -> dict[str, Any]:
@@ -23,6 +26,9 @@ def fingerprint(task: Task, model: ModelIdentity, max_context_tokens: int | None
     decoding: dict[str, Any] = {"do_sample": False, "max_context_tokens": max_context_tokens}
     if task.kind != CHOICES:
         decoding |= {"max_new_tokens": task.limits.max_new_tokens, "stop": list(task.limits.stop)}
+    # What is unknown or does not apply is left out, so that a run does not become another one when glmtune
+    # learns to tell more.
+    told = {name: value for name, value in dataclasses.asdict(model).items() if value or name not in OPTIONAL}
     return {
         "benchmark": task.benchmark,
         "split": task.split,
@@ -31,7 +37,7 @@ def fingerprint(task: Task, model: ModelIdentity, max_context_tokens: int | None
         "prompt_hash": task.prompt_hash,
         "protocol_version": task.protocol_version,
         "num_fewshot": task.num_fewshot,
-        "model": dataclasses.asdict(model),
+        "model": told,
         "decoding": decoding,
     }
 
@@ -45,7 +51,38 @@ def deciding(values: dict[str, Any]) -> dict[str, Any]:
     model = dict(values["model"])
     if model["weights_hash"]:
         del model["name"]
+    model.pop("tuned", None)  # a name, too; `adapter` is the hash of what it names
     return {**values, "model": model}
+
+
+def described(model: Mapping[str, Any]) -> str:
+    """Return which model it is in words: its name, how it is quantized, and what is attached to it.
+
+    >>> described({"name": "chatglm2-6b", "quantization": "int4", "adapter": "1f", "tuned": "prefix runs/a"})
+    'chatglm2-6b, INT4, prefix runs/a'
+
+    Args:
+        model: its part of a fingerprint.
+    """
+    name, quantization = str(model["name"]), str(model["quantization"])
+    words = [name]
+    if quantization not in UNTOLD and not name.lower().endswith(quantization.lower()):
+        words.append(quantization.upper())
+    if tuned := tuned_words(model):
+        words.append(tuned)
+    return ", ".join(words)
+
+
+def tuned_words(model: Mapping[str, Any]) -> str:
+    """Return what is attached to a model, by its name or else by its hash; empty where nothing is.
+
+    Args:
+        model: its part of a fingerprint.
+    """
+    adapter = str(model["adapter"])
+    if adapter in UNTOLD:
+        return ""
+    return str(model.get("tuned") or f"tuned {adapter[:8]}")
 
 
 def saved_identity(name: str, digest: str) -> ModelIdentity:

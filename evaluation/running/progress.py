@@ -1,9 +1,9 @@
-"""A progress bar: questions answered, time left, accuracy so far."""
+"""How far an evaluation is: questions answered, time left, accuracy so far."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from evaluation.answer import Answer
@@ -12,16 +12,16 @@ from evaluation.sample import Sample
 from evaluation.task import Task
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from glmtune.terminal.console import Console
 
 
 @contextmanager
 def progress_of(task: Task, console: Console | None) -> Generator[StartProgress]:
-    """Show the progress of a task while the context is open.
+    """Show the progress of a task while the context is open, on standard error.
 
     Args:
         task: what is asked.
-        console: where to; None shows nothing.
+        console: where notes go; None shows nothing at all.
 
     Yields:
         What ``evaluation.running.runner.run_task`` takes as ``progress``.
@@ -29,30 +29,20 @@ def progress_of(task: Task, console: Console | None) -> Generator[StartProgress]
     if console is None:
         yield lambda done, num_new, notes: lambda sample, answer: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from glmtune.terminal.progress import Meter
 
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[state]}"),
-    )  # fmt: skip
     rule = next(iter(task.rules))
     samples = {sample.key: sample for sample in task.samples}
-    num_done = num_right = num_unparsed = 0
-    with Progress(*columns, console=console) as bar:
-        shown = bar.add_task(f"{task.title} {task.split}", total=None, state="")
+    num_done = num_right = num_unparsed = num_failed = 0
 
-        def count(sample: Sample, answer: Answer) -> None:
-            nonlocal num_done, num_right, num_unparsed
-            extracted = answer.extracted.get(rule)
-            num_done += 1
-            num_unparsed += extracted is None
-            num_right += task.labelled and task.is_correct(sample, extracted, rule)
+    def count(sample: Sample, answer: Answer) -> None:
+        nonlocal num_done, num_right, num_unparsed
+        extracted = answer.extracted.get(rule)
+        num_done += 1
+        num_unparsed += extracted is None
+        num_right += task.labelled and task.is_correct(sample, extracted, rule)
 
-        def advance(sample: Sample, answer: Answer) -> None:
-            count(sample, answer)
-            right = f"accuracy {100 * num_right / num_done:.1f} % " if task.labelled else ""
-            unparsed = f"unparsed {num_unparsed}" if num_unparsed else ""
-            bar.update(shown, completed=num_done, state=f"{right}{unparsed}")
+    with ExitStack() as shown:
 
         def start(done: Sequence[Answer], num_new: int, notes: tuple[str, ...]) -> Advance:
             for note in notes:
@@ -61,7 +51,25 @@ def progress_of(task: Task, console: Console | None) -> Generator[StartProgress]
                 console.print(f"Going on: {len(done)} of {len(task.samples)} questions are answered already.")
             for answer in done:
                 count(samples[answer.key], answer)
-            bar.update(shown, total=len(done) + num_new, completed=num_done)
+            if not num_new:
+                return lambda sample, answer: None
+            title, total = f"{task.title} {task.split}", len(done) + num_new
+            meter = shown.enter_context(Meter(title, total=total, done=num_done, unit="questions"))
+
+            def advance(sample: Sample, answer: Answer | None) -> None:
+                nonlocal num_failed
+                if answer is None:
+                    num_failed += 1
+                else:
+                    count(sample, answer)
+                states = (
+                    f"accuracy {100 * num_right / num_done:.1f} %" if task.labelled and num_done else "",
+                    f"unparsed {num_unparsed}" if num_unparsed else "",
+                    f"failed {num_failed}" if num_failed else "",
+                )
+                tokens = (answer.num_new_tokens or 0) if answer is not None else 0
+                meter.update(num_done + num_failed, tokens=tokens, state="  ".join(filter(None, states)))
+
             return advance
 
         yield start

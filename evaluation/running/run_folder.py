@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.answer import Answer, Key, parse_answer
+from evaluation.running.run_files import EARLIER, IDENTITY_NAME, JOURNAL_PATTERN, files_of_run, is_evaluation
 from glmtune.errors import DataError
-from glmtune.files import json_text, write_text_atomically
-from glmtune.journal import (
+from glmtune.storage.checksums import json_with_checksum
+from glmtune.storage.files import json_text, write_text_atomically
+from glmtune.storage.journal import (
     Journal,
     journals_in,
     make_run_folder,
-    read_entries,
     read_identity,
+    read_journal,
     refuse_other_run,
 )
 
-IDENTITY_NAME = "run.json"
-JOURNAL_PATTERN = "journal-rank*.jsonl"
-EARLIER = "earlier"
-"""Folder, with a number, that keeps what ``resume=false`` found: a flag shall not delete hours of work."""
+MAX_DEPTH = 8
+"""More than an identity is deep; what lies deeper in a file edited by hand is compared whole."""
 BEGIN_ANEW = "resume=false"
 WAY_OUT = (
     f"Continue with the same, choose another `output_dir`, or begin anew with `{BEGIN_ANEW}` (what is there"
@@ -61,9 +61,9 @@ def lock_run(folder: Path) -> Journal:
     the folder is refused whatever the first is doing.
 
     Raises:
-        ConfigError: the folder cannot be written, or another process writes there.
+        ConfigError: the folder cannot be written, holds something else, or another process writes there.
     """
-    make_run_folder(folder)
+    make_run_folder(folder, is_evaluation, result="evaluation")
     return Journal(journal_path(folder, 0))
 
 
@@ -76,12 +76,12 @@ def open_run(journal: Journal, identity: Mapping[str, Any], *, resume: bool = Tr
         resume: go on with what is there; otherwise it is moved to ``earlier-N`` and nothing is deleted.
 
     Returns:
-        The answers there; half-written last lines are cut off.
+        The answers there; half-written last lines are cut off, damaged ones set aside.
 
     Raises:
         ConfigError: another process still writes one of the journals, or their answers come from another run;
             the differences are named.
-        DataError: a line that is not the last one cannot be read.
+        DataError: the identity of the run there cannot be read.
     """
     folder = journal.path.parent
     with ExitStack() as others:
@@ -94,14 +94,10 @@ def open_run(journal: Journal, identity: Mapping[str, Any], *, resume: bool = Tr
         answers: list[Answer] = []
         notes: list[str] = []
         for each in journals:
-            found, num_torn = each.repair(parse_answer, begin_anew=BEGIN_ANEW)
-            answers += found
-            if num_torn:
-                notes.append(
-                    f"{each.path}: the last line was not finished ({num_torn} bytes, a run was killed); it is"
-                    " dropped and its question asked again."
-                )
-        write_text_atomically(folder / IDENTITY_NAME, json_text(identity))
+            content = each.repair(parse_answer)
+            answers += content.entries
+            notes += content.notes(each.path)
+        write_text_atomically(folder / IDENTITY_NAME, json_text(json_with_checksum(identity)))
     return OpenedRun(_fullest(answers), tuple(notes))
 
 
@@ -112,14 +108,14 @@ def read_journals(folder: Path) -> dict[Key, Answer]:
         folder: the run's output folder.
 
     Returns:
-        By subject and index.
+        By subject and index; lines that cannot be read are passed over, `open_run` speaks of them.
 
     Raises:
-        DataError: a line that is not the last one cannot be read.
+        DataError: a file cannot be read.
     """
     answers: list[Answer] = []
     for path in sorted(folder.glob(JOURNAL_PATTERN)):
-        answers += read_entries(path, parse_answer, begin_anew=BEGIN_ANEW)[0]
+        answers += read_journal(path, parse_answer).entries
     return _fullest(answers)
 
 
@@ -137,8 +133,8 @@ def _fullest(answers: Sequence[Answer]) -> dict[Key, Answer]:
 
 
 def _move_aside(folder: Path) -> None:
-    """Move everything of an earlier run into the first free ``earlier-N``."""
-    there = [path for path in folder.iterdir() if not path.name.startswith((EARLIER, "."))]
+    """Move the files of an earlier run into the first free ``earlier-N``; what users put there stays."""
+    there = files_of_run(folder)
     if not there:
         return
     number = 1
@@ -152,15 +148,31 @@ def _move_aside(folder: Path) -> None:
 
 def _refuse_other_run(folder: Path, identity: Mapping[str, Any]) -> None:
     journals = [path for path in sorted(folder.glob(JOURNAL_PATTERN)) if path.stat().st_size]
-    if not journals:
-        return
+    if journals:
+        _refuse_other_identity(folder, journals[0], identity)
+
+
+def refuse_other_run_of(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse to add to a run that another process has opened for another model, task or decoding.
+
+    Args:
+        folder: of the run.
+        identity: of what this process would add.
+
+    Raises:
+        ConfigError: they differ; every difference is named.
+    """
+    _refuse_other_identity(folder, folder / IDENTITY_NAME, identity)
+
+
+def _refuse_other_identity(folder: Path, holder: Path, identity: Mapping[str, Any]) -> None:
     path = folder / IDENTITY_NAME
     try:
         there = read_identity(path)
-    except ValueError:
-        raise DataError(f"it is no valid JSON. {WAY_OUT}", path=path) from None
+    except ValueError as error:
+        raise DataError(f"it is no valid JSON ({error}). {WAY_OUT}", path=path) from None
     refuse_other_run(
-        journals[0],
+        holder,
         "answers",
         None if there is None else dict(_leaves(there)),
         dict(_leaves(identity)),
@@ -169,10 +181,10 @@ def _refuse_other_run(folder: Path, identity: Mapping[str, Any]) -> None:
     )
 
 
-def _leaves(values: Any, path: str = "") -> Iterator[tuple[str, object]]:
+def _leaves(values: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:
     """Yield every plain value with its dotted path, so that an error names `model.dtype` alone."""
-    if isinstance(values, Mapping):
+    if isinstance(values, Mapping) and depth < MAX_DEPTH:
         for key, value in values.items():
-            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+            yield from _leaves(value, f"{path}.{key}" if path else str(key), depth + 1)
     else:
         yield path, values

@@ -13,12 +13,20 @@ from pathlib import Path
 from evaluation.answer import TOO_LONG, Answer, Key
 from evaluation.backend import Backend, Limits
 from evaluation.running.data_parallel import Processes
+from evaluation.running.failed_questions import FailedQuestion, FailureLog, forget_failures, read_failures
 from evaluation.running.fingerprint import deciding, fingerprint
 from evaluation.running.fitting import Asked, fit_extraction, fit_prompt, limits_of
-from evaluation.running.run_folder import journal_path, lock_run, open_run, read_journals
-from evaluation.sample import Prompt, Sample
+from evaluation.running.run_folder import (
+    journal_path,
+    lock_run,
+    open_run,
+    read_journals,
+    refuse_other_run_of,
+)
+from evaluation.sample import Failure, Prompt, Sample
 from evaluation.task import CHOICES, GENERATE, GENERATE_THEN_CHOICES, Task, hash_prompt
-from glmtune.journal import Journal
+from glmtune.errors import GlmtuneError
+from glmtune.storage.journal import Journal
 
 CHUNK_SAMPLES = 256
 """Questions without common exemplars that are passed to the backend together.
@@ -27,8 +35,8 @@ Enough for it to sort by length and fill its batches; and a two-stage protocol s
 that a run that is stopped has most of its questions answered whole and not half.
 """
 
-Advance = Callable[[Sample, Answer], None]
-"""Called after each complete answer."""
+Advance = Callable[[Sample, Answer | None], None]
+"""Called after each complete answer, and with None where a question failed."""
 StartProgress = Callable[[Sequence[Answer], int, tuple[str, ...]], Advance]
 """Called once, with the answers there, how many this process will add, and notes."""
 
@@ -42,12 +50,14 @@ class Finished:
         num_resumed: how many were there before this call.
         seconds: what this call took.
         notes: what a reader should be told, such as a dropped half line.
+        failed: the questions that have no answer, in the order of the task's samples.
     """
 
     answers: tuple[Answer, ...]
     num_resumed: int
     seconds: float
     notes: tuple[str, ...]
+    failed: tuple[FailedQuestion, ...] = ()
 
 
 @dataclass(slots=True)
@@ -57,6 +67,7 @@ class _Session:
     task: Task
     backend: Backend
     journal: Journal
+    failures: FailureLog
     advance: Advance
     first_stages: dict[Key, Answer]
     last_time: float = field(default_factory=time.perf_counter)
@@ -70,6 +81,11 @@ class _Session:
         self.journal.append(answer)
         if is_complete(self.task, answer):
             self.advance(sample, answer)
+
+    def fail(self, sample: Sample, failure: Failure) -> None:
+        """Note why a question has no answer; it is not scored."""
+        self.failures.append(FailedQuestion(sample.subject, sample.index, failure.reason))
+        self.advance(sample, None)
 
 
 def run_task(
@@ -95,7 +111,8 @@ def run_task(
         All answers; None in processes other than the first.
 
     Raises:
-        GlmtuneError: the folder holds another run or cannot be written, or the backend fails; answers stay.
+        GlmtuneError: the folder holds another run or cannot be written, the backend fails, or no question got
+            an answer; answers stay.
     """
     processes = processes or Processes()
     identity = deciding(fingerprint(task, backend.identity, backend.max_context_tokens))
@@ -110,29 +127,43 @@ def run_task(
             nonlocal journal, notes
             journal = held.enter_context(lock_run(folder))
             opened = open_run(journal, identity, resume=resume)
+            forget_failures(folder)
             known.update(opened.answers)
             notes = opened.notes
             return [sample.key for sample in task.samples if not _has(task, known, sample.key)]
 
         share = set(processes.share(folder, unanswered))
         if journal is None:
+            # Rank 0 has opened the run for its model; what this process would add must be of the same.
+            refuse_other_run_of(folder, identity)
             journal = held.enter_context(Journal(journal_path(folder, processes.rank)))
             known.update(read_journals(folder))
         done = [known[sample.key] for sample in task.samples if _has(task, known, sample.key)]
         advance = progress(done, len(share), notes) if progress is not None else lambda sample, answer: None
-        session = _Session(task, backend, journal, advance, known)
+        session = _Session(task, backend, journal, FailureLog(folder, processes.rank), advance, known)
         _ask_all(session, [sample for sample in task.samples if sample.key in share])
         if processes.rank:
             return None
 
-        def answered() -> set[Key]:
-            known.update(read_journals(folder))
-            return {key for key in known if _has(task, known, key)}
+        failed: dict[Key, FailedQuestion] = {}
 
-        answered()  # what is there by now may be all, and one process has nobody to wait for
-        processes.wait_for_answers([sample.key for sample in task.samples], answered)
-    answers = tuple(known[sample.key] for sample in task.samples)
-    return Finished(answers, len(done), time.perf_counter() - began, notes)
+        def settled() -> set[Key]:
+            """Return what is answered or has failed."""
+            failed.update(read_failures(folder))
+            known.update(read_journals(folder))
+            return {key for key in known if _has(task, known, key)} | failed.keys()
+
+        settled()  # what is there by now may be all, and one process has nobody to wait for
+        processes.wait_for_answers([sample.key for sample in task.samples], settled)
+    keys = [sample.key for sample in task.samples]
+    answers = tuple(known[key] for key in keys if _has(task, known, key))
+    lost = tuple(failed[key] for key in keys if not _has(task, known, key))
+    if not answers:
+        raise GlmtuneError(
+            f"None of the {len(keys)} questions of {task.title} got an answer. The first,"
+            f" `{lost[0].subject}` {lost[0].index}: {lost[0].reason}"
+        )
+    return Finished(answers, len(done), time.perf_counter() - began, notes, lost)
 
 
 def is_complete(task: Task, answer: Answer) -> bool:
@@ -187,7 +218,7 @@ def _first_stage(session: _Session, asked: Sequence[Asked]) -> dict[Key, Answer]
     """Generate what is not there yet, journalled at once.
 
     Returns:
-        The first stage of every question asked, those of an earlier launch included.
+        The first stage of every question that has one, those of an earlier launch included.
     """
     done = {each.sample.key: session.first_stages.get(each.sample.key) for each in asked}
     finished = {key: answer for key, answer in done.items() if answer is not None}
@@ -200,6 +231,9 @@ def _first_stage(session: _Session, asked: Sequence[Asked]) -> dict[Key, Answer]
         prompts = [_prompt(each) for each in group]
         for place, completion in session.backend.generate(prompts, limits):
             sample, prompt = group[place].sample, prompts[place]
+            if isinstance(completion, Failure):
+                session.fail(sample, completion)
+                continue
             answer = Answer(
                 sample.subject,
                 sample.index,
@@ -219,7 +253,9 @@ def _second_stage(session: _Session, asked: Sequence[Asked], finished: dict[Key,
     """Score the choices after each completion's extraction prompt."""
     pairs: list[tuple[Asked, Prompt]] = []
     for each in asked:
-        first = finished[each.sample.key]
+        first = finished.get(each.sample.key)
+        if first is None:  # it failed
+            continue
         prompt = fit_extraction(session.task, each.sample, first.completion or "", session.backend)
         if prompt is None:
             session.keep(each.sample, dataclasses.replace(first, stop_reason=TOO_LONG))
@@ -236,6 +272,9 @@ def _score(session: _Session, pairs: Sequence[tuple[Asked, Prompt]]) -> Iterable
         return
     for place, scores in session.backend.score_choices(prompts, session.task.choices):
         sample, prompt = pairs[place][0].sample, prompts[place]
+        if isinstance(scores, Failure):
+            session.fail(sample, scores)
+            continue
         yield (
             pairs[place][0],
             Answer(

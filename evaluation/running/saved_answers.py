@@ -11,7 +11,7 @@ from pathlib import Path
 from evaluation.answer import Answer, Key, parse_answer
 from evaluation.backend import ModelIdentity
 from evaluation.running.fingerprint import saved_identity
-from evaluation.running.run_folder import JOURNAL_PATTERN
+from evaluation.running.run_files import JOURNAL_PATTERN
 from evaluation.task import CHOICES, GENERATE, Task
 from glmtune.errors import ConfigError, DataError, unknown_name
 
@@ -56,7 +56,10 @@ def read_saved(
     found: dict[Key, tuple[Answer, Path, int]] = {}
     digest = hashlib.sha256()
     for file in files:
-        content = file.read_bytes()
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise DataError(f"it cannot be read ({error.strerror or error}).", path=file) from None
         digest.update(content)
         for number, answer in _lines(content, file):
             # A file of all answers may be scored on a few subjects.

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from evaluation.answer import Answer
 from evaluation.backend import Limits, ModelIdentity
 from evaluation.metrics import Groups
+from evaluation.running.data_parallel import Processes
+from evaluation.running.runner import Finished, run_task
 from evaluation.sample import ChoiceScores, Completion, Prompt, Sample
 from evaluation.task import SCORES, PreparedProtocol, Rule, Task
 from glmtune.messages import Message
@@ -129,3 +134,30 @@ def other_model(**changes: Any) -> TableBackend:
     backend = TableBackend()
     backend.identity = dataclasses.replace(IDENTITY, **changes)
     return backend
+
+
+def run_ranks(
+    folder: Path, world_size: int, task: Task | None = None, *, wait_seconds: float = 20, **backends
+):
+    """Run a task in several threads as if they were processes; returns results and errors by rank."""
+    results, errors = {}, {}
+
+    def work(rank: int) -> None:
+        try:
+            backend = backends.get(f"rank{rank}") or TableBackend()
+            processes = Processes(rank, world_size, wait_seconds)
+            results[rank] = (run_task(task or make_task(), backend, folder, processes=processes), backend)
+        except BaseException as error:
+            errors[rank] = error
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in reversed(range(world_size))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return results, errors
+
+
+def timeless(finished: Finished) -> list[Answer]:
+    """The answers without what depends on the clock."""
+    return [dataclasses.replace(answer, seconds=0.0) for answer in finished.answers]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.compare.pairing.runs import JudgedAnswer, Run
+from evaluation.running.fingerprint import tuned_words
 from glmtune.errors import ConfigError, DataError
 
 # What two fingerprints must share, under the word that an error uses. The model may differ in everything,
@@ -15,12 +16,15 @@ from glmtune.errors import ConfigError, DataError
 KINDS = {
     "data": ("benchmark", "split", "num_samples", "data_hash"),
     "prompts": ("prompt_hash", "num_fewshot"),
-    "protocol": ("protocol_version", "max_new_tokens", "stop", "do_sample", "rule"),
+    "protocol": ("protocol_version", "max_new_tokens", "stop", "do_sample", "rule", "rule_version"),
 }
 WAYS_OUT = {
     "data": "Evaluate both on the same files, subjects and `benchmark.limit`.",
     "prompts": "Evaluate both with the same `is_chat` and `benchmark.num_fewshot`.",
-    "protocol": "Evaluate both with the same `protocol`, by the same version of glmtune.",
+    "protocol": (
+        "Evaluate both with the same `protocol` and `benchmark.max_new_tokens`, by the same version of"
+        " glmtune (the same command reads answers that exist anew, without asking again)."
+    ),
 }
 
 
@@ -46,17 +50,22 @@ class Pair:
     @property
     def what(self) -> str:
         """The benchmark and its protocol, such as ``C-Eval val, zero_shot_cot``."""
-        return self.title.removeprefix("SAMPLE ").removeprefix("PARTIAL ")
+        return self.title.removeprefix("OWN ").removeprefix("SAMPLE ").removeprefix("PARTIAL ")
 
     @property
     def title(self) -> str:
         """The benchmark and its protocol, marked SAMPLE or PARTIAL where that is so."""
-        return str(self.baseline.results["title"]).rpartition(": ")[0]
+        results = self.baseline.results
+        if model := results.get("model"):
+            return str(results["title"]).removesuffix(f": {model}")
+        return str(results["title"]).rpartition(": ")[0]
 
     @property
     def is_comparable(self) -> bool:
         """Whether published figures may stand beside this pair."""
-        return not (self.baseline.results["is_sample_set"] or self.baseline.results["is_partial"])
+        results = self.baseline.results
+        is_own = str(results["title"]).startswith("OWN ")
+        return not (results["is_sample_set"] or results["is_partial"] or is_own)
 
 
 def match(baseline: Run, candidate: Run) -> Pair:
@@ -97,7 +106,14 @@ def match(baseline: Run, candidate: Run) -> Pair:
 
 
 def _comparable_part(run: Run) -> Mapping[str, Any]:
-    return {**run.fingerprint, **run.fingerprint["decoding"], "rule": run.rule}
+    # Results from before rules had versions were read by the first.
+    version = run.results.get("rule_version", 1)
+    return {
+        **run.fingerprint,
+        **run.fingerprint["decoding"],
+        "rule": run.rule,
+        "rule_version": version,
+    }
 
 
 def _show(values: Mapping[str, Any], name: str) -> str:
@@ -108,6 +124,16 @@ def _show(values: Mapping[str, Any], name: str) -> str:
 def _refuse_other_questions(baseline: Run, candidate: Run) -> None:
     mine = {row.answer.key: row.answer for row in baseline.rows}
     theirs = {row.answer.key: row.answer for row in candidate.rows}
+    num_choices = [
+        {len(answer.choice_logprobs) for answer in answers.values() if answer.choice_logprobs is not None}
+        for answers in (mine, theirs)
+    ]
+    if all(num_choices) and num_choices[0] != num_choices[1]:
+        raise DataError(
+            f"it cannot be compared with {candidate.folder}: `choice_logprobs` has {max(num_choices[0])} and"
+            f" {max(num_choices[1])} values. {WAYS_OUT['protocol']}",
+            path=baseline.folder,
+        )
     alone = [*(mine.keys() - theirs.keys()), *(theirs.keys() - mine.keys())]
     if alone:
         subject, index = min(alone)
@@ -133,19 +159,22 @@ def _refuse_other_questions(baseline: Run, candidate: Run) -> None:
 
 
 def labels(baseline: Run, candidate: Run) -> tuple[str, str]:
-    """Return short names of both runs: by what they differ in.
+    """Return short names of both runs: by all that they differ in.
 
     Args:
         baseline: a run.
         candidate: another one.
     """
-    # The first that differs, in the order of what comparisons are mostly about.
     before, after = baseline.model, candidate.model
-    for name in (_precision, _tuning, _base, _engine):
-        pair = (name(before), name(after))
-        if pair[0] != pair[1] and all(pair):
-            return pair
-    return "baseline", "candidate"
+    named = [(name(before), name(after)) for name in (_precision, _tuning, _base, _engine)]
+    # Two prefixes may have been in the same folder one after the other.
+    if before["adapter"] != after["adapter"] and named[1][0] == named[1][1]:
+        named[1] = (_with_hash(before), _with_hash(after))
+    differing = [pair for pair in named if pair[0] != pair[1] and all(pair)]
+    if not differing:
+        return "baseline", "candidate"
+    first, second = zip(*differing, strict=True)
+    return ", ".join(first), ", ".join(second)
 
 
 def _precision(model: Mapping[str, Any]) -> str:
@@ -161,7 +190,11 @@ def _precision(model: Mapping[str, Any]) -> str:
 
 
 def _tuning(model: Mapping[str, Any]) -> str:
-    return "base" if model["adapter"] == "none" else f"tuned {str(model['adapter'])[:8]}"
+    return tuned_words(model) or "base"
+
+
+def _with_hash(model: Mapping[str, Any]) -> str:
+    return f"{tuned_words(model)} ({str(model['adapter'])[:8]})"
 
 
 def _base(model: Mapping[str, Any]) -> str:

@@ -6,7 +6,6 @@ two folders and one of two models then take the same way and cannot differ.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,14 @@ from typing import Any
 
 from evaluation.answer import Answer, parse_answer
 from evaluation.metrics import Outcome
-from evaluation.reporting.files import ANSWERS_NAME, RESULTS_NAME, read_results
-from evaluation.running.run_folder import IDENTITY_NAME, JOURNAL_PATTERN, read_journals
+from evaluation.reporting.files import AGAIN, ANSWERS_CHECKSUM, read_results
+from evaluation.running.run_files import ANSWERS_NAME, IDENTITY_NAME, JOURNAL_PATTERN, RESULTS_NAME
+from evaluation.running.run_folder import read_journals
 from glmtune.errors import ConfigError, DataError
+from glmtune.storage.checksums import file_checksum
+from glmtune.storage.journal import read_identity, read_journal
 
 STATES = ("correct", "wrong", "unparsed")
-AGAIN = "Run the same `glmtune eval` again (answers that exist are not asked again)."
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,10 @@ def read_run(folder: Path) -> Run:
 
 
 def _unfinished(folder: Path) -> DataError:
-    num_asked = json.loads((folder / IDENTITY_NAME).read_text(encoding="utf-8")).get("num_samples", "its")
+    try:
+        num_asked = (read_identity(folder / IDENTITY_NAME) or {}).get("num_samples", "its")
+    except ValueError as error:
+        raise DataError(f"it is no valid JSON ({error}). {AGAIN}", path=folder / IDENTITY_NAME) from None
     num_done = len(read_journals(folder))
     return DataError(
         f"this run is not finished: {num_done} of {num_asked} questions have an answer, and {RESULTS_NAME} is"
@@ -154,14 +158,15 @@ def _unfinished(folder: Path) -> DataError:
 def _read_rows(path: Path) -> list[JudgedAnswer]:
     try:
         # Not `splitlines`: a JSON string may hold U+2028, U+2029 or U+0085 as it is, and they end no line.
-        lines = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
     except OSError as error:
-        raise DataError(f"it cannot be read ({error.strerror}). {AGAIN}", path=path) from None
+        raise DataError(f"it cannot be read ({error.strerror or error}). {AGAIN}", path=path) from None
     rows: list[JudgedAnswer] = []
     first_seen: dict[tuple[str, int], int] = {}
+    num_choices: set[int] = set()
     for number, line in enumerate(lines, start=1):
         try:
-            answer = parse_answer(line)
+            answer = parse_answer(line.decode("utf-8"))
         except ValueError as error:
             raise DataError(f"{error}. {AGAIN}", path=path, line=number) from None
         status, gold = answer.extra.get("status"), answer.extra.get("gold")
@@ -179,6 +184,14 @@ def _read_rows(path: Path) -> list[JudgedAnswer]:
                 path=path,
                 line=number,
             )
+        num_choices.add(len(answer.choice_logprobs or ()))
+        if len(num_choices - {0}) > 1:
+            raise DataError(
+                f"`choice_logprobs` has {len(answer.choice_logprobs or ())} values, but the lines before it"
+                f" have another number. {AGAIN}",
+                path=path,
+                line=number,
+            )
         first_seen[answer.key] = number
         rows.append(JudgedAnswer(answer, gold, status))
     return rows
@@ -186,7 +199,10 @@ def _read_rows(path: Path) -> list[JudgedAnswer]:
 
 def _check_whole(rows: list[JudgedAnswer], results: Mapping[str, Any], path: Path) -> None:
     """Refuse answers that are not those the results were counted from (a file edited or replaced since)."""
-    num_samples = int(results["num_samples"])
+    num_samples = results["num_samples"]
+    # A user's own subjects are in none of the official figures, unless there are no others.
+    own = results.get("own_subjects") or []
+    rows = [row for row in rows if row.answer.subject not in own] or rows
     if len(rows) != num_samples:
         raise DataError(
             f"it has {len(rows)} answers, but {RESULTS_NAME} beside it counts {num_samples}. {AGAIN}",
@@ -199,15 +215,18 @@ def _check_whole(rows: list[JudgedAnswer], results: Mapping[str, Any], path: Pat
             f"{num_right} of its answers are right, but {RESULTS_NAME} beside it counts {expected}. {AGAIN}",
             path=path,
         )
+    # What the counts do not show: an answer that is another and as right, a probability.
+    if results.get(ANSWERS_CHECKSUM) and file_checksum(path) != results[ANSWERS_CHECKSUM]:
+        raise DataError(
+            f"its content is not that which {RESULTS_NAME} beside it was counted from: damaged, or edited by"
+            f" hand. {AGAIN}",
+            path=path,
+        )
 
 
 def _seconds(folder: Path) -> float | None:
-    """Add up what the journals say about time."""
-    total = 0.0
-    for path in folder.glob(JOURNAL_PATTERN):
-        for line in path.read_bytes().splitlines():
-            try:
-                total += parse_answer(line.decode("utf-8")).seconds
-            except ValueError:
-                continue  # the half line of a killed run, whose question was asked again
-    return total or None
+    """Add up what the journals say about time; None where one of them is absent in part."""
+    contents = [read_journal(path, parse_answer) for path in folder.glob(JOURNAL_PATTERN)]
+    if any(content.damaged or content.num_torn for content in contents):
+        return None
+    return sum(answer.seconds for content in contents for answer in content.entries) or None

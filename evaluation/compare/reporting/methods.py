@@ -15,7 +15,7 @@ from evaluation.compare.reporting.tables import ComparisonReport, points
 from evaluation.compare.statistics.gate import EXIT_CODES, IN_WORDS, worst
 from evaluation.compare.statistics.intervals import holm
 from evaluation.reporting.tables import NOTHING
-from glmtune.files import json_text, write_text_atomically
+from glmtune.storage.files import json_text, write_text_atomically
 from glmtune.tables import TextTable
 
 METHODS_NAME = "methods"

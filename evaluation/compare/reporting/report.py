@@ -27,11 +27,13 @@ from evaluation.compare.statistics.drops import compare_outcomes
 from evaluation.compare.statistics.gate import EXIT_CODES
 from evaluation.compare.statistics.sensitivity import measure
 from evaluation.metrics import Groups
-from glmtune.files import json_text, write_text_atomically
+from glmtune.storage.checksums import checked_json
+from glmtune.storage.files import json_text, write_text_atomically
+from glmtune.storage.journal import refuse_foreign_folder
 from glmtune.tables import TextTable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from glmtune.terminal.console import Console
 
 JSON_NAME = "compare.json"
 MARKDOWN_NAME = "compare.md"
@@ -39,6 +41,19 @@ FLIPS_NAME = "flips.html"
 BARS_NAME = "drops.png"
 MARGINS_NAME = "flips_by_margin.png"
 NO_Z = "undefined"
+
+
+def is_comparison(folder: Path) -> bool:
+    """Say whether a folder holds a comparison of ours, or those of several candidates."""
+    return any(_is_ours(path) for path in (folder / JSON_NAME, *folder.glob(f"*/{JSON_NAME}")))
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        values = checked_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return {"outcome", "gate", "benchmarks"} <= values.keys()
 
 
 def compare_pair(pair: Pair, groups: Groups, gate: GateSettings) -> Compared:
@@ -56,7 +71,7 @@ def compare_pair(pair: Pair, groups: Groups, gate: GateSettings) -> Compared:
 def write_comparison_files(
     report: ComparisonReport, gate: GateSettings, questions: Questions, folder: Path
 ) -> list[Path]:
-    """Write figures, tables, page of flips and charts.
+    """Write figures, tables, page of flips and charts into a folder that holds nothing else.
 
     Args:
         report: the comparison.
@@ -68,17 +83,19 @@ def write_comparison_files(
         The files, the most useful first.
 
     Raises:
+        ConfigError: the folder holds something else.
         GlmtuneError: a file cannot be written.
     """
+    refuse_foreign_folder(folder, is_comparison, result="comparison")
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
+        JSON_NAME: json_text(comparison_json(report, gate)),  # first: it marks the folder as ours
         MARKDOWN_NAME: markdown(report, gate),
-        JSON_NAME: json_text(comparison_json(report, gate)),
         FLIPS_NAME: flips_page(report, questions),
     }
     for name, text in texts.items():
         write_text_atomically(folder / name, text)
-    written = [folder / name for name in texts]
+    written = [folder / name for name in (MARKDOWN_NAME, JSON_NAME, FLIPS_NAME)]
     draw_bars(report, gate.confidence, folder / BARS_NAME)
     written.append(folder / BARS_NAME)
     if any(each.sensitivity.choices is not None for each in report.benchmarks.values()):

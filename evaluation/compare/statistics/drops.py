@@ -116,14 +116,16 @@ def compare_outcomes(
     for name in counts:
         if name in groups.categories:
             members.setdefault(groups.categories[name], []).append(name)
-    micro = drop(list(counts), MICRO, (before.micro, after.micro))
+    averaged = groups.averaged(counts)
+    micro = drop(averaged, MICRO, (before.micro, after.micro))
     judged = AVERAGES[groups.headline] if gate.average == HEADLINE else gate.average
-    strata = (Strata.micro if judged == "micro" else Strata.macro)(counts.values())
-    pooled = Strata.micro(counts.values())
+    judged_counts = [counts[name] for name in averaged]
+    strata = (Strata.micro if judged == "micro" else Strata.macro)(judged_counts)
+    pooled = Strata.micro(judged_counts)
     return Comparison(
         headline=AVERAGES[groups.headline],
         micro=micro,
-        macro=drop(list(counts), MACRO, (before.macro, after.macro)),
+        macro=drop(averaged, MACRO, (before.macro, after.macro)),
         # Two families of tests: whoever looks at four categories should not pay for 52 subjects.
         categories=_corrected(
             {

@@ -22,10 +22,12 @@ class Server:
         queue: replies given first, one per request.
         requests: path and body of each request so far.
         headers: of each request so far.
+        models_status: of the list of models.
         most_at_once: requests that were under way together.
     """
 
     reply: Callable[[str, Any], Reply]
+    models_status: int = 200
     models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "m", "max_model_len": 512}])
     queue: list[Reply] = field(default_factory=list)
     requests: list[tuple[str, Any]] = field(default_factory=list)
@@ -46,7 +48,7 @@ class Server:
         try:
             if queued is not None:
                 return queued
-            return (200, {"data": self.models}) if body is None else self.reply(path, body)
+            return (self.models_status, {"data": self.models}) if body is None else self.reply(path, body)
         finally:
             with self._lock:
                 self._at_once -= 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -11,7 +14,7 @@ from evaluation.backends.prompt_encoder import PromptEncoder, check_marks, is_ch
 from evaluation.sample import Prompt
 from glmtune.adapter import load_adapter
 from glmtune.errors import ConfigError, DataError
-from glmtune.inference.predict.batches import generate_ids
+from glmtune.inference.predict.generate import generate_ids
 from glmtune.inference.settings import EngineSettings, GenerationSettings
 from glmtune.loading import load_model, load_tokenizer
 from glmtune.messages import Message
@@ -191,6 +194,42 @@ def test_identity_tells_weights_prefix_and_adapter_apart(tiny_base, tmp_path):
     with_lora = identify(load_adapter(tmp_path / "adapter", fresh(), check_base=False), Family.CHATGLM2)
     assert with_lora.weights_hash == plain.weights_hash
     assert with_lora.adapter not in ("none", with_prefix.adapter)
+
+
+def test_what_lies_beside_the_weights_is_in_the_identity_too(tiny_base, tmp_path):
+    """The same tensors give other numbers by another configuration, vocabulary or factor of an adapter."""
+    from peft import LoraConfig, get_peft_model
+
+    tokenizer = load_tokenizer(tiny_base)
+
+    def identity(model, tokenizer=tokenizer):
+        return GlmBackend(model, tokenizer).identity
+
+    plain = identity(load_model(tiny_base, device="cpu"))
+    assert len(plain.config_hash) == 16
+    assert plain == identity(load_model(tiny_base, device="cpu"))
+
+    folder = tmp_path / "stretched"
+    shutil.copytree(tiny_base, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["rope_ratio"] = 4 * config.get("rope_ratio", 1)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    stretched = identity(load_model(folder, device="cpu"))
+    assert stretched.weights_hash == plain.weights_hash
+    assert stretched.config_hash != plain.config_hash
+
+    def adapted(alpha):
+        torch.manual_seed(1)
+        config = LoraConfig(r=2, lora_alpha=alpha, target_modules=["q_proj"])
+        return identity(get_peft_model(load_model(tiny_base, device="cpu"), config))
+
+    weak, strong = adapted(2), adapted(16)
+    assert weak.adapter == strong.adapter != "none"
+    assert weak.config_hash != strong.config_hash
+
+    richer = load_tokenizer(tiny_base)
+    richer.add_tokens(["apples"])
+    assert identity(load_model(tiny_base, device="cpu"), richer).config_hash != plain.config_hash
 
 
 def test_hash_covers_name_shape_type_and_values():

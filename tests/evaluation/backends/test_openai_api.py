@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import time
 
 import pytest
 
 from evaluation.backend import Limits
-from evaluation.backends.openai_api import (
-    UNLISTED_LOGPROB,
-    EndpointSettings,
-    OpenAIBackend,
-    read_completion,
-    read_scores,
-)
+from evaluation.backends.endpoint import EndpointSettings
+from evaluation.backends.openai_api import OpenAIBackend
+from evaluation.backends.openai_replies import UNLISTED_LOGPROB, read_completion, read_scores
+from evaluation.running.runner import run_task
 from evaluation.sample import Prompt
 from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.http_client.server_address import read_address
 from glmtune.messages import Message
 from tests.evaluation.backends.openai_server import serve
+from tests.evaluation.doubles import make_task
 
 PROMPTS = [Prompt(text=f"question {place}") for place in range(12)]
 CHATS = [
@@ -96,27 +97,22 @@ def test_the_server_may_say_how_long_to_wait():
     assert time.perf_counter() - began >= 0.3
 
 
-def test_a_server_that_stays_busy_is_an_error():
+def test_a_question_at_which_a_server_stays_busy_has_failed():
     with serve(lambda path, body: (503, {"error": {"message": "overloaded"}})) as server:
-        with pytest.raises(GlmtuneError, match=r"no answer in 4 attempts.*HTTP 503: overloaded"):
-            list(backend(server).generate(PROMPTS[:1], Limits(4)))
+        [(place, failed)] = backend(server).generate(PROMPTS[:1], Limits(4))
+    assert place == 0
+    assert "no answer in 4 attempts, the last time: HTTP 503: overloaded." in failed.reason
 
 
-def test_a_server_out_of_reach_is_an_error():
-    settings = EndpointSettings(base_url="http://127.0.0.1:9/v1", max_retries=1, first_wait_seconds=0)
-    with pytest.raises(GlmtuneError, match=r"127\.0\.0\.1:9/v1/models gave no answer in 2 attempts"):
-        OpenAIBackend(settings)
+def test_a_server_out_of_reach_is_an_error_at_once():
+    with pytest.raises(
+        GlmtuneError, match=r"127\.0\.0\.1:9/v1/models gave no answer: .*\(Connection refused\)"
+    ):
+        OpenAIBackend(EndpointSettings(base_url="http://127.0.0.1:9/v1"))
 
 
-@pytest.mark.parametrize(
-    ("status", "words"),
-    [
-        (400, r"HTTP 400: too long\. See its log"),
-        (401, "api_key_env"),
-        (404, "endpoint.base_url"),
-    ],
-)
-def test_a_refused_request_stops_the_run_and_is_not_scored(status, words):
+@pytest.mark.parametrize(("status", "words"), [(401, "api_key_env"), (404, "endpoint.base_url")])
+def test_a_refusal_that_meets_every_question_stops_the_run(status, words):
     def reply(path, body):
         if body["prompt"] == "question 5":
             return status, {"error": {"message": "too long"}}
@@ -185,6 +181,12 @@ def test_no_logprobs_is_an_error_that_names_the_way_out():
         read_scores(completion("x", logprobs=listed), ("A", "B"))
 
 
+def test_the_start_of_a_chat_takes_the_likelier_form_and_text_the_exact_one():
+    answer = completion("x", logprobs={"top_logprobs": [{"▁A": -0.5, "A": -4.0, "▁B": -3.0, "B": -2.0}]})
+    assert read_scores(answer, ("A", "B"), is_chat=True).logprobs == (-0.5, -2.0)
+    assert read_scores(answer, ("A", "B")).logprobs == (-4.0, -2.0)
+
+
 def test_an_answer_of_another_interface_is_an_error():
     with pytest.raises(GlmtuneError, match=r"no `choices`.*hello"):
         read_completion({"hello": 1}, ())
@@ -226,3 +228,86 @@ def test_stopping_early_stops_asking():
         answers.close()
         time.sleep(0.1)
         assert len(server.requests) <= 4
+
+
+def test_a_notebook_whose_loop_is_running_can_ask_too():
+    async def cell(server):
+        return dict(backend(server).generate(PROMPTS, Limits(4)))
+
+    with serve(echo) as server:
+        answers = asyncio.run(cell(server))
+    assert [answers[place].text for place in (0, 11)] == ["answer to question 0", "answer to question 11"]
+
+
+def test_half_a_surrogate_pair_in_an_answer_is_asked_about_and_kept(tmp_path):
+    def reply(path, body):
+        if path.endswith("/chat/completions"):
+            answer = chat("A")
+            answer["choices"][0]["logprobs"] = {
+                "content": [{"token": "A", "top_logprobs": [{"token": "A", "logprob": -1}]}]
+            }
+            return 200, answer
+        return 200, completion("cut \ud83d")
+
+    task = make_task("generate_then_choices", sizes={"law": 2})
+    with serve(reply) as server:
+        finished = run_task(task, backend(server), tmp_path)
+        assert "\\ud83d" in json.dumps(server.requests[-1])
+    assert [answer.completion for answer in finished.answers] == ["cut \ud83d"] * 2
+    with serve(reply) as server:
+        assert run_task(task, backend(server, server_name="x"), tmp_path / "b").num_resumed == 0
+
+
+def test_a_list_of_models_may_hold_odd_entries():
+    with serve(echo, models=[{"name": "x"}, 5, {"id": "m", "max_model_len": "512"}]) as server:
+        assert backend(server).max_context_tokens == 512
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://LocalHost:80/v1/", "http://localhost/v1"),
+        ("https://Host.example.:443", "https://host.example"),
+        ("http://user:pw@host:8000/v1?key=abc", "http://host:8000/v1"),
+        ("http://[::1]:8000/v1", "http://[::1]:8000/v1"),
+    ],
+)
+def test_one_server_has_one_address_without_secrets(url, shown):
+    assert read_address(url).shown == shown
+    assert read_address(url).url("models").startswith(f"{shown}/models")
+
+
+KNOWN = {"model": "m", "max_context_tokens": 2048}
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 501])
+def test_a_server_without_a_list_of_models(status):
+    with serve(echo, models_status=status) as server:
+        asked = backend(server, **KNOWN)
+        assert (asked.identity.name, asked.max_context_tokens) == ("m", 2048)
+        assert f"HTTP {status}" in asked.notes[0]
+        assert "Not checked: whether `m` is served" in asked.notes[0]
+        assert dict(asked.generate(PROMPTS[:1], Limits(5)))[0].text == "answer to question 0"
+        for settings in ({}, {"model": "m"}, {"max_context_tokens": 2048}):
+            with pytest.raises(GlmtuneError, match=r"`endpoint.model` and `endpoint.max_context_tokens`"):
+                backend(server, **settings)
+
+
+def test_an_empty_list_of_models_and_one_of_another_form():
+    with serve(echo, models=[]) as server:
+        assert "lists no model" in backend(server, **KNOWN).notes[0]
+    with serve(echo, models="none") as server:
+        assert "gives no list of models" in backend(server, **KNOWN).notes[0]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_key_that_is_wrong_is_no_missing_list(status):
+    with serve(echo, models_status=status) as server, pytest.raises(GlmtuneError, match="api_key_env"):
+        backend(server, **KNOWN)
+
+
+def test_a_list_without_the_model_is_believed():
+    with serve(echo, models=[{"id": "other"}]) as server, pytest.raises(ConfigError, match="serves other"):
+        backend(server, **KNOWN)
+    with serve(echo) as server:
+        assert backend(server, **KNOWN).notes == ()

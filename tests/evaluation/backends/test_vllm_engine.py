@@ -11,8 +11,11 @@ import pytest
 
 from evaluation.backend import Limits
 from evaluation.backends.vllm_engine import VllmBackend
+from evaluation.evaluate import default_run_folder
+from evaluation.running.fingerprint import fingerprint
 from evaluation.sample import Prompt
 from glmtune.errors import MissingExtraError
+from tests.evaluation.doubles import make_task
 
 
 class FakeLLM:
@@ -118,3 +121,33 @@ def test_choices_are_scored_and_unlisted_ones_looked_up(vllm, tiny_tokenizer):
     [_, (rows, parameters)] = engine.calls
     assert [row[-1] for row in rows] == [ids[2]] * 2
     assert parameters.prompt_logprobs == 0
+
+
+def test_a_folder_exported_again_is_another_model(vllm, tiny_tokenizer, tmp_path):
+    """vLLM gives no access to the weights, so the folder it is given tells them apart."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "generation_config.json").write_text("{}")  # every parameter of a request is given
+    (folder / "model.safetensors").write_bytes(bytes(100_000) + b"1")
+
+    def identity():
+        return VllmBackend(str(folder), tiny_tokenizer, name="mine").identity
+
+    first = identity()
+    assert len(first.weights_hash) == len(first.config_hash) == 16
+    (folder / "README.md").write_text("words")
+    (folder / "generation_config.json").write_text('{"temperature": 1}')
+    assert identity() == first
+    (folder / "model.safetensors").write_bytes(bytes(100_000) + b"2")
+    second = identity()
+    assert second.weights_hash != first.weights_hash
+    assert second.config_hash == first.config_hash
+    (folder / "config.json").write_text('{"rope_ratio": 4}')
+    third = identity()
+    assert third.weights_hash == second.weights_hash
+    assert third.config_hash != second.config_hash
+    task = make_task()
+    places = {default_run_folder(fingerprint(task, each, 300)) for each in (first, second, third)}
+    assert len(places) == 3
+    assert VllmBackend("org/of-the-hub", tiny_tokenizer).identity.weights_hash == ""

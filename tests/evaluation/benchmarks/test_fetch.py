@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from rich.console import Console
 
-from evaluation.benchmarks.fetch import fetch
+from evaluation.benchmarks.fetch import CHUNK_BYTES, fetch
 from evaluation.benchmarks.sources import Download, RemoteFile
 from glmtune.cli import main
 from glmtune.errors import ConfigError, DataError, GlmtuneError
@@ -199,6 +199,48 @@ def test_nothing_is_written_outside(server, console, tmp_path, kind, name):
     with pytest.raises(DataError, match="would be written outside"):
         fetch(one(server, "data", sha256="", unpack=True), tmp_path / "in", console)
     assert not list(tmp_path.rglob("out.csv"))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_what_unpacks_beyond_measure_is_refused(server, console, tmp_path, kind, monkeypatch):
+    """Member by member and in pieces: neither disk nor memory is filled by a small archive."""
+    monkeypatch.setattr("evaluation.benchmarks.fetch.MAX_UNPACKED_BYTES", 300_000)
+    server.files["data"] = archive(kind, {f"dev/{number}.csv": b"0" * 100_000 for number in range(9)})
+    assert len(server.files["data"]) < 300_000 or kind == "zip"
+    with pytest.raises(DataError, match="unpacks to more than 300000 bytes"):
+        fetch(one(server, "data", sha256="", unpack=True), tmp_path, console)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.csv")) <= 300_000
+    monkeypatch.setattr("evaluation.benchmarks.fetch.MAX_MEMBERS", 3)
+    monkeypatch.setattr("evaluation.benchmarks.fetch.MAX_UNPACKED_BYTES", 1 << 30)
+    with pytest.raises(DataError, match="3 files"):
+        fetch(one(server, "data", sha256="", unpack=True), tmp_path, console)
+
+
+def test_members_are_never_whole_in_memory(server, console, tmp_path, monkeypatch):
+    sizes = []
+    read = zipfile.ZipExtFile.read
+    monkeypatch.setattr(
+        zipfile.ZipExtFile, "read", lambda self, size=-1: sizes.append(size) or read(self, size)
+    )
+    server.files["data"] = archive("zip", {"dev/a.csv": b"0" * 1_000_000})
+    assert (
+        fetch(one(server, "data", sha256="", unpack=True), tmp_path, console)[0].stat().st_size == 1_000_000
+    )
+    assert set(sizes) == {CHUNK_BYTES}
+
+
+def test_a_download_that_never_ends_is_stopped(server, console, tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluation.benchmarks.fetch.MAX_DOWNLOAD_BYTES", 100_000)
+    server.files["data"] = b"0" * 300_000
+    with pytest.raises(DataError, match="sends more than 100000 bytes"):
+        fetch(one(server, "data", sha256=""), tmp_path, console)
+
+
+@pytest.mark.parametrize("name", ["dev/a\nb.csv", "dev/\x1b[2J.csv", "dev/a\u2028b.csv"])
+def test_names_of_members_are_names(server, console, tmp_path, name):
+    server.files["data"] = archive("tar", {name: b"1"})
+    with pytest.raises(DataError, match="is no name of a file"):
+        fetch(one(server, "data", sha256="", unpack=True), tmp_path, console)
 
 
 def test_a_damaged_archive_is_said(server, console, tmp_path):

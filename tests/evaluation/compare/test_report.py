@@ -148,7 +148,9 @@ def test_files_are_written_and_the_same_every_time(tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     report = report_of(tmp_path)
     folder = tmp_path / "out"
-    (folder / "drops.png").mkdir(parents=True)
+    write_comparison_files(report, GATE, {}, folder)
+    (folder / "drops.png").unlink()
+    (folder / "drops.png").mkdir()
     with pytest.raises(GlmtuneError, match=r"drops.png cannot be written"):
         write_comparison_files(report, GATE, {}, folder)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import threading
 
 import pytest
 
@@ -13,14 +11,10 @@ from evaluation.running.fitting import fit_extraction, fit_prompt
 from evaluation.running.run_folder import journal_path, read_journals
 from evaluation.running.runner import run_task
 from glmtune.errors import ConfigError, GlmtuneError
-from glmtune.journal import Journal
-from tests.evaluation.doubles import Stopped, TableBackend, make_task, other_model
+from glmtune.storage.journal import Journal
+from tests.evaluation.doubles import Stopped, TableBackend, make_task, other_model, run_ranks, timeless
 
 KINDS = ("generate", "choices", "generate_then_choices")
-
-
-def timeless(finished):
-    return [dataclasses.replace(answer, seconds=0.0) for answer in finished.answers]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -126,28 +120,10 @@ class TestPromptsThatAreTooLong:
 
 
 class TestProcesses:
-    def run_ranks(self, folder, world_size, task=None, **backends):
-        results, errors = {}, {}
-
-        def work(rank):
-            try:
-                backend = backends.get(f"rank{rank}") or TableBackend()
-                processes = Processes(rank, world_size, wait_seconds=20)
-                results[rank] = (run_task(task or make_task(), backend, folder, processes=processes), backend)
-            except BaseException as error:
-                errors[rank] = error
-
-        threads = [threading.Thread(target=work, args=(rank,)) for rank in reversed(range(world_size))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
-        return results, errors
-
     @pytest.mark.parametrize("kind", KINDS)
     def test_shares_make_the_whole(self, kind, tmp_path):
         task = make_task(kind)
-        results, errors = self.run_ranks(tmp_path / "run", 3, task)
+        results, errors = run_ranks(tmp_path / "run", 3, task)
         assert not errors
         assert results[1][0] is results[2][0] is None
         assert timeless(results[0][0]) == timeless(run_task(task, TableBackend(), tmp_path / "one"))
@@ -160,7 +136,7 @@ class TestProcesses:
             run_task(make_task(), TableBackend(fail_after=5), tmp_path)
         (tmp_path / ".hello-1").write_text(json.dumps({"nonce": "of a killed launch"}))
         (tmp_path / ".plan.json").write_text(json.dumps({"hellos": {"1": "old"}, "shares": [[], []]}))
-        results, errors = self.run_ranks(tmp_path, 2)
+        results, errors = run_ranks(tmp_path, 2)
         assert not errors
         assert [len(results[rank][1].asked) for rank in range(2)] == [4, 3]
         assert timeless(results[0][0]) == timeless(run_task(make_task(), TableBackend(), tmp_path / "one"))
