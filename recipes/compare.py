@@ -15,13 +15,12 @@ from glmtune.errors import ConfigError, unknown_name
 from glmtune.inference.settings import EngineSettings
 from glmtune.models.settings import ModelSettings
 from glmtune.settings import check_range, setting
-from recipes.compose import Command
+from recipes.words.compose import Command
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from evaluation.compare.build import Side
     from evaluation.compare.reporting.tables import ComparisonReport
+    from glmtune.terminal.console import Console
 
 
 @dataclass(frozen=True)
@@ -136,13 +135,18 @@ def run(config: CompareConfig) -> int:
     Raises:
         GlmtuneError: a setting, the data, a model or a run cannot be used; what is answered is kept.
     """
-    from rich.console import Console
-
     from evaluation.compare.build import Side, build_report, default_comparison_folder, deliver
     from evaluation.compare.pairing.runs import find_runs
+    from evaluation.compare.reporting.report import is_comparison
+    from glmtune.storage.journal import refuse_foreign_folder
+    from glmtune.storage.lock import lock_folder
+    from glmtune.terminal.console import Console
 
     console = Console()
     data_dir = config.benchmark.data_dir
+    folder = Path(config.output_dir).expanduser() if config.output_dir else None
+    if folder is not None:  # before hours are spent on answers
+        refuse_foreign_folder(folder, is_comparison, result="comparison")
     if config.runs is not None:
         before, after = (Side(find_runs(Path(name).expanduser())) for name in config.runs)
         sides = {"candidate": after}
@@ -150,18 +154,18 @@ def run(config: CompareConfig) -> int:
         before, sides = _evaluate(config, console)
         if not before.runs:
             return 0
-    folder = Path(config.output_dir).expanduser() if config.output_dir else None
     folder = folder or default_comparison_folder(before, list(sides.values()))
     reports = {
         name: build_report(before, side, config.gate, text_file=config.text_file)
         for name, side in sides.items()
     }
-    for name, report in reports.items():
-        place = folder if config.candidates is None else folder / name
-        deliver(report, config.gate, place, console, data_dir=data_dir)
-    if config.candidates is None:
-        return EXIT_CODES[reports["candidate"].outcome]
-    return _rank(before, sides, reports, folder, console)
+    with lock_folder(folder):
+        for name, report in reports.items():
+            place = folder if config.candidates is None else folder / name
+            deliver(report, config.gate, place, console, data_dir=data_dir)
+        if config.candidates is None:
+            return EXIT_CODES[reports["candidate"].outcome]
+        return _rank(before, sides, reports, folder, console)
 
 
 def _rank(
@@ -270,7 +274,10 @@ def _answer(
     backend = load_backend(
         model,
         prefix_path=side.prefix_path,
+        prefix_strength=side.prefix_strength,
         adapter_path=side.adapter_path,
+        adapter_scale=side.adapter_scale,
+        use_switch=side.use_switch,
         is_chat=is_chat,
         settings=config.engine,
         num_threads=config.num_threads,

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from glmtune.data.settings import DataSettings
 from glmtune.errors import ConfigError, DataError
 from glmtune.models.settings import ModelSettings
-from glmtune.settings import check_choice, setting
-from recipes.compose import Command
+from glmtune.settings import build_settings, check_choice, setting
+from glmtune.training.config import RunConfig
+from recipes.words.compose import Command, given_settings, read_values
 
 if TYPE_CHECKING:
     from glmtune.data.check import DataReport
     from glmtune.models.templates.renderer import TextTokenizer
+    from glmtune.terminal.console import Console
 
 ACTIONS = ("check", "fetch")
+TUNED = ("run", "prefix_path", "adapter_path", "init_from")
+"""Settings that name something whose data settings count."""
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """What to check, and with whose tokenizer; or what to fetch."""
+class DataConfig(RunConfig):
+    """What to check as which run would read it (``+recipe=`` fits, too); or what to fetch."""
 
     action: str = setting(
         "check", "what to do: check (a data set), fetch (the official files of a benchmark)"
@@ -30,9 +36,20 @@ class DataConfig:
     fetch_dir: str | None = setting(
         None, "with fetch: where to; default: a folder named after it under $GLMTUNE_DATA, or ./data"
     )
-    model: ModelSettings = setting(ModelSettings, "the base model whose tokenizer and template count")
-    data: DataSettings = setting(DataSettings, "the data set")
+    run: str | None = setting(
+        None, "with check: a run folder; model, files, lengths and columns are those of the run unless given"
+    )
     report_file: str | None = setting(None, "also write the report to this JSON file")
+
+    def _check_beginning(self) -> None:
+        """Let anything tuned be named: only what it was trained with is read."""
+        named = {name: getattr(self, name) for name in TUNED if getattr(self, name) is not None}
+        if len(named) > 1:
+            first, second = list(named)[:2]
+            raise ConfigError(
+                f"`{first}` is `{named[first]}` and `{second}` is `{named[second]}`, but rows are read "
+                "as one run reads them. Leave one out."
+            )
 
     def __post_init__(self) -> None:
         """Check the action, and that it reads what is given.
@@ -40,6 +57,7 @@ class DataConfig:
         Raises:
             ConfigError: it does not exist, lacks a name, or would ignore one.
         """
+        super().__post_init__()
         check_choice("action", self.action, ACTIONS)
         if self.action == "fetch" and self.name is None:
             raise ConfigError(
@@ -53,11 +71,12 @@ class DataConfig:
                 )
 
 
-def run(config: DataConfig) -> DataReport | None:
+def run(config: DataConfig, words: Sequence[str] = ()) -> DataReport | None:
     """Check a data set and show what was found, or fetch a benchmark.
 
     Args:
         config: the settings.
+        words: overrides as they were typed: what they name stays as given, where a run says otherwise.
 
     Returns:
         The report shown; None after fetching.
@@ -69,15 +88,23 @@ def run(config: DataConfig) -> DataReport | None:
     if config.action == "fetch":
         _fetch(config)
         return None
-    from rich.console import Console
-
     from glmtune.data.check import check_data
     from glmtune.data.check_view import show_report
+    from glmtune.data.lengths import has_lengths
     from glmtune.loading import load_tokenizer
+    from glmtune.models.load import load_config
+    from glmtune.models.releases.source import resolve_source
+    from glmtune.terminal.console import Console
 
-    tokenizer = cast("TextTokenizer", load_tokenizer(config.model.source, family=config.model.family))
-    report = check_data(config.data, tokenizer, progress=True)
-    show_report(report, Console())
+    console = Console()
+    config = _as_trained(config, words, console)
+    source, family = config.model.source, config.model.family
+    tokenizer = cast("TextTokenizer", load_tokenizer(source, family=family))
+    context = None
+    if not has_lengths(config.data):
+        context = load_config(source, resolve_source(source), family).max_position_embeddings
+    report = check_data(config.data, tokenizer, context=context, progress=True)
+    show_report(report, console)
     if config.report_file is not None:
         _write_report(report, Path(config.report_file))
     if report.num_bad_rows and config.data.on_bad_row == "error":
@@ -88,13 +115,55 @@ def run(config: DataConfig) -> DataReport | None:
     return report
 
 
+def _as_trained(config: DataConfig, words: Sequence[str], console: Console) -> DataConfig:
+    """Take over the data settings of the run that is named, as far as nobody said otherwise."""
+    from glmtune.adapter import find_adapter
+    from glmtune.data.as_trained import as_trained, trained_with, trained_with_prefix
+    from glmtune.prefix.checkpoint import find_prefix
+
+    place = next((getattr(config, name) for name in TUNED if getattr(config, name) is not None), None)
+    if place is None:
+        return config
+    given = given_settings(COMMAND, words)
+    if config.run is not None:
+        config = _of_run(config, given, words)
+    if config.prefix_path is not None:
+        trained = trained_with_prefix(find_prefix(place))
+    else:
+        trained = trained_with(find_adapter(place) if config.adapter_path else Path(place).expanduser())
+    if trained is None:
+        raise ConfigError(
+            f"`{place}` does not tell how it was trained: there is no run of glmtune, nor one of its "
+            "checkpoints. Name a run folder, or leave it out and give the lengths yourself."
+        )
+    data, taken = as_trained(config.data, trained, [name.removeprefix("data.") for name in given])
+    if taken:
+        console.print(f"as in the training of {place}: {taken}\n", highlight=False, soft_wrap=True)
+    return dataclasses.replace(config, data=data)
+
+
+def _of_run(config: DataConfig, given: Collection[str], words: Sequence[str]) -> DataConfig:
+    """Take the model and all data settings of a run, except what is given, one by one or as a group."""
+    from glmtune.data.as_trained import CONFIG_FILE, run_of
+
+    stored = read_values(COMMAND, run_of(Path(str(config.run)).expanduser()) / CONFIG_FILE)
+    groups = {word.partition("=")[0] for word in words}
+    replaced: dict[str, Any] = {}
+    for group, schema in (("model", ModelSettings), ("data", DataSettings)):
+        if group in groups:
+            continue
+        kept = [name.removeprefix(f"{group}.") for name in given if name.startswith(f"{group}.")]
+        now = {name: getattr(getattr(config, group), name) for name in kept}
+        replaced[group] = build_settings(schema, {**stored.get(group, {}), **now})
+    return dataclasses.replace(config, **replaced)
+
+
 def _fetch(config: DataConfig) -> None:
     """Download a benchmark and count its rows by loading every split."""
-    from rich.console import Console
-
     from evaluation.benchmarks.fetch import fetch
     from evaluation.benchmarks.sources import data_root, download_of
     from evaluation.benchmarks.tasks import BENCHMARKS, make_task
+    from glmtune.terminal.console import Console
 
     assert config.name is not None
     download, console = download_of(config.name), Console()
@@ -110,9 +179,7 @@ def _fetch(config: DataConfig) -> None:
 
 
 def _write_report(report: DataReport, path: Path) -> None:
-    import dataclasses
-
-    from glmtune.files import write_json
+    from glmtune.storage.files import write_json
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,10 +195,13 @@ COMMAND = Command(
     summary="Check a data set before training on it, or fetch the official files of a benchmark.",
     schema=DataConfig,
     run=run,
+    takes_words=True,
     bare_words=("action", "name"),
     examples=(
         "glmtune data check data=ads",
         "glmtune data check data=adgen data.max_source_length=96",
+        "glmtune data check +recipe=ptuning_chat data=files data.train_file=mine.jsonl",
+        "glmtune data check run=runs/mine",
         "glmtune data fetch mmlu",
         "glmtune data check data=files data.train_file=mine.jsonl report_file=report.json",
     ),

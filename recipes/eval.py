@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from evaluation.backends.openai_api import EndpointSettings
+from evaluation.backends.endpoint import EndpointSettings
 from evaluation.settings import ALL, BenchmarkSettings
 from glmtune.errors import ConfigError
 from glmtune.inference.settings import EngineSettings
 from glmtune.models.settings import ModelSettings
-from glmtune.settings import check_choice, check_range, setting
-from recipes.compose import Command
+from glmtune.settings import (
+    SCALE_HELP,
+    STRENGTH_HELP,
+    as_written,
+    check_choice,
+    check_range,
+    check_strengths,
+    setting,
+)
+from recipes.words.compose import Command
 
 if TYPE_CHECKING:
     from evaluation.backend import Backend
     from evaluation.reporting.results import Evaluated
+    from glmtune.terminal.console import Console
 
 BACKENDS = ("glmtune", "openai", "vllm")
+FAILED_QUESTIONS = 5
+"""Exit code: all is written, but some questions got no answer."""
 DEFAULT_MODEL = ModelSettings().source
 """Stands for "no model was named": scoring saved completions and asking a server need none."""
 
@@ -42,7 +54,12 @@ class EvalConfig:
     prefix_path: str | None = setting(
         None, "tuned prefix: a run folder, one of its checkpoints, or a file (also the official one)"
     )
+    prefix_strength: float = setting(1.0, STRENGTH_HELP)
     adapter_path: str | None = setting(None, "LoRA adapter: a run folder or one of its checkpoints")
+    adapter_scale: float = setting(1.0, SCALE_HELP)
+    use_switch: bool = setting(
+        True, "obey the switch of what was tuned, if it has one; false: it applies to every prompt"
+    )
     backend: str = setting("glmtune", "who computes: glmtune, openai (any server with its interface), vllm")
     endpoint: EndpointSettings = setting(EndpointSettings, "with backend=openai: the server")
     completions: str | None = setting(
@@ -68,12 +85,23 @@ class EvalConfig:
         """
         check_choice("backend", self.backend, BACKENDS)
         check_range("wait_seconds", self.wait_seconds, low=0)
+        if not self.use_switch and self.prefix_path is None and self.adapter_path is None:
+            raise ConfigError(
+                "`use_switch` is False, but nothing that was tuned is given, which could have a switch. Leave"
+                " it out."
+            )
         if self.num_threads is not None:
             check_range("num_threads", self.num_threads, low=1)
         if self.prefix_path is not None and self.adapter_path is not None:
             raise ConfigError(
                 "`prefix_path` and `adapter_path` are both set, but a model is tuned one way. Leave one out."
             )
+        check_strengths(
+            prefix=self.prefix_path,
+            prefix_strength=self.prefix_strength,
+            adapter=self.adapter_path,
+            adapter_scale=self.adapter_scale,
+        )
         if self.completions is not None and self.benchmark.name == ALL:
             raise ConfigError(
                 f"`completions` is `{self.completions}`, but `benchmark` is `all`: a file answers one."
@@ -129,11 +157,10 @@ def run(config: EvalConfig) -> tuple[Evaluated, ...]:
     Raises:
         GlmtuneError: a setting, the data, the model or the answers cannot be used; what is answered is kept.
     """
-    from rich.console import Console
-
     from evaluation.benchmarks.tasks import PUBLISHED, task_of
     from evaluation.evaluate import evaluate_model, evaluate_saved
     from evaluation.running.data_parallel import Processes
+    from glmtune.terminal.console import Console
 
     console = Console()
     names = PUBLISHED if config.benchmark.name == ALL else (config.benchmark.name,)
@@ -157,7 +184,10 @@ def run(config: EvalConfig) -> tuple[Evaluated, ...]:
         return (done,)
 
     processes = Processes.from_environment(config.wait_seconds)
-    backend = _backend(config)
+    trained = _trained_with(config)
+    if trained and not processes.rank:
+        _say_as_trained(config, trained, console)
+    backend = _backend(config, trained)
     runs: list[Evaluated] = []
     for name in names:
         finished = evaluate_model(
@@ -171,11 +201,79 @@ def run(config: EvalConfig) -> tuple[Evaluated, ...]:
         if finished is not None:
             runs.append(finished)
     if len(runs) > 1:
-        _summarize(config, runs, output_dir)
+        _summarize(runs, output_dir)
     return tuple(runs)
 
 
-def _backend(config: EvalConfig) -> Backend:
+def run_command(config: EvalConfig) -> int:
+    """Evaluate, and say by the exit code whether every question got its answer.
+
+    Args:
+        config: all settings.
+
+    Returns:
+        0, or `FAILED_QUESTIONS` where results are PARTIAL as questions failed.
+
+    Raises:
+        GlmtuneError: see `run`.
+    """
+    evaluated = run(config)
+    if evaluated:
+        from glmtune.terminal.console import Console
+
+        Console().print(
+            f"next: {_next_command(config, evaluated)}", markup=False, highlight=False, soft_wrap=True
+        )
+    return FAILED_QUESTIONS if any(done.result.failed for done in evaluated) else 0
+
+
+def _next_command(config: EvalConfig, evaluated: tuple[Evaluated, ...]) -> str:
+    """Word what one types next: a score alone says little, so it is compared."""
+    from glmtune.command_line import command_words, model_words
+
+    if config.backend != "glmtune" or config.completions is not None:
+        return command_words("compare", {"runs": f"[{evaluated[0].folder},OTHER_RUN]"})
+    values = as_written(dataclasses.asdict(config))
+    asked = {"benchmark": config.benchmark.name, "benchmark.data_dir": values["benchmark"]["data_dir"]}
+    tuned = {f"candidate.{name}": values[name] for name in ("prefix_path", "adapter_path")}
+    strengths = {"prefix_strength": config.prefix_strength, "adapter_scale": config.adapter_scale}
+    tuned |= {f"candidate.{name}": f"{value:g}" for name, value in strengths.items() if value != 1}
+    ways = None if any(tuned.values()) or config.model.method else "[int8,int4]"
+    return command_words("compare", {**asked, **model_words(values["model"]), **tuned, "candidates": ways})
+
+
+def _trained_with(config: EvalConfig) -> Mapping[str, Any]:
+    """Return what shaped the prompts that the model was tuned on; {} where nothing tells."""
+    if config.backend != "glmtune":
+        return {}
+    from glmtune.adapter import find_adapter
+    from glmtune.data.as_trained import trained_with, trained_with_prefix
+    from glmtune.prefix.checkpoint import find_prefix
+
+    if config.prefix_path is not None:
+        return trained_with_prefix(find_prefix(config.prefix_path)) or {}
+    if config.adapter_path is not None:
+        return trained_with(find_adapter(config.adapter_path)) or {}
+    folder = Path(config.model.source).expanduser()
+    return (trained_with(folder) if folder.is_dir() else None) or {}
+
+
+def _say_as_trained(config: EvalConfig, trained: Mapping[str, Any], console: Console) -> None:
+    """Say what is taken over of the training, and what is not: benchmarks have questions of their own."""
+    taken = []
+    if config.is_chat is None and "is_chat" in trained:
+        taken.append(f"is_chat={str(trained['is_chat']).lower()}")
+    if trained.get("system"):
+        taken.append(f"its system message, {trained['system'][:40]!r}")
+    left = f"data.source_prefix={trained['source_prefix']!r}" if trained.get("source_prefix") else ""
+    words = "; ".join(
+        filter(None, [", ".join(taken), left and f"{left} is left out, as it is no benchmark's"])
+    )
+    if words:
+        console.print(f"as in the training: {words}", highlight=False, soft_wrap=True)
+
+
+def _backend(config: EvalConfig, trained: Mapping[str, Any]) -> Backend:
     if config.backend == "openai":
         from evaluation.backends.openai_api import OpenAIBackend
 
@@ -188,6 +286,11 @@ def _backend(config: EvalConfig) -> Backend:
         from glmtune.loading import load_tokenizer
         from glmtune.models.releases.source import resolve_source
 
+        if config.model.is_split:
+            raise ConfigError(
+                "`model.device_map` or `model.num_gpus` is given, but `backend` is `vllm`, which is not split"
+                " by layers. Leave it out, or use `backend=glmtune`."
+            )
         source = config.model.source
         tokenizer = load_tokenizer(source, family=config.model.family)
         folder = str(resolve_source(source))
@@ -197,24 +300,30 @@ def _backend(config: EvalConfig) -> Backend:
     return load_backend(
         config.model,
         prefix_path=config.prefix_path,
+        prefix_strength=config.prefix_strength,
         adapter_path=config.adapter_path,
-        is_chat=config.is_chat,
+        adapter_scale=config.adapter_scale,
+        is_chat=trained.get("is_chat") if config.is_chat is None else config.is_chat,
         settings=config.engine,
         num_threads=config.num_threads,
+        system=trained.get("system"),
+        use_switch=config.use_switch,
     )
 
 
-def _summarize(config: EvalConfig, runs: list[Evaluated], output_dir: Path | None) -> None:
-    from rich.console import Console
-
-    from evaluation.evaluate import DEFAULT_FOLDER
+def _summarize(runs: list[Evaluated], output_dir: Path | None) -> None:
+    from evaluation.evaluate import default_summary_folder
     from evaluation.reporting.summary import summary_table, write_summary
+    from evaluation.running.fingerprint import described
+    from glmtune.storage.lock import lock_folder
+    from glmtune.terminal.console import Console
 
-    name = Path(config.model.source).name
-    folder = output_dir or DEFAULT_FOLDER / f"all-{name}"
     console = Console()
-    summary_table(runs, config.model.source).show(console)
-    written = write_summary(runs, config.model.source, folder)
+    model = described(runs[0].fingerprint["model"])
+    summary_table(runs, model).show(console)
+    folder = output_dir or default_summary_folder(runs)
+    with lock_folder(folder):
+        written = write_summary(runs, model, folder)
     console.print(f"Written: {', '.join(map(str, written))}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -222,12 +331,13 @@ COMMAND = Command(
     name="eval",
     summary="Evaluate a model on C-Eval, MMLU, GSM8K or BBH by the published protocols.",
     schema=EvalConfig,
-    run=run,
+    run=run_command,
     examples=(
         "glmtune eval benchmark=ceval",
         "glmtune eval benchmark=mmlu benchmark.data_dir=mmlu_data model=chatglm2-6b",
         "glmtune eval benchmark=ceval protocol=few_shot_direct benchmark.subjects=[law,logic] is_chat=false",
         "glmtune eval benchmark=all prefix_path=runs/ptuning",
+        "glmtune eval benchmark=exam prefix_path=runs/ptuning",
         "glmtune eval benchmark=bbh completions=answers.jsonl",
         "glmtune eval benchmark=gsm8k backend=openai endpoint.base_url=http://localhost:8000/v1",
         "torchrun --nproc-per-node=2 -m glmtune eval benchmark=ceval",

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmtune.errors import ConfigError
 from glmtune.models.settings import DTYPES, CheckpointSettings
-from glmtune.settings import check_choice, check_range, setting
-from recipes.compose import Command
+from glmtune.settings import SCALE_HELP, STRENGTH_HELP, check_choice, check_range, setting
+from recipes.words.compose import Command
 
 if TYPE_CHECKING:
-    from glmtune.export.export import Exported
+    from glmtune.export.export import Exported, OnProgress
 
-FORMATS = ("transformers", "official", "prefix")
+FORMATS = ("transformers", "official", "prefix", "tuned")
 MEBIBYTE = 2**20
 
 
@@ -26,16 +27,23 @@ class ExportConfig:
     format: str = setting(
         "transformers",
         "transformers (GlmForCausalLM, for vLLM and others), official (GLM's own layout and names), "
-        "or prefix (the official prefix_encoder file alone)",
+        "prefix (the official prefix_encoder file alone), "
+        "or tuned (the prefix or LoRA alone, as glmtune and PEFT read them)",
     )
     output_dir: str | None = setting(None, "folder to appear; default: runs/export-MODEL-FORMAT")
     prefix_path: str | None = setting(None, "tuned prefix: a run folder, one of its checkpoints, or a file")
+    prefix_strength: float = setting(1.0, f"{STRENGTH_HELP}; another than 1 with format=tuned")
     adapter_path: str | None = setting(
         None, "LoRA adapter: a run folder or one of its checkpoints; merged into the weights"
     )
+    adapter_scale: float = setting(1.0, SCALE_HELP)
     dtype: str = setting("auto", "type of the weights: auto (as stored), float32, bfloat16 or float16")
     max_shard_mib: int = setting(2048, "largest weight file, MiB; about as much memory is needed")
     overwrite: bool = setting(False, "replace an earlier export in output_dir; other folders never are")
+    keep_chat_template: bool = setting(
+        False,
+        "copy on the chat template of the model (Jinja, which other tools run); format=official",
+    )
 
     def __post_init__(self) -> None:
         """Check what needs no file.
@@ -50,10 +58,15 @@ class ExportConfig:
             raise ConfigError(
                 "`model.source` is null, but an export needs a base. Add `model=NAME_OR_FOLDER`."
             )
-        if self.format == "prefix" and self.dtype != "auto":
+        if self.keep_chat_template and self.format != "official":
             raise ConfigError(
-                f"`dtype` is `{self.dtype}`, but `format=prefix` writes float32 as the official script does. "
-                "Leave `dtype` out."
+                f"`keep_chat_template` is true, but `format={self.format}` writes no template of the model: "
+                "transformers gets one of ours. Use `format=official`, or leave it out."
+            )
+        if self.format in ("prefix", "tuned") and self.dtype != "auto":
+            as_tuned = "float32 as the official script does" if self.format == "prefix" else "what was tuned"
+            raise ConfigError(
+                f"`dtype` is `{self.dtype}`, but `format={self.format}` writes {as_tuned}. Leave `dtype` out."
             )
 
 
@@ -70,10 +83,9 @@ def run(config: ExportConfig) -> Exported:
         GlmtuneError: see ``glmtune.export.export.export``.
     """
     import torch
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from glmtune.export.export import STAGES, ExportJob, export
+    from glmtune.export.export import ExportJob, export
+    from glmtune.terminal.console import Console
 
     source = str(config.model.source)
     default = Path("runs") / f"export-{Path(source).name}-{config.format}"
@@ -87,13 +99,12 @@ def run(config: ExportConfig) -> Exported:
         dtype=None if config.dtype == "auto" else getattr(torch, config.dtype),
         max_shard_bytes=config.max_shard_mib * MEBIBYTE,
         overwrite=config.overwrite,
+        keep_chat_template=config.keep_chat_template,
+        prefix_strength=config.prefix_strength,
+        adapter_scale=config.adapter_scale,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks = {stage: bar.add_task(stage, total=None) for stage in STAGES}
-        exported = export(
-            job, lambda stage, done, total: bar.update(tasks[stage], completed=done, total=total)
-        )
+    with ExitStack() as open_stage:
+        exported = export(job, _stage_progress(open_stage))
     console = Console()
     for line in (
         f"reloaded and compared: logits differ by at most {exported.max_difference:.2e} "
@@ -101,7 +112,38 @@ def run(config: ExportConfig) -> Exported:
         f"Written: {exported.folder} ({exported.num_bytes / MEBIBYTE:,.1f} MiB, {exported.dtype})",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if exported.left_out:
+        console.print(f"! {exported.left_out}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"next: {_next_command(config, exported.folder)}", markup=False, highlight=False, soft_wrap=True
+    )
     return exported
+
+
+def _next_command(config: ExportConfig, folder: Path) -> str:
+    """Word what one types next: see that the export answers."""
+    from glmtune.command_line import command_words, model_words
+
+    if config.format in ("prefix", "tuned"):
+        model = model_words({"source": config.model.source})
+        kind = "adapter_path" if config.prefix_path is None else "prefix_path"
+        return command_words("predict", {kind: str(folder), **model, "data": "ads"})
+    return command_words("info", model_words({"source": folder}))
+
+
+def _stage_progress(open_stage: ExitStack) -> OnProgress:
+    """Show the stages of an export one after the other; the last one is left with ``open_stage``."""
+    from glmtune.terminal.progress import Meter
+
+    meters: dict[str, Meter] = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        if stage not in meters:
+            open_stage.close()  # the stage before
+            meters[stage] = open_stage.enter_context(Meter(stage, total=total, unit="steps"))
+        meters[stage].update(done, total=total)
+
+    return show
 
 
 COMMAND = Command(
@@ -112,6 +154,7 @@ COMMAND = Command(
     examples=(
         "glmtune export adapter_path=runs/lora output_dir=runs/lora-merged",
         "glmtune export model=chatglm3-6b format=transformers output_dir=chatglm3-6b-native",
+        "glmtune export format=tuned prefix_path=runs/ads prefix_strength=0.5 output_dir=runs/ads-half",
         "glmtune export model=chatglm2-6b format=prefix prefix_path=runs/adgen output_dir=adgen-official",
     ),
 )

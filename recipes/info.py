@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from glmtune.models.releases.families import Family
 from glmtune.models.settings import CheckpointSettings
 from glmtune.settings import setting
-from recipes.compose import Command
+from recipes.words.compose import Command
 
 if TYPE_CHECKING:
     from glmtune.models.describe import ModelDescription
@@ -91,6 +91,8 @@ def prefix_rows(path: str) -> Iterator[Row]:
     yield "file", f"{prefix.file} ({prefix.file.stat().st_size / 2**20:,.2f} MiB)"
     yield "pre_seq_len", str(prefix.pre_seq_len)
     yield "prefix_projection", str(prefix.prefix_projection).lower()
+    if prefix.strength != 1:
+        yield "strength", f"{prefix.strength:g} (of what was tuned)"
     yield "base", prefix.meta.base_source or "not recorded"
     yield "base fingerprint", prefix.meta.base_fingerprint or "not recorded (official checkpoints hold none)"
     yield "template", prefix.meta.template or "not recorded"
@@ -107,6 +109,9 @@ def machine_rows() -> Iterator[Row]:
     import psutil
     import torch
 
+    from glmtune.memory import device_name, free_bytes, total_bytes
+    from glmtune.models.devices import list_devices
+
     yield "python", platform.python_version()
     for package in ("glmtune", "torch", "transformers", "peft", "accelerate", "datasets"):
         yield package, version(package)
@@ -117,10 +122,11 @@ def machine_rows() -> Iterator[Row]:
     )
     memory = psutil.virtual_memory()
     yield "memory", f"{memory.total / 2**30:.1f} GiB, {memory.available / 2**30:.1f} GiB free"
-    for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        yield f"cuda:{index}", f"{device.name}, {device.total_memory / 2**30:.1f} GiB"
-    if not torch.cuda.is_available():
+    devices = list_devices()
+    for device in devices:
+        sizes = f"{total_bytes(device) / 2**30:.1f} GiB, {free_bytes(device) / 2**30:.1f} GiB free"
+        yield str(device), f"{device_name(device)}, {sizes}"
+    if not devices:
         yield "GPU", "none that torch can use"
 
 
@@ -133,9 +139,8 @@ def preset_rows() -> Iterator[Row]:
 
 
 def _print(title: str, rows: Iterator[Row]) -> None:
-    from rich.console import Console
-
     from glmtune.tables import named_values
+    from glmtune.terminal.console import Console
 
     Console().print(named_values(rows, title=title))
 

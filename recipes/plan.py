@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.settings import check_choice, check_range, setting
 from glmtune.training.config import RunConfig
-from recipes.compose import Command
+from recipes.words.compose import Command
 
 if TYPE_CHECKING:
     from glmtune.planning.check import Plan
@@ -102,7 +103,11 @@ def _command(plan: Plan, words: Sequence[str]) -> list[str]:
     if plan.best is None:
         return []
     changed = {override.partition("=")[0] for override in plan.best.overrides}
-    changed |= {"model.quantization", "quantization_bit"} if "quantization" in changed else set()
+    changed |= (
+        {"model.quantization", "quantization_bit", "model.quantization_bit"}
+        if "quantization" in changed
+        else set()
+    )
     names = {word: word.lstrip("+").partition("=")[0] for word in words}
     kept = [word for word, name in names.items() if name not in {*OWN, *changed}]
     if "deepspeed" in changed:  # another way of sharding replaces all that was set of the old one
@@ -126,16 +131,12 @@ def _probe(config: PlanConfig, plan: Plan) -> tuple[Probe, Epoch | None]:
 
 def _lengths(config: PlanConfig) -> list[int]:
     """Return the tokens of every training row; none where rows or tokenizer are not on this machine."""
-    from pathlib import Path
-
     from glmtune.data.dataset import load_split
     from glmtune.loading import load_tokenizer
-    from glmtune.models.releases.presets import PRESETS
     from glmtune.models.tokenizers.base import GlmTokenizer
+    from glmtune.planning.lengths import is_here
 
-    preset = PRESETS.get(config.model.source)
-    is_here = preset.hub_id is None if preset else Path(config.model.source).expanduser().is_dir()
-    if not is_here:
+    if not is_here(config):
         return []
     try:
         tokenizer = load_tokenizer(config.model.source, family=config.model.family)
@@ -149,24 +150,23 @@ def _print_json(
     plan: Plan, command: list[str], probe: Probe | None, epoch: Epoch | None, problem: str
 ) -> None:
     import dataclasses
-    import sys
 
     from glmtune.planning.report import plain_values
 
     values = plain_values(plan, command, probe, problem=problem)
     values["epoch"] = None if epoch is None else dataclasses.asdict(epoch)
-    from glmtune.files import json_text
+    from glmtune.storage.files import json_text
+    from glmtune.terminal.text import write
 
-    sys.stdout.write(json_text(values))
+    write(json_text(values))
 
 
 def _print_tables(
     plan: Plan, command: list[str], probe: Probe | None, epoch: Epoch | None, problem: str
 ) -> None:
-    from rich.console import Console
-
     from glmtune.planning.report import memory_table, published_table, summary_rows, time_rows
     from glmtune.tables import named_values
+    from glmtune.terminal.console import Console
 
     console = Console(highlight=False)
     console.print(named_values(summary_rows(plan)))
@@ -186,7 +186,7 @@ def _print_tables(
         label = "this is the cheapest setting that fits" if not plan.best.overrides else "cheapest that fits"
         note = "; changes what is learnt" if plan.best.changes_results else ""
         wide.print(f"{label} ({total:.1f} GiB{note}):", markup=False)
-        wide.print("  " + " ".join(command), markup=False)
+        wide.print("  " + shlex.join(command), markup=False)
 
 
 COMMAND = Command(

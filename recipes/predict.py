@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from glmtune.data.settings import SPLITS, DataSettings
 from glmtune.errors import ConfigError
 from glmtune.inference.settings import GenerationSettings
 from glmtune.models.settings import ModelSettings
-from glmtune.settings import check_choice, setting
-from recipes.compose import Command
+from glmtune.settings import (
+    SCALE_HELP,
+    STRENGTH_HELP,
+    as_written,
+    check_choice,
+    check_strengths,
+    setting,
+)
+from recipes.words.compose import Command, given_settings
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from glmtune.data.dataset import ConversationSet
+    from glmtune.data.truncation import Unseen
     from glmtune.inference.predict.predict import PredictedSplit
+    from glmtune.inference.predict.questions import Question
     from glmtune.inference.predict.run_identity import RunIdentity
-    from glmtune.journal import Journal
     from glmtune.metrics.significance import Difference
     from glmtune.models.load import GlmModel
+    from glmtune.models.templates.renderer import TextTokenizer
+    from glmtune.storage.journal import Journal
+    from glmtune.terminal.console import Console
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,12 @@ class PredictConfig:
         None,
         "tuned prefix: a run folder, one of its checkpoints, or a file (also the official pytorch_model.bin)",
     )
+    prefix_strength: float = setting(1.0, STRENGTH_HELP)
     adapter_path: str | None = setting(None, "LoRA adapter: a run folder or one of its checkpoints")
+    adapter_scale: float = setting(1.0, SCALE_HELP)
+    use_switch: bool = setting(
+        True, "obey the switch of what was tuned, if it has one; false: it applies to every prompt"
+    )
     pre_seq_len: int | None = setting(
         None, "length the prefix must have, in tokens; it is read from the file"
     )
@@ -60,10 +76,21 @@ class PredictConfig:
             raise ConfigError(
                 "`prefix_path` and `adapter_path` are both set, but a model is tuned one way. Leave one out."
             )
+        check_strengths(
+            prefix=self.prefix_path,
+            prefix_strength=self.prefix_strength,
+            adapter=self.adapter_path,
+            adapter_scale=self.adapter_scale,
+        )
         if self.pre_seq_len and self.prefix_path is None:
             raise ConfigError(
                 f"`pre_seq_len` is {self.pre_seq_len}, but no prefix is given. Add `prefix_path=RUN`, or"
                 " leave `pre_seq_len` out."
+            )
+        if not self.use_switch and self.prefix_path is None and self.adapter_path is None:
+            raise ConfigError(
+                "`use_switch` is False, but nothing that was tuned is given, which could have a switch. Leave"
+                " it out."
             )
         if self.compare_base and self.prefix_path is None and self.adapter_path is None:
             raise ConfigError(
@@ -96,11 +123,23 @@ class _Tuning:
     base_alone: AbstractContextManager[None] = field(default_factory=nullcontext)
 
 
-def run(config: PredictConfig) -> PredictResult:
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked: the rows read, their questions, what of them is cut or unread, who chose the lengths."""
+
+    loaded: ConversationSet
+    questions: list[Question]
+    unseen: Unseen
+    chosen_lengths: str
+
+
+def run(config: PredictConfig, words: Sequence[str] | None = None) -> PredictResult:
     """Load, generate, score, and print what came out.
 
     Args:
         config: all settings.
+        words: overrides as they were typed: what they name stays as given, where a run says otherwise. None:
+            so does every data setting that is not its default.
 
     Returns:
         The answers and scores; the folder holds ``generated_predictions.jsonl`` and ``predict_results.json``.
@@ -108,57 +147,124 @@ def run(config: PredictConfig) -> PredictResult:
     Raises:
         GlmtuneError: a setting, the data, the checkpoint, the prefix or the adapter cannot be used.
     """
-    from rich.console import Console
-
-    from glmtune.data.dataset import load_conversations
     from glmtune.inference.predict.predict import predict_split
-    from glmtune.inference.predict.questions import build_questions
-    from glmtune.inference.predict.run_identity import open_journal
+    from glmtune.inference.predict.run_identity import BASE_FOLDER, open_journal
     from glmtune.loading import load_base, load_tokenizer
     from glmtune.quantization.kernels.dispatch import prepare_for_inference
+    from glmtune.storage.lock import lock_folder
+    from glmtune.terminal.console import Console
 
     console = Console()
     tuned_path = _find_tuned(config)
     folder = (
         Path(config.output_dir).expanduser() if config.output_dir else _default_folder(config, tuned_path)
     )
-    loaded = load_conversations(config.data, config.split, need_answers=False)
+    config = _as_trained(config, tuned_path, words, console)
     tokenizer = load_tokenizer(config.model.source, family=config.model.family)
-    questions = build_questions(tokenizer, loaded, config.data)
+    config, asked = _questions(config, tokenizer)
     # Held to the end, and before a second model would be put beside that of another process.
-    with open_journal(folder) as journal:
+    with lock_folder(folder), open_journal(folder) as journal:
         source = config.model
         model = load_base(
             source.source,
             dtype=source.dtype,
-            device=source.device,
+            **source.where,
             family=source.family,
             quantization=source.method,
         )
+        model.use_switch = config.use_switch
         tuning = _tune(config, model, tuned_path)
         prepare_for_inference(model, activations=source.quantization_activations)
-        _announce(console, config, loaded, tuning, folder)
+        _announce(console, config, asked, tuning, folder)
 
         def predict(into: Journal, tuning: _Tuning) -> PredictedSplit:
-            identity = _identity(config, model, loaded, len(questions), tuning)
             return predict_split(
                 model,
                 tokenizer,
-                questions,
+                asked.questions,
                 config.generation,
                 journal=into,
-                identity=identity,
+                identity=_identity(config, model, asked, tuning),
                 resume=config.resume,
-                console=console,
+                facts={"unseen": asked.unseen.values()},
+                progress=True,
             )
 
         base = None
         if config.compare_base:
-            with open_journal(folder / "base") as base_journal, tuning.base_alone:
+            with open_journal(folder / BASE_FOLDER) as base_journal, tuning.base_alone:
                 base = predict(base_journal, _Tuning())
         tuned = predict(journal, tuning)
         differences = _report(console, tuned, base)
+        console.print(f"next: {_next_command(config)}", markup=False, highlight=False, soft_wrap=True)
     return PredictResult(tuned=tuned, base=base, differences=differences)
+
+
+def _as_trained(
+    config: PredictConfig, tuned: Path | None, words: Sequence[str] | None, console: Console
+) -> PredictConfig:
+    """Take over what shaped the prompts of the run that tuned the model, and say so."""
+    from glmtune.data.as_trained import as_trained, trained_with, trained_with_prefix
+
+    given = _given(config, words)
+    data, generation = config.data, config.generation
+    if _is_default_layout(config, words, given):
+        data = dataclasses.replace(data, layout="auto")
+    place = tuned or Path(config.model.source).expanduser()
+    if place.is_file():
+        trained, place = trained_with_prefix(place), place.parent
+    else:  # an adapter, or a model that is tuned itself
+        trained = trained_with(place) if place.is_dir() else None
+    if trained is not None:
+        data, taken = as_trained(data, trained, [name.removeprefix("data.") for name in given])
+        if taken:
+            line = f"as in the training of {place}: {taken}"
+            console.print(line, highlight=False, soft_wrap=True)
+    if "generation.max_new_tokens" not in given:  # as long as a reference may be
+        generation = dataclasses.replace(generation, max_new_tokens=data.max_target_length)
+    return dataclasses.replace(config, data=data, generation=generation)
+
+
+def _is_default_layout(config: PredictConfig, words: Sequence[str] | None, given: Collection[str]) -> bool:
+    """Whether a file is named, and the layout is that of the data set which is there when none is."""
+    chooses = words is None or any(word.lstrip("+").startswith("data=") for word in words)
+    return not chooses and f"data.{config.split}_file" in given and "data.layout" not in given
+
+
+def _given(config: PredictConfig, words: Sequence[str] | None) -> Collection[str]:
+    """Return the paths of the settings that somebody chose for this prediction."""
+    if words is not None:
+        return given_settings(COMMAND, words)
+    default = DataSettings()
+    names = [item.name for item in dataclasses.fields(default)]
+    given = [f"data.{name}" for name in names if getattr(config.data, name) != getattr(default, name)]
+    return [*given, "generation.max_new_tokens"]
+
+
+def _questions(config: PredictConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[PredictConfig, _Asked]:
+    """Read the questions; lengths that nothing tells become those of the data."""
+    from glmtune.data.dataset import load_conversations
+    from glmtune.data.lengths import chosen_words, has_lengths, prediction_lengths, resolve_lengths
+    from glmtune.data.truncation import Unseen, count_truncation
+    from glmtune.inference.predict.questions import build_questions
+    from glmtune.models.load import load_config
+    from glmtune.models.releases.source import resolve_source
+
+    data, source = config.data, config.model.source
+    loaded = load_conversations(data, config.split, need_answers=False)
+    if not has_lengths(data):
+        context = load_config(source, resolve_source(source), config.model.family).max_position_embeddings
+        rows = prediction_lengths(loaded.conversations, cast("TextTokenizer", tokenizer), data)
+        data = resolve_lengths(data, rows, context=context)
+    questions = build_questions(tokenizer, loaded, data)
+    left_out = len(loaded.bad) + len(loaded.conversations) - len(questions)
+    unseen = Unseen(len(questions), count_truncation(questions), loaded.unused_columns, left_out)
+    generation = config.generation
+    if generation.max_new_tokens is None:
+        generation = dataclasses.replace(generation, max_new_tokens=data.max_target_length)
+    chosen = chosen_words(config.data, data)
+    config = dataclasses.replace(config, data=data, generation=generation)
+    return config, _Asked(loaded, questions, unseen, chosen)
 
 
 def _find_tuned(config: PredictConfig) -> Path | None:
@@ -180,9 +286,12 @@ def _tune(config: PredictConfig, model: PreTrainedModel, path: Path | None) -> _
     if path is None:
         return _Tuning()
     if config.adapter_path is not None:
-        adapted = load_adapter(path, model)
-        identity = {"adapter": str(path), "adapter_sha256": adapter_sha256(path)}
-        return _Tuning(f"adapter {path}", identity, adapted.disable_adapter())
+        scale = config.adapter_scale
+        adapted = load_adapter(path, model, scale=scale)
+        identity = {"adapter": str(path), "adapter_sha256": adapter_sha256(path), "adapter_scale": scale}
+        identity |= _switch_identity(config, adapted)
+        at = "" if scale == 1 else f" at scale {scale:g}"
+        return _Tuning(f"adapter {path}{at}{_switch_words(model)}", identity, _base_of(adapted))
     prefix = load_prefix(path, model)
     length = prefix.pre_seq_len
     if config.pre_seq_len not in (None, length):
@@ -190,10 +299,50 @@ def _tune(config: PredictConfig, model: PreTrainedModel, path: Path | None) -> _
             f"`pre_seq_len` is {config.pre_seq_len}, but the prefix {path} has length {length}. Leave"
             " `pre_seq_len` out (the file tells), or give another prefix."
         )
-    attach_prefix(model, prefix)
+    strength = config.prefix_strength
+    attach_prefix(model, prefix, strength=strength)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     identity = {"prefix": str(path), "prefix_sha256": digest, "pre_seq_len": length}
-    return _Tuning(f"prefix {path} ({length} tokens)", identity, without_prefix(model))
+    identity |= {"prefix_strength": strength}
+    at = "" if strength == 1 else f" at strength {strength:g}"
+    identity |= _switch_identity(config, model)
+    name = f"prefix {path} ({length} tokens){at}{_switch_words(model)}"
+    return _Tuning(name, identity, without_prefix(model))
+
+
+def _switch_identity(config: PredictConfig, model: Any) -> dict[str, Any]:
+    """Return what tells apart the answers with a switch that is there from those without."""
+    return {} if config.use_switch or not _has_switch(model) else {"use_switch": False}
+
+
+def _has_switch(model: Any) -> bool:
+    from glmtune.models.architectures.unwrap import unwrapped
+    from glmtune.switch.model import switch_of
+
+    base = unwrapped(model)
+    obeyed, base.use_switch = base.use_switch, True
+    try:
+        return switch_of(base) is not None
+    finally:
+        base.use_switch = obeyed
+
+
+def _switch_words(model: Any) -> str:
+    from glmtune.switch.model import switch_of
+
+    return "" if switch_of(model) is None else ", with its switch"
+
+
+@contextmanager
+def _base_of(adapted: Any) -> Generator[None]:
+    """Run a block with the base of a model with an adapter, whose switch then has nothing to decide."""
+    base = adapted.get_base_model()
+    obeyed, base.use_switch = base.use_switch, False
+    try:
+        with adapted.disable_adapter():
+            yield
+    finally:
+        base.use_switch = obeyed
 
 
 def _default_folder(config: PredictConfig, tuned: Path | None) -> Path:
@@ -201,18 +350,20 @@ def _default_folder(config: PredictConfig, tuned: Path | None) -> Path:
     if tuned is None:
         return Path("runs") / f"predict-base-{Path(config.model.source).name}"
     folder = tuned if tuned.is_dir() else tuned.parent
+    at = "" if config.prefix_strength == 1 else f"-strength-{config.prefix_strength:g}"
+    at = at if config.adapter_scale == 1 else f"-scale-{config.adapter_scale:g}"
+    at += "" if config.use_switch else "-without-switch"
     if folder.name == "last":
-        return folder.parent / "predict"
+        return folder.parent / f"predict{at}"
     if folder.name == "best" or folder.name.startswith("checkpoint-"):
-        return folder.parent / f"predict-{folder.name}"
-    return folder / "predict"
+        return folder.parent / f"predict-{folder.name}{at}"
+    return folder / f"predict{at}"
 
 
 def _identity(
     config: PredictConfig,
     model: GlmModel,
-    loaded: ConversationSet,
-    num_rows: int,
+    asked: _Asked,
     tuning: _Tuning,
 ) -> RunIdentity:
     from glmtune.inference.predict.run_identity import RunIdentity, deciding_settings
@@ -220,18 +371,21 @@ def _identity(
     from glmtune.version import __version__
 
     activations = config.model.quantization_activations
+    source_length, target_length = config.data.max_source_length, config.data.max_target_length
+    assert source_length is not None
+    assert target_length is not None
     rounding = {"quantization_activations": activations} if activations else {}
     return RunIdentity(
         model=config.model.source,
         model_fingerprint=model.fingerprint(),
         template=template_for(model.family).name,
         dtype=str(model.dtype).removeprefix("torch."),
-        data=loaded.path,
+        data=asked.loaded.path,
         split=config.split,
-        data_fingerprint=loaded.fingerprint,
-        num_rows=num_rows,
-        max_source_length=config.data.max_source_length,
-        max_target_length=config.data.max_target_length,
+        data_fingerprint=asked.loaded.fingerprint,
+        num_rows=len(asked.questions),
+        max_source_length=source_length,
+        max_target_length=target_length,
         source_prefix=config.data.source_prefix,
         generation=deciding_settings(config.generation) | rounding,
         glmtune_version=__version__,
@@ -242,13 +396,15 @@ def _identity(
 def _announce(
     console: Console,
     config: PredictConfig,
-    loaded: ConversationSet,
+    asked: _Asked,
     tuning: _Tuning,
     folder: Path,
 ) -> None:
+    rows = asked.unseen.line(answers="the reference's end")
     lines = (
         f"model  {config.model.described}, {tuning.name}",
-        f"data   {loaded.path}: {len(loaded.conversations)} rows",
+        f"data   {asked.loaded.path}: {rows}",
+        *([f"length {asked.chosen_lengths}"] if asked.chosen_lengths else []),
         f"output {folder}",
     )
     for line in lines:
@@ -257,7 +413,7 @@ def _announce(
 
 def _report(console: Console, tuned: PredictedSplit, base: PredictedSplit | None) -> tuple[Difference, ...]:
     """Print tables and samples; return the paired comparison if there is one."""
-    from glmtune.inference.predict.report import samples_table, write_comparison
+    from glmtune.inference.predict.report import before_and_after, samples_table, write_comparison
     from glmtune.metrics.significance import paired_bootstrap
     from glmtune.metrics.tables import comparison_table, report_table
 
@@ -280,9 +436,43 @@ def _report(console: Console, tuned: PredictedSplit, base: PredictedSplit | None
         )
         main = next(item for item in differences if item.metric == "bleu-4")
         console.print(main.verdict("before", "after"), highlight=False, soft_wrap=True)
-    console.print(samples_table(tuned.predictions, None if base is None else base.predictions))
+    console.print(
+        samples_table(tuned.predictions)
+        if base is None
+        else before_and_after(base.predictions, tuned.predictions)
+    )
+    decided = [row.is_tuned for row in tuned.predictions if row.is_tuned is not None]
+    if decided:
+        console.print(
+            f"switch: off for {decided.count(False)} of {len(decided)} prompts, which the base answered",
+            markup=False,
+            highlight=False,
+        )
     console.print(f"Written: {tuned.folder}", markup=False, highlight=False, soft_wrap=True)
     return differences
+
+
+def _next_command(config: PredictConfig) -> str:
+    """Word what one types next: export what was tuned; tune on these rows what was not."""
+    from glmtune.command_line import command_words, data_words, model_words
+
+    values = as_written(dataclasses.asdict(config))
+    model = model_words(values["model"])
+    if config.adapter_path is None and config.prefix_path is None:
+        data = data_words(values["data"])
+        if config.data.train_file is None:
+            data = {"data": "files", "data.train_file": "FILE"}
+        elif "data.train_file" in data or "data.test_file" in data:
+            data = {**data, "data.train_file": values["data"]["train_file"], "split": None}
+        return command_words("train", {"+recipe": "ptuning", **model, **data})
+    tuned = {name: values[name] for name in ("prefix_path", "adapter_path")}
+    form = {} if config.prefix_path is None else {"format": "official"}
+    if config.prefix_strength != 1:  # for which the official file has no place
+        form = {"prefix_strength": f"{config.prefix_strength:g}", "format": "tuned"}
+    if config.adapter_scale != 1:
+        form = {"adapter_scale": f"{config.adapter_scale:g}"}
+    base = {name: value for name, value in model.items() if not name.startswith("quantization")}
+    return command_words("export", {**tuned, **base, **form})
 
 
 COMMAND = Command(
@@ -290,6 +480,7 @@ COMMAND = Command(
     summary="generate answers for a data set and score them",
     schema=PredictConfig,
     run=run,
+    takes_words=True,
     examples=(
         "glmtune predict data=ads prefix_path=runs/ads compare_base=true",
         "glmtune predict adapter_path=runs/lora compare_base=true",

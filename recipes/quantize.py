@@ -12,15 +12,14 @@ from glmtune.errors import ConfigError
 from glmtune.models.settings import CheckpointSettings
 from glmtune.quantization.settings import QuantizationSettings, chosen_method
 from glmtune.settings import check_range, setting
-from recipes.compose import Command
+from recipes.words.compose import Command
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from glmtune.models.tokenizers.base import GlmTokenizer
     from glmtune.quantization.files.write import QuantizeJob, QuantizeResult
     from glmtune.quantization.layers.report import QuantizationReport
     from glmtune.tables import TextTable
+    from glmtune.terminal.console import Console
 
 MEBIBYTE = 2**20
 
@@ -38,6 +37,9 @@ class QuantizeConfig:
     output_dir: str | None = setting(None, "folder to appear; default: runs/quantize-MODEL-METHOD")
     max_shard_mib: int = setting(2048, "largest weight file, MiB")
     overwrite: bool = setting(False, "replace an earlier result in output_dir; other folders never are")
+    keep_chat_template: bool = setting(
+        False, "copy on the chat template of the model (Jinja, which other tools run)"
+    )
 
     def __post_init__(self) -> None:
         """Check what needs no file.
@@ -71,7 +73,7 @@ def run(config: QuantizeConfig) -> QuantizeResult:
     Raises:
         GlmtuneError: see ``glmtune.quantization.files.write.quantize_checkpoint``.
     """
-    from rich.console import Console
+    from glmtune.terminal.console import Console
 
     job = _job(config)
     result = _quantize(job)
@@ -96,6 +98,7 @@ def _job(config: QuantizeConfig) -> QuantizeJob:
         embeddings=config.quantization.embeddings,
         max_shard_bytes=config.max_shard_mib * MEBIBYTE,
         overwrite=config.overwrite,
+        keep_chat_template=config.keep_chat_template,
         calibration_rows=_calibration_rows(config),
     )
 
@@ -121,17 +124,14 @@ def _calibration_rows(config: QuantizeConfig) -> tuple[tuple[int, ...], ...]:
 
 
 def _quantize(job: QuantizeJob) -> QuantizeResult:
-    """Quantize and write, behind a progress bar on stderr: stdout holds the report only."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    """Quantize and write; progress goes to stderr, stdout holds the report only."""
+    from glmtune.quantization.arithmetic.methods import method_named
     from glmtune.quantization.files.write import quantize_checkpoint
+    from glmtune.terminal.progress import Meter
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"quantizing to {job.method}", total=None)
-        return quantize_checkpoint(
-            job, lambda done, total: progress.update(task, completed=done, total=total)
-        )
+    unit = "blocks" if method_named(job.method).calibrated else "weights"
+    with Meter(f"quantizing to {job.method}", unit=unit) as meter:
+        return quantize_checkpoint(job, lambda done, total: meter.update(done, total=total))
 
 
 def _report_table(report: QuantizationReport) -> TextTable:
@@ -155,6 +155,8 @@ def _report_table(report: QuantizationReport) -> TextTable:
 
 
 def _print_summary(console: Console, written: QuantizeResult) -> None:
+    from glmtune.command_line import command_words, model_words
+
     smaller = written.source_bytes / max(1, written.num_bytes)
     form = "official format" if written.is_official else "glmtune's own format"
     for line in (
@@ -166,6 +168,7 @@ def _print_summary(console: Console, written: QuantizeResult) -> None:
             * (written.num_reused > 0)
         ),
         f"Written: {written.folder}",
+        f"next: {command_words('eval', {**model_words({'source': written.folder}), 'benchmark': 'ceval'})}",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from glmtune.errors import ConfigError
 from glmtune.settings import check_range, setting
-from recipes.compose import Command
+from recipes.words.compose import Command
 
 if TYPE_CHECKING:
     from glmtune.metrics.significance import Difference
@@ -86,13 +86,12 @@ def _check_what_is_asked(config: ScoreConfig) -> None:
 
 
 def _score_file(given: str, seed: int) -> ScoreResult:
-    from rich.console import Console
-
-    from glmtune.files import json_text, write_text_atomically
     from glmtune.inference.predict.match import score_predictions
     from glmtune.inference.predict.predictions import find_predictions, identity_beside, read_predictions
     from glmtune.metrics.summary import summarize
     from glmtune.metrics.tables import report_table
+    from glmtune.storage.files import json_text, write_text_atomically
+    from glmtune.terminal.console import Console, plain
 
     path = find_predictions(given, "predictions")
     predictions = read_predictions(path)
@@ -102,9 +101,8 @@ def _score_file(given: str, seed: int) -> ScoreResult:
     identity = identity_beside(path) or {}
     expected = identity.get("num_rows")
     if isinstance(expected, int) and expected > len(predictions):
-        console.print(
-            f"[yellow]Partial: {len(predictions)} of {expected} rows are predicted so far.[/yellow]"
-        )
+        partial = f"Partial: {len(predictions)} of {expected} rows are predicted so far."
+        console.print(plain(partial, "yellow"))
     written = path.with_name(SCORE_NAME)
     values = {"file": str(path), **report.to_json()}
     write_text_atomically(written, json_text(values))
@@ -113,13 +111,12 @@ def _score_file(given: str, seed: int) -> ScoreResult:
 
 
 def _compare(given_a: str, given_b: str, config: ScoreConfig) -> ScoreResult:
-    from rich.console import Console
-
     from glmtune.inference.predict.match import match_rows, score_predictions
     from glmtune.inference.predict.predictions import find_predictions, read_predictions
     from glmtune.inference.predict.report import write_comparison
     from glmtune.metrics.significance import paired_bootstrap
     from glmtune.metrics.tables import comparison_table
+    from glmtune.terminal.console import Console
 
     path_a, path_b = find_predictions(given_a, "a"), find_predictions(given_b, "b")
     a, b = read_predictions(path_a), read_predictions(path_b)

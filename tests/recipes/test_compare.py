@@ -13,7 +13,7 @@ from evaluation.benchmarks.tasks import make_task
 from glmtune.cli import main
 from glmtune.errors import ConfigError
 from recipes.compare import COMMAND, CompareConfig
-from recipes.compose import load_settings
+from recipes.words.compose import load_settings
 
 SMALL = (
     "benchmark.data_dir=sample",
@@ -150,7 +150,7 @@ class TestTwoModels:
         save_prefix(encoder, tmp_path / "tuned")
         command("benchmark=mmlu", "candidate.prefix_path=tuned", *SMALL, "output_dir=out")
         shown = capsys.readouterr().out
-        assert "base → tuned " in shown
+        assert "base → prefix " in shown
         assert "retention, %" in shown
         values = figures()
         assert values["labels"][0] == "base"

@@ -9,8 +9,8 @@ import pytest
 
 from glmtune.cli import main
 from glmtune.data.reading.shipped import resolve_shipped
-from recipes.compose import load_settings
 from recipes.data import COMMAND
+from recipes.words.compose import load_settings
 
 TOKENIZER = Path(__file__).resolve().parents[2] / "glmtune" / "assets" / "glm-tiny" / "tokenizer.model"
 

@@ -15,8 +15,8 @@ from evaluation.settings import BenchmarkSettings
 from glmtune.cli import main
 from glmtune.errors import ConfigError
 from glmtune.models.settings import ModelSettings
-from recipes.compose import load_settings
 from recipes.eval import COMMAND, EvalConfig
+from recipes.words.compose import load_settings
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -206,7 +206,7 @@ class TestSavedCompletions:
         (["benchmark=ceval", "benchmark.data_dir=absent"], 1, ["`benchmark.data_dir` is `absent`"]),
         (["benchmark=ceval", "benchmark.subjects=[lawn]"], 2, ["`benchmark.subjects` is `lawn`"]),
         (["benchmark=ceval", "benchmark.limit=0"], 2, ["`benchmark.limit` is 0", "at least 1"]),
-        (["benchmark=ceval", "limit=3"], 2, ["`limit` is no setting", "`benchmark.limit`"]),
+        (["benchmark=ceval", "limit=0"], 2, ["`benchmark.limit` is 0", "at least 1"]),
         (["benchmark=all", "benchmark.split=val"], 2, ["`benchmark.split` is val", "`benchmark=all`"]),
         (["benchmark=all", "completions=x.jsonl"], 2, ["`completions` is `x.jsonl`", "`benchmark` is `all`"]),
         (["benchmark=bbh", "backend=vlm"], 2, ["`backend` is `vlm`", "Did you mean `vllm`"]),

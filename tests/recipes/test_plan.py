@@ -12,9 +12,9 @@ from glmtune.cli import main
 from glmtune.errors import ConfigError
 from glmtune.planning.check import make_plan
 from glmtune.planning.published import published_memory
-from recipes.compose import load_settings
 from recipes.plan import COMMAND
 from recipes.train import COMMAND as TRAIN
+from recipes.words.compose import load_settings
 
 FULL = ("model=chatglm2-6b", "+recipe=full", "hardware=4x80GB")
 INT4 = ("model=chatglm2-6b", "+recipe=ptuning", "quantization=int4", "hardware=1x8GB")

@@ -110,7 +110,9 @@ def test_before_and_after_are_generated_scored_and_compared(config, prefix, tmp_
     assert compared["differences"][3]["change"] == result.differences[3].change
     shown = capsys.readouterr().out
     assert "before → after: 6 paired rows" in shown
-    assert shown.count(" reference") == 3
+    headings = next(line for line in shown.splitlines() if "prompt" in line)
+    assert headings.split() == ["prompt", "before", "after", "reference"]  # side by side
+    assert shown.splitlines()[-1].startswith(f"next: glmtune export prefix_path={prefix} ")
 
 
 def test_prefix_changes_only_its_own_answers(config, prefix, tmp_path):
@@ -253,6 +255,9 @@ def test_another_length_or_base_is_refused(config, prefix, base, tmp_path):
     [
         ({"compare_base": True}, r"`compare_base` is True, but no prefix is given"),
         ({"pre_seq_len": 128}, r"`pre_seq_len` is 128, but no prefix is given"),
+        ({"prefix_strength": 0.5}, r"`prefix_strength` is 0.5, but no prefix is given.*`prefix_path=RUN`"),
+        ({"adapter_scale": 2.0}, r"`adapter_scale` is 2.0, but no adapter is given.*`adapter_path=RUN`"),
+        ({"adapter_path": "a", "adapter_scale": -1.0}, r"`adapter_scale` is -1.0, but .* from 0"),
         ({"split": "dev"}, r"`split` is `dev`"),
         ({"resume": "yes"}, r"`resume` is `yes`"),
     ],
@@ -305,3 +310,37 @@ def test_an_adapter_answers_for_itself_and_leaves_the_base_alone(config, adapter
         dataclasses.replace(both, prefix_path="somewhere")
     with pytest.raises(CheckpointError, match="No adapter at"):
         run(dataclasses.replace(config, adapter_path=str(tmp_path / "nothing")))
+
+
+def answers(split):
+    return [row.prediction for row in split.predictions]
+
+
+def test_a_strength_is_another_run_beside_the_others(config, prefix, tmp_path, capsys):
+    plain = run(config).tuned
+    whole = dataclasses.replace(config, prefix_path=str(prefix), output_dir=None, resume="never")
+    half = dataclasses.replace(whole, prefix_strength=0.5)
+    found = {each.prefix_strength: run(each).tuned for each in (whole, half)}
+    assert "(5 tokens) at strength 0.5" in capsys.readouterr().out
+    assert found[0.5].folder == prefix / "predict-strength-0.5"
+    made = json.loads((found[0.5].folder / "predict_config.json").read_text(encoding="utf-8"))
+    assert made["prefix_strength"] == 0.5
+    nothing = run(dataclasses.replace(whole, prefix_strength=0.0, compare_base=True))
+    assert answers(nothing.tuned) == answers(plain) == answers(nothing.base)
+    assert len({str(answers(split)) for split in (plain, *found.values())}) == 3
+    mixed = dataclasses.replace(half, output_dir=str(found[1.0].folder), resume="auto")
+    with pytest.raises(ConfigError, match=r"6 rows of another run \(prefix_strength: 1.0 there, 0.5 now"):
+        run(mixed)
+
+
+def test_a_scale_is_another_run_and_what_next_says_it(config, adapter, tmp_path, capsys):
+    plain = run(config).tuned
+    whole = dataclasses.replace(config, adapter_path=str(adapter), output_dir=None)
+    scaled = run(dataclasses.replace(whole, adapter_scale=0.5)).tuned
+    said = capsys.readouterr().out
+    assert f"adapter {adapter / 'last'} at scale 0.5" in said
+    assert "adapter_scale=0.5" in said.splitlines()[-1]
+    assert scaled.folder == adapter / "predict-scale-0.5"
+    none = run(dataclasses.replace(whole, adapter_scale=0.0)).tuned
+    assert answers(none) == answers(plain)
+    assert len({str(answers(split)) for split in (plain, scaled, run(whole).tuned)}) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,13 @@ def test_the_embedded_model_in_four_bits(capsys: pytest.CaptureFixture[str]) -> 
     assert command("info", folder) == 0
     assert "int4, 4 bits: " in " ".join(capsys.readouterr().out.split())
     rows = ("data.max_train_samples=8", "data.max_eval_samples=4")
-    train = ("trainer.max_steps=2", "trainer.save_steps=2", "trainer.per_device_train_batch_size=2", *rows)
+    train = (
+        "retention=null",
+        "trainer.max_steps=2",
+        "trainer.save_steps=2",
+        "trainer.per_device_train_batch_size=2",
+        *rows,
+    )
     assert command("train", "+recipe=ptuning", f"model={folder.absolute()}", "output_dir=tuned", *train) == 0
     predict = ("data.max_predict_samples=2", "generation.max_new_tokens=4")
     assert command("predict", f"model={folder.absolute()}", "prefix_path=tuned", *predict) == 0
@@ -65,7 +72,7 @@ def test_lora_over_weights_quantized_on_loading(tiny_base: Path, tiny_rows: dict
         "train", "+recipe=lora", f"model={tiny_base}", "quantization_bit=8", "output_dir=tuned", "data=files",
         f"data.train_file={tiny_rows['train']}", f"data.validation_file={tiny_rows['validation']}",
         "data.prompt_column=content", "data.response_column=summary",
-        "trainer.max_steps=2", "trainer.save_steps=2", "trainer.per_device_train_batch_size=2",
+        "retention=null", "trainer.max_steps=2", "trainer.save_steps=2", "trainer.per_device_train_batch_size=2",
     ]  # fmt: skip
     assert command(*words) == 0
     card = Path("tuned/README.md").read_text()
@@ -183,5 +190,20 @@ def test_what_does_not_read_back_is_not_put_in_place(
     assert list(Path().iterdir()) == []
     monkeypatch.setattr(write, "save_official", save)
     Path("file").write_text("")
-    with pytest.raises(CheckpointError, match="could not be written"):
+    with pytest.raises(ConfigError, match=r"`output_dir` is `file/below`, but it cannot be written"):
         quantize_checkpoint(QuantizeJob(str(tiny_base), "int8", Path("file/below")))
+
+
+def test_layers_that_a_kill_left_behind_go_once_their_result_is_there(tiny_base: Path) -> None:
+    quantize_checkpoint(QuantizeJob(str(tiny_base), "int8", Path("out")))
+    layer = Path(".out.parts") / "layer.safetensors"
+    layer.parent.mkdir()
+    layer.write_bytes(b"used")
+    again = QuantizeJob(str(tiny_base), "int8", Path("out"))
+    with pytest.raises(ConfigError, match="earlier quantized model"):
+        quantize_checkpoint(again)
+    assert layer.is_file(), "younger than the result: of a run that is to replace it"
+    os.utime(layer, (1.0, 1.0))
+    with pytest.raises(ConfigError, match="earlier quantized model"):
+        quantize_checkpoint(again)
+    assert not layer.parent.exists()

@@ -17,11 +17,12 @@ from glmtune import load_model
 from glmtune.cli import main
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.training.log import read_log
-from recipes.compose import load_settings
 from recipes.train import COMMAND, TrainResult, run
+from recipes.words.compose import load_settings
 
 REPO = Path(__file__).resolve().parents[2]
 SMALL = [
+    "retention=null",
     "data=files",
     "data.layout=adgen",
     "trainer.max_steps=6",
