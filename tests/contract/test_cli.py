@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import subprocess
 import sys
+import threading
 
 import pytest
 
+import recipes.info
 from glmtune.cli import COMMANDS, main
 
 
@@ -37,8 +40,8 @@ def test_help_lists_settings(name: str, capsys: pytest.CaptureFixture[str]) -> N
     ("arguments", "words"),
     [
         (["tran"], ["Command is `tran`", "Did you mean `train`"]),
-        (["train", "--lr=3"], ["without dashes", "`lr=3`"]),
-        (["train", "ptuning"], ["`ptuning` is no override"]),
+        (["train", "--speed=3"], ["`--speed` is no option", "`speed` is no setting of `glmtune train`"]),
+        (["train", "pruning"], ["`pruning` is no override"]),
         (["train", "--fast"], ["`--fast` is no option"]),
         (["train", "--config-dir", "/no/such/folder"], ["/no/such/folder", "existing folder"]),
     ],
@@ -53,6 +56,29 @@ def test_wrong_usage(arguments: list[str], words: list[str], capsys: pytest.Capt
 def test_debug_shows_the_trace() -> None:
     with pytest.raises(Exception, match="does not exist"):
         main(["train", "+recipe=nothing", "--debug"])
+
+
+def test_a_thread_that_fails_prints_no_stack_trace(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As TensorBoard's does on a full disk."""
+
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    def run(_: object) -> None:
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+
+    command = dataclasses.replace(recipes.info.COMMAND, run=run)
+    monkeypatch.setattr(recipes.info, "COMMAND", command)
+    before = threading.excepthook
+    assert main(["info"]) == 0
+    said = capsys.readouterr().err
+    assert "failed: [Errno 28] No space left on device" in said
+    assert "Traceback" not in said
+    assert threading.excepthook is before
 
 
 def test_cfg_prints_the_composed_configuration(capsys: pytest.CaptureFixture[str]) -> None:

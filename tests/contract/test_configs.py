@@ -10,7 +10,7 @@ import pytest
 from glmtune.cli import COMMANDS
 from glmtune.errors import ConfigError
 from glmtune.models.releases.presets import PRESETS
-from recipes.compose import Command, config_dir, config_groups, default_values, load_settings
+from recipes.words.compose import Command, config_dir, config_groups, default_values, load_settings
 
 GROUPS = config_groups()
 PAIRS = [(group, option) for group, options in GROUPS.items() for option in options]

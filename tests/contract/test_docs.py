@@ -28,8 +28,18 @@ def test_examples_run(module: str) -> None:
 
 
 def test_public_names() -> None:
-    assert sorted(glmtune.__all__) == ["PrefixEncoder", "load_model", "load_tokenizer", "render_prompt"]
+    assert sorted(glmtune.__all__) == [
+        "ChatEngine",
+        "Engine",
+        "PrefixEncoder",
+        "load_model",
+        "load_model_on_gpus",
+        "load_tokenizer",
+        "pipeline",
+        "render_prompt",
+    ]
     assert all(callable(getattr(glmtune, name)) for name in glmtune.__all__)
+    assert dir(glmtune) == sorted([*glmtune.__all__, "__version__"])
     with pytest.raises(AttributeError, match="no attribute 'load_modell'"):
         _ = glmtune.load_modell
 

@@ -63,7 +63,12 @@ def test_processes_of_the_launcher(folder: Path) -> None:
         SPOILED
     )  # `python -m glmtune` would run it; the script and its children do not
     script = Path(sys.executable).with_name("glmtune")
-    small = ("trainer.max_steps=1", "data.max_train_samples=8", "data.max_eval_samples=4")
+    small = (
+        "retention.num_prompts=4",
+        "trainer.max_steps=1",
+        "data.max_train_samples=8",
+        "data.max_eval_samples=4",
+    )
     run(script, "train", "+recipe=ptuning", "launch.num_processes=2", *small, "output_dir=run", cwd=folder)
     assert (folder / "run" / "last" / "prefix_encoder.safetensors").is_file()
 

@@ -15,15 +15,23 @@ import pytest
 REPO = Path(__file__).resolve().parents[2]
 # What makes a command of the README small enough for a test, without changing its path through the code.
 SMALL = {
-    "train": ["trainer.max_steps=2", "data.max_train_samples=32", "data.max_eval_samples=8"],
+    "train": [
+        "retention.num_prompts=8",
+        "trainer.max_steps=2",
+        "data.max_train_samples=32",
+        "data.max_eval_samples=8",
+    ],
     "predict": ["data.max_predict_samples=4", "generation.max_new_tokens=8"],
     "eval": ["benchmark.limit=1", "num_threads=1"],
     "compare": ["benchmark.limit=2", "num_threads=1"],
+    "sweep": ["strengths=[0,1]", "retention.num_prompts=8", "data.max_eval_samples=8"],
 }
 # A comparison's exit code is its verdict.
 DONE = {"compare": (0, 3, 4)}
 # These are run by CI itself, or only change the shell.
 ELSEWHERE = ("bash scripts/test.sh", "bash scripts/setup.sh", "source ")
+# They run until they are told to end: see test_readme_talk.py.
+LONG_RUNNING = ("glmtune chat", "glmtune serve", "glmtune web")
 
 
 def commands(readme: str) -> list[str]:
@@ -76,7 +84,9 @@ def test_there_are_commands() -> None:
     assert len(commands("README.md")) > 20
 
 
-@pytest.mark.parametrize("line", [line for line in commands("README.md") if not line.startswith(ELSEWHERE)])
+@pytest.mark.parametrize(
+    "line", [line for line in commands("README.md") if not line.startswith((*ELSEWHERE, *LONG_RUNNING))]
+)
 def test_command_runs(line: str, workplace: Path) -> None:
     """Run one command; they stand in the README's order, and later ones use what earlier ones wrote."""
     environment = os.environ | {
@@ -90,6 +100,7 @@ def test_command_runs(line: str, workplace: Path) -> None:
     words = [re.sub(r"^model=(?!glm-tiny).*", "model=glm-tiny", word) for word in shlex.split(line)]
     if words[0] == "glmtune":
         words += SMALL.get(words[1], [])
+        words += ["retention.exam_limit=2"] * ("retention.exam=exam" in words)
     elif words[1] in ("scripts/quickstart.sh", "scripts/ds_train_finetune.sh"):
         words += SMALL["train"]
     cwd = REPO if words[0] == "bash" else workplace

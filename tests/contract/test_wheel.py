@@ -59,8 +59,16 @@ def test_contents(wheel: Path) -> None:
         "_configs/train.yaml",
         "_configs/recipe/ptuning.yaml",
         "_data/ads/train.jsonl",
+        "_data/retain/prompts.jsonl",
+        "_data/retention/prompts.jsonl",
+        "_data/exam/exam.jsonl",
         "_data/ceval_sample/val/high_school_biology_val.csv",
         "_data/bbh_sample/cot-prompts/navigate.txt",
+        "_configs/chat.yaml",
+        "_configs/serve.yaml",
+        "_configs/web.yaml",
+        "serving/service/page.html",
+        "interactive/web/page.css",
         "py.typed",
     ):
         assert f"glmtune/{needed}" in names
@@ -71,7 +79,8 @@ def test_contents(wheel: Path) -> None:
         "benchmarks/downloads.yaml",
     ):
         assert f"glmtune/_packages/evaluation/{needed}" in names
-    ours = {"ads", "chat", "ceval_sample", "mmlu_sample", "gsm8k_sample", "gsm8k_zh_sample", "bbh_sample"}
+    samples = {"ceval_sample", "mmlu_sample", "gsm8k_sample", "gsm8k_zh_sample", "bbh_sample"}
+    ours = {"ads", "chat", "retain", "retention", "exam"} | samples
     shipped = {name.split("/")[2] for name in names if name.startswith("glmtune/_data/")}
     assert shipped == ours, "data of others, fetched into ./data, must never be built into a wheel"
     assert any(name.startswith("glmtune/assets/glm-tiny/") for name in names)
@@ -93,8 +102,28 @@ def test_packages_come_from_the_wheel(installed: Path, tmp_path: Path) -> None:
         assert Path(place).is_relative_to(installed)
 
 
+@pytest.mark.parametrize("command", ["chat", "serve", "web"])
+def test_what_talks_explains_itself(command: str, installed: Path, tmp_path: Path) -> None:
+    said = run(installed, "-m", "glmtune", command, "--help", cwd=tmp_path)
+    assert said.startswith(f"usage: glmtune {command}")
+    # Composed from the wheel's own configs.
+    assert "engine:" in run(installed, "-m", "glmtune", command, "--cfg", cwd=tmp_path)
+
+
+def test_pages_are_read_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    probe = (
+        "from importlib.resources import files\n"
+        "for package, name in (('glmtune.serving.service', 'page.html'), ('glmtune.interactive.web', 'page.css')):\n"
+        "    file = files(package).joinpath(name)\n"
+        "    assert file.read_text(encoding='utf-8').strip(); print(file)"
+    )
+    for place in run(installed, "-c", probe, cwd=tmp_path).split():
+        assert Path(place).is_relative_to(installed)
+
+
 def test_trains_on_shipped_data(installed: Path, tmp_path: Path) -> None:
     overrides = [
+        "retention.num_prompts=4",
         "trainer.max_steps=1",
         "data.max_train_samples=16",
         "data.max_eval_samples=8",

@@ -152,6 +152,28 @@ def bad_gradient(step: int) -> None:
     GlmTrainer.compute_loss = steep  # type: ignore[method-assign]
 
 
+def keeps_gradient(step: int) -> None:
+    """Keep trained weights and their gradient as they are just before the update of a step."""
+    import torch
+
+    from glmtune.training.trainer import GlmTrainer
+
+    norm = GlmTrainer._get_grad_norm
+
+    def whole(tensor: Any) -> Any:
+        return getattr(tensor, "full_tensor", tensor.detach)().detach().clone()
+
+    def keeping(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = norm(self, *args, **kwargs)
+        if self.state.global_step == step - 1:
+            named = [(name, each) for name, each in self.tuned.model.named_parameters() if each.requires_grad]
+            kept = {name: (whole(weight), whole(weight.grad)) for name, weight in named}
+            torch.save(kept, self.run_folder / f"gradient-{self.args.process_index}.pt")
+        return result
+
+    GlmTrainer._get_grad_norm = keeping  # type: ignore[method-assign]
+
+
 def half_on_cpu() -> None:
     """Let fp16 run here, which only GPUs do fast, with the loss scale of DeepSpeed."""
     from deepspeed.accelerator import get_accelerator
@@ -175,6 +197,7 @@ FATES = {
         not_finite,
         reads_all,
         bad_gradient,
+        keeps_gradient,
     )
 }
 

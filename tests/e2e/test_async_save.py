@@ -15,7 +15,14 @@ pytest.importorskip("deepspeed", reason="the extra glmtune[deepspeed] is not ins
 ALL = {"zero2": "deepspeed=zero2", "zero3": "deepspeed=zero3", "fsdp": "distributed=fsdp", "ddp": "seed=42"}
 SOME = ("zero2",)
 COMMON = [
-    *("+recipe=full", "data=files", "data.layout=adgen", "data.max_train_samples=37", "resume=force"),
+    *(
+        "+recipe=full",
+        "data=files",
+        "data.layout=adgen",
+        "data.max_train_samples=37",
+        "resume=force",
+        "retention=null",
+    ),
     *("trainer.learning_rate=1e-3", "trainer.max_steps=6", "trainer.gradient_accumulation_steps=2"),
     *("trainer.per_device_train_batch_size=2", "trainer.logging_steps=1", "trainer.save_steps=2"),
     "trainer.report_to=[]",

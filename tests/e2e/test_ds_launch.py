@@ -13,7 +13,12 @@ from tests.conftest import REPO
 
 pytest.importorskip("deepspeed", reason="the extra glmtune[deepspeed] is not installed")
 SCRIPT = ["bash", str(REPO / "scripts" / "ds_train_finetune.sh")]
-STEPS = ["trainer.per_device_train_batch_size=4", "trainer.logging_steps=1", "trainer.save_steps=2"]
+STEPS = [
+    "retention=null",
+    "trainer.per_device_train_batch_size=4",
+    "trainer.logging_steps=1",
+    "trainer.save_steps=2",
+]
 
 
 def ran(words: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -85,8 +90,9 @@ def test_one_message_from_processes_that_all_fail(tiny_base: Path, tmp_path: Pat
 
 def test_slurm_and_official_variables_become_settings(tmp_path: Path) -> None:
     (tmp_path / "glmtune").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
-    (tmp_path / "scontrol").write_text('#!/bin/bash\nprintf "node7\\nnode8\\n"\n')
-    (tmp_path / "nvidia-smi").write_text('#!/bin/bash\necho "GPU 0: a card"\n')
+    # Longer than a pipe holds: who reads a line and goes leaves a writer that is killed.
+    (tmp_path / "scontrol").write_text("#!/bin/bash\nseq -f node%.0f 7 40000\n")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/bash\nseq -f 'GPU %.0f: a card' 0 40000\n")
     for name in ("glmtune", "scontrol", "nvidia-smi"):
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
@@ -96,7 +102,7 @@ def test_slurm_and_official_variables_become_settings(tmp_path: Path) -> None:
     )
     assert said.stderr == ""
     assert said.stdout.splitlines() == [
-        *("train", "+recipe=full", "deepspeed=zero2", "deepspeed.config_file=my/ds.json"),
+        *("train", "+recipe=full", "deepspeed=my/ds.json"),
         *("launch.num_processes=8", "launch.master_port=29501", "launch.master_addr=node7"),
         *("launch.num_nodes=2", "launch.node_rank=1", "seed=1"),
     ]

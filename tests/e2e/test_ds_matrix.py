@@ -31,7 +31,7 @@ ALL = [(family, method, stage) for family in FAMILIES for method in METHODS for 
 # In every run of the tests: both architectures, both stages.
 SOME = [(Family.CHATGLM, "ptuning", "zero3"), (Family.GLM4, "lora", "zero2")]
 COMMON = [
-    *("data=files", "trainer.max_steps=3", "trainer.gradient_accumulation_steps=1"),
+    *("data=files", "retention=null", "trainer.max_steps=3", "trainer.gradient_accumulation_steps=1"),
     *("trainer.logging_steps=1", "trainer.report_to=[]"),
 ]
 

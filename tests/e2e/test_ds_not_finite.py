@@ -14,7 +14,7 @@ from tests.e2e.test_ds_launch import SCRIPT, ran
 
 pytest.importorskip("deepspeed", reason="the extra glmtune[deepspeed] is not installed")
 COMMON = [
-    *("+recipe=full", "data=files", "data.layout=adgen", "data.max_train_samples=37"),
+    *("+recipe=full", "retention=null", "data=files", "data.layout=adgen", "data.max_train_samples=37"),
     *("trainer.learning_rate=1e-3", "trainer.max_steps=6", "trainer.gradient_accumulation_steps=2"),
     *("trainer.per_device_train_batch_size=2", "trainer.logging_steps=1", "trainer.save_steps=2"),
     *("trainer.report_to=[]", "trainer.lr_scheduler_type=constant"),
@@ -151,7 +151,7 @@ def test_a_rate_far_too_high_ends_with_one_message(
     tiny_base: Path, tiny_rows: dict[str, Path], tmp_path: Path
 ) -> None:
     variables = {"MODEL": str(tiny_base), "DATA": str(tiny_rows["train"]), "LR": "1e30", "OUTPUT_DIR": "run"}
-    words = [*SCRIPT, "data.layout=adgen", "trainer.save_steps=1", "trainer.max_steps=5"]
+    words = [*SCRIPT, "retention=null", "data.layout=adgen", "trainer.save_steps=1", "trainer.max_steps=5"]
     done = ran([*words, "trainer.per_device_train_batch_size=4"], tmp_path, **variables)
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("2 rollbacks did not help") == 1

@@ -18,7 +18,12 @@ ONE = "trainer.per_device_train_batch_size=4"  # the rows that two processes tak
 TWO = "trainer.per_device_train_batch_size=2"
 COMMON = [
     *("data=files", "data.layout=adgen", "data.max_train_samples=37", "resume=force"),
-    *("trainer.learning_rate=1e-3", "trainer.max_steps=6", "trainer.gradient_accumulation_steps=2"),
+    *(
+        "retention=null",
+        "trainer.learning_rate=1e-3",
+        "trainer.max_steps=6",
+        "trainer.gradient_accumulation_steps=2",
+    ),
     *("trainer.logging_steps=1", "trainer.save_steps=4", "trainer.report_to=[]"),
 ]
 BF16, FP16 = "trainer.precision=bf16", "trainer.precision=fp16"

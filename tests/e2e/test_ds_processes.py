@@ -17,7 +17,14 @@ ONE = "trainer.per_device_train_batch_size=4"  # the rows that two processes tak
 TWO = "trainer.per_device_train_batch_size=2"
 # 37 rows, 8 in a step: the last step of an epoch has 5, its last forward pass a single one for two processes.
 COMMON = [
-    *("+recipe=full", "data=files", "data.layout=adgen", "data.max_train_samples=37", "resume=force"),
+    *(
+        "+recipe=full",
+        "retention=null",
+        "data=files",
+        "data.layout=adgen",
+        "data.max_train_samples=37",
+        "resume=force",
+    ),
     *("trainer.learning_rate=1e-3", "trainer.max_steps=10", "trainer.gradient_accumulation_steps=2"),
     *("trainer.logging_steps=1", "trainer.save_steps=5", "trainer.report_to=[]"),
 ]

@@ -12,8 +12,8 @@ from glmtune.cli import main
 from glmtune.data.dataset import load_split
 from glmtune.loading import load_tokenizer
 from glmtune.models.tokenizers.base import GlmTokenizer
-from recipes.compose import load_settings
 from recipes.train import COMMAND
+from recipes.words.compose import load_settings
 from tests.e2e.stories import Story
 from tests.e2e.stories import run_sessions as run_plan
 
@@ -24,7 +24,12 @@ FULL, PREFIX, LORA = "+recipe=full", "+recipe=ptuning", "+recipe=lora"
 # 37 rows, 8 in a step: the last step of an epoch has 5, its last forward pass a single one for two processes.
 COMMON = [
     *("data=files", "data.layout=adgen", "data.max_train_samples=37", "resume=force", "seed=3"),
-    *("trainer.learning_rate=1e-3", "trainer.max_steps=8", "trainer.gradient_accumulation_steps=2"),
+    *(
+        "retention=null",
+        "trainer.learning_rate=1e-3",
+        "trainer.max_steps=8",
+        "trainer.gradient_accumulation_steps=2",
+    ),
     *("trainer.logging_steps=1", "trainer.save_steps=4", "trainer.report_to=[]"),
 ]
 CALM = ["lora.dropout=0", "prefix.dropout=0"]  # every process draws its own random numbers

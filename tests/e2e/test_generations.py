@@ -17,8 +17,8 @@ from glmtune.prefix.checkpoint import save_prefix
 from glmtune.prefix.init import build_prefix_encoder
 from glmtune.prefix.settings import PrefixSettings
 from recipes import predict
-from recipes.compose import load_settings
 from recipes.train import COMMAND, run
+from recipes.words.compose import load_settings
 from tests.e2e.conftest import MakeBase
 
 GENERATIONS = tuple(Family)
@@ -40,6 +40,7 @@ def settings(base: Path, rows: Path, method: str, folder: Path, *more: str) -> l
         "data.response_column=response",
         f"model.source={base}",
         "model.device=cpu",
+        "retention=null",
         "trainer.max_steps=2",
         "trainer.save_steps=2",
         "trainer.per_device_train_batch_size=2",

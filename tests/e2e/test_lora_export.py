@@ -17,7 +17,12 @@ def answers(folder: Path) -> list[str]:
 
 def test_train_predict_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, merged = tmp_path / "lora", tmp_path / "merged"
-    small = ["trainer.max_steps=6", "data.max_train_samples=32", "trainer.per_device_train_batch_size=8"]
+    small = [
+        "retention=null",
+        "trainer.max_steps=6",
+        "data.max_train_samples=32",
+        "trainer.per_device_train_batch_size=8",
+    ]
     small += ["trainer.save_steps=6", "trainer.warmup_steps=0", "trainer.learning_rate=5e-3"]
     assert main(["train", "+recipe=lora", *small, f"output_dir={run}"]) == 0
     few = ["data.max_predict_samples=4", "generation.max_new_tokens=12", "model.dtype=float32"]

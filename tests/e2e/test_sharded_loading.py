@@ -23,7 +23,13 @@ CELLS = [
     for division in (ZERO, "deepspeed=zero3_offload", FSDP)
 ]
 COMMON = [
-    *("data=files", "trainer.max_steps=4", "trainer.gradient_accumulation_steps=1", "trainer.save_steps=2"),
+    *(
+        "data=files",
+        "retention=null",
+        "trainer.max_steps=4",
+        "trainer.gradient_accumulation_steps=1",
+        "trainer.save_steps=2",
+    ),
     *("trainer.logging_steps=1", "trainer.report_to=[]", "trainer.per_device_train_batch_size=2"),
     "resume=force",
 ]

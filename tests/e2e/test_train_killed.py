@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from torch import Tensor
 
 # One process imports everything once and forks a child per session; the child kills itself where asked.
 DRIVER = '''
@@ -17,10 +18,11 @@ import json, os, signal, sys
 import matplotlib.figure, peft, torch.utils.tensorboard
 
 plan = json.loads(sys.argv[1])
-from glmtune import files
+from glmtune.storage import files
 from glmtune.training import adapt, session, trainer
 from glmtune.training.checkpoints import folder
-from recipes.compose import load_settings
+from glmtune.training.measuring import retention as measuring
+from recipes.words.compose import load_settings
 from recipes.train import COMMAND, run
 
 
@@ -45,7 +47,9 @@ def die_at(owner, name, *, step=None, after=False):
 
 
 DEATHS = {
+    "when the base has answered": lambda: die_at(measuring.RetentionMeasure, "_ask_base", after=True),
     "before the first checkpoint": lambda: die_at(trainer.GlmTrainer, "_get_grad_norm", step=3),
+    "while the tuned model is asked": lambda: die_at(measuring.RetentionMeasure, "_ask_tuned"),
     "between two micro-batches": lambda: die_at(trainer.GlmTrainer, "training_step", step=9, after=True),
     "while a checkpoint is written": lambda: die_at(trainer.GlmTrainer, "_save_rng_state", step=14),
     "before a checkpoint gets its name": lambda: setattr(files, "put_in_place", die),
@@ -93,15 +97,25 @@ COMMON = [
     "trainer.save_steps=7",
     "trainer.save_total_limit=2",
 ]
+# All that keeps the base's answers together: replay, retention measured, and a switch (of whatever quality).
+KEEPING = ["retain=normal", "retain.max_new_tokens=5"]
 METHODS = {
-    "prefix": ["+recipe=ptuning", "prefix.pre_seq_len=4", "prefix.dropout=0.3"],
+    "prefix": [
+        *("+recipe=ptuning", "prefix.pre_seq_len=4", "prefix.dropout=0.3", *KEEPING),
+        *("prefix.switch=true", "prefix.switch_min_auroc=0"),
+    ],
+    "lora": [
+        *("+recipe=lora", "lora.rank=2", "lora.dropout=0.3", *KEEPING),
+        *("lora.switch=true", "lora.switch_min_auroc=0"),
+    ],
     "full": ["+recipe=full", "trainer.learning_rate=1e-3", "trainer.gradient_checkpointing=true"],
 }
 
 
 def learnt(log: Path) -> list[dict[str, float]]:
     """The lines of a log without what depends on the clock."""
-    clock = ("tokens_per_second", "seconds_per_step", "memory_bytes", "eval_runtime")
+    clock = ("time", "tokens_per_second", "seconds_per_step", "memory_bytes", "eval_runtime")
+    clock += ("eval_retention_runtime",)
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     return [{name: value for name, value in entry.items() if name not in clock} for entry in entries]
 
@@ -112,6 +126,12 @@ def sessions(
 ) -> tuple[Path, dict[str, list[int]], str]:
     """All runs, whole and killed: their folder, exit codes by way of tuning, and what was printed as errors."""
     folder = tmp_path_factory.mktemp("killed")
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text(
+        "\n".join(json.dumps({"prompt": text}) for text in ("你好", "Which fruit?", "3 + 4 = ?"))
+    )
+    general = folder / "general.jsonl"
+    general.write_text("\n".join(json.dumps({"prompt": f"{n} + {n + 3} = ?"}) for n in range(30)))
     plan = {
         tune: {
             "reference": str(folder / tune / "reference"),
@@ -119,13 +139,20 @@ def sessions(
             "deaths": deaths,
             "overrides": [
                 *METHODS[tune],
+                *([] if tune == "full" else [f"retain.prompts={general}"]),
                 *COMMON,
                 f"model.source={tiny_base}",
+                f"retention.prompts={prompts}",
+                "retention.max_new_tokens=6",
                 f"data.train_file={tiny_rows['train']}",
                 f"data.validation_file={tiny_rows['validation']}",
             ],
         }
-        for tune, deaths in (("prefix", None), ("full", ["while a checkpoint is written"]))
+        for tune, deaths in (
+            ("prefix", None),
+            ("lora", ["before a checkpoint gets its name", "while the tuned model is asked"]),
+            ("full", ["while a checkpoint is written"]),
+        )
     }
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(plan)],
@@ -138,7 +165,18 @@ def sessions(
     return folder, json.loads(done.stdout.splitlines()[-1]), done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("tune", ["prefix", "full"])
+FILES = {
+    "prefix": ["prefix_encoder.safetensors"],
+    "lora": ["adapter_model.safetensors", "switch.safetensors"],
+    "full": ["model.safetensors"],
+}
+
+
+def tensors(folder: Path, tune: str) -> dict[str, Tensor]:
+    return {name: weight for file in FILES[tune] for name, weight in load_file(folder / file).items()}
+
+
+@pytest.mark.parametrize("tune", ["prefix", "lora", "full"])
 def test_killed_and_resumed_equals_never_stopped(
     tune: str, sessions: tuple[Path, dict[str, list[int]], str]
 ) -> None:
@@ -149,9 +187,18 @@ def test_killed_and_resumed_equals_never_stopped(
     reference, killed = folder / tune / "reference", folder / tune / "killed"
     assert learnt(killed / "trainer_log.jsonl") == learnt(reference / "trainer_log.jsonl")
     for name in ("last", "best"):
-        weights = "prefix_encoder.safetensors" if tune == "prefix" else "model.safetensors"
-        before, after = load_file(reference / name / weights), load_file(killed / name / weights)
+        before, after = tensors(reference / name, tune), tensors(killed / name, tune)
         assert before.keys() == after.keys()
+        assert ("switch.weight" in before) == (tune != "full")
         assert all(bool((before[key] == after[key]).all()) for key in before), name
+    kept = {path.name: path.read_bytes() for path in (reference / "retention").iterdir()}
+    assert {path.name: path.read_bytes() for path in (killed / "retention").iterdir()} == kept
+    replayed = {"retain.jsonl"} if tune != "full" else set()
+    measured = {"base.jsonl", "base.safetensors", "step-8.jsonl", "step-16.jsonl", "step-22.jsonl"}
+    assert set(kept) == measured | replayed
+    results = [json.loads((run / "all_results.json").read_text()) for run in (reference, killed)]
+    for name in ("switch", "switched_eval_loss", "final_eval_retention_switched_off"):
+        assert (name in results[0]) == (tune != "full")
+        assert results[0].get(name) == results[1].get(name)
     assert not [path.name for path in killed.iterdir() if path.name.startswith(".")]
     assert sorted(path.name for path in killed.glob("checkpoint-*")) == ["checkpoint-21", "checkpoint-22"]

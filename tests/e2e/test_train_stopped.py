@@ -65,7 +65,7 @@ def story(
     """Two runs, each cut short and started again: their folder, exit codes, and what was printed as errors."""
     folder = tmp_path_factory.mktemp("stopped")
     overrides = [
-        *("+recipe=ptuning", "data=files", "data.layout=adgen", "prefix.pre_seq_len=4"),
+        *("+recipe=ptuning", "data=files", "retention=null", "data.layout=adgen", "prefix.pre_seq_len=4"),
         *(
             "trainer.max_steps=40",
             "trainer.per_device_train_batch_size=2",
