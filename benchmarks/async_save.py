@@ -55,8 +55,8 @@ def resident_bytes() -> int:
 def train(beside: bool, work: Path) -> dict[str, float]:
     """Train and return the figures."""
     from glmtune.training.trainer import GlmTrainer
-    from recipes.compose import load_settings
     from recipes.train import COMMAND, run
+    from recipes.words.compose import load_settings
 
     waits: list[float] = []
     save = GlmTrainer._save_checkpoint

@@ -69,8 +69,8 @@ def train(case: str, way: str, rank: int, port: int, work: Path) -> None:
 
     from glmtune.training import session, trainer
     from glmtune.training.config import RunConfig
-    from recipes.compose import load_settings
     from recipes.train import COMMAND, run
+    from recipes.words.compose import load_settings
 
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": COUNT, "LOCAL_WORLD_SIZE": COUNT}
     os.environ |= {name: str(value) for name, value in variables.items()}

@@ -22,7 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import llama_cpp
+
+try:
+    import llama_cpp
+except ImportError:  # a file can be written without it
+    llama_cpp = None
 import numpy as np
 
 BLOCKS = {"Q4_0": (32, 18), "Q8_0": (32, 34), "Q6_K": (256, 210)}
@@ -82,7 +86,13 @@ def write(options: argparse.Namespace, file: Path) -> None:
     writer.add_rope_dimension_count(options.hidden // options.heads // 2)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(options.vocab)
-    writer.add_tokenizer_model("none")
+    if options.words:  # a server turns tokens into text
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(["<unk>", "<s>", "</s>", *(f"w{number}" for number in range(3, options.vocab))])
+        writer.add_token_scores([0.0] * options.vocab)
+        writer.add_token_types([2, 3, 3, *[1] * (options.vocab - 3)])
+    else:
+        writer.add_tokenizer_model("none")
     for name, shape, kind in tensors(options):
         data = random_data(shape, kind, tiles)
         raw = None if kind == "F32" else gguf.GGMLQuantizationType[kind]
@@ -166,9 +176,10 @@ def main() -> int:
     parser.add_argument("--type", choices=["Q4_0", "Q8_0"], required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--only-write", action="store_true")
+    parser.add_argument("--words", action="store_true", help="with a vocabulary, for llama.cpp's server")
     options = parser.parse_args()
     shape = f"{options.layers}x{options.hidden}x{options.ffn}x{options.vocab}"
-    file = options.folder / f"random-{shape}-{options.type}.gguf"
+    file = options.folder / f"random-{shape}-{options.type}{'-words' if options.words else ''}.gguf"
     if not file.exists():
         write(options, file)
     if not options.only_write:

@@ -23,7 +23,7 @@ from collections.abc import Callable
 import torch
 from forked import in_child
 
-from glmtune.inference.predict.batches import generate_ids
+from glmtune.inference.predict.generate import generate_ids
 from glmtune.inference.settings import GenerationSettings
 from glmtune.models.chat.stream import PREFILL_CHUNK_TOKENS, ConversationCache, stream_tokens
 from glmtune.models.checkpoints.config import native_config

@@ -176,8 +176,8 @@ def resident_bytes() -> int:
 
 def train(settings: list[str], model: Path, work: Path, name: str) -> Any:
     """Train once in this process and return the settings."""
-    from recipes.compose import load_settings
     from recipes.train import COMMAND, run
+    from recipes.words.compose import load_settings
 
     config = load_settings(COMMAND, overrides(settings, model, work / "rows.jsonl", work / name))
     run(config)

@@ -36,8 +36,9 @@ FLOORS = (
     Floor(
         "ground",
         (
-            "glmtune.errors glmtune.labels glmtune.messages glmtune.settings glmtune.files glmtune.journal "
-            "glmtune.memory glmtune.tables glmtune.tuned_files glmtune.version",
+            "glmtune.command_line glmtune.errors glmtune.http_client glmtune.labels glmtune.listening "
+            "glmtune.messages glmtune.settings glmtune.signals glmtune.storage glmtune.memory glmtune.tables "
+            "glmtune.terminal glmtune.tuned_files glmtune.version",
         ),
     ),
     Floor(
@@ -45,6 +46,7 @@ FLOORS = (
         (
             "glmtune.models.releases glmtune.models.architectures",
             "glmtune.models.settings glmtune.models.templates glmtune.models.checkpoints",
+            "glmtune.switch",
             "glmtune.models.tokenizers glmtune.models.chat",
             "glmtune.models",
         ),
@@ -57,19 +59,24 @@ FLOORS = (
             "glmtune.data.reading glmtune.quantization.settings glmtune.quantization.layers",
             "glmtune.data glmtune.quantization.kernels glmtune.quantization.files glmtune.quantization "
             "glmtune.tiny",
+            "glmtune.quantization.in_place",
         ),
     ),
     Floor(
         "runs",
         (
+            "glmtune.compat.arguments",
             "glmtune.loading",
-            "glmtune glmtune.inference.settings glmtune.inference.perplexity glmtune.training.settings "
-            "glmtune.training.log",
-            "glmtune.inference.engine glmtune.inference.predict glmtune.inference glmtune.training.adapt "
-            "glmtune.training.distributed",
-            "glmtune.training.checkpoints glmtune.training.callbacks",
-            "glmtune.training.watching",
+            "glmtune.compat",
+            "glmtune.inference.settings glmtune.inference.perplexity glmtune.training.settings "
+            "glmtune.training.log glmtune.retention.settings",
+            "glmtune.inference.requests glmtune.training.adapt glmtune.training.distributed",
+            "glmtune.inference.engine",
+            "glmtune glmtune.inference.predict glmtune.inference glmtune.training.checkpoints "
+            "glmtune.training.callbacks",
+            "glmtune.training.watching glmtune.retention",
             "glmtune.training glmtune.export",
+            "glmtune.serving glmtune.interactive glmtune.sweep",
         ),
     ),
     Floor("planning", ("glmtune.planning",)),
@@ -86,7 +93,8 @@ FLOORS = (
             "evaluation.compare.settings evaluation.compare.pairing",
             "evaluation.compare.statistics",
             "evaluation.compare.reporting",
-            "evaluation evaluation.compare",
+            "evaluation",
+            "evaluation.compare",
         ),
     ),
     Floor("recipes", ("recipes",)),

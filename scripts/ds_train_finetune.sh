@@ -30,22 +30,15 @@ NODE_RANK=${NODE_RANK:-${SLURM_NODEID:-0}}
 MASTER_ADDR=${MASTER_ADDR:-}
 
 if [ -z "$MASTER_ADDR" ] && [ -n "${SLURM_JOB_NODELIST:-}" ] && command -v scontrol >/dev/null; then
-    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    MASTER_ADDR=${hosts%%$'\n'*}  # no pipe into `head`: its end kills the writer, and with pipefail this script
 fi
-if [ -z "$HOSTFILE" ] && ! nvidia-smi --list-gpus 2>/dev/null | grep -q GPU; then
+gpus=$(nvidia-smi --list-gpus 2>/dev/null || true)
+if [ -z "$HOSTFILE" ] && [[ $gpus != *GPU* ]]; then
     NUM_GPUS=${NUM_GPUS:-2}
     echo "No GPU here: training ${MODEL:-glm-tiny} in $NUM_GPUS processes on the CPU." >&2
 fi
-case $DEEPSPEED in
-    *.json) zero=(deepspeed=zero2 deepspeed.config_file="$DEEPSPEED") ;;
-    *) zero=(deepspeed="$DEEPSPEED") ;;
-esac
-case $DATA in
-    "") rows=() ;;
-    */* | *.json | *.jsonl | *.csv | *.parquet) rows=(data=files data.train_file="$DATA") ;;
-    *) rows=(data="$DATA") ;;
-esac
-exec glmtune train +recipe=full "${zero[@]}" "${rows[@]}" ${MODEL:+model.source="$MODEL"} \
+exec glmtune train +recipe=full deepspeed="$DEEPSPEED" ${DATA:+data="$DATA"} ${MODEL:+model.source="$MODEL"} \
     ${OUTPUT_DIR:+output_dir="$OUTPUT_DIR"} ${LR:+trainer.learning_rate="$LR"} \
     ${NUM_GPUS:+launch.num_processes="$NUM_GPUS"} ${MASTER_PORT:+launch.master_port="$MASTER_PORT"} \
     ${HOSTFILE:+launch.hostfile="$HOSTFILE"} ${MASTER_ADDR:+launch.master_addr="$MASTER_ADDR"} \

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install, then style, types and tests: what CI runs. Further words go to pytest.
+# Install, then style with security checks, types, known vulnerabilities and tests: what CI runs. Further words go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,4 +10,5 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # one test process per core; more 
 ruff format --check .
 ruff check .
 basedpyright
+python scripts/audit.py
 python -m pytest --numprocesses auto --dist loadfile --durations 15 "$@"

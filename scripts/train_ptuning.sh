@@ -5,7 +5,7 @@
 #   LR=2e-2             learning rate
 #   NUM_GPUS=1          more than one starts torchrun; rows per step grow with it
 #   MODEL=chatglm2-6b   preset, hub id or folder; default: the embedded glm-tiny
-#   DATA=adgen          a file of configs/data
+#   DATA=adgen          a name in configs/data, or a file of rows
 #   OUTPUT_DIR=runs/ptuning
 # Further words are Hydra overrides of `glmtune train`:
 #   MODEL=THUDM/chatglm2-6b bash scripts/train_ptuning.sh trainer.max_steps=1000 trainer.gradient_checkpointing=true

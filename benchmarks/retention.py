@@ -1,0 +1,368 @@
+"""What tuning glm-tiny for advertisements costs of what it knew, by method: task loss beside retention.
+
+Every arm tunes the embedded model on ``data/ads`` with several seeds. Then the tuned models sit an exam (that
+of glm-tiny, rows its corpus never had), and each is paired, question by question, with the base. Runs and
+measurements are files below FOLDER: what is there is not done again, so that a killed benchmark goes on, and
+two processes with other ``--arms`` share the work.
+
+python benchmarks/retention.py train FOLDER        # hours on one core
+python benchmarks/retention.py measure FOLDER
+python benchmarks/retention.py report FOLDER benchmarks/results/retention.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.metrics import Score, interval
+from glmtune.data.dataset import load_split
+from glmtune.data.settings import DataSettings
+from glmtune.inference.predict.generate import generate_completions
+from glmtune.inference.settings import GenerationSettings
+from glmtune.loading import load_model, load_tokenizer
+from glmtune.metrics.text import score_row
+from glmtune.models.templates.renderer import template_for
+from glmtune.retention.base_answers import make_answers
+from glmtune.retention.prompts import load_prompts
+from glmtune.tiny.corpus.sample import Sample
+from glmtune.tiny.exam import exam, is_right
+
+PREFIX = ("+recipe=ptuning_official",)
+LORA = ("+recipe=lora",)
+FULL = ("+recipe=full",)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to tune.
+
+    Attributes:
+        title: what the report calls it.
+        words: of ``glmtune train``.
+        steps: optimizer steps of 16 task rows.
+    """
+
+    title: str
+    words: tuple[str, ...]
+    steps: int = 200
+
+
+ARMS = {
+    "official": Arm("official prefix", PREFIX),
+    "official-400": Arm("official prefix, 400 steps", PREFIX, 400),
+    "zero": Arm("prefix from zero", (*PREFIX, "prefix.init=zero")),
+    "gate": Arm("gated prefix", (*PREFIX, "prefix.gate=true")),
+    "mixed": Arm("general rows mixed into the data, 19 % of rows, one mean", PREFIX),
+    "retain": Arm("prefix, retain=normal", (*PREFIX, "retain=normal")),
+    "strict-400": Arm("prefix, retain=strict, 400 steps", (*PREFIX, "retain=strict"), 400),
+    "kl": Arm("prefix, retain=normal by KL", (*PREFIX, "retain=normal", "retain.loss=kl")),
+    "kl-strict-400": Arm(
+        "prefix, retain=strict by KL, 400 steps", (*PREFIX, "retain=strict", "retain.loss=kl"), 400
+    ),
+    "self": Arm(
+        "prefix, KL on prompts of the base's own",
+        (*PREFIX, "retain=normal", "retain.loss=kl", "retain.prompts=self"),
+    ),
+    "gate-strict-400": Arm(
+        "gated prefix, retain=strict, 400 steps", (*PREFIX, "prefix.gate=true", "retain=strict"), 400
+    ),
+    "switch": Arm("prefix with the switch", (*PREFIX, "prefix.switch=true")),
+    "gate-switch": Arm("gated prefix with the switch", (*PREFIX, "prefix.gate=true", "prefix.switch=true")),
+    "lora": Arm("LoRA, rank 8", LORA),
+    "lora-strict-400": Arm("LoRA, retain=strict, 400 steps", (*LORA, "retain=strict"), 400),
+    "lora-switch": Arm("LoRA with the switch", (*LORA, "lora.switch=true")),
+    "full": Arm("all weights", FULL),
+    "full-strict-400": Arm("all weights, retain=strict, 400 steps", (*FULL, "retain=strict"), 400),
+}
+SEEDS = (1, 2, 3)
+PER_SKILL = 70
+"""Exam questions of each skill: the base has well over 200 of them right."""
+TASK_ROWS = 60
+
+
+def run_of(folder: Path, arm: str, seed: int) -> Path:
+    """Return the run folder of an arm."""
+    return folder / f"{arm}-{seed}"
+
+
+def train(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
+    """Tune every arm with every seed, and note what each took."""
+    for seed in seeds:
+        for name in arms:
+            run = run_of(folder, name, seed)
+            if (run / "cost.json").is_file():
+                continue
+            words = command(ARMS[name], run, seed)
+            if name == "mixed":
+                words.append(f"data.train_file={mixed_file(folder)}")
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            (run / "cost.json").write_text(json.dumps({"cpu_seconds": seconds}), encoding="utf-8")
+
+
+def mixed_file(folder: Path) -> Path:
+    """Write what users are told to train on: the task, and 19 % of general rows, answered by the base."""
+    file = folder / "mixed.jsonl"
+    if not file.is_file():
+        tasks = Path("data/ads/train.jsonl").read_text(encoding="utf-8").splitlines()
+        prompts = [each for each in load_prompts("shipped", shipped="retain") if len(each.messages) == 1]
+        count = round(len(tasks) * 0.19 / 0.81)
+        model, tokenizer = load_model("glm-tiny"), load_tokenizer("glm-tiny")
+        answers = make_answers(model, tokenizer, prompts[:count], max_new_tokens=128)
+        rows = [
+            json.dumps({"content": prompt.messages[0].content, "summary": text}, ensure_ascii=False)
+            for prompt, text in zip(answers.prompts, answers.texts, strict=True)
+        ]
+        file.write_text("\n".join([*tasks, *rows, ""]), encoding="utf-8")
+    return file
+
+
+def command(arm: Arm, run: Path, seed: int) -> list[str]:
+    """Return the words that tune an arm."""
+    return [
+        *(sys.executable, "-m", "glmtune", "train", *arm.words),
+        *(f"output_dir={run}", f"seed={seed}", "resume=never", "retention=null", "trainer.num_threads=1"),
+        *(f"trainer.max_steps={arm.steps}", f"trainer.save_steps={arm.steps}", "trainer.report_to=[]"),
+    ]
+
+
+def measure(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
+    """Let the base, and every tuned model there is, sit the exam and write advertisements."""
+    if not (folder / "base.json").is_file():
+        write(folder / "base.json", answers_of(load_model("glm-tiny")))
+    for name in arms:
+        for seed in seeds:
+            run = run_of(folder, name, seed)
+            if (run / "cost.json").is_file() and not (run / "answers.json").is_file():
+                last = str(run / "last")
+                kind = {"+recipe=lora": "adapter", "+recipe=full": None}.get(ARMS[name].words[0], "prefix")
+                tuned: Any = {} if kind is None else {kind: last}
+                model = load_model(last if kind is None else "glm-tiny", **tuned)
+                write(run / "answers.json", answers_of(model))
+
+
+def answers_of(model: Any) -> dict[str, Any]:
+    """Return what a model answers in the exam, what of it is right, and ROUGE-L (%) of its ads."""
+    tokenizer: Any = load_tokenizer("glm-tiny")
+    template = template_for(tokenizer)
+
+    def answer(prompts: Sequence[Sequence[int]]) -> list[str]:
+        texts = [""] * len(prompts)
+        settings = GenerationSettings(max_new_tokens=120, batch_size=64)
+        for done in generate_completions(model, tokenizer, prompts, settings):
+            texts[done.index] = done.text
+        return texts
+
+    questions = exam_questions()
+    answers = answer([template.encode_prompt(tokenizer, each.messages[:-1]) for each in questions])
+    split = load_split(
+        DataSettings(train_file="data/ads/dev.jsonl", max_train_samples=TASK_ROWS), "train", tokenizer
+    )
+    rows: Any = split.rows
+    tasks = [(list(row["input_ids"]), list(row["labels"])) for row in rows]
+    ads = answer(
+        [ids[: next(at for at, label in enumerate(labels) if label != -100)] for ids, labels in tasks]
+    )
+    references = [
+        tokenizer.decode([label for label in labels if label != -100], skip_special_tokens=True)
+        for _, labels in tasks
+    ]
+    rouge = [
+        score_row(ad, str(reference)).named()["rouge-l"]
+        for ad, reference in zip(ads, references, strict=True)
+    ]
+    return {
+        "right": [is_right(question, text) for question, text in zip(questions, answers, strict=True)],
+        "answers": answers,
+        "rouge_l": statistics.mean(rouge),
+    }
+
+
+def exam_questions() -> list[Sample]:
+    """Return the exam's questions; advertisements are the task, and so none."""
+    return [sample for sample in exam(PER_SKILL, seed=7) if sample.skill != "ads"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one arm came to, over its seeds.
+
+    Attributes:
+        losses: evaluation loss of each seed, nats per answer token of the task.
+        rouge: ROUGE-L of each seed, %.
+        kept: of each seed, the share of the base's right answers that are right still.
+        interval: 95 %, Wilson's, of the mean share for as many questions as the base had right: seeds
+            answer the same questions, and so add none.
+        seconds: of the processor, of each seed.
+        memory: peak of the training process, bytes, mean of the seeds.
+        size: of what was tuned, bytes.
+    """
+
+    losses: list[float]
+    rouge: list[float]
+    kept: list[float]
+    interval: tuple[float, float]
+    seconds: list[float]
+    memory: float
+    size: int
+
+
+def result_of(folder: Path, arm: str, seeds: Sequence[int]) -> Result | None:
+    """Put the seeds of an arm together; None where there is none yet."""
+    base = read(folder / "base.json")
+    runs = [run for seed in seeds if ((run := run_of(folder, arm, seed)) / "answers.json").is_file()]
+    if not runs:
+        return None
+    known = [at for at, is_known in enumerate(base["right"]) if is_known]
+    answers = [read(run / "answers.json") for run in runs]
+    kept = [sum(found["right"][at] for at in known) / len(known) for found in answers]
+    share = statistics.mean(kept)
+    stderr = math.sqrt(share * (1 - share) / (len(known) - 1))
+    results = [read(run / "all_results.json") for run in runs]
+    weights = [file for file in (runs[0] / "last").iterdir() if file.suffix == ".safetensors"]
+    return Result(
+        losses=[found.get("switched_eval_loss", found["final_eval_loss"]) for found in results],
+        rouge=[found["rouge_l"] for found in answers],
+        kept=kept,
+        interval=interval(Score(share, len(known), stderr)),
+        seconds=[read(run / "cost.json")["cpu_seconds"] for run in runs],
+        memory=statistics.mean(found["peak_memory_bytes"] for found in results),
+        size=sum(file.stat().st_size for file in weights),
+    )
+
+
+def report(folder: Path, arms: Sequence[str], seeds: Sequence[int], file: Path) -> None:
+    """Write the table and the picture beside it."""
+    base = read(folder / "base.json")
+    found = {arm: result for arm in arms if (result := result_of(folder, arm, seeds)) is not None}
+    usual = statistics.mean(found["official"].seconds)
+    lines = [
+        f"| base | {base_loss(folder, next(iter(found))):.2f} | {base['rouge_l']:.1f} | 100 | | | | | |",
+        *(table_row(ARMS[arm].title, result, usual) for arm, result in found.items()),
+    ]
+    head = [
+        "tuned",
+        "eval loss",
+        "ROUGE-L",
+        "kept (%)",
+        "95 % interval",
+        "CPU time",
+        "memory",
+        "file",
+        "seeds",
+    ]
+    table = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|", *lines]
+    known = sum(base["right"])
+    text = f"""# What tuning keeps of the base, by method
+
+glm-tiny on `data/ads`, 16 rows a step: `python benchmarks/retention.py train FOLDER`, then `measure` and
+`report`.
+
+{known} of {len(base["right"])} exam questions are right before tuning; kept: how many of those are right
+afterwards. Loss is nats per answer token on the task's validation rows (with a switch, as it decides),
+ROUGE-L that of {TASK_ROWS} of them. Values are means over seeds, least and most in brackets; the interval is
+that of so many questions. CPU time is that of the whole run, beside the official recipe's 200 steps.
+"""
+    draw(found, file.with_suffix(".png"))
+    picture = f"![task loss against what is kept]({file.stem}.png)"
+    file.write_text("\n".join([text, *table, "", picture, ""]), encoding="utf-8")
+
+
+def base_loss(folder: Path, arm: str) -> float:
+    """Return the evaluation loss before tuning."""
+    runs = sorted(folder.glob(f"{arm}-[0-9]"))
+    return read(runs[0] / "all_results.json")["baseline_eval_loss"]
+
+
+def table_row(title: str, result: Result, usual: float) -> str:
+    """Word one arm; ``usual`` is what the official recipe takes, in seconds of the processor."""
+    low, high = result.interval
+    cells = (
+        title,
+        spread(result.losses, ".3f"),
+        spread(result.rouge, ".1f"),
+        spread([100 * share for share in result.kept], ".1f"),
+        f"{100 * low:.1f} to {100 * high:.1f}",
+        f"{statistics.mean(result.seconds) / usual:.2f}",
+        f"{result.memory / 2**20:,.0f} MiB",
+        f"{result.size / 2**20:.2f} MiB",
+        str(len(result.losses)),
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Word a mean, and least and most where they differ."""
+    ends = f" ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{form}}{ends}"
+
+
+def draw(found: dict[str, Result], file: Path) -> None:
+    """Draw task loss against retention, a point for every seed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for number, (arm, result) in enumerate(found.items()):
+        shares = [100 * share for share in result.kept]
+        axes.scatter(shares, result.losses, s=26, marker="osD^v<>"[number % 7], label=ARMS[arm].title)
+    axes.set_xlabel("answers of the base that are right still, %")
+    axes.set_ylabel("evaluation loss of the task (nats per answer token)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(file)
+
+
+def read(file: Path) -> Any:
+    """Return a measurement."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def write(file: Path, found: dict[str, Any]) -> None:
+    """Keep a measurement."""
+    file.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=("train", "measure", "report"))
+    parser.add_argument("folder", type=Path, help="where runs and measurements lie")
+    parser.add_argument("report", type=Path, nargs="?", help="of action report: the Markdown file to write")
+    parser.add_argument("--arms", default=",".join(ARMS), help="names of arms, with commas")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Do what was asked."""
+    options: Any = parse_arguments()
+    arms, seeds = options.arms.split(","), [int(seed) for seed in options.seeds.split(",")]
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if options.action == "train":
+        train(options.folder, arms, seeds)
+    elif options.action == "measure":
+        measure(options.folder, arms, seeds)
+    else:
+        report(options.folder, arms, seeds, options.report)
+
+
+if __name__ == "__main__":
+    main()
