@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from evaluation.metrics import Score, interval
 from glmtune.data.dataset import load_split
 from glmtune.data.settings import DataSettings
@@ -34,7 +36,11 @@ from glmtune.loading import load_model, load_tokenizer
 from glmtune.metrics.text import score_row
 from glmtune.models.templates.renderer import template_for
 from glmtune.retention.base_answers import make_answers
+from glmtune.retention.distributions import base_distributions
+from glmtune.retention.measure import Base, ask, left_to_base, summarize
 from glmtune.retention.prompts import load_prompts
+from glmtune.retention.style import TaskStyle
+from glmtune.switch.model import decide_prompts, switch_of
 from glmtune.tiny.corpus.sample import Sample
 from glmtune.tiny.exam import exam, is_right
 
@@ -89,6 +95,8 @@ SEEDS = (1, 2, 3)
 PER_SKILL = 70
 """Exam questions of each skill: the base has well over 200 of them right."""
 TASK_ROWS = 60
+GENERAL_TOKENS = 64
+"""Longest answer to a general prompt."""
 
 
 def run_of(folder: Path, arm: str, seed: int) -> Path:
@@ -141,8 +149,10 @@ def command(arm: Arm, run: Path, seed: int) -> list[str]:
 
 def measure(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
     """Let the base, and every tuned model there is, sit the exam and write advertisements."""
+    model = load_model("glm-tiny")
     if not (folder / "base.json").is_file():
-        write(folder / "base.json", answers_of(load_model("glm-tiny")))
+        write(folder / "base.json", answers_of(model))
+    base = general_base(model)
     for name in arms:
         for seed in seeds:
             run = run_of(folder, name, seed)
@@ -151,7 +161,36 @@ def measure(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
                 kind = {"+recipe=lora": "adapter", "+recipe=full": None}.get(ARMS[name].words[0], "prefix")
                 tuned: Any = {} if kind is None else {kind: last}
                 model = load_model(last if kind is None else "glm-tiny", **tuned)
-                write(run / "answers.json", answers_of(model))
+                write(run / "answers.json", {**answers_of(model), **kept_of(model, base)})
+
+
+def general_base(model: Any) -> Base:
+    """Return what the base says to the shipped general prompts, and how likely each of its tokens is."""
+    tokenizer: Any = load_tokenizer("glm-tiny")
+    answers = make_answers(
+        model, tokenizer, load_prompts("shipped", shipped="retention"), max_new_tokens=GENERAL_TOKENS
+    )
+    rows = list(zip(answers.prompt_ids, answers.answer_ids, strict=True))
+    distributions = base_distributions(model, rows, pad_token_id=tokenizer.pad_token_id, batch_size=16)
+    ads = [
+        json.loads(line)["summary"]
+        for line in Path("data/ads/train.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    return Base(answers, distributions, TaskStyle(ads, answers.texts))
+
+
+def kept_of(model: Any, base: Base) -> dict[str, float]:
+    """Return KL per token, leaks and identical answers at general prompts; a switch decides as in use."""
+    everything, off = range(len(base.answers)), set[int]()
+    if (switch := switch_of(model)) is not None:
+        prompts = [torch.tensor(ids) for ids in base.answers.prompt_ids]
+        is_on = decide_prompts(model, switch, prompts)
+        off = {at for at in everything if not is_on[at]}
+    on = [at for at in everything if at not in off]
+    tokenizer: Any = load_tokenizer("glm-tiny")
+    found = ask(model, tokenizer, base, on, max_new_tokens=GENERAL_TOKENS, batch_size=16) if on else []
+    kept = summarize([*left_to_base(base, off), *found])
+    return {"kl": kept.kl_nats, "leaks": kept.leak_frac, "identical": kept.kept_frac}
 
 
 def answers_of(model: Any) -> dict[str, Any]:
@@ -206,6 +245,8 @@ class Result:
         kept: of each seed, the share of the base's right answers that are right still.
         interval: 95 %, Wilson's, of the mean share for as many questions as the base had right: seeds
             answer the same questions, and so add none.
+        kl: of each seed, nats per token of the base's answers to general prompts.
+        leaks: of each seed, the share of general answers in the style of the task.
         seconds: of the processor, of each seed.
         memory: peak of the training process, bytes, mean of the seeds.
         size: of what was tuned, bytes.
@@ -215,6 +256,8 @@ class Result:
     rouge: list[float]
     kept: list[float]
     interval: tuple[float, float]
+    kl: list[float]
+    leaks: list[float]
     seconds: list[float]
     memory: float
     size: int
@@ -238,6 +281,8 @@ def result_of(folder: Path, arm: str, seeds: Sequence[int]) -> Result | None:
         rouge=[found["rouge_l"] for found in answers],
         kept=kept,
         interval=interval(Score(share, len(known), stderr)),
+        kl=[found["kl"] for found in answers],
+        leaks=[found["leaks"] for found in answers],
         seconds=[read(run / "cost.json")["cpu_seconds"] for run in runs],
         memory=statistics.mean(found["peak_memory_bytes"] for found in results),
         size=sum(file.stat().st_size for file in weights),
@@ -250,7 +295,8 @@ def report(folder: Path, arms: Sequence[str], seeds: Sequence[int], file: Path) 
     found = {arm: result for arm in arms if (result := result_of(folder, arm, seeds)) is not None}
     usual = statistics.mean(found["official"].seconds)
     lines = [
-        f"| base | {base_loss(folder, next(iter(found))):.2f} | {base['rouge_l']:.1f} | 100 | | | | | |",
+        f"| base | {base_loss(folder, next(iter(found))):.2f} | {base['rouge_l']:.1f} "
+        "| 100 | | 0 | 0 | | | | |",
         *(table_row(ARMS[arm].title, result, usual) for arm, result in found.items()),
     ]
     head = [
@@ -259,6 +305,8 @@ def report(folder: Path, arms: Sequence[str], seeds: Sequence[int], file: Path) 
         "ROUGE-L",
         "kept (%)",
         "95 % interval",
+        "KL",
+        "leaks (%)",
         "CPU time",
         "memory",
         "file",
@@ -274,7 +322,9 @@ glm-tiny on `data/ads`, 16 rows a step: `python benchmarks/retention.py train FO
 {known} of {len(base["right"])} exam questions are right before tuning; kept: how many of those are right
 afterwards. Loss is nats per answer token on the task's validation rows (with a switch, as it decides),
 ROUGE-L that of {TASK_ROWS} of them. Values are means over seeds, least and most in brackets; the interval is
-that of so many questions. CPU time is that of the whole run, beside the official recipe's 200 steps.
+that of so many questions. KL is nats per token of the base's answers to the 200 shipped prompts, leaks the
+share of answers to these in the style of the task. CPU time is that of the whole run, beside the official
+recipe's 200 steps.
 """
     draw(found, file.with_suffix(".png"))
     picture = f"![task loss against what is kept]({file.stem}.png)"
@@ -296,6 +346,8 @@ def table_row(title: str, result: Result, usual: float) -> str:
         spread(result.rouge, ".1f"),
         spread([100 * share for share in result.kept], ".1f"),
         f"{100 * low:.1f} to {100 * high:.1f}",
+        spread(result.kl, ".2f"),
+        spread([100 * share for share in result.leaks], ".1f"),
         f"{statistics.mean(result.seconds) / usual:.2f}",
         f"{result.memory / 2**20:,.0f} MiB",
         f"{result.size / 2**20:.2f} MiB",
