@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.models.checkpoints.config import native_config
-from glmtune.models.official import OfficialGlmForCausalLM
+from glmtune.models.later import OfficialGlmForCausalLM
 from glmtune.models.releases.families import Family
 from glmtune.quantization.kernels.dispatch import prepare_for_inference
 from glmtune.quantization.kernels.native import SWITCH

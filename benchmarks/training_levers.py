@@ -30,7 +30,7 @@ from glmtune.labels import IGNORE_INDEX
 from glmtune.models.architectures import chunked_loss
 from glmtune.models.architectures.compiling import compile_layers
 from glmtune.models.checkpoints.config import native_config
-from glmtune.models.official import OfficialGlmForCausalLM
+from glmtune.models.later import OfficialGlmForCausalLM
 from glmtune.models.releases.families import Family
 from glmtune.training.row_order import EpochSampler
 

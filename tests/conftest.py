@@ -130,7 +130,7 @@ def tiny_base(tiny_tokenizer_folder: Path, tiny_tokenizer, tmp_path_factory: pyt
     import torch
 
     from glmtune.models.checkpoints.config import native_config
-    from glmtune.models.official import OfficialGlmForCausalLM
+    from glmtune.models.later import OfficialGlmForCausalLM
     from glmtune.models.releases.families import Family
 
     folder = tmp_path_factory.mktemp("tiny_base") / "chatglm2-tiny"

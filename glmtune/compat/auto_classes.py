@@ -32,7 +32,7 @@ WRAPPED = {
 GENERATES_TEXT = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
 """What ``transformers.pipeline("text-generation")`` knows by name; of other classes it says that they are not
 supported."""
-OUR_CLASSES = ("OfficialGlmForCausalLM", "OfficialChatGlmForCausalLM")
+OUR_CLASSES = ("OfficialGlmForCausalLM", "OfficialGlm4ForCausalLM", "OfficialChatGlmForCausalLM")
 
 
 def install() -> None:

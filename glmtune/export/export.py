@@ -26,15 +26,16 @@ from glmtune.export.tensors import (
 )
 from glmtune.export.tokenizer import fast_tokenizer, save_fast_tokenizer
 from glmtune.export.tuned import write_tuned_adapter, write_tuned_prefix
-from glmtune.models.checkpoints.config import PER_HEAD_KEY, official_config
+from glmtune.models.checkpoints.config import official_config
 from glmtune.models.checkpoints.fingerprint import weights_fingerprint
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout, without_layout
 from glmtune.models.checkpoints.shard_writer import write_shards
+from glmtune.models.checkpoints.transformers_format import transformers_values
 from glmtune.models.checkpoints.writing import official_tensors
 from glmtune.models.generation import release_generation
 from glmtune.models.load import build_model, load_config
 from glmtune.models.placeholders import build_of_placeholders
-from glmtune.models.releases.families import FAMILY_KEY, Family, family_of_config
+from glmtune.models.releases.families import Family, family_of_config
 from glmtune.models.releases.source import resolve_source
 from glmtune.models.tokenizers.load import VOCABULARIES, load_tokenizer_folder
 from glmtune.prefix.attach import attach_prefix
@@ -291,8 +292,7 @@ def _check_strengths(job: ExportJob) -> None:
 
 
 def _write_transformers(source: _Source, folder: Path, job: ExportJob) -> int:
-    config = native_values(source.config, source.dtype)
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", transformers_values(source.config, source.dtype))
     release_generation(source.folder, source.config).save_pretrained(str(folder))
     if (source.folder / "tokenizer.model").is_file():
         save_fast_tokenizer(fast_tokenizer(load_tokenizer_folder(source.folder, source.family)), folder)
@@ -344,24 +344,6 @@ WRITERS: dict[str, Callable[[_Source, Path, ExportJob], int]] = {
     "prefix": _write_prefix,
     "tuned": _write_tuned,
 }
-
-
-def native_values(config: Any, dtype: torch.dtype) -> dict[str, Any]:
-    """Return config.json of transformers' own GLM, readable by transformers 4 and 5 alike.
-
-    Args:
-        config: `GlmConfig` as made by `native_config`.
-        dtype: floating type of the weights.
-    """
-    values = {key: value for key, value in config.to_dict().items() if key not in (PER_HEAD_KEY, FAMILY_KEY)}
-    rope = values["rope_parameters"]
-    name = str(dtype).removeprefix("torch.")
-    values |= {"architectures": ["GlmForCausalLM"], "dtype": name, "torch_dtype": name, "use_cache": True}
-    # transformers 4 and engines written for it read these keys instead of rope_parameters.
-    values |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor")}
-    if rope["rope_type"] != "default":
-        values["rope_scaling"] = {"rope_type": rope["rope_type"], "factor": rope["factor"]}
-    return dict(sorted(values.items()))
 
 
 def _compare(source: _Source, folder: Path, job: ExportJob) -> tuple[float, float, float]:

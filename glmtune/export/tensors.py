@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
-from transformers import GlmConfig
 
-from glmtune.models.architectures.chatglm_config import ChatGlmConfig
+from glmtune.models.checkpoints.config import NativeConfig
 from glmtune.models.checkpoints.headers import TensorRecord
 from glmtune.models.checkpoints.lazy_tensors import LazyTensors
 from glmtune.models.checkpoints.names import FusedLayout, name_table, split_fused
@@ -44,7 +43,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return reduce(torch.promote_types, types)
 
 
-def native_tensors(folder: Path, config: GlmConfig | ChatGlmConfig) -> LazyTensors:
+def native_tensors(folder: Path, config: NativeConfig) -> LazyTensors:
     """Offer the tensors of an official checkpoint under native names.
 
     Args:
@@ -73,7 +72,7 @@ def native_tensors(folder: Path, config: GlmConfig | ChatGlmConfig) -> LazyTenso
     return LazyTensors(makers, shapes)
 
 
-def dequantized_tensors(weights: LazyTensors, config: GlmConfig | ChatGlmConfig) -> LazyTensors:
+def dequantized_tensors(weights: LazyTensors, config: NativeConfig) -> LazyTensors:
     """Offer the weights behind the codes of a quantized checkpoint.
 
     Args:

@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 from glmtune.errors import CheckpointError
 from glmtune.models.releases.families import Family, family_of_config
 from glmtune.models.templates.renderer import template_for
-from glmtune.models.tokenizers.load import TOKENIZERS, load_tokenizer_folder
+from glmtune.models.tokenizers.load import load_tokenizer_folder, tokenizer_class_of
 from glmtune.storage.json_files import read_json_object, shown
 
 LOGGER = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def release_generation(folder: Path, config: Any) -> GenerationConfig:
 
 def _stop_ids(folder: Path, config: Any) -> Iterable[int]:
     family = family_of_config(config)
-    if (folder / TOKENIZERS[family].vocab_files_names["vocab_file"]).is_file():
+    if (folder / tokenizer_class_of(folder, family).vocab_files_names["vocab_file"]).is_file():
         try:
             tokenizer = load_tokenizer_folder(folder, family)
             return template_for(tokenizer).stop_ids(cast(Any, tokenizer))

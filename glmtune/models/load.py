@@ -7,24 +7,25 @@ import os
 from pathlib import Path
 
 import torch
-from transformers import GlmConfig
+from transformers import Glm4Config
 
 from glmtune.errors import CheckpointError
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
-from glmtune.models.checkpoints.config import native_config, read_config
+from glmtune.models.checkpoints.config import NativeConfig, native_config, read_config
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.models.checkpoints.quantizer import Quantizer
 from glmtune.models.checkpoints.reading import fill_model, open_weights
 from glmtune.models.checkpoints.shards import read_records
 from glmtune.models.devices import choose_device, choose_dtype
 from glmtune.models.generation import release_generation
-from glmtune.models.official import OfficialChatGlmForCausalLM, OfficialGlmForCausalLM
+from glmtune.models.later import LaterModel, OfficialGlm4ForCausalLM, OfficialGlmForCausalLM
+from glmtune.models.official import OfficialChatGlmForCausalLM
 from glmtune.models.placement import Placement, allocate, dispatch, plan_placement
 from glmtune.models.releases.families import Family, detect_family, parse_family
 from glmtune.models.releases.source import family_of_source, resolve_source
 from glmtune.storage.manifest import check_files
 
-GlmModel = OfficialGlmForCausalLM | OfficialChatGlmForCausalLM
+GlmModel = OfficialGlmForCausalLM | OfficialGlm4ForCausalLM | OfficialChatGlmForCausalLM
 """A base model of any generation."""
 
 NOT_OF_THE_MODEL = ("optimizer", "scheduler", "scaler", "rng_state", "zero", "trainer_state", "loss_state")
@@ -107,7 +108,7 @@ def load_official(
         parts = {"": target} if placement is None else plan_placement(model, placement, resolved_dtype)
         allocate(model, parts, resolved_dtype)
         model.tie_weights()
-        if isinstance(model, OfficialGlmForCausalLM):
+        if isinstance(model, LaterModel):
             model.rebuild_rotary()  # a buffer, which no file fills: allocated above, it holds garbage
 
         # 7. The weights, each read once. The quantizer sees them only where it is to make codes; stored codes
@@ -134,19 +135,20 @@ def check_written(folder: Path) -> None:
         check_files(folder, [name for name in present if not name.startswith(NOT_OF_THE_MODEL)])
 
 
-def build_model(config: GlmConfig | ChatGlmConfig) -> GlmModel:
+def build_model(config: NativeConfig) -> GlmModel:
     """Build the model of a configuration with fresh weights.
 
     Args:
         config: as made by `native_config`.
     """
-    is_first = isinstance(config, ChatGlmConfig)
-    return OfficialChatGlmForCausalLM(config) if is_first else OfficialGlmForCausalLM(config)
+    if isinstance(config, ChatGlmConfig):
+        return OfficialChatGlmForCausalLM(config)
+    return (
+        OfficialGlm4ForCausalLM(config) if isinstance(config, Glm4Config) else OfficialGlmForCausalLM(config)
+    )
 
 
-def load_config(
-    source: str | Path, folder: Path, family: str | Family | None = None
-) -> GlmConfig | ChatGlmConfig:
+def load_config(source: str | Path, folder: Path, family: str | Family | None = None) -> NativeConfig:
     """Read a checkpoint's configuration in native form.
 
     Args:

@@ -13,8 +13,8 @@ from glmtune.adapter import load_adapter
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.loading import load_model
 from glmtune.models.checkpoints.config import native_config
+from glmtune.models.later import OfficialGlmForCausalLM
 from glmtune.models.load import load_official
-from glmtune.models.official import OfficialGlmForCausalLM
 from glmtune.models.releases.families import Family
 
 IDS = torch.tensor([[3, 5, 8, 4]])

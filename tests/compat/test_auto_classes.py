@@ -25,7 +25,8 @@ from transformers import (
 from glmtune.compat.auto_classes import install, is_official
 from glmtune.errors import ConfigError
 from glmtune.loading import load_model, load_tokenizer
-from glmtune.models.official import OfficialChatGlmForCausalLM, OfficialGlmForCausalLM
+from glmtune.models.later import OfficialGlmForCausalLM
+from glmtune.models.official import OfficialChatGlmForCausalLM
 
 GREEDY = {"do_sample": False, "max_new_tokens": 6}
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError
 from glmtune.models.checkpoints.writing import official_tensors
+from glmtune.models.later import OfficialGlmForCausalLM
 from glmtune.models.load import load_official
-from glmtune.models.official import OfficialGlmForCausalLM
 
 LOGITS, LOSS, STEP_LOSS = 1e-4, 2e-5, 5e-5  # the tolerances the oracles state
 CHECKPOINTS = {

@@ -118,7 +118,7 @@ def make_adapter(folder: Path) -> None:
 
 def make_model(folder: Path) -> None:
     """Save a model of the official format in shards, with its index."""
-    from glmtune.models.official import OfficialGlmForCausalLM
+    from glmtune.models.later import OfficialGlmForCausalLM
 
     model = OfficialGlmForCausalLM(_native().config)
     model.save_pretrained(folder, max_shard_size=20_000)

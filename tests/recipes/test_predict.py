@@ -35,7 +35,7 @@ def base(tmp_path_factory, tiny_tokenizer_folder, tiny_tokenizer):
     """A random base in the official layout, with large weights so that answers vary."""
     from glmtune.models.checkpoints.config import native_config
     from glmtune.models.checkpoints.writing import save_official
-    from glmtune.models.official import OfficialGlmForCausalLM
+    from glmtune.models.later import OfficialGlmForCausalLM
     from glmtune.models.releases.families import Family
 
     torch.manual_seed(0)

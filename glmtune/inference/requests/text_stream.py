@@ -126,7 +126,7 @@ def chat_text(
     """
     family = cast("TextTokenizer", tokenizer).family
     keeps_blanks = goes_on or family is Family.CODEGEEX2
-    knows_tools = template_for(family).knows_tools
+    knows_tools = template_for(cast("TextTokenizer", tokenizer)).knows_tools
     return AnswerText(
         _token_text(tokenizer, skip_special_tokens=not knows_tools, goes_on=goes_on),
         StopSearch(stop, after_blanks=not keeps_blanks),
@@ -139,5 +139,5 @@ def _token_text(
 ) -> TokenText:
     """Return the decoder of an answer: tokens that end answers are no text, also where they do not end it."""
     ours = cast("VocabularyTokenizer", tokenizer)
-    ends: Collection[int] = template_for(ours.family).stop_ids(ours)
+    ends: Collection[int] = template_for(ours).stop_ids(ours)
     return ours.token_text(skip_special_tokens=skip_special_tokens, left_out=ends, goes_on=goes_on)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.glm.modeling_glm import GlmAttention
+from transformers.models.glm4.modeling_glm4 import Glm4Attention
 
 MOST_TOKENS = 1024
 """Of a prompt; above, the scores leave the processor's cache and PyTorch's kernel is as fast."""
@@ -110,7 +111,7 @@ def causal_in_chunks(query: Tensor, key: Tensor, value: Tensor, scale: float | N
 
 def _grouped_in_glm(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Group heads in GLM's layers; models of other kinds in the process keep their own attention."""
-    if isinstance(module, GlmAttention):
+    if isinstance(module, GlmAttention | Glm4Attention):
         return grouped_sdpa(module, *args, **kwargs)
     return sdpa_attention_forward(module, *args, **kwargs)
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import GlmConfig
+import torch
+from transformers import Glm4Config, GlmConfig
 
 from glmtune.errors import CheckpointError, unknown_name
 from glmtune.models.architectures.chatglm_config import POSITION_RULES, ChatGlmConfig
@@ -26,9 +27,24 @@ from glmtune.models.checkpoints.quantized_layout import (
     official_keys,
     stored_layout,
 )
-from glmtune.models.releases.families import FAMILY_KEY, FIRST_GENERATION_KEYS, SECOND_GENERATION, Family
+from glmtune.models.checkpoints.transformers_format import (
+    is_transformers_format,
+    transformers_config,
+    transformers_values,
+)
+from glmtune.models.releases.families import (
+    FAMILY_KEY,
+    FIRST_GENERATION_KEYS,
+    NATIVE_TYPES,
+    SECOND_GENERATION,
+    Family,
+    family_of_config,
+)
 from glmtune.storage.json_files import read_json_object, shown
 from glmtune.tuned_files import found_instead
+
+NativeConfig = GlmConfig | Glm4Config | ChatGlmConfig
+"""Configuration of a model of any generation."""
 
 ROPE_BASE = 10000.0
 """Of every release; official files hold only a factor to it, or to the positions, in ``rope_ratio``."""
@@ -140,8 +156,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def native_config(official: Mapping[str, Any], family: Family) -> GlmConfig | ChatGlmConfig:
-    """Translate an official configuration.
+def native_config(official: Mapping[str, Any], family: Family) -> NativeConfig:
+    """Translate an official configuration, or take one in transformers' format as it is.
 
     Args:
         official: content of config.json.
@@ -149,15 +165,20 @@ def native_config(official: Mapping[str, Any], family: Family) -> GlmConfig | Ch
             later ones multiply the rotary base.
 
     Returns:
-        For ChatGLM-6B a `ChatGlmConfig`. For the others the configuration of an equivalent
-        `GlmForCausalLM`, with two attributes of ours: `glmtune_family` (read by `family_of_config`), and
-        `fused_per_head` (the checkpoint's fused projection is laid out head by head; read by the function of
-        that name). Either has a third, read by `QuantizedLayout.of`, if the checkpoint is quantized.
+        For ChatGLM-6B a `ChatGlmConfig`, for GLM-4-0414 and Z1 a `Glm4Config`; for the others the
+        configuration of an equivalent `GlmForCausalLM`. With attributes of ours: `glmtune_family` (read by
+        `family_of_config`), `fused_per_head` (whether the checkpoint's fused projection is laid out head by
+        head; read by the function of that name), the format if it is transformers', and, if the checkpoint is
+        quantized, what `QuantizedLayout.of` reads.
 
     Raises:
         CheckpointError: missing sizes, unknown keys, unsupported switches, a family of another generation;
             everything is named.
     """
+    if official.get("model_type") in NATIVE_TYPES:
+        config = transformers_config(official, family)
+        setattr(config, PER_HEAD_KEY, False)
+        return config
     # First: read as another generation, nearly every key would be reported as missing or unknown.
     _refuse_other_generation(official, family)
     is_first = family is Family.CHATGLM
@@ -174,7 +195,20 @@ def native_config(official: Mapping[str, Any], family: Family) -> GlmConfig | Ch
     return config
 
 
-def official_config(config: GlmConfig | ChatGlmConfig, family: Family) -> dict[str, Any]:
+def stored_config(config: NativeConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """Return config.json of the format that a checkpoint of this configuration is stored in.
+
+    Args:
+        config: as made by `native_config`.
+        dtype: floating type of the weights.
+    """
+    if is_transformers_format(config):
+        return transformers_values(config, dtype)
+    values = official_config(config, family_of_config(config))
+    return values | {"torch_dtype": str(dtype).removeprefix("torch.")}
+
+
+def official_config(config: NativeConfig, family: Family) -> dict[str, Any]:
     """Translate back: the inverse of `native_config` up to bookkeeping keys.
 
     Args:
@@ -279,7 +313,7 @@ def _later_native_config(official: Mapping[str, Any], family: Family) -> GlmConf
     )
 
 
-def _later_official_config(config: GlmConfig, family: Family) -> dict[str, Any]:
+def _later_official_config(config: GlmConfig | Glm4Config, family: Family) -> dict[str, Any]:
     grouped = not fused_per_head(config)
     official: dict[str, Any] = {
         **{name: getattr(config, native) for name, native in SIZES.items()},
@@ -304,7 +338,7 @@ def _later_official_config(config: GlmConfig, family: Family) -> dict[str, Any]:
     return official
 
 
-def fused_per_head(config: GlmConfig | ChatGlmConfig) -> bool:
+def fused_per_head(config: NativeConfig) -> bool:
     """Say how a checkpoint of this configuration orders the rows of its fused query/key/value projection.
 
     There is no default: rows taken in the other order have the right shapes and make a model that talks
@@ -328,7 +362,7 @@ def fused_per_head(config: GlmConfig | ChatGlmConfig) -> bool:
     return bool(getattr(config, PER_HEAD_KEY))
 
 
-def rope_ratio(config: GlmConfig) -> float:
+def rope_ratio(config: GlmConfig | Glm4Config) -> float:
     """Return the official rope_ratio behind a native configuration (1 where there is none)."""
     rope: dict[str, Any] = {**(config.rope_parameters or {})}
     if rope.get("rope_type") == "linear":

@@ -1,4 +1,4 @@
-"""Which values an official config.json may hold; a wrong one is named before anything is built.
+"""Which values a config.json may hold in either format; a wrong one is named before anything is built.
 
 Without this, a damaged value would surface as a TypeError deep inside a layer, and a huge one as a machine
 that swaps: every size has a bound far above the releases' own (the largest has 40 layers of 4,096), so that
@@ -58,23 +58,28 @@ LENGTH: Rule = (
     f"a length from 0 to {MAX_PREFIX}, or null",
     lambda value: value is None or _is_whole(value, low=0, high=MAX_PREFIX),
 )
+ROPE: Rule = ("an object of names and numbers above 0, or null", lambda value: _is_rope(value))
 LAYOUT: Rule = ("the object that glmtune writes when it quantizes", lambda value: _is_layout(value))
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("num_layers", "num_hidden_layers"), _count(MAX_LAYERS)),
     **dict.fromkeys(
         ("hidden_size", "inner_hidden_size", "ffn_hidden_size", "kv_channels", "num_attention_heads",
-         "multi_query_group_num", "vocab_size", "padded_vocab_size"),
+         "multi_query_group_num", "vocab_size", "padded_vocab_size", "intermediate_size", "head_dim",
+         "num_key_value_heads"),
         WIDTH,
     ),
-    **dict.fromkeys(("max_sequence_length", "seq_length"), _count(MAX_POSITIONS)),
+    **dict.fromkeys(
+        ("max_sequence_length", "seq_length", "max_position_embeddings"), _count(MAX_POSITIONS)
+    ),
     **dict.fromkeys(("mask_token_id", "gmask_token_id", "bos_token_id", "pad_token_id"), TOKEN),
     "eos_token_id": TOKENS,
-    "layernorm_epsilon": SCALE,
-    "rope_ratio": SCALE,
-    "attention_dropout": FRACTION,
+    **dict.fromkeys(("layernorm_epsilon", "rope_ratio", "rms_norm_eps", "rope_theta"), SCALE),
+    **dict.fromkeys(("attention_dropout", "partial_rotary_factor", "initializer_range"), FRACTION),
+    **dict.fromkeys(("rope_parameters", "rope_scaling"), ROPE),
     **dict.fromkeys(
-        ("add_qkv_bias", "multi_query_attention", "position_encoding_2d", "use_cache"),
+        ("add_qkv_bias", "multi_query_attention", "position_encoding_2d", "use_cache",
+         "attention_bias"),
         SWITCH,
     ),
     "pre_seq_len": LENGTH,
@@ -93,6 +98,15 @@ _LAYOUT_FIELDS: dict[str, Callable[[Any], bool]] = {
     "method": lambda value: isinstance(value, str),
     "source_fingerprint": lambda value: isinstance(value, str),
 }
+
+
+def _is_rope(value: object) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, dict) and all(
+        part is None or isinstance(part, str | bool) or (_is_number(part, 1e9) and part > 0)
+        for part in value.values()
+    )
 
 
 def _is_layout(value: object) -> bool:

@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GlmConfig
 
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
-from glmtune.models.checkpoints.config import FIRST_SIZES, SIZES, rope_ratio
+from glmtune.models.checkpoints.config import FIRST_SIZES, SIZES, NativeConfig, rope_ratio
 from glmtune.models.checkpoints.names import name_table
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 
@@ -74,7 +73,7 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def architecture_hash(config: GlmConfig | ChatGlmConfig) -> str:
+def architecture_hash(config: NativeConfig) -> str:
     """Return 16 hexadecimal digits of what a configuration makes of the same weights.
 
     Args:
@@ -97,7 +96,7 @@ def _samples(tensor: Tensor) -> Tensor:
     return flat[:: sample_step(flat.numel())]
 
 
-def _architecture(config: GlmConfig | ChatGlmConfig) -> dict[str, Any]:
+def _architecture(config: NativeConfig) -> dict[str, Any]:
     """Return what of an architecture decides its results, under names that never change."""
     if isinstance(config, ChatGlmConfig):
         values = {name: getattr(config, native) for name, native in sorted(FIRST_SIZES.items())}

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import GlmConfig
+from transformers import Glm4Config, GlmConfig
 
 from glmtune.errors import CheckpointError
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
-from glmtune.models.checkpoints.config import fused_per_head
+from glmtune.models.checkpoints.config import NativeConfig, fused_per_head
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
+from glmtune.models.checkpoints.transformers_format import is_transformers_format
 
 OUTER = {
     "transformer.embedding.word_embeddings.weight": "model.embed_tokens.weight",
@@ -87,7 +88,7 @@ class FusedLayout:
         return self.num_heads * self.head_dim, shared, shared
 
     @classmethod
-    def of(cls, config: GlmConfig | ChatGlmConfig) -> FusedLayout:
+    def of(cls, config: NativeConfig) -> FusedLayout:
         """Read the layout from a configuration made by `native_config`.
 
         Raises:
@@ -99,7 +100,7 @@ class FusedLayout:
         return cls(config.num_attention_heads, num_kv_heads, head_dim, fused_per_head(config))
 
 
-def name_table(config: GlmConfig | ChatGlmConfig) -> tuple[Entry, ...]:
+def name_table(config: NativeConfig) -> tuple[Entry, ...]:
     """List every tensor that a checkpoint of this configuration holds, embedding first, head last.
 
     Args:
@@ -112,8 +113,12 @@ def name_table(config: GlmConfig | ChatGlmConfig) -> tuple[Entry, ...]:
     Raises:
         CheckpointError: codes of 4 bits for an odd number of columns.
     """
-    is_first = isinstance(config, ChatGlmConfig)
-    plain = _first_generation(config) if is_first else _later_generations(config)
+    if isinstance(config, ChatGlmConfig):
+        plain = _first_generation(config)
+    elif is_transformers_format(config):
+        plain = _in_transformers_format(config)
+    else:
+        plain = _later_generations(config)
     layout = QuantizedLayout.of(config)
     return plain if layout is None else tuple(stored for entry in plain for stored in _stored(entry, layout))
 
@@ -156,7 +161,35 @@ def _first_generation(config: ChatGlmConfig) -> tuple[Entry, ...]:
     return (*entries, Entry("lm_head.weight", ("lm_head.weight",), (vocab, hidden), is_copy=True))
 
 
-def _later_generations(config: GlmConfig) -> tuple[Entry, ...]:
+def _in_transformers_format(config: GlmConfig | Glm4Config) -> tuple[Entry, ...]:
+    """The model's own names, in the order of the official ones: fingerprints of either format are equal."""
+    hidden, vocab, inner = config.hidden_size, config.vocab_size, config.intermediate_size
+    rows = dict(zip("qkv", FusedLayout.of(config).rows, strict=True))
+    shapes = {
+        "input_layernorm.weight": (hidden,),
+        "self_attn.o_proj.weight": (hidden, rows["q"]),
+        "post_attention_layernorm.weight": (hidden,),
+        "mlp.gate_up_proj.weight": (2 * inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+    }
+    extra = ("post_self_attn_layernorm.weight", "post_mlp_layernorm.weight")
+    shapes |= dict.fromkeys(extra, (hidden,)) if config.model_type == "glm4" else {}
+    biases = ("weight", "bias") if config.attention_bias else ("weight",)
+    attention = {
+        f"self_attn.{part}_proj.{kind}": (rows[part], hidden) if kind == "weight" else (rows[part],)
+        for kind in biases
+        for part in "qkv"
+    }
+    named: list[tuple[str, tuple[int, ...]]] = [("model.embed_tokens.weight", (vocab, hidden))]
+    for layer in range(config.num_hidden_layers):
+        named += [(f"{NATIVE_LAYER}.{layer}.{name}", shape) for name, shape in (attention | shapes).items()]
+    named.append(("model.norm.weight", (hidden,)))
+    entries = [Entry(name, (name,), shape) for name, shape in named]
+    head = Entry("lm_head.weight", ("lm_head.weight",), (vocab, hidden), is_copy=config.tie_word_embeddings)
+    return (*entries, head)
+
+
+def _later_generations(config: GlmConfig | Glm4Config) -> tuple[Entry, ...]:
     hidden, vocab, inner = config.hidden_size, config.vocab_size, config.intermediate_size
     layout = FusedLayout.of(config)
     fused = sum(layout.rows)
@@ -237,7 +270,7 @@ def fuse(query: Tensor, key: Tensor, value: Tensor, layout: FusedLayout) -> Tens
     return torch.stack(parts, dim=1).reshape(-1, *rest)
 
 
-def state_to_native(official: Mapping[str, Tensor], config: GlmConfig | ChatGlmConfig) -> dict[str, Tensor]:
+def state_to_native(official: Mapping[str, Tensor], config: NativeConfig) -> dict[str, Tensor]:
     """Rename and cut a whole official state dictionary (weights or gradients); rotary tables are left out.
 
     Args:

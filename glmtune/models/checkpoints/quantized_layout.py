@@ -19,6 +19,8 @@ OFFICIAL_BITS = (4, 8)
 """The widths that the released code can read."""
 BLOCK_LINEARS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 """Official names of the linear layers of a block, the ones that are quantized."""
+TRANSFORMERS_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")
+"""The same in transformers' format."""
 SCALE, ZERO = "weight_scale", "weight_zero"
 
 
@@ -62,10 +64,10 @@ class QuantizedLayout:
         """Say whether a layer is stored as codes.
 
         Args:
-            module: its official name, such as ``transformer.encoder.layers.0.mlp.dense_4h_to_h``.
+            module: its name in the checkpoint, such as ``transformer.encoder.layers.0.mlp.dense_4h_to_h``.
         """
         kind = module.rpartition(".")[2]
-        if kind in BLOCK_LINEARS:
+        if kind in BLOCK_LINEARS or kind in TRANSFORMERS_LINEARS:
             return ".layers." in module and module not in self.skipped
         return self.embeddings and kind in ("word_embeddings", "lm_head")
 

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import GlmConfig
 
 from glmtune.errors import CheckpointError
-from glmtune.models.architectures.chatglm_config import ChatGlmConfig
+from glmtune.models.checkpoints.config import NativeConfig
 from glmtune.models.checkpoints.finite import check_read
 from glmtune.models.checkpoints.headers import TensorRecord
 from glmtune.models.checkpoints.names import (
@@ -63,7 +62,7 @@ class OpenWeights:
 
 
 @contextmanager
-def open_weights(folder: Path, config: GlmConfig | ChatGlmConfig) -> Generator[OpenWeights]:
+def open_weights(folder: Path, config: NativeConfig) -> Generator[OpenWeights]:
     """Open the weight files of a checkpoint and compare their headers with the configuration.
 
     Args:
@@ -80,7 +79,7 @@ def open_weights(folder: Path, config: GlmConfig | ChatGlmConfig) -> Generator[O
 
 
 def read_into(
-    model: nn.Module, folder: Path, config: GlmConfig | ChatGlmConfig, quantizer: Quantizer | None = None
+    model: nn.Module, folder: Path, config: NativeConfig, quantizer: Quantizer | None = None
 ) -> None:
     """Fill a model's parameters from an official checkpoint, reading every byte once.
 
@@ -101,7 +100,7 @@ def read_into(
 def fill_model(
     model: nn.Module,
     weights: OpenWeights,
-    config: GlmConfig | ChatGlmConfig,
+    config: NativeConfig,
     quantizer: Quantizer | None = None,
 ) -> None:
     """Fill a model's parameters from files that are open already; see `read_into`."""
@@ -114,7 +113,7 @@ def fill_model(
     _fill_all(weights, config, own_memory, quantizer, codes)
 
 
-def read_weights(folder: Path, config: GlmConfig | ChatGlmConfig, destination: Destination) -> None:
+def read_weights(folder: Path, config: NativeConfig, destination: Destination) -> None:
     """Read every weight of an official checkpoint once, in the order of the files.
 
     Args:
@@ -132,7 +131,7 @@ def read_weights(folder: Path, config: GlmConfig | ChatGlmConfig, destination: D
 @torch.no_grad()
 def _fill_all(
     weights: OpenWeights,
-    config: GlmConfig | ChatGlmConfig,
+    config: NativeConfig,
     destination: Destination,
     quantizer: Quantizer | None = None,
     codes: QuantizedLayout | None = None,
@@ -166,9 +165,7 @@ def _fill(targets: Sequence[Tensor], stored: Tensor, fused: FusedLayout) -> None
         target.copy_(part)
 
 
-def check_records(
-    records: Mapping[str, TensorRecord], config: GlmConfig | ChatGlmConfig, folder: Path
-) -> None:
+def check_records(records: Mapping[str, TensorRecord], config: NativeConfig, folder: Path) -> None:
     """Compare what a checkpoint holds with what the configuration asks for.
 
     Nothing is read or built before this: a wrong checkpoint shall not cost minutes, or leave a model half
@@ -226,9 +223,7 @@ def _type_problems(shaped: list[tuple[Entry, TensorRecord]]) -> list[str]:
     return problems
 
 
-def _way_out(
-    leftover: list[str], shaped: list[tuple[Entry, TensorRecord]], config: GlmConfig | ChatGlmConfig
-) -> str:
+def _way_out(leftover: list[str], shaped: list[tuple[Entry, TensorRecord]], config: NativeConfig) -> str:
     quantized = QuantizedLayout.of(config)
     if quantized is None and any(name.endswith(f".{SCALE}") for name in leftover):
         return (

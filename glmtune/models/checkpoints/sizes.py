@@ -10,22 +10,23 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import psutil
-from transformers import GlmConfig
 
 from glmtune.errors import ConfigError
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
-from glmtune.models.checkpoints.config import FIRST_SIZES, SIZES
+from glmtune.models.checkpoints.config import FIRST_SIZES, SIZES, NativeConfig
 from glmtune.models.checkpoints.headers import TensorRecord
-from glmtune.models.checkpoints.names import FusedLayout, name_table
+from glmtune.models.checkpoints.names import NATIVE_LAYER, FusedLayout, name_table
+from glmtune.models.checkpoints.transformers_format import is_transformers_format
 
 GIB = 2**30
-_BLOCK = re.compile(r"(transformer\.(?:encoder\.)?layers)\.(\d{1,9})\.")
+_BLOCK = re.compile(r"(transformer\.(?:encoder\.)?layers|model\.layers)\.(\d{1,9})\.")
 
 
-def size_problems(records: Mapping[str, TensorRecord], config: GlmConfig | ChatGlmConfig) -> list[str]:
+def size_problems(records: Mapping[str, TensorRecord], config: NativeConfig) -> list[str]:
     """Compare the sizes of a configuration with the shapes that the headers of the weights show.
 
     Only lengths that codes have in common with floating point weights are looked at: rows and norms.
@@ -37,6 +38,8 @@ def size_problems(records: Mapping[str, TensorRecord], config: GlmConfig | ChatG
     Returns:
         One sentence per size that differs, by its official name.
     """
+    if is_transformers_format(config):
+        return _transformers_problems(records, config)
     is_first = isinstance(config, ChatGlmConfig)
     blocks = "transformer.layers" if is_first else "transformer.encoder.layers"
     embedding = "transformer.word_embeddings" if is_first else "transformer.embedding.word_embeddings"
@@ -59,6 +62,31 @@ def size_problems(records: Mapping[str, TensorRecord], config: GlmConfig | ChatG
     keys = "hidden_size" if is_first else "num_attention_heads, kv_channels and multi_query_group_num"
     rows = _rows(records, f"{blocks}.0.{attention}.query_key_value.weight")
     found.append((f"the product of {keys}", fused, "rows of query_key_value", rows))
+    return _differing(found)
+
+
+def _transformers_problems(records: Mapping[str, TensorRecord], config: Any) -> list[str]:
+    """Compare the sizes of a checkpoint in transformers' format."""
+    heads, keys, _ = FusedLayout.of(config).rows
+
+    def rows(name: str) -> int | None:
+        return _rows(records, f"{NATIVE_LAYER}.0.{name}.weight")
+
+    gates = rows("mlp.gate_up_proj")
+    width = gates if gates is None or gates % 2 else gates // 2
+    embedding = _rows(records, "model.embed_tokens.weight")
+    found = [
+        ("num_hidden_layers", config.num_hidden_layers, "blocks", _num_blocks(records, NATIVE_LAYER)),
+        ("vocab_size", config.vocab_size, "rows of the embedding", embedding),
+        ("hidden_size", config.hidden_size, "numbers of a norm", rows("input_layernorm")),
+        ("intermediate_size", config.intermediate_size, "rows of the MLP", width),
+        ("num_attention_heads * head_dim", heads, "rows of q_proj", rows("self_attn.q_proj")),
+        ("num_key_value_heads * head_dim", keys, "rows of k_proj", rows("self_attn.k_proj")),
+    ]
+    return _differing(found)
+
+
+def _differing(found: Sequence[tuple[str, int, str, int | None]]) -> list[str]:
     return [
         f"config.json: {name} is {value}, but the weights have {number} {of}"
         for name, value, of, number in found
@@ -76,7 +104,7 @@ def _rows(records: Mapping[str, TensorRecord], name: str) -> int | None:
     return record.shape[0] if record is not None and record.shape else None
 
 
-def num_parameters(config: GlmConfig | ChatGlmConfig) -> int:
+def num_parameters(config: NativeConfig) -> int:
     """Count the numbers of a model without listing its tensors; a tied head counts once.
 
     Args:
@@ -92,7 +120,7 @@ def num_parameters(config: GlmConfig | ChatGlmConfig) -> int:
     return one + (config.num_hidden_layers - 1) * (two - one)
 
 
-def check_memory(config: GlmConfig | ChatGlmConfig, source: object) -> None:
+def check_memory(config: NativeConfig, source: object) -> None:
     """Refuse to make a model of float32 weights that this machine cannot hold.
 
     Args:

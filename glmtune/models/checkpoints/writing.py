@@ -1,4 +1,4 @@
-"""A model as an official checkpoint: official names, official config.json, safetensors."""
+"""A model as a checkpoint: names and config.json of the format that its configuration says, safetensors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GlmConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from glmtune.errors import CheckpointError
-from glmtune.models.architectures.chatglm_config import ChatGlmConfig
-from glmtune.models.checkpoints.config import official_config
+from glmtune.models.checkpoints.config import NativeConfig, stored_config
 from glmtune.models.checkpoints.lazy_tensors import LazyTensors
 from glmtune.models.checkpoints.names import Entry, FusedLayout, listed, name_table, official_tensor
 from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO
@@ -34,7 +33,7 @@ def save_official(
     dtype: torch.dtype | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> list[Path]:
-    """Write a model as an official checkpoint: official names, official config.json, safetensors.
+    """Write a model as a checkpoint: official names and config.json, or transformers' if it was read so.
 
     Each file appears whole or not at all; weights of an earlier save in the folder are removed at the end.
 
@@ -56,7 +55,7 @@ def save_official(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config: Any = model.config
-    family = family_of_config(config)
+    family_of_config(config)  # raises before anything is written
     state = model.state_dict() if state_dict is None else state_dict
     table = name_table(config)
     missing = [name for entry in table for name in entry.native if name not in state]
@@ -67,8 +66,7 @@ def save_official(
         folder, official_tensors(state, config), dtypes=dtypes, max_shard_bytes=max_shard_bytes
     )
     floating = next(dtypes[entry.official] for entry in table if not _is_quantized(entry))
-    values = official_config(config, family) | {"torch_dtype": str(floating).removeprefix("torch.")}
-    write_json(folder / "config.json", values)
+    write_json(folder / "config.json", stored_config(config, floating))
     files = [*written.files, folder / "config.json"]
     # Last: a kill on the way shall leave too many files in the folder rather than too few.
     for stale in _earlier_weights(folder):
@@ -77,7 +75,7 @@ def save_official(
     return files
 
 
-def official_tensors(weights: Mapping[str, Tensor], config: GlmConfig | ChatGlmConfig) -> LazyTensors:
+def official_tensors(weights: Mapping[str, Tensor], config: NativeConfig) -> LazyTensors:
     """Offer native tensors under official names, query, key and value fused.
 
     Args:

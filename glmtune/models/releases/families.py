@@ -1,4 +1,4 @@
-"""The releases that share `model_type: chatglm`, and how to tell them apart.
+"""The releases that share `model_type: chatglm`, and how to tell them apart; folders in transformers' format.
 
 Seven release lines differ in prompt, tokenizer, end tokens and the meaning of ``rope_ratio``, but their
 config.json do not say which one they are. What the keys cannot tell is read off names, which people change;
@@ -28,6 +28,9 @@ LATER_GENERATION_KEYS = frozenset(
 NATIVE_TYPES = ("glm", "glm4")
 """model_type of checkpoints in transformers' own format."""
 
+_IN_TRANSFORMERS_FORMAT = re.compile(r"-hf$|-0414$|glm[-_](z1|edge)")
+"""Names of releases that came in transformers' format."""
+
 FAMILY_KEY = "glmtune_family"
 """Key we write into config.json and tokenizer_config.json; it decides whenever it is present."""
 
@@ -42,6 +45,9 @@ class Family(StrEnum):
     CHATGLM3 = "chatglm3"
     CHATGLM3_32K = "chatglm3-32k"
     GLM4 = "glm4"
+    TRANSFORMERS = "transformers"
+    """Any folder in transformers' own format (releases with -hf or 0414 in their names, GLM-Z1, GLM-Edge),
+    whose tokenizer.json and chat template are its own."""
 
 
 SECOND_GENERATION = frozenset({Family.CHATGLM2, Family.CHATGLM2_32K, Family.CODEGEEX2})
@@ -112,12 +118,7 @@ def detect_family(folder: Path, config: Mapping[str, Any]) -> Family:
     if FIRST_GENERATION_KEYS & config.keys():
         return Family.CHATGLM
     if config.get("model_type") in NATIVE_TYPES:
-        raise CheckpointError(
-            f"{folder}/config.json has model_type {config['model_type']!r}: a checkpoint in transformers' "
-            "own format (a release whose name ends in -hf, or an export of glmtune), which transformers "
-            "loads by itself. glmtune reads the official format: name the release without -hf, or export "
-            "with `format=official`."
-        )
+        return Family.TRANSFORMERS
     if not LATER_GENERATION_KEYS & config.keys():
         raise CheckpointError(
             f"{folder}/config.json is no official GLM configuration: model_type is "
@@ -148,6 +149,8 @@ def detect_tokenizer_family(folder: Path) -> Family:
         return parse_family(str(config[FAMILY_KEY]))
     if (folder / "ice_text.model").is_file():
         return Family.CHATGLM
+    if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
+        return Family.TRANSFORMERS
     if config.get("tokenizer_class") == "ChatGLM4Tokenizer":
         return Family.GLM4
     found = [family for name in _names(folder, {}, config) if (family := family_of_name(name))]
@@ -195,7 +198,11 @@ def family_of_name(name: str) -> Family | None:
 
     >>> family_of_name("THUDM/chatglm2-6b-32k"), family_of_name("models--zai-org--glm-4-9b")
     (<Family.CHATGLM2_32K: 'chatglm2-32k'>, <Family.GLM4: 'glm4'>)
+    >>> family_of_name("zai-org/GLM-Z1-9B-0414"), family_of_name("glm-4-9b-chat-hf")
+    (<Family.TRANSFORMERS: 'transformers'>, <Family.TRANSFORMERS: 'transformers'>)
     """
+    if _IN_TRANSFORMERS_FORMAT.search(name.lower()):
+        return Family.TRANSFORMERS
     match = re.search(r"(codegeex2)|(chatglm[-_]?3)|(chatglm[-_]?2)|(?<![a-z])(glm[-_]?4)", name.lower())
     if match is None:
         return None

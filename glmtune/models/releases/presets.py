@@ -26,6 +26,10 @@ def _official(name: str, family: Family, summary: str) -> Preset:
     return Preset(f"zai-org/{name}", family, summary)
 
 
+def _transformers(name: str, summary: str) -> Preset:
+    return _official(name, Family.TRANSFORMERS, summary)
+
+
 PRESETS: dict[str, Preset] = {
     "glm-tiny": Preset(
         None, Family.CHATGLM2, "the embedded model of a few million parameters; needs no download"
@@ -55,4 +59,13 @@ PRESETS: dict[str, Preset] = {
     "glm-4-9b-chat-1m": _official(
         "glm-4-9b-chat-1m", Family.GLM4, "fourth generation, chat, 1M tokens of context"
     ),
+    "glm-4-9b-chat-hf": _transformers(
+        "glm-4-9b-chat-hf", "fourth generation, chat, 128K tokens of context, transformers' format"
+    ),
+    "glm-4-9b-0414": _transformers("GLM-4-9B-0414", "April 2025, 9.4 billion parameters, chat"),
+    "glm-4-32b-0414": _transformers("GLM-4-32B-0414", "April 2025, 32 billion parameters, chat"),
+    "glm-z1-9b-0414": _transformers("GLM-Z1-9B-0414", "April 2025, 9.4 billion parameters, thinks first"),
+    "glm-z1-32b-0414": _transformers("GLM-Z1-32B-0414", "April 2025, 32 billion parameters, thinks first"),
+    "glm-edge-1.5b-chat": _transformers("glm-edge-1.5b-chat", "1.6 billion parameters, chat, for laptops"),
+    "glm-edge-4b-chat": _transformers("glm-edge-4b-chat", "4.5 billion parameters, chat, for laptops"),
 }

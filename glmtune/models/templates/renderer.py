@@ -13,6 +13,7 @@ from glmtune.errors import ConfigError, unknown_name
 from glmtune.messages import Message
 from glmtune.models.releases.families import Family
 from glmtune.models.templates.base import Template, TextTokenizer
+from glmtune.models.templates.folder import folder_template
 from glmtune.models.templates.roles import ChatGLM3Template, GLM4Template, system_with_tools
 from glmtune.models.templates.rounds import ChatGLM2Template, ChatGLMTemplate, CodeGeeX2Template
 
@@ -56,13 +57,16 @@ def template_for(tokenizer_or_family: TextTokenizer | Family | str) -> Template:
     """Return the template of a release.
 
     Args:
-        tokenizer_or_family: a tokenizer of ours, a family, or its value such as ``"chatglm2-32k"``.
+        tokenizer_or_family: a tokenizer of ours, a family, or its value such as ``"chatglm2-32k"``. Of a
+            folder in transformers' format only the tokenizer brings the template along.
 
     Raises:
         ConfigError: no such family.
     """
     asked = tokenizer_or_family
     value = asked if isinstance(asked, str) else asked.family
+    if value == Family.TRANSFORMERS:
+        return folder_template(None if isinstance(asked, str) else getattr(asked, "chat_template", None))
     if value not in _TEMPLATE_NAMES:
         raise ConfigError(unknown_name("The family of the prompt template", value, _TEMPLATE_NAMES))
     return TEMPLATES[_TEMPLATE_NAMES[Family(value)]]

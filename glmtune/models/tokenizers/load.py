@@ -9,6 +9,7 @@ from glmtune.models.releases.families import Family, read_json
 from glmtune.models.tokenizers.chatglm import ChatGLMTokenizer
 from glmtune.models.tokenizers.chatglm2_and_3 import ChatGLM2Tokenizer, ChatGLM3Tokenizer
 from glmtune.models.tokenizers.glm4 import ChatGLM4Tokenizer
+from glmtune.models.tokenizers.tokenizer_json import JsonTokenizer
 from glmtune.models.tokenizers.vocabulary import VocabularyTokenizer
 
 TOKENIZERS: dict[Family, type[VocabularyTokenizer]] = {
@@ -19,8 +20,9 @@ TOKENIZERS: dict[Family, type[VocabularyTokenizer]] = {
     Family.CHATGLM3: ChatGLM3Tokenizer,
     Family.CHATGLM3_32K: ChatGLM3Tokenizer,
     Family.GLM4: ChatGLM4Tokenizer,
+    Family.TRANSFORMERS: JsonTokenizer,
 }
-"""Family → class of its tokenizer."""
+"""Family → class of its tokenizer; a folder with a tokenizer.json alone (an export) has `JsonTokenizer`."""
 VOCABULARIES = tuple({each.vocab_files_names["vocab_file"]: None for each in TOKENIZERS.values()})
 """Names that the file of a tokenizer may have."""
 MAX_PADDING_ROWS = 1024
@@ -46,7 +48,7 @@ def load_tokenizer_folder(
         CheckpointError: a file is missing or broken.
     """
     folder = Path(folder)
-    tokenizer_class = TOKENIZERS[Family(family)]
+    tokenizer_class = tokenizer_class_of(folder, Family(family))
     file = tokenizer_class.vocab_files_names["vocab_file"]
     if not (folder / file).is_file():
         found = (
@@ -69,6 +71,14 @@ def load_tokenizer_folder(
     tokenizer.keeps_chat_template = keep_chat_template
     _check_against_config(folder, tokenizer)
     return tokenizer
+
+
+def tokenizer_class_of(folder: Path, family: Family) -> type[VocabularyTokenizer]:
+    """Return the class that reads a folder's tokenizer: for the release's file, else for tokenizer.json."""
+    usual = TOKENIZERS[family]
+    is_there = (folder / usual.vocab_files_names["vocab_file"]).is_file()
+    has_json = (folder / JsonTokenizer.vocab_files_names["vocab_file"]).is_file()
+    return JsonTokenizer if has_json and not is_there else usual
 
 
 def _check_against_config(folder: Path, tokenizer: VocabularyTokenizer) -> None:

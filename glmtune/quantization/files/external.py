@@ -12,8 +12,8 @@ import torch
 from glmtune.errors import ConfigError
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.models.devices import choose_device
+from glmtune.models.later import LaterModel
 from glmtune.models.load import GlmModel, load_official
-from glmtune.models.official import OfficialGlmForCausalLM
 from glmtune.quantization.arithmetic.methods import EXTERNAL
 
 
@@ -52,7 +52,7 @@ def load_external(source: Any, method: str, *, device: Any = None, **options: An
         device_map={"": place},
     )
     model.source, model.generation_config = plain.source, plain.generation_config
-    if isinstance(model, OfficialGlmForCausalLM):
+    if isinstance(model, LaterModel):
         model.rebuild_rotary()  # loading in bfloat16 rounds its table
     model.stored_layout = QuantizedLayout(chosen.bits, method=method, source_fingerprint=parent)
     # The weights cannot be read back from other libraries' layouts, so the fingerprint is that of parent and

@@ -1,8 +1,9 @@
 """Which layers of a model become codes, and why the others do not.
 
-Decided by official names and shapes alone, before any weight is read: every way to quantize (on loading, in
-memory, calibrated) and the memory planner follow the same plan. Only the linear layers of blocks are taken:
-they hold about nine tenths of the weights, and only the first generation has an official format for the rest.
+Decided by the names in the checkpoint and shapes alone, before any weight is read: every way to quantize (on
+loading, in memory, calibrated) and the memory planner follow the same plan. Only the linear layers of blocks
+are taken: they hold about nine tenths of the weights, and only the first generation has an official format
+for the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from typing import Any
 from glmtune.errors import ConfigError
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.checkpoints.names import Entry, name_table
-from glmtune.models.checkpoints.quantized_layout import BLOCK_LINEARS, QuantizedLayout, without_layout
+from glmtune.models.checkpoints.quantized_layout import (
+    BLOCK_LINEARS,
+    TRANSFORMERS_LINEARS,
+    QuantizedLayout,
+    without_layout,
+)
+from glmtune.models.checkpoints.transformers_format import is_transformers_format
 from glmtune.quantization.arithmetic.methods import method_named
 
 KEPT = "outside the blocks"
@@ -55,14 +62,15 @@ def plan_layout(
     """
     chosen = method_named(method)
     plain = plain_config(config)
-    linears = [name for name, _ in _matrices(plain) if name.rpartition(".")[2] in BLOCK_LINEARS]
+    kinds = TRANSFORMERS_LINEARS if is_transformers_format(config) else BLOCK_LINEARS
+    linears = [name for name, _ in _matrices(plain) if name.rpartition(".")[2] in kinds]
     skipped: set[str] = set()
     for pattern in skip:
         found = [name for name in linears if fnmatch.fnmatch(name, pattern) or name.endswith(f".{pattern}")]
         if not found:
             raise ConfigError(
                 f"`skip` names `{pattern}`, but no linear layer of a block is called so. "
-                f"Layers: {linears[0]}, ... (kinds: {', '.join(BLOCK_LINEARS)}; `*` stands for anything)."
+                f"Layers: {linears[0]}, ... (kinds: {', '.join(kinds)}; `*` stands for anything)."
             )
         skipped.update(found)
     if embeddings and not isinstance(config, ChatGlmConfig):

@@ -15,7 +15,7 @@ from glmtune.inference.predict.generate import generate_ids
 from glmtune.inference.settings import GenerationSettings
 from glmtune.models.chat.stream import PREFILL_CHUNK_TOKENS, ConversationCache, stream_tokens
 from glmtune.models.checkpoints.config import native_config
-from glmtune.models.official import OfficialGlmForCausalLM
+from glmtune.models.later import OfficialGlmForCausalLM
 from glmtune.models.releases.families import Family
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape

@@ -16,7 +16,7 @@ from glmtune.loading import load_model, load_tokenizer
 from glmtune.models.chat.chat import CHAT_DEFAULTS, ChatTurn, generate_settings
 from glmtune.models.chat.stream import SAFE_TOKEN, RepairScores
 from glmtune.models.checkpoints.config import native_config, read_config
-from glmtune.models.official import OfficialGlmForCausalLM
+from glmtune.models.later import OfficialGlmForCausalLM
 from glmtune.models.releases.families import Family
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape

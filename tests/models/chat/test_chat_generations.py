@@ -13,7 +13,8 @@ from glmtune.messages import Message
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.chat.chat import ChatTurn, generate_settings
 from glmtune.models.checkpoints.config import native_config, read_config
-from glmtune.models.official import OfficialChatGlmForCausalLM, OfficialGlmForCausalLM
+from glmtune.models.later import OfficialGlmForCausalLM
+from glmtune.models.official import OfficialChatGlmForCausalLM
 from glmtune.models.releases.families import Family
 from glmtune.models.templates.renderer import render_prompt, template_for
 from glmtune.prefix.attach import attach_prefix, detach_prefix

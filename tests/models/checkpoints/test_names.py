@@ -18,7 +18,7 @@ from glmtune.models.checkpoints.names import (
     state_to_native,
 )
 from glmtune.models.checkpoints.writing import official_tensors
-from glmtune.models.official import OfficialGlmForCausalLM
+from glmtune.models.later import OfficialGlmForCausalLM
 from glmtune.models.releases.families import Family
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "models"

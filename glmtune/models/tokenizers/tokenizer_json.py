@@ -1,0 +1,213 @@
+"""Any tokenizer that is stored as ``tokenizer.json``, by the library that transformers itself uses for it.
+
+Special tokens are recognised only where a template wrote them: in a text they are text. Tokens that a user
+added are in the file, too, and are recognised everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tokenizers import Tokenizer
+
+from glmtune.errors import CheckpointError
+from glmtune.models.releases.families import Family
+from glmtune.models.tokenizers.sentencepiece_file import without_surrogates
+from glmtune.models.tokenizers.token_text import REPLACEMENT, TokenText
+from glmtune.models.tokenizers.vocabulary import VocabularyTokenizer
+
+MAX_BYTES = 512 * 2**20
+"""Of a file; those of GLM-4 have 20 MB."""
+_OLD_NAMES = {"sop": "<sop>", "eop": "<eop>"}
+"""Names that our templates use → names that exports have, as the bare ones are parts of words."""
+
+
+class JsonTokenizer(VocabularyTokenizer):
+    """Tokenizer of a folder in transformers' format.
+
+    Attributes:
+        processor: of the `tokenizers` library.
+    """
+
+    DEFAULT_FAMILY = Family.TRANSFORMERS
+    OFFICIAL_CLASS: ClassVar[str] = "PreTrainedTokenizerFast"
+    PROCESSORS: ClassVar[tuple[str, ...]] = ("processor",)
+    NAMED_TOKENS: ClassVar[dict[str, str]] = {}
+
+    vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "tokenizer.json"}  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def _read(self, path: Path) -> bytes:
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} does not exist, but the tokenizer is read from it. Download it again."
+            )
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(
+                f"{path} has {path.stat().st_size} bytes, but at most {MAX_BYTES} are read."
+            )
+        content = path.read_bytes()
+        try:
+            Tokenizer.from_str(content.decode("utf-8"))
+        except Exception as error:  # the library raises a bare Exception for whatever is wrong with the file
+            raise CheckpointError(
+                f"{path} is no tokenizer ({str(error)[:200]}). Download it again."
+            ) from error
+        return content
+
+    def _load(self, content: bytes) -> None:
+        self.processor = Tokenizer.from_str(content.decode("utf-8"))
+        added = self.processor.get_added_tokens_decoder()
+        self._special = {token.content: index for index, token in added.items() if token.special}
+        self._special_ids = frozenset(self._special.values())
+        self.COMMANDS = tuple(self._special)  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._num_ids = max(self.processor.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        inner = self.processor.encode("a", add_special_tokens=False).ids
+        whole = self.processor.encode("a", add_special_tokens=True).ids
+        start = next((at for at in range(len(whole)) if whole[at : at + len(inner)] == inner), 0)
+        self._before, self._after = whole[:start], whole[start + len(inner) :]
+        self.processor.encode_special_tokens = True  # from here on their names in a text are text
+
+    # ---- vocabulary ----
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens and those that users added included."""
+        return self._num_ids
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return every token's name and id."""
+        return {**self.processor.get_vocab(with_added_tokens=True), **self._added_tokens_encoder}
+
+    def _name_of(self, index: int) -> str:
+        if index in self._added_tokens_decoder:
+            return str(self._added_tokens_decoder[index])
+        return self.processor.id_to_token(index) or ""
+
+    def _is_known(self, token: str) -> bool:
+        return self.processor.token_to_id(token) is not None
+
+    def _convert_token_to_id(self, token: str) -> int | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.processor.token_to_id(_OLD_NAMES.get(token, token))
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self._name_of(index)
+
+    def get_command(self, token: str) -> int:
+        """Return the id of a special token such as ``[gMASK]`` or ``<|user|>``.
+
+        Raises:
+            KeyError: there is no special token of this name.
+        """
+        return self._special[token] if token in self._special else self._special[_OLD_NAMES[token]]
+
+    @property
+    def prefix_ids(self) -> list[int]:
+        """The ids that the file puts in front of a text."""
+        return list(self._before)
+
+    @property
+    def suffix_ids(self) -> list[int]:
+        """The ids that the file puts behind a text."""
+        return list(self._after)
+
+    @property
+    def end_id(self) -> int:
+        """The id that ends an answer: of ``eos_token``.
+
+        Raises:
+            CheckpointError: tokenizer_config.json names none.
+        """
+        found: Any = self.eos_token_id
+        if not isinstance(found, int):
+            raise CheckpointError(
+                f"{self.name_or_path or 'The folder'}: tokenizer_config.json names no `eos_token` that the "
+                "vocabulary has, so nothing tells where an answer ends. Add it."
+            )
+        return found
+
+    # ---- text to ids and back ----
+
+    def _piece_ids(self, text: str) -> list[int]:
+        try:
+            return self.processor.encode(text, add_special_tokens=False).ids
+        except (UnicodeEncodeError, TypeError):  # half a surrogate pair
+            return self.processor.encode(without_surrogates(text), add_special_tokens=False).ids
+
+    @property
+    def _ids_to_skip(self) -> set[int]:
+        return super()._ids_to_skip | self._special_ids
+
+    def _ids_to_text(self, ids: list[int]) -> str:
+        parts: list[str] = []
+        run: list[int] = []
+        for index in ids:
+            if index in self._added_tokens_decoder:  # added since the file was read, which knows it not
+                parts += [self._run_text(run), str(self._added_tokens_decoder[index])]
+                run = []
+            else:
+                run.append(index)
+        return "".join([*parts, self._run_text(run)])
+
+    def _run_text(self, ids: list[int]) -> str:
+        return self.processor.decode(ids, skip_special_tokens=False) if ids else ""
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Join tokens as `decode` does."""
+        return self._ids_to_text(
+            [index for token in tokens if (index := self.get_vocab().get(token)) is not None]
+        )
+
+    def token_text(
+        self,
+        *,
+        skip_special_tokens: bool = False,
+        left_out: Collection[int] = (),
+        goes_on: bool = False,
+    ) -> TokenText:
+        """Return what decodes tokens one by one."""
+        return _WindowText(self, self._skipped(skip_special_tokens, left_out), goes_on=goes_on)
+
+    def _is_copied(self) -> bool:
+        # Without its template a tuned folder of this format could not chat, or be loaded for it again.
+        return True
+
+    def _official_keys(self) -> dict[str, object]:
+        return {"tokenizer_class": self.OFFICIAL_CLASS}
+
+
+class _WindowText:
+    """Decodes the last tokens with and without the newest one; what that adds is the newest one's text.
+
+    The vocabulary's own decoder may do anything with a run of tokens, so runs are given to it: from the last
+    place where the text was certain on, with the few tokens before it, which decide about a blank in between.
+    """
+
+    def __init__(self, tokenizer: JsonTokenizer, skipped: frozenset[int], *, goes_on: bool) -> None:
+        self._tokenizer, self._skipped = tokenizer, skipped
+        # Behind another text a leading blank stays: as behind a token that is one.
+        self._before: list[int] = tokenizer.text_ids("a") if goes_on else []
+        self._waiting: list[int] = []
+
+    def feed(self, token_id: int) -> str:
+        """Take the next token; return the text that is certain now."""
+        if token_id in self._skipped:
+            return ""
+        self._waiting.append(token_id)
+        text = self._new_text()
+        if not text or text.endswith(REPLACEMENT):
+            return ""  # half a character, or nothing yet
+        self._before, self._waiting = self._waiting, []
+        return text
+
+    def finish(self) -> str:
+        """Return what the last tokens become if none follows."""
+        text = self._new_text()
+        self._before, self._waiting = self._waiting, []
+        return text
+
+    def _new_text(self) -> str:
+        known: str = self._tokenizer.decode(self._before) if self._before else ""
+        whole: str = self._tokenizer.decode([*self._before, *self._waiting])
+        return whole[len(known) :]
