@@ -23,6 +23,7 @@ GENERATIONS = {
     Family.CHATGLM3: "third",
     Family.CHATGLM3_32K: "third",
     Family.GLM4: "fourth",
+    Family.TRANSFORMERS: "transformers' format",
 }
 
 

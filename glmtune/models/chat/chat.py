@@ -69,6 +69,7 @@ CHAT_DEFAULTS: dict[Family, ChatDefaults] = {
     Family.CHATGLM3: _LATER,
     Family.CHATGLM3_32K: _LONG,
     Family.GLM4: _LATER,
+    Family.TRANSFORMERS: _LATER,
 }
 
 
