@@ -1,7 +1,7 @@
 """Write weights into safetensors shards, holding one shard in memory at a time.
 
-What is written are tensors by name, each made when it is asked for: chains of them (read → dequantize → merge →
-rename) describe an export of 19 GB and hold one tensor at a time.
+What is written are tensors by name, each made when it is asked for: chains of them (read → dequantize → merge
+→ rename) describe an export of 19 GB and hold one tensor at a time.
 """
 
 from __future__ import annotations
