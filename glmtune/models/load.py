@@ -13,7 +13,7 @@ from transformers import Glm4Config, GlmConfig
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
-from glmtune.models.checkpoints.config import NativeConfig, is_other, native_config, read_config
+from glmtune.models.checkpoints.config import PER_HEAD_KEY, NativeConfig, is_other, native_config, read_config
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.models.checkpoints.quantizer import Quantizer
 from glmtune.models.checkpoints.reading import fill_model, open_weights
@@ -137,7 +137,9 @@ def _load_other(
 ) -> Any:
     """Load what is no GLM of ours; what only ours can is refused."""
     kind, (dtype, device, attn_implementation) = str(stored["model_type"]), how
-    if quantizer is not None and quantizer.layout(None, GlmConfig()) is not None:
+    some_glm = GlmConfig()  # to ask whether codes are wanted at all
+    setattr(some_glm, PER_HEAD_KEY, False)
+    if quantizer is not None and quantizer.layout(None, some_glm) is not None:
         raise ConfigError(
             f"`quantization` is set, but {folder} has model_type `{kind}`, which glmtune does not compute "
             "itself, and so has no codes for. Leave it out."

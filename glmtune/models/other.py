@@ -115,19 +115,27 @@ def load_other(
     return model.to(device).eval()
 
 
-def check_is_ours(model: Any, what: str, instead: str) -> None:
-    """Refuse what glmtune computes itself for a model that it did not write.
+def check_tunable(model: Any, tune: str) -> None:
+    """Refuse to tune a model that transformers alone computes, but for a LoRA on GLM's mixtures of experts.
 
     Args:
         model: a loaded base.
-        what: what was asked for, beginning a sentence.
-        instead: the way out.
+        tune: ``prefix``, ``lora`` or ``full``.
 
     Raises:
-        ConfigError: it is an `OtherModel`.
+        ConfigError: it is an `OtherModel` that cannot be tuned so.
     """
-    if isinstance(model, OtherModel):
+    if not isinstance(model, OtherModel) or (isinstance(model, MixtureModel) and tune == "lora"):
+        return
+    kind = model.config.model_type
+    if isinstance(model, MixtureModel):
+        what = "has no place for a prefix yet" if tune == "prefix" else "is too large to tune as a whole here"
         raise ConfigError(
-            f"{what}, but model_type `{model.config.model_type}` is none of the GLMs that glmtune computes "
-            f"itself (chatglm, glm, glm4): it can be evaluated and asked. {instead}"
+            f"`tune` is `{tune}`, but a mixture of experts ({kind}) {what}. Use `+recipe=lora`, which tunes "
+            "its attention."
         )
+    raise ConfigError(
+        f"`tune` is `{tune}`, but model_type `{kind}` is no GLM: glmtune evaluates and asks it, as a "
+        "baseline (`glmtune eval`, `compare`, `chat`), and tunes only GLMs. Name one, such as "
+        "`model=glm-edge-1.5b-chat`."
+    )
