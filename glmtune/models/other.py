@@ -18,12 +18,17 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.models.checkpoints.config import read_config
 from glmtune.models.checkpoints.fingerprint import architecture_hash, sampled_signs
+from glmtune.models.checkpoints.names import listed
 from glmtune.models.checkpoints.shards import read_records
 from glmtune.models.devices import choose_dtype
 from glmtune.models.later import LaterModel
 from glmtune.models.official import OfficialModel
 from glmtune.models.releases.families import FAMILY_KEY, MIXTURES, Family
+
+SPARE = 1.01
+"""Files may leave out a few numbers that models form themselves."""
 
 
 class OtherModel(OfficialModel):
@@ -83,6 +88,11 @@ def load_other(
     Raises:
         CheckpointError: no causal language model, weights of another tool's codes, damaged.
     """
+    if read_config(folder).get("quantization_config") is not None:
+        raise CheckpointError(
+            f"{folder}: the weights are codes of another tool (`quantization_config`). Load the release that "
+            "they were made from."
+        )
     try:
         config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         parent: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -91,28 +101,60 @@ def load_other(
             f"{folder}: model_type is `{model_type}`, and transformers has no causal language model for this "
             f"config.json ({str(error)[:200]}). Take a checkpoint of text in, text out."
         ) from error
-    if getattr(config, "quantization_config", None) is not None:
-        raise CheckpointError(
-            f"{folder}: the weights are codes of another tool (`quantization_config`). Load the release that "
-            "they were made from."
-        )
-    count = sum(math.prod(record.shape) for record in read_records(folder).values())
+    count = _check_size(folder, parent, config)
     chosen = choose_dtype(dtype, device, stored=config.dtype, num_parameters=count)
     setattr(config, FAMILY_KEY, Family.TRANSFORMERS.value)
     try:
-        model = _class_for(parent).from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
+        model, loaded = _class_for(parent).from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
             str(folder),
             config=config,
             dtype=chosen,
             local_files_only=True,
+            output_loading_info=True,
             attn_implementation=attn_implementation or ("sdpa" if parent._supports_sdpa else "eager"),
         )
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise CheckpointError(
             f"{folder}: transformers cannot load it ({type(error).__name__}: {str(error)[:300]})."
         ) from error
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} tensors are missing: {listed(missing)}. config.json and the weights "
+            "must be of the same, complete checkpoint."
+        )
     model.source, model.stored_dtype = str(source), config.dtype
     return model.to(device).eval()
+
+
+def _check_size(folder: Path, parent: Any, config: Any) -> int:
+    """Compare the size that config.json asks for with that of the weights, before anything is built of it.
+
+    transformers would draw what is missing at random: a file of 1 KB could ask for any amount of memory.
+
+    Returns:
+        Numbers in the weight files.
+
+    Raises:
+        CheckpointError: there are far fewer than the model has.
+    """
+    records = read_records(folder)
+    count = sum(math.prod(record.shape) for record in records.values())
+    layers = getattr(config, "num_hidden_layers", 0)
+    asked = 0
+    if isinstance(layers, int) and layers <= len(
+        records
+    ):  # a million blocks take minutes even without memory
+        with torch.device("meta"):
+            model: Any = parent(config)
+        model.tie_weights()
+        asked = model.num_parameters()
+    if not asked or asked > count * SPARE:
+        raise CheckpointError(
+            f"{folder}: config.json asks for {f'{asked:,}' if asked else 'far more'} numbers ({layers} "
+            f"layers), but the weight files hold {count:,}. They must be of the same, complete checkpoint."
+        )
+    return count
 
 
 def check_tunable(model: Any, tune: str) -> None:
