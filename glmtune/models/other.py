@@ -101,6 +101,8 @@ def load_other(
             f"{folder}: model_type is `{model_type}`, and transformers has no causal language model for this "
             f"config.json ({str(error)[:200]}). Take a checkpoint of text in, text out."
         ) from error
+    attention = attn_implementation or ("sdpa" if parent._supports_sdpa else "eager")
+    config._attn_implementation = attention  # before anything is built: the file's may name a hub's kernels
     count = _check_size(folder, parent, config)
     chosen = choose_dtype(dtype, device, stored=config.dtype, num_parameters=count)
     setattr(config, FAMILY_KEY, Family.TRANSFORMERS.value)
@@ -111,7 +113,7 @@ def load_other(
             dtype=chosen,
             local_files_only=True,
             output_loading_info=True,
-            attn_implementation=attn_implementation or ("sdpa" if parent._supports_sdpa else "eager"),
+            attn_implementation=attention,
         )
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise CheckpointError(
