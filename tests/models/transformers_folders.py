@@ -50,7 +50,11 @@ def byte_level_tokenizer() -> Tokenizer:
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    texts = ["你好，今天去哪里？我们去公园散步。", "How many legs does a cat have? Four legs.", "x = 1\n\n\ny = 22\n"]
+    texts = [
+        "你好，今天去哪里？我们去公园散步。",
+        "How many legs does a cat have? Four legs.",
+        "x = 1\n\n\ny = 22\n",
+    ]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet))
     names = ChatGLM4Tokenizer.COMMANDS

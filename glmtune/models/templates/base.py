@@ -55,6 +55,8 @@ class Template(Protocol):
         bidirectional_context: whether the context is read in both directions (ChatGLM-6B). Then ``sop``, the
             last id of a prompt, starts the answer: it carries loss and, like the end id, is one of
             ``max_target_length`` rather than of ``max_source_length``.
+        answer_opening: what the prompt ends with and a reader of the answer puts in front of it again: the
+            tag that opens thoughts; mostly empty.
     """
 
     name: ClassVar[str]
@@ -62,6 +64,11 @@ class Template(Protocol):
     knows_tools: ClassVar[bool]
     tools_introduction: ClassVar[str]
     bidirectional_context: ClassVar[bool]
+
+    @property
+    def answer_opening(self) -> str:
+        """See the class."""
+        ...
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
         """Return the conversation as text.

@@ -37,6 +37,7 @@ class _RoleTemplate:
     knows_tools: ClassVar[bool] = True
     tools_introduction: ClassVar[str]
     bidirectional_context: ClassVar[bool] = False
+    answer_opening: ClassVar[str] = ""
     _opening: ClassVar[str] = ""
 
     def _shown(self, messages: Sequence[Message]) -> Sequence[Message]:

@@ -28,6 +28,7 @@ class _TextTemplate(ABC):
     knows_tools: ClassVar[bool] = False
     tools_introduction: ClassVar[str] = ""
     bidirectional_context: ClassVar[bool] = False
+    answer_opening: ClassVar[str] = ""
     name: ClassVar[str]
 
     @abstractmethod
