@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from glmtune.errors import CheckpointError
 from glmtune.models.releases.families import Family
+from glmtune.models.templates.thinking import CLOSE, OPEN
 from glmtune.models.tokenizers.sentencepiece_file import without_surrogates
 from glmtune.models.tokenizers.token_text import REPLACEMENT, TokenText, spelled
 from glmtune.models.tokenizers.vocabulary import VocabularyTokenizer
@@ -146,7 +147,9 @@ class JsonTokenizer(VocabularyTokenizer):
 
     @property
     def _ids_to_skip(self) -> set[int]:
-        return super()._ids_to_skip | self._special_ids
+        # Tags of thoughts are read by whoever parts them from the answer, also where they are special tokens.
+        tags = {self._special[tag] for tag in (OPEN, CLOSE) if tag in self._special}
+        return (super()._ids_to_skip | self._special_ids) - tags
 
     def _ids_to_text(self, ids: list[int]) -> str:
         parts: list[str] = []
