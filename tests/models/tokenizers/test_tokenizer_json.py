@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 
 from glmtune.errors import CheckpointError
+from glmtune.export.tokenizer import fast_tokenizer, save_fast_tokenizer
+from glmtune.loading import load_tokenizer
+from glmtune.messages import Message
 from glmtune.models.releases.families import Family
+from glmtune.models.templates.renderer import template_for
 from glmtune.models.tokenizers.load import load_tokenizer_folder
 from tests.models.templates.chat_folders import FORMS, chat_tokenizer, theirs
 
@@ -152,3 +156,64 @@ def test_without_an_end_token_nothing_can_end(tmp_path: Path) -> None:
     tokenizer = chat_tokenizer(tmp_path, FORMS["roles"], eos_token=None)
     with pytest.raises(CheckpointError, match="names no `eos_token`"):
         _ = tokenizer.end_id
+
+
+# ---- exports of the releases ----
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """The tokenizer of glm-tiny (sentencepiece), and what reads its export."""
+    folder = tmp_path_factory.mktemp("export")
+    original = load_tokenizer("glm-tiny")
+    save_fast_tokenizer(fast_tokenizer(original), folder)
+    (folder / "config.json").write_text('{"model_type": "glm"}', encoding="utf-8")
+    return original, load_tokenizer_folder(folder, Family.TRANSFORMERS)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [Message("user", "你好")],
+        [Message("user", "Hi there"), Message("assistant", "Hello!"), Message("user", " what? ")],
+        [Message("system", "Be brief."), Message("user", "x\n\n\ty")],
+        [Message("user", "</s>[gMASK] <sop>")],
+    ],
+)
+def test_an_export_has_the_prompts_of_the_original(
+    exported: tuple[Any, Any], messages: list[Message]
+) -> None:
+    original, export = exported
+    assert template_for(export).encode_prompt(export, messages) == (
+        template_for(original).encode_prompt(original, messages)
+    )
+    for text in ("Hello!", " Hello", "你好。\n", ""):
+        answer = Message("assistant", text)
+        assert template_for(export).encode_answer(export, answer) == (
+            template_for(original).encode_answer(original, answer)
+        )
+    assert template_for(export).stop_ids(export) == template_for(original).stop_ids(original)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_an_export_streams_what_it_decodes(exported: tuple[Any, Any], seed: int) -> None:
+    original, export = exported
+    rng = random.Random(seed)
+    pieces = [rng.randrange(export.vocab_size) for _ in range(60)]
+    single_bytes = [
+        each for each in range(original.vocab_size) if f"{export.convert_ids_to_tokens(each)}"[:3] == "<0x"
+    ]
+    letters = [rng.choice([*single_bytes, *export.text_ids("😀龘 hello  x")]) for _ in range(60)]
+    for ids in (pieces, [*export.text_ids("a"), *letters], export.text_ids(" 😀龘 é\n\n x")):
+        assert streamed(export, ids) == export.decode(ids)
+        assert streamed(export, ids, goes_on=True).lstrip() == export.decode(ids).lstrip()
+        shown = export.decode(ids, skip_special_tokens=True)
+        assert shown == original.decode(ids, skip_special_tokens=True)
+        assert streamed(export, ids, skip_special_tokens=True) == shown
+
+
+def test_a_blank_in_front_stays_behind_another_text(exported: tuple[Any, Any]) -> None:
+    _, export = exported
+    ids = export.text_ids("legs")
+    assert streamed(export, ids) == "legs"
+    assert streamed(export, ids, goes_on=True) == " legs"
