@@ -105,13 +105,11 @@ class PromptEncoder:
         if prompt.text is None:
             before = [] if prompt.turns[0].role == "system" else self._system
             ids = self._template.encode_prompt(self._ours, [*before, *prompt.turns])
+            if self.family is Family.TRANSFORMERS:  # its own template decides (GLM-Edge writes none)
+                return tuple(ids)
         else:
             ids = [*self._ours.prefix_ids, *self._ours.text_ids(prompt.text), *self._ours.suffix_ids]
-        marks = [*self._ours.prefix_ids, *self._ours.suffix_ids]
-        if prompt.text is None and isinstance(self._template, FolderTemplate):
-            # Which of them stand there is the folder's template's to say, as transformers renders it.
-            marks = [mark for mark in marks if mark in ids]
-        check_marks(ids, marks)
+        check_marks(ids, [*self._ours.prefix_ids, *self._ours.suffix_ids])
         return tuple(ids)
 
     def choice_ids(self, prompt: Prompt, choices: Sequence[str]) -> tuple[tuple[int, ...], list[int]]:

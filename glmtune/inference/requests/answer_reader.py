@@ -114,7 +114,7 @@ class AnswerReader:
             elif isinstance(delta, CallStart):
                 delta = CallStart(self._num_calls, delta.name)
                 self._num_calls += 1
-            else:
+            elif isinstance(delta, CallDelta):
                 delta = CallDelta(self._num_calls - 1, delta.arguments)
             numbered.append(delta)
         return numbered

@@ -60,10 +60,18 @@ class Template(Protocol):
     """
 
     name: ClassVar[str]
-    one_row_per_conversation: ClassVar[bool]
-    knows_tools: ClassVar[bool]
     tools_introduction: ClassVar[str]
     bidirectional_context: ClassVar[bool]
+
+    @property
+    def one_row_per_conversation(self) -> bool:
+        """See the class."""
+        ...
+
+    @property
+    def knows_tools(self) -> bool:
+        """See the class."""
+        ...
 
     @property
     def answer_opening(self) -> str:

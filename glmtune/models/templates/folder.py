@@ -20,15 +20,25 @@ from typing import Any, ClassVar, NamedTuple
 from glmtune.errors import DataError
 from glmtune.messages import Message
 from glmtune.models.templates.base import TextTokenizer, check_last, check_roles
-from glmtune.models.templates.marked import Piece, as_item, marked, names_pattern, pieces_of, rendered
+from glmtune.models.templates.marked import (
+    HIDDEN,
+    Piece,
+    as_item,
+    hidden_name,
+    marked,
+    names_pattern,
+    pieces_of,
+    rendered,
+)
 from glmtune.models.templates.thinking import CLOSE, OPEN, opens_thoughts, split_thoughts, thoughts_and_rest
 from glmtune.models.templates.tool_calls import described
 
 _TURN_ENDS = ("<|endoftext|>", "<|user|>", "<|observation|>")
 """Special tokens at which GLM's answers end, where the vocabulary has them; beside the end token."""
 _PROBE = ("1", "2", "3", "4", "5")
+_TOOL_NAME = "probe_of_tools"
 _TOOL = {
-    "name": "probe_of_tools",
+    "name": _TOOL_NAME,
     "description": "6",
     "parameters": {"type": "object", "properties": {"7": {"type": "string", "description": "8"}}},
 }
@@ -76,6 +86,7 @@ class FolderTemplate:
         """
         self.source = source
         self._names, self._named, self._pattern = tuple(names), dict(named or {}), names_pattern(names)
+        self._hidden = names_pattern([hidden_name(name) for name in names])
         self._tool_form: _ToolForm | None = None
         self._result_role = _RESULT_ROLES[0]
         self.opens_thoughts = self.keeps_earlier_answers = self.one_row_per_conversation = False
@@ -116,7 +127,7 @@ class FolderTemplate:
         for form in itertools.starmap(_ToolForm, itertools.product((False, True), (True, False))):
             self._tool_form = form
             told = [Message("system", "", tools=json.dumps([_TOOL])), asked]
-            if _TOOL["name"] in (self._probed(told) or ""):
+            if _TOOL_NAME in (self._probed(told) or ""):
                 return
         self._tool_form = None
 
@@ -343,7 +354,10 @@ class FolderTemplate:
         parts: list[tuple[bool, str]] = []  # (is a special token, text)
         for piece in pieces:
             if piece.is_content or self._pattern is None:
-                parts.append((False, piece.text))
+                text = piece.text
+                if self._hidden is not None and HIDDEN in text:
+                    text = self._hidden.sub(lambda found: found[0].replace(HIDDEN, ""), text)
+                parts.append((False, text))
                 continue
             found = self._pattern.split(piece.text)
             parts += [(bool(at % 2), part) for at, part in enumerate(found) if part]

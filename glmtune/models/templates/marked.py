@@ -29,6 +29,8 @@ RENDER_SECONDS = 5.0
 _OPENS, _ENDS = "\ue000", "\ue001"
 _MARK = re.compile(f"{_OPENS}([0-9]{{1,9}}){_ENDS}")
 """Two characters that no text means: Unicode leaves them to private use."""
+HIDDEN = "\ufdd0"
+"""What templates of exports write inside names that are text, and their tokenizers drop again."""
 _TAGS = re.compile(f"({re.escape(OPEN)}|{re.escape(CLOSE)})")
 
 
@@ -61,12 +63,14 @@ class MarkedMessages:
         messages: as templates see them.
         tools: descriptions of tools, names of special tokens in them marked.
         fragments: what each mark stands for.
+        names: finds the names of special tokens.
         needed: of each message that says something, its place and the marks of which one has to be shown.
     """
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None
     fragments: list[_Fragment]
+    names: re.Pattern[str] | None
     needed: list[tuple[int, set[int]]]
 
 
@@ -114,7 +118,7 @@ def marked(messages: Sequence[Message], tools: Sequence[Any] | None, names: Sequ
         given.append(item)
     pattern = names_pattern(names)
     shown_tools = None if tools is None else [_with_marks(tool, pattern, mark) for tool in tools]
-    return MarkedMessages(given, shown_tools, fragments, needed)
+    return MarkedMessages(given, shown_tools, fragments, pattern, needed)
 
 
 def _answer_marks(content: str) -> set[int]:
@@ -176,7 +180,7 @@ def pieces_of(text: str, with_marks: str, given: MarkedMessages) -> list[Piece]:
     place, is_exact = len(literals[0]), text.startswith(literals[0])
     for number, literal in zip(numbers, literals[1:], strict=True):
         fragment = given.fragments[number] if number < len(given.fragments) else None
-        content = None if fragment is None else _found(fragment.text, literal, text, place)
+        content = None if fragment is None else _found(fragment.text, literal, text, place, given.names)
         if fragment is None or content is None:
             is_exact = False
             break
@@ -195,17 +199,25 @@ def pieces_of(text: str, with_marks: str, given: MarkedMessages) -> list[Piece]:
     return [piece for piece in pieces if piece.text]
 
 
-def _found(content: str, literal: str, text: str, place: int) -> str | None:
+def _found(content: str, literal: str, text: str, place: int, names: re.Pattern[str] | None) -> str | None:
     """Return what stands for a content: as it is, or stripped; None: it was changed otherwise."""
-    for form in _forms(content):
+    for form in _forms(content, names):
         if text.startswith(form, place) and text.startswith(literal, place + len(form)):
             return form
     return None
 
 
-def _forms(content: str) -> Iterator[str]:
+def _forms(content: str, names: re.Pattern[str] | None) -> Iterator[str]:
     changes: tuple[Callable[[str], str], ...] = (str, str.rstrip, str.lstrip, str.strip)
     yield from dict.fromkeys(change(content) for change in changes)
+    if names is not None and names.search(content):
+        hidden = names.sub(lambda found: hidden_name(found[0]), content)
+        yield from dict.fromkeys(change(hidden) for change in changes)
+
+
+def hidden_name(name: str) -> str:
+    """Return the name of a special token as templates of exports write it where it is text."""
+    return f"{name[0]}{HIDDEN}{name[1:]}"
 
 
 def rendered(
@@ -230,6 +242,7 @@ def rendered(
     """
     found: list[str] = []
     errors: list[BaseException] = []
+    variables: dict[str, Any] = dict(named)
 
     def run() -> None:
         try:
@@ -238,7 +251,7 @@ def rendered(
                 tools=None if tools is None else list(tools),
                 chat_template=source,
                 add_generation_prompt=asks,
-                **named,
+                **variables,
             )
             texts: list[str] = result[0] if isinstance(result, tuple) else result
             found.append(texts[0])

@@ -66,7 +66,7 @@ class JsonTokenizer(VocabularyTokenizer):
         added = self.processor.get_added_tokens_decoder()
         self._special = {token.content: index for index, token in added.items() if token.special}
         self._special_ids = frozenset(self._special.values())
-        self.COMMANDS = tuple(self._special)  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.COMMANDS = tuple(self._special)  # pyright: ignore[reportAttributeAccessIssue]
         self._num_ids = max(self.processor.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         inner = self.processor.encode("a", add_special_tokens=False).ids
         whole = self.processor.encode("a", add_special_tokens=True).ids
@@ -252,6 +252,6 @@ class _WindowText:
                 return
 
     def _new_text(self, num_waiting: int | None = None) -> str:
-        known: str = self._tokenizer.decode(self._before) if self._before else ""
-        whole: str = self._tokenizer.decode([*self._before, *self._waiting[:num_waiting]])
+        known = str(self._tokenizer.decode(self._before)) if self._before else ""
+        whole = str(self._tokenizer.decode([*self._before, *self._waiting[:num_waiting]]))
         return whole[len(known) :]

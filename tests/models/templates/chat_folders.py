@@ -49,6 +49,10 @@ FORMS = {
     "{% endfor %}{% endif %}{% for m in messages %}<|{{ m.role }}|>{{ m.metadata or '' }}\n"
     "{{ m.content.split('</think>')[-1].strip() }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n<think>{% endif %}",
+    # As exports hide names of special tokens in what a message says.
+    "hiding": "[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>\n"
+    "{{ m.content | replace('<|user|>', '<\ufdd0|user|>') }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}",
     # The prompt opens thoughts, and later prompts keep them.
     "kept-thoughts": "[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n<think>{% endif %}",

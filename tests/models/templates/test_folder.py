@@ -27,7 +27,7 @@ TALK = [
     Message("user", "And then?"),
 ]
 TOOL = {"name": "clock", "description": "tells the time", "parameters": {"type": "object", "properties": {}}}
-KEEPING = ["roles", "system-first", "tools-in-message"]
+KEEPING = ["roles", "system-first", "tools-in-message", "hiding"]
 """Forms in which an earlier answer is the same tokens as when it was written."""
 
 
@@ -187,6 +187,7 @@ def test_an_answer_is_what_stands_behind_the_prompt(form: str, answer: str, tmp_
         text = text.removeprefix("\n</think>")
     assert text.strip() == answer.strip()
     whole = template.render([ASKED, said]) if not template.opens_thoughts else ""
+    whole = whole.replace(marked.HIDDEN, "")
     assert not whole or whole.startswith(ours.decode(prompt) + ours.decode(written))
 
 
