@@ -83,7 +83,7 @@ class AnswerParts:
         """Take the next event."""
         match event:
             case ThoughtDelta():
-                self.thoughts += event.text
+                self.thoughts += event.thoughts
             case TextDelta():
                 self.text += event.text
             case CallStart():

@@ -24,7 +24,7 @@ class TextDelta:
 class ThoughtDelta:
     """More of what the model thinks before its answer, without the tags around it; no part of the answer."""
 
-    text: str
+    thoughts: str
     logprobs: tuple[TokenLogprob, ...] = ()
 
 

@@ -73,9 +73,9 @@ class Display:
                 first = first or self._clock()
                 parts.add(event)
                 if isinstance(event, ThoughtDelta):
-                    self.console.print(plain(event.text, THOUGHT_STYLE), end="")
+                    self.console.print(plain(event.thoughts, THOUGHT_STYLE), end="")
                     write_now("")
-                    is_at_start, is_thinking = event.text.endswith("\n"), True
+                    is_at_start, is_thinking = event.thoughts.endswith("\n"), True
                     continue
                 if is_thinking:
                     write_now("\n" if is_at_start else "\n\n")

@@ -226,7 +226,7 @@ def _joined(before: AnswerEvent | None, event: AnswerEvent) -> AnswerEvent | Non
         case TextDelta(), TextDelta():
             return TextDelta(before.text + event.text, before.logprobs + event.logprobs)
         case ThoughtDelta(), ThoughtDelta():
-            return ThoughtDelta(before.text + event.text, before.logprobs + event.logprobs)
+            return ThoughtDelta(before.thoughts + event.thoughts, before.logprobs + event.logprobs)
         case CallDelta(), CallDelta() if before.index == event.index:
             return CallDelta(
                 event.index, before.arguments + event.arguments, before.logprobs + event.logprobs

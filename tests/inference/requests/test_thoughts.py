@@ -41,7 +41,7 @@ def read(text: str, *, has_tools: bool, seed: int, **options: Any) -> tuple[str,
         deltas += reader.feed(text[:num])
         text = text[num:]
     deltas += reader.finish(is_cut=False)
-    thoughts = "".join(each.text for each in deltas if isinstance(each, ThoughtDelta))
+    thoughts = "".join(each.thoughts for each in deltas if isinstance(each, ThoughtDelta))
     said = "".join(each.text for each in deltas if isinstance(each, TextDelta))
     calls: list[list[str]] = []
     for each in deltas:
@@ -97,7 +97,7 @@ def test_an_engine_tells_thoughts_first(form: str, text: str, tokenizers: dict[s
     kinds = [type(each) for each in found]
     first_text = kinds.index(TextDelta)
     assert set(kinds[:first_text]) == {ThoughtDelta}
-    assert "".join(each.text for each in found if isinstance(each, ThoughtDelta)) == "2 and 2"
+    assert "".join(each.thoughts for each in found if isinstance(each, ThoughtDelta)) == "2 and 2"
     assert "".join(each.text for each in found if isinstance(each, TextDelta)) == "四 legs"
     entries = [entry for each in found[:-1] for entry in each.logprobs]
     assert [each.token_id for each in entries] == tokenizers[form].text_ids(text)
@@ -146,6 +146,6 @@ def test_a_stop_text_ends_thoughts_too(tokenizers: dict[str, Any]) -> None:
     _, found = events(
         tokenizers["thinking-tools"], "\n2 and 2\n</think>\n4", sampling=Sampling(stop=(" and",))
     )
-    assert [each.text for each in found[:-1]] == ["2"]
+    assert [each.thoughts for each in found[:-1]] == ["2"]
     assert isinstance(found[0], ThoughtDelta)
     assert found[-1].reason == "stop"

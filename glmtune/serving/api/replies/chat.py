@@ -83,7 +83,7 @@ class ChatChunks:
         match event:
             case ThoughtDelta():
                 # As DeepSeek and vLLM name it; OpenAI's own interface hides what its models think.
-                return [self._chunk(index, {"reasoning_content": event.text}, logprobs=event.logprobs)]
+                return [self._chunk(index, {"reasoning_content": event.thoughts}, logprobs=event.logprobs)]
             case TextDelta():
                 if not event.text and not event.logprobs:
                     return []
@@ -141,7 +141,7 @@ class ChatChoice:
         """Take the next event."""
         match event:
             case ThoughtDelta():
-                self.thoughts += event.text
+                self.thoughts += event.thoughts
                 self.logprobs += event.logprobs
             case TextDelta():
                 self.text += event.text
