@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from glmtune.data.encode import encode_training_row
+from glmtune.data.lengths import training_lengths
 from glmtune.data.records import Conversation, RowProblem
 from glmtune.data.settings import DataSettings
 from glmtune.errors import ConfigError
@@ -99,8 +100,22 @@ def test_an_existing_family_learns_thoughts_as_a_part_of_the_answer(tiny_tokeniz
 
 def test_an_answer_cut_within_its_thoughts_is_no_row(tmp_path: Path) -> None:
     tokenizer = chat_tokenizer(tmp_path, FORMS["thinking"])
-    with pytest.raises(RowProblem, match="`data.max_target_length` = 3 cuts its answer within the thoughts"):
+    with pytest.raises(
+        RowProblem, match=r"`data\.max_target_length` = 3 cuts its answer within the thoughts"
+    ):
         rows(tokenizer, ASKED, THOUGHTFUL, max_target_length=3, loss_on_thoughts=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lengths_that_the_data_tells_hold_thoughts(kind: str, tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(tmp_path, FORMS[kind])
+    talks = [Conversation((ASKED, THOUGHTFUL), "rows.jsonl", 1)]
+    counted = [
+        training_lengths(talks, tokenizer, DataSettings(loss_on_thoughts=learnt)).answers.tolist()
+        for learnt in (True, False)
+    ]
+    assert counted[0] == counted[1]
+    assert counted[0] == [len(template_for(tokenizer).encode_answer(tokenizer, THOUGHTFUL)) - 1]
 
 
 def test_thoughts_that_never_end_are_no_row(tmp_path: Path) -> None:
@@ -111,6 +126,6 @@ def test_thoughts_that_never_end_are_no_row(tmp_path: Path) -> None:
 
 def test_everything_takes_thoughts_in() -> None:
     with pytest.raises(
-        ConfigError, match="`data.loss_on_thoughts` is false, but `data.loss_on` is `everything`"
+        ConfigError, match=r"`data\.loss_on_thoughts` is false, but `data\.loss_on` is `everything`"
     ):
         DataSettings(loss_on="everything", loss_on_thoughts=False)
