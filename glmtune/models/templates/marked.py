@@ -11,9 +11,7 @@ The pieces must join to the text itself, to the letter, else nothing is known ab
 
 from __future__ import annotations
 
-import ctypes
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +21,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from glmtune.errors import DataError
 from glmtune.messages import Message
 from glmtune.models.templates.thinking import CLOSE, OPEN
+from glmtune.models.templates.time_limit import limited
 
 RENDER_SECONDS = 5.0
 """Longest time of a template: it takes milliseconds, but it is a program and may never end."""
@@ -240,40 +239,29 @@ def rendered(
     Raises:
         DataError: it fails, or takes longer than ``RENDER_SECONDS``.
     """
-    found: list[str] = []
-    errors: list[BaseException] = []
     variables: dict[str, Any] = dict(named)
 
-    def run() -> None:
-        try:
-            result: Any = render_jinja_template(
-                [list(messages)],
-                tools=None if tools is None else list(tools),
-                chat_template=source,
-                add_generation_prompt=asks,
-                **variables,
-            )
-            texts: list[str] = result[0] if isinstance(result, tuple) else result
-            found.append(texts[0])
-        except BaseException as error:  # a program of a stranger: whatever it raises is its refusal
-            errors.append(error)
-
-    # In a thread of its own, as only there it can be ended: a loop in Jinja is a loop in Python.
-    thread = threading.Thread(target=run, name="glmtune-template", daemon=True)
-    thread.start()
-    thread.join(RENDER_SECONDS)
-    if thread.is_alive() and thread.ident is not None:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident), ctypes.py_object(TimeoutError)
+    def run() -> str:
+        result: Any = render_jinja_template(
+            [list(messages)],
+            tools=None if tools is None else list(tools),
+            chat_template=source,
+            add_generation_prompt=asks,
+            **variables,
         )
+        texts: list[str] = result[0] if isinstance(result, tuple) else result
+        return texts[0]
+
+    try:
+        text = limited(run, RENDER_SECONDS)
+    except Exception as error:  # a program of a stranger: whatever it raises is its refusal
+        raise DataError(
+            f"The checkpoint's chat template refuses these messages ({type(error).__name__}: "
+            f"{str(error)[:200]}). Reorder or merge them, or leave out what it does not know."
+        ) from error
+    if text is None:
         raise DataError(
             f"The checkpoint's chat template takes longer than {RENDER_SECONDS:g} seconds for "
             f"{len(messages)} messages, so it may never end. Give the folder another template."
         )
-    if found:
-        return found[0]
-    error = errors[0]
-    raise DataError(
-        f"The checkpoint's chat template refuses these messages ({type(error).__name__}: "
-        f"{str(error)[:200]}). Reorder or merge them, or leave out what it does not know."
-    ) from error
+    return text
