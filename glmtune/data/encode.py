@@ -260,12 +260,12 @@ def truncate_prompt(
     limit = settings.max_source_length
 
     def encode(some: Sequence[Message]) -> list[int]:
-        return _prompt_ids(tokenizer, template, some, settings.source_prefix)
+        return _refusable(lambda: _prompt_ids(tokenizer, template, some, settings.source_prefix))
 
     def size(some: Sequence[Message]) -> int:
         return len(encode(some)) - template.bidirectional_context  # `sop` counts as a token of the answer
 
-    ids = _refusable(lambda: encode(messages))
+    ids = encode(messages)
     if limit is None or len(ids) - template.bidirectional_context <= limit:
         return FittedPrompt(ids, tuple(messages))
     system, turns = _split_turns(messages)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +13,13 @@ import pytest
 from evaluation.backend import Limits
 from evaluation.backends.glm import GlmBackend
 from evaluation.backends.prompt_encoder import PromptEncoder, is_chat_model
+from evaluation.backends.vllm_engine import VllmBackend
 from evaluation.extraction.text import thinks, without_thinking
 from evaluation.sample import Completion, Prompt
 from glmtune.loading import load_model, load_tokenizer
 from glmtune.messages import Message
 from glmtune.models.releases.families import Family
+from tests.evaluation.backends.test_vllm_engine import FakeLLM, FakeParameters
 from tests.models.templates.chat_folders import FORMS, chat_tokenizer
 from tests.models.transformers_folders import make_folder
 
@@ -127,3 +131,20 @@ def test_tags_that_are_special_tokens_are_text_of_a_completion(tmp_path: Any) ->
     ours = chat_tokenizer(tmp_path, FORMS["thinking"], extra_special_tokens=["<think>", "</think>"])
     ids = [*ours.text_ids("2"), ours.get_command("</think>"), *ours.text_ids("4"), ours.end_id]
     assert PromptEncoder(ours).decode(ids) == "2</think>4"
+
+
+def test_vllm_is_asked_without_stop_texts_and_cut_behind_the_thoughts(
+    tokenizers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("vllm")
+    module.LLM, module.SamplingParams = FakeLLM, FakeParameters  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    ours = tokenizers["thinking"]
+    backend = VllmBackend("some/glm-z1", ours)
+    assert backend.identity.is_chat
+    text = "Question: A?\n\nQuestion: B?\n</think>\nB\n\nQuestion: next"
+    FakeLLM.made.script = [*ours.text_ids(text), ours.end_id]  # type: ignore[attr-defined]
+    ((_, completion),) = backend.generate([ASKED], Limits(200, stop=("\nQuestion:",)))
+    assert completion.text == "<think>Question: A?\n\nQuestion: B?\n</think>\nB\n"
+    assert completion.stop_reason == "stop"
+    assert not VllmBackend("some/glm-base", tokenizers["none"]).identity.is_chat
