@@ -163,8 +163,10 @@ class JsonTokenizer(VocabularyTokenizer):
         return "".join([*parts, self._run_text(run)])
 
     def _run_text(self, ids: list[int]) -> str:
-        if not ids:
-            return ""
+        return self._decoded(ids) if ids else ""
+
+    def _decoded(self, ids: list[int]) -> str:
+        """Decode ids of the file, as a text of its own."""
         if self._bytes.keys().isdisjoint(ids):
             return self.processor.decode(ids, skip_special_tokens=False)
         # The library makes a run of bytes wholly unreadable where one of them is part of no character;
