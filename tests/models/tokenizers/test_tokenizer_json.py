@@ -199,7 +199,7 @@ def test_an_export_has_the_prompts_of_the_original(
 def test_an_export_streams_what_it_decodes(exported: tuple[Any, Any], seed: int) -> None:
     original, export = exported
     rng = random.Random(seed)
-    pieces = [rng.randrange(export.vocab_size) for _ in range(60)]
+    pieces = [rng.randrange(original.get_command("[gMASK]")) for _ in range(60)]
     single_bytes = [
         each for each in range(original.vocab_size) if f"{export.convert_ids_to_tokens(each)}"[:3] == "<0x"
     ]
