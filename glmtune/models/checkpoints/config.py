@@ -11,6 +11,7 @@ names begin with ``glmtune_``; the released code ignores them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,12 @@ from glmtune.models.checkpoints.quantized_layout import (
     stored_layout,
 )
 from glmtune.models.checkpoints.transformers_format import (
+    FORMAT_KEY,
+    ROPE_BASE,
     is_transformers_format,
     transformers_config,
     transformers_values,
+    unofficial,
 )
 from glmtune.models.releases.families import (
     FAMILY_KEY,
@@ -47,8 +51,6 @@ from glmtune.tuned_files import found_instead
 NativeConfig = GlmConfig | Glm4Config | ChatGlmConfig
 """Configuration of a model of any generation."""
 
-ROPE_BASE = 10000.0
-"""Of every release; official files hold only a factor to it, or to the positions, in ``rope_ratio``."""
 PER_HEAD_KEY = "fused_per_head"
 """Attribute we give to native configurations; official files say it as ``multi_query_attention``."""
 POSITION_RULE_KEY = "glmtune_position_rule"
@@ -208,6 +210,26 @@ def native_config(official: Mapping[str, Any], family: Family) -> NativeConfig:
     if layout is not None:
         layout.put_into(config)
     return config
+
+
+def official_form(config: NativeConfig) -> NativeConfig:
+    """Return the configuration of the same model with its weights in the official layout.
+
+    Args:
+        config: as made by `native_config`, of either format.
+
+    Raises:
+        CheckpointError: the official layout cannot hold this model; the reasons are named.
+    """
+    if isinstance(config, ChatGlmConfig) or not is_transformers_format(config):
+        return config
+    if problems := unofficial(config):
+        raise CheckpointError(f"The official layout cannot hold this model: {'; '.join(problems)}.")
+    found = copy.copy(config)
+    vars(found).pop(FORMAT_KEY)
+    # Where no heads are shared, the released code orders the rows head by head.
+    setattr(found, PER_HEAD_KEY, config.num_key_value_heads == config.num_attention_heads)
+    return found
 
 
 def stored_config(config: NativeConfig, dtype: torch.dtype) -> dict[str, Any]:

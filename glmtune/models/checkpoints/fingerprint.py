@@ -111,6 +111,14 @@ def _architecture(config: NativeConfig) -> dict[str, Any]:
         values = {name: getattr(config, native) for name, native in sorted(SIZES.items())}
         values |= {"kv_heads": config.num_key_value_heads, "qkv_bias": config.attention_bias}
         values |= {"eps": config.rms_norm_eps, "rope_ratio": rope_ratio(config)}
-        values |= {"rope_type": (config.rope_parameters or {}).get("rope_type", "default")}
+        rope: dict[str, Any] = {**(config.rope_parameters or {})}
+        values |= {"rope_type": rope.get("rope_type", "default")}
+        # Only what no official release has, so that theirs stay what they were.
+        values |= {
+            name: value
+            for name, value in rope.items()
+            if name not in ("rope_type", "rope_theta", "factor")
+            and (name, value) != ("partial_rotary_factor", 0.5)
+        }
     layout = QuantizedLayout.of(config)
     return values if layout is None else values | {"quantization": layout.identity}

@@ -17,7 +17,7 @@ from transformers import Glm4Config, GlmConfig
 from glmtune.errors import CheckpointError
 from glmtune.models.checkpoints.config_rules import value_problems
 from glmtune.models.checkpoints.quantized_layout import LAYOUT_KEY, QuantizedLayout
-from glmtune.models.releases.families import FAMILY_KEY, Family
+from glmtune.models.releases.families import FAMILY_KEY, SECOND_GENERATION, Family, family_of_config
 from glmtune.storage.json_files import shown
 
 FORMAT_KEY = "glmtune_stored_as"
@@ -56,12 +56,17 @@ READ = (
     "tie_word_embeddings",
     "use_cache",
 )
+ROPE_BASE = 10000.0
+"""Of every official release, whose files hold only a factor to it, or to the positions, in ``rope_ratio``."""
 ROPE_TYPES = ("default", "linear", "yarn")
 REFUSED = {
     "quantization_config": "the weights are codes of another tool; load the release they were made from, and "
     "quantize it on loading (`quantization=int4`)",
 }
 """Keys that change what the weights mean → what to do instead."""
+OUR_CODES = {"quant_method": "glmtune"}
+"""``quantization_config`` of our quantized folders: other tools refuse it, or warn at least, and do not take
+codes for weights unsaid."""
 
 
 def is_transformers_format(config: object) -> bool:
@@ -86,7 +91,7 @@ def transformers_config(values: Mapping[str, Any], family: Family) -> GlmConfig 
         f"{name} is missing; every file of this format has it" for name in SIZES if name not in values
     ]
     problems += value_problems({name: values[name] for name in values if name in {*READ, LAYOUT_KEY}})
-    problems += [f"`{name}`: {instead}" for name, instead in REFUSED.items() if values.get(name)]
+    problems += [f"`{name}`: {instead}" for name, instead in REFUSED.items() if _is_foreign(values, name)]
     problems += [] if problems else _relation_problems(values)
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
@@ -104,6 +109,11 @@ def transformers_config(values: Mapping[str, Any], family: Family) -> GlmConfig 
     if values.get(LAYOUT_KEY) is not None:
         QuantizedLayout.from_plain(values[LAYOUT_KEY]).put_into(config)
     return config
+
+
+def _is_foreign(values: Mapping[str, Any], name: str) -> bool:
+    is_ours = values.get(name) == OUR_CODES and values.get(LAYOUT_KEY) is not None
+    return bool(values.get(name)) and not is_ours
 
 
 def _relation_problems(values: Mapping[str, Any]) -> list[str]:
@@ -148,5 +158,31 @@ def transformers_values(config: Any, dtype: torch.dtype) -> dict[str, Any]:
         values["rope_scaling"] = {key: value for key, value in rope.items() if key not in kept}
     layout = QuantizedLayout.of(config)
     if layout is not None:
-        values[LAYOUT_KEY] = getattr(config, LAYOUT_KEY)
+        values |= {LAYOUT_KEY: getattr(config, LAYOUT_KEY), "quantization_config": OUR_CODES}
     return dict(sorted(values.items()))
+
+
+def unofficial(config: Any) -> list[str]:
+    """Name what a model in transformers' format has and the official layout has no place for."""
+    if not is_transformers_format(config):
+        return []
+    rope: dict[str, Any] = {**(config.rope_parameters or {})}
+    family, kind = family_of_config(config), rope.get("rope_type", "default")
+    layout = QuantizedLayout.of(config)
+    found = {
+        "two more norms per block (`model_type` glm4), which no release of that layout has": isinstance(
+            config, Glm4Config
+        ),
+        "a head tied to the embedding": bool(config.tie_word_embeddings),
+        f"rotary positions on {rope.get('partial_rotary_factor', 1):g} of each head instead of half": (
+            rope.get("partial_rotary_factor") != 0.5
+        ),
+        f"rotary scaling of the kind {shown(kind)}": not (
+            kind == "default" or (kind == "linear" and family in SECOND_GENERATION)
+        ),
+        "a rotary base that is a factor of the positions in this family": (
+            family in SECOND_GENERATION and rope.get("rope_theta", ROPE_BASE) != ROPE_BASE
+        ),
+        "layers left out of quantization by their names": layout is not None and bool(layout.skipped),
+    }
+    return [problem for problem, is_there in found.items() if is_there]
