@@ -72,6 +72,8 @@ class PromptEncoder:
         if prompt.text is None:
             before = [] if prompt.turns[0].role == "system" else self._system
             ids = self._template.encode_prompt(self._ours, [*before, *prompt.turns])
+            if self.family is Family.TRANSFORMERS:  # its own template decides (GLM-Edge writes none)
+                return tuple(ids)
         else:
             ids = [*self._ours.prefix_ids, *self._ours.text_ids(prompt.text), *self._ours.suffix_ids]
         check_marks(ids, [*self._ours.prefix_ids, *self._ours.suffix_ids])
