@@ -137,18 +137,22 @@ def test_predict_and_what_is_tuned_on_one_fits_the_other(
 def test_eval_and_compare(runs: dict[str, dict[str, Path]], tmp_path: Path) -> None:
     words = ["benchmark=mmlu", "benchmark.data_dir=sample", "benchmark.limit=1", "protocol=few_shot_direct"]
     for tuned in ("", *PATHS):
-        given = []
+        given, facts = [], []
         for base in BASES:
             out = tmp_path / f"{base}-{tuned}"
             more = [f"{PATHS[tuned]}={runs[tuned][base]}"] if tuned else []
             assert main(["eval", of(base), *words, *more, "num_threads=1", f"output_dir={out}"]) == 0
             given.append(lines(out / "answers.jsonl"))
+            facts.append(json.loads((out / "results.json").read_text()))
         scored = [[(row["index"], row["completion"], row.get("scores")) for row in each] for each in given]
         assert scored[0] == scored[1]
+        assert facts[0]["accuracy_micro"] == facts[1]["accuracy_micro"]
+        models = [each["fingerprint"]["model"] for each in facts]
+        assert models[0]["weights_hash"] == models[1]["weights_hash"]
     pair = f"runs=[{tmp_path / 'glm-tiny-'},{tmp_path / 'there-'}]"
-    main(["compare", pair, "gate.num_resamples=50", f"output_dir={tmp_path / 'verdict'}"])
+    main(["compare", pair, "gate.num_resamples=200", f"output_dir={tmp_path / 'verdict'}"])
     verdict = json.loads((tmp_path / "verdict" / "compare.json").read_text())
-    (drop,) = [each["drop_pp"] for each in verdict["benchmarks"].values()]
+    (drop,) = [each["verdict"]["drop_pp"] for each in verdict["benchmarks"].values()]
     assert drop == 0
 
 
