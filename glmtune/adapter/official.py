@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from glmtune.adapter.config import AdapterConfig
-from glmtune.models.checkpoints.config import official_form, unofficial
 from glmtune.models.checkpoints.names import FusedLayout, name_table, split_fused
+from glmtune.models.checkpoints.transformers_format import official_form, unofficial
 
 _KIND = ".weight"
 

@@ -29,12 +29,13 @@ from glmtune.export.tensors import (
 )
 from glmtune.export.tokenizer import fast_tokenizer, save_fast_tokenizer
 from glmtune.export.tuned import write_tuned_adapter, write_tuned_prefix
-from glmtune.models.checkpoints.config import official_config, official_form
+from glmtune.models.checkpoints.config import official_config
 from glmtune.models.checkpoints.fingerprint import weights_fingerprint
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout, without_layout
 from glmtune.models.checkpoints.shard_writer import write_shards
 from glmtune.models.checkpoints.transformers_format import (
     is_transformers_format,
+    official_form,
     transformers_values,
     unofficial,
 )

@@ -19,8 +19,8 @@ from transformers.utils.deprecation import deprecate_kwarg
 
 from glmtune.models.architectures.chunked_loss import chunked_cross_entropy
 from glmtune.models.architectures.grouped_attention import register_grouped_attention
-from glmtune.models.checkpoints.config import official_form
 from glmtune.models.checkpoints.names import state_to_native
+from glmtune.models.checkpoints.transformers_format import official_form
 from glmtune.models.official import OfficialModel
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -11,7 +11,6 @@ names begin with ``glmtune_``; the released code ignores them.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,11 @@ from glmtune.models.checkpoints.quantized_layout import (
     stored_layout,
 )
 from glmtune.models.checkpoints.transformers_format import (
-    FORMAT_KEY,
+    PER_HEAD_KEY,
     ROPE_BASE,
     is_transformers_format,
     transformers_config,
     transformers_values,
-    unofficial,
 )
 from glmtune.models.releases.families import (
     FAMILY_KEY,
@@ -51,8 +49,6 @@ from glmtune.tuned_files import found_instead
 NativeConfig = GlmConfig | Glm4Config | ChatGlmConfig
 """Configuration of a model of any generation."""
 
-PER_HEAD_KEY = "fused_per_head"
-"""Attribute we give to native configurations; official files say it as ``multi_query_attention``."""
 POSITION_RULE_KEY = "glmtune_position_rule"
 """Key we write into config.json of ChatGLM-6B; it decides between the releases' position rules."""
 
@@ -210,26 +206,6 @@ def native_config(official: Mapping[str, Any], family: Family) -> NativeConfig:
     if layout is not None:
         layout.put_into(config)
     return config
-
-
-def official_form(config: NativeConfig) -> NativeConfig:
-    """Return the configuration of the same model with its weights in the official layout.
-
-    Args:
-        config: as made by `native_config`, of either format.
-
-    Raises:
-        CheckpointError: the official layout cannot hold this model; the reasons are named.
-    """
-    if isinstance(config, ChatGlmConfig) or not is_transformers_format(config):
-        return config
-    if problems := unofficial(config):
-        raise CheckpointError(f"The official layout cannot hold this model: {'; '.join(problems)}.")
-    found = copy.copy(config)
-    vars(found).pop(FORMAT_KEY)
-    # Where no heads are shared, the released code orders the rows head by head.
-    setattr(found, PER_HEAD_KEY, config.num_key_value_heads == config.num_attention_heads)
-    return found
 
 
 def stored_config(config: NativeConfig, dtype: torch.dtype) -> dict[str, Any]:

@@ -8,6 +8,7 @@ layout of codes, and that the checkpoint is of this format, which decides how it
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ from glmtune.storage.json_files import shown
 FORMAT_KEY = "glmtune_stored_as"
 """Attribute we give to native configurations of checkpoints in transformers' format."""
 TRANSFORMERS = "transformers"
+PER_HEAD_KEY = "fused_per_head"
+"""Attribute we give to native configurations; official files say it as ``multi_query_attention``."""
 
 CONFIG_CLASSES: dict[str, type[GlmConfig] | type[Glm4Config]] = {"glm": GlmConfig, "glm4": Glm4Config}
 """model_type → class. They differ in two norms per block (``glm4``)."""
@@ -160,6 +163,26 @@ def transformers_values(config: Any, dtype: torch.dtype) -> dict[str, Any]:
     if layout is not None:
         values |= {LAYOUT_KEY: getattr(config, LAYOUT_KEY), "quantization_config": OUR_CODES}
     return dict(sorted(values.items()))
+
+
+def official_form(config: Any) -> Any:
+    """Return the configuration of the same model with its weights in the official layout.
+
+    Args:
+        config: as made by `native_config`, of any format.
+
+    Raises:
+        CheckpointError: the official layout cannot hold this model; the reasons are named.
+    """
+    if not is_transformers_format(config):
+        return config
+    if problems := unofficial(config):
+        raise CheckpointError(f"The official layout cannot hold this model: {'; '.join(problems)}.")
+    found = copy.copy(config)
+    vars(found).pop(FORMAT_KEY)
+    # Where no heads are shared, the released code orders the rows head by head.
+    setattr(found, PER_HEAD_KEY, config.num_key_value_heads == config.num_attention_heads)
+    return found
 
 
 def unofficial(config: Any) -> list[str]:
