@@ -189,6 +189,22 @@ class TestOfficial:
         export(job(tmp_path / "out", "transformers", again))
         assert all(torch.equal(weight, stored(source)[name]) for name, weight in stored(again).items())
 
+    def test_tokens_that_a_user_added(self, tmp_path: Path) -> None:
+        source = make_folder(tmp_path / "glm-4-hf", "glm")
+        fast = AutoTokenizer.from_pretrained(source)
+        fast.add_tokens(["<mine>"])
+        fast.add_special_tokens(
+            {"additional_special_tokens": ["<|mark|>"]}, replace_extra_special_tokens=False
+        )
+        fast.save_pretrained(source)
+        for format, family in (("transformers", None), ("official", "glm4")):
+            out = tmp_path / format
+            export(job(source, format, out, family=family))
+            found: Any = load_tokenizer(out)
+            for name in ("<mine>", "<|mark|>"):
+                assert found.convert_tokens_to_ids(name) == fast.convert_tokens_to_ids(name)
+            assert found.text_ids("a<mine>b") == fast("a<mine>b", add_special_tokens=False)["input_ids"]
+
     def test_a_vocabulary_of_another_kind(self, tmp_path: Path) -> None:
         source = make_folder(tmp_path / "glm", "glm")
         with pytest.raises(CheckpointError, match=r"no `tokenizer\.model` beside it.*format=transformers"):
