@@ -266,8 +266,11 @@ def test_layers_can_be_left_out_and_other_tools_are_told(make_kind: MakeKind) ->
     replaced = [layer["name"] for layer in report["layers"] if layer["replaced"]]
     assert len(replaced) == 5
     assert load_model("out", device="cpu").quantization == "int4"
-    values = json.loads(Path("out", "config.json").read_text())
-    assert values["quantization_config"] == {"quant_method": "glmtune"}
+    for method in ("int4", "int8"):
+        again = ["quantize", f"model.source={make_kind('glm4')}", f"quantization={method}"]
+        assert main([*again, f"output_dir={method}"]) == 0
+        with pytest.raises(ValueError, match="has no `quant_method`"):
+            AutoModelForCausalLM.from_pretrained(method)
     assert main([*words[:-1], "output_dir=again", "quantization.skip=[dense]"]) == 2
 
 

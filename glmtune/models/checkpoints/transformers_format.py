@@ -67,9 +67,9 @@ REFUSED = {
     "quantize it on loading (`quantization=int4`)",
 }
 """Keys that change what the weights mean → what to do instead."""
-OUR_CODES = {"quant_method": "glmtune"}
-"""``quantization_config`` of our quantized folders: other tools refuse it, or warn at least, and do not take
-codes for weights unsaid."""
+OUR_CODES = {"made_by": "glmtune, which alone reads these codes; `glmtune export` makes weights of them"}
+"""``quantization_config`` of our quantized folders. It names no ``quant_method``, at which transformers stops:
+of a method that it does not know it only warns, and takes codes of 8 bits for weights."""
 
 
 def is_transformers_format(config: object) -> bool:
