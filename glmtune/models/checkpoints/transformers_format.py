@@ -68,8 +68,8 @@ REFUSED = {
 }
 """Keys that change what the weights mean → what to do instead."""
 OUR_CODES = {"made_by": "glmtune, which alone reads these codes; `glmtune export` makes weights of them"}
-"""``quantization_config`` of our quantized folders. It names no ``quant_method``, at which transformers stops:
-of a method that it does not know it only warns, and takes codes of 8 bits for weights."""
+"""``quantization_config`` of our quantized folders. It names no ``quant_method``, at which transformers
+stops: of a method that it does not know it only warns, and takes codes of 8 bits for weights."""
 
 
 def is_transformers_format(config: object) -> bool:
