@@ -15,14 +15,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from glmtune.adapter import find_adapter, load_adapter
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.export.official_vocabulary import official_tokenizer
 from glmtune.export.streamed import probe_ids, probe_logits, stream_weights
 from glmtune.export.tensors import (
     LazyTensors,
     dequantized_tensors,
+    is_adapted,
     merge_adapter,
     native_tensors,
     stored_dtype,
     stored_tensors,
+    without_head,
 )
 from glmtune.export.tokenizer import fast_tokenizer, save_fast_tokenizer
 from glmtune.export.tuned import write_tuned_adapter, write_tuned_prefix
@@ -30,7 +33,12 @@ from glmtune.models.checkpoints.config import official_config
 from glmtune.models.checkpoints.fingerprint import weights_fingerprint
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout, without_layout
 from glmtune.models.checkpoints.shard_writer import write_shards
-from glmtune.models.checkpoints.transformers_format import transformers_values
+from glmtune.models.checkpoints.transformers_format import (
+    is_transformers_format,
+    official_form,
+    transformers_values,
+    unofficial,
+)
 from glmtune.models.checkpoints.writing import official_tensors
 from glmtune.models.generation import release_generation
 from glmtune.models.load import build_model, load_config
@@ -38,6 +46,7 @@ from glmtune.models.placeholders import build_of_placeholders
 from glmtune.models.releases.families import Family, family_of_config
 from glmtune.models.releases.source import resolve_source
 from glmtune.models.tokenizers.load import VOCABULARIES, load_tokenizer_folder
+from glmtune.models.tokenizers.tokenizer_json import JsonTokenizer
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.checkpoint import check_official, export_official_prefix, find_prefix, load_prefix
 from glmtune.settings import check_strengths
@@ -154,12 +163,15 @@ class _Source:
         if self.is_quantized:  # exported as the floating point weights that the codes stand for
             self.base = dequantized_tensors(self.base, self.config)
             without_layout(self.config)
+        _check_layout(job, self.family, self.config)
         self.model = self._base_of_placeholders(job.source)
         self.weights, self.runnable, self.prefix = self.base, self.model, None
         if job.adapter_path is not None:
             self.adapter = find_adapter(job.adapter_path)
             self.runnable = load_adapter(self.adapter, self.model, scale=job.adapter_scale)
             self.weights = merge_adapter(self.base, self.runnable)
+            if is_adapted(self.runnable, "lm_head"):
+                self.config.tie_word_embeddings = False  # merged, it is no longer the embedding's matrix
         if job.prefix_path is not None:
             self.prefix_file = find_prefix(job.prefix_path)
             self.prefix = load_prefix(self.prefix_file, self.model)
@@ -224,7 +236,7 @@ def _export_into(final: Path, job: ExportJob, on_progress: OnProgress) -> Export
             exported = Exported(
                 final, str(source.dtype).removeprefix("torch."), num_bytes, *figures, _left_out(source, job)
             )
-            if job.format == "official":  # the one that glmtune itself loads, and compares on loading
+            if job.format in ("official", "transformers"):  # glmtune itself loads them, and compares then
                 write_manifest(aside, {})
             write_json(aside / MARKER, _record(job, exported))  # only now is it an export
     except OSError as error:
@@ -268,6 +280,23 @@ def _check_format(job: ExportJob, family: Family) -> None:
     _check_strengths(job)
 
 
+def _check_layout(job: ExportJob, family: Family, config: Any) -> None:
+    """Raise ConfigError where the official layout cannot hold a folder in transformers' format."""
+    if job.format != "official" or not is_transformers_format(config):
+        return
+    if problems := unofficial(config):
+        raise ConfigError(
+            f"`format` is `official`, but `{job.source}` has {' and '.join(problems)}, and the official "
+            "layout has no place for that. Use `format=transformers`, which vLLM and others read, too."
+        )
+    if family is Family.TRANSFORMERS:
+        raise ConfigError(
+            f"`format` is `official`, but nothing says of which release `{job.source}` is, whose layout, "
+            "tokenizer and prompts it is to have. Name it, such as `model.family=glm4` for GLM-4 (-hf); or "
+            "use `format=transformers`."
+        )
+
+
 def _check_strengths(job: ExportJob) -> None:
     """Raise ConfigError for a strength or scale that nothing written could have."""
     check_strengths(
@@ -294,14 +323,27 @@ def _check_strengths(job: ExportJob) -> None:
 def _write_transformers(source: _Source, folder: Path, job: ExportJob) -> int:
     write_json(folder / "config.json", transformers_values(source.config, source.dtype))
     release_generation(source.folder, source.config).save_pretrained(str(folder))
-    if (source.folder / "tokenizer.model").is_file():
-        save_fast_tokenizer(fast_tokenizer(load_tokenizer_folder(source.folder, source.family)), folder)
-    return _write_weights(source, source.weights, folder, job)
+    _write_fast_tokenizer(source, folder)
+    weights = without_head(source.weights) if source.config.tie_word_embeddings else source.weights
+    return _write_weights(source, weights, folder, job)
+
+
+def _write_fast_tokenizer(source: _Source, folder: Path) -> None:
+    """Write tokenizer.json, and the vocabulary file of an official release beside it; see `JsonTokenizer`."""
+    if not any((source.folder / name).is_file() for name in VOCABULARIES):
+        return
+    tokenizer = load_tokenizer_folder(source.folder, source.family)
+    if isinstance(tokenizer, JsonTokenizer):
+        tokenizer.save_pretrained(str(folder))
+        return
+    save_fast_tokenizer(fast_tokenizer(tokenizer), folder)
+    tokenizer.save_vocabulary(str(folder))
 
 
 def _write_official(source: _Source, folder: Path, job: ExportJob) -> int:
-    num_bytes = _write_weights(source, official_tensors(source.weights, source.config), folder, job)
-    values = official_config(source.config, source.family)
+    config = official_form(source.config)
+    num_bytes = _write_weights(source, official_tensors(source.weights, config), folder, job)
+    values = official_config(config, source.family)
     write_json(folder / "config.json", values | {"torch_dtype": str(source.dtype).removeprefix("torch.")})
     release_generation(source.folder, source.config).save_pretrained(str(folder))
     if any((source.folder / name).is_file() for name in VOCABULARIES):
@@ -309,6 +351,8 @@ def _write_official(source: _Source, folder: Path, job: ExportJob) -> int:
         tokenizer = load_tokenizer_folder(
             source.folder, source.family, keep_chat_template=job.keep_chat_template
         )
+        if isinstance(tokenizer, JsonTokenizer):
+            tokenizer = official_tokenizer(tokenizer, source.family, folder)
         tokenizer.save_pretrained(str(folder))
     if source.prefix is not None:
         _write_prefix(source, folder / PREFIX_FOLDER, job)
@@ -328,7 +372,11 @@ def _write_weights(source: _Source, tensors: LazyTensors, folder: Path, job: Exp
 
 def _write_prefix(source: _Source, folder: Path, _: ExportJob) -> int:
     assert source.prefix is not None
-    values = official_config(source.config, source.family)
+    config = source.config
+    if unofficial(config):  # no release has this base; what it is, is said all the same
+        values = transformers_values(config, source.dtype)
+    else:
+        values = official_config(official_form(config), source.family)
     return export_official_prefix(source.prefix, folder, config=values).stat().st_size
 
 
@@ -375,7 +423,7 @@ def _reload_transformers(source: _Source, folder: Path) -> PreTrainedModel:
     # it.
     config = AutoConfig.from_pretrained(str(folder))
     model = _placeholders(lambda: AutoModelForCausalLM.from_config(config))
-    return _filled(model, stored_tensors(folder), folder)
+    return _filled(model, stored_tensors(folder, tied=config.tie_word_embeddings), folder)
 
 
 def _reload_official(source: _Source, folder: Path) -> PreTrainedModel:

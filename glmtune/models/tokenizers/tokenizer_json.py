@@ -25,6 +25,8 @@ MAX_HELD = 3
 """Bytes of a character that is not complete, and so most of the characters that stand for them."""
 MAX_WAITING = 8
 """Tokens that are decoded anew with every new one, where no character is complete."""
+RELEASE_FILE = "tokenizer.model"
+"""What the vocabulary files of ChatGLM2 and all later releases are called."""
 _OLD_NAMES = {"sop": "<sop>", "eop": "<eop>"}
 """Names that our templates use → names that exports have, as the bare ones are parts of words."""
 
@@ -32,9 +34,16 @@ _OLD_NAMES = {"sop": "<sop>", "eop": "<eop>"}
 class JsonTokenizer(VocabularyTokenizer):
     """Tokenizer of a folder in transformers' format.
 
+    An export of an official checkpoint has the vocabulary file of its release beside tokenizer.json. Nothing
+    is read of it, but it is written wherever the tokenizer is, so that the way back to the official format
+    stays open.
+
     Attributes:
         processor: of the `tokenizers` library.
+        release_file: bytes of that vocabulary file; None where there is none.
     """
+
+    release_file: bytes | None = None
 
     DEFAULT_FAMILY = Family.TRANSFORMERS
     OFFICIAL_CLASS: ClassVar[str] = "PreTrainedTokenizerFast"
@@ -53,6 +62,9 @@ class JsonTokenizer(VocabularyTokenizer):
                 f"{path} has {path.stat().st_size} bytes, but at most {MAX_BYTES} are read."
             )
         content = path.read_bytes()
+        beside = path.with_name(RELEASE_FILE)
+        if self.family is not Family.TRANSFORMERS and beside.is_file():
+            self.release_file = beside.read_bytes() if beside.stat().st_size <= MAX_BYTES else None
         try:
             Tokenizer.from_str(content.decode("utf-8"))
         except Exception as error:  # the library raises a bare Exception for whatever is wrong with the file
@@ -197,6 +209,15 @@ class JsonTokenizer(VocabularyTokenizer):
     ) -> TokenText:
         """Return what decodes tokens one by one."""
         return _WindowText(self, self._skipped(skip_special_tokens, left_out), goes_on=goes_on)
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Write tokenizer.json byte for byte, and the release's file if there is one."""
+        files = super().save_vocabulary(save_directory, filename_prefix)
+        if self.release_file is None:
+            return files
+        target = Path(save_directory) / RELEASE_FILE
+        target.write_bytes(self.release_file)
+        return (*files, str(target))
 
     def _is_copied(self) -> bool:
         # Without its template a tuned folder of this format could not chat, or be loaded for it again.
