@@ -422,9 +422,7 @@ def _reload_tuned(source: _Source, folder: Path) -> PreTrainedModel:
 
 
 def _reload_peft(source: _Source, folder: Path) -> PreTrainedModel:
-    adapted = read_by_peft(
-        folder, transformers_values(source.config, torch.float32), build=_placeholders
-    )
+    adapted = read_by_peft(folder, transformers_values(source.config, torch.float32), build=_placeholders)
     stream_weights(adapted, source.base)
     return adapted
 

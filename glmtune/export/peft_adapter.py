@@ -22,7 +22,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -63,7 +63,7 @@ def write_peft_adapter(adapted: PeftModel, saved: Path, folder: Path) -> int:
     Returns:
         Bytes of the weights.
     """
-    model = adapted.get_base_model()
+    model: nn.Module = cast(Any, adapted).get_base_model()
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     adapter = next(iter(adapted.peft_config))
     rank = max(layer.r[adapter] for layer in layers.values())
@@ -110,7 +110,5 @@ def read_by_peft(folder: Path, config: dict[str, Any], *, build: Any) -> PreTrai
 def _targets(adapted: Collection[str], names: Collection[str]) -> list[str]:
     """Return ends of layers' names, where all layers of that end are adapted; else whole names."""
     ends = {name.rpartition(".")[2] for name in adapted}
-    meant = {
-        name for name in names if name.rpartition(".")[2] in ends
-    }
+    meant = {name for name in names if name.rpartition(".")[2] in ends}
     return sorted(ends if meant == set(adapted) else adapted)

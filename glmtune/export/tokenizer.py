@@ -101,7 +101,7 @@ def save_fast_tokenizer(fast: PreTrainedTokenizerFast, folder: Path) -> None:
 
 def _added_tokens(tokenizer: VocabularyTokenizer) -> list[tuple[int, str, bool]]:
     """Return the tokens that a user added, each with its id and whether it is special."""
-    added: dict[int, AddedToken] = tokenizer.added_tokens_decoder
+    added = tokenizer.added_tokens_decoder
     return [(index, str(token), bool(token.special)) for index, token in sorted(added.items())]
 
 
@@ -127,7 +127,9 @@ def _from_sentencepiece(tokenizer: SentencePieceGlmTokenizer) -> tuple[Tokenizer
     named = [(pieces[left], pieces[right]) for _, left, right in sorted(merges)]
     commands = {_RENAMED.get(name, name): tokenizer.get_command(name) for name in tokenizer.COMMANDS}
     added = {name: index for index, name, _ in _added_tokens(tokenizer)}
-    model = models.BPE({**ids, **commands, **added}, named, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    model = models.BPE(
+        {**ids, **commands, **added}, named, unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
     backend = Tokenizer(model)
     backend.normalizer = normalizers.Sequence(
         [normalizers.Replace(HIDDEN, ""), normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]

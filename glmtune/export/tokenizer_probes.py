@@ -35,7 +35,7 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
-CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "北京 \"a'b\"", "days": 2}}}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": '北京 "a\'b"', "days": 2}}}
 
 Chat = list[dict[str, Any]]
 
@@ -55,24 +55,22 @@ def compare_tokenizers(ours: VocabularyTokenizer, fast: PreTrainedTokenizerFast,
     for what, expected, found in _pairs(ours, fast):
         if found != expected:
             raise CheckpointError(
-                f"The tokenizer as transformers reads it gives {str(found)[:400]} for {what[:200]!r}, but the "
-                f"source's gives {str(expected)[:400]}. The tokenizer's files have rules of their own that "
-                "tokenizer.json cannot hold; use `format=official`."
+                f"The tokenizer as transformers reads it gives {str(found)[:400]} for {what[:200]!r}, but "
+                f"the source's gives {str(expected)[:400]}. The tokenizer's files have rules of their own "
+                "that tokenizer.json cannot hold; use `format=official`."
             )
     if (folder / "generation_config.json").is_file():
         _compare_stops(ours, folder)
 
 
-def _pairs(
-    ours: VocabularyTokenizer, fast: PreTrainedTokenizerFast
-) -> Iterator[tuple[str, Any, Any]]:
+def _pairs(ours: VocabularyTokenizer, fast: PreTrainedTokenizerFast) -> Iterator[tuple[str, Any, Any]]:
     """Yield what is compared: in words, what ours makes of it, and what transformers makes of it."""
     tokens: Any = fast
     front, behind = ours.prefix_ids, ours.suffix_ids
     for text in (*PROBE_TEXTS, *_added_texts(ours)):
         ids = ours.text_ids(text)
         yield text, [*front, *ids, *behind], tokens(text)["input_ids"]
-        # The released code of GLM-4 puts blanks around special tokens, which no decoder of tokenizer.json does.
+        # The released code of GLM-4 puts blanks around special tokens, as no decoder of tokenizer.json does.
         yield f"decoded {text}", ours.decode(ids, spaces_between_special_tokens=False), tokens.decode(ids)
     words = control_words(ours)
     plain = [*front, *ours.text_ids(words), *behind]
@@ -82,7 +80,7 @@ def _pairs(
     if isinstance(ours, JsonTokenizer):
         return  # the template is the folder's own
     for chat, tools in _chats(ours):
-        settings = {"tools": tools, "add_generation_prompt": True}
+        settings: dict[str, Any] = {"tools": tools, "add_generation_prompt": True}
         expected: Any = ours.apply_chat_template(cast(Any, chat), **settings, return_dict=False)
         yield f"{chat}, tools {tools}", expected, _prompted(tokens, chat, settings)
 

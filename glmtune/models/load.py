@@ -130,7 +130,8 @@ def check_written(folder: Path) -> None:
     Raises:
         CheckpointError: a file is damaged.
     """
-    if is_verifying() and os.environ.get("RANK", "0") == "0":  # of several processes one is enough: it reads every byte
+    # Of several processes one is enough: it reads every byte.
+    if is_verifying() and os.environ.get("RANK", "0") == "0":
         present = (path.name for path in folder.iterdir() if path.is_file())
         check_files(folder, [name for name in present if not name.startswith(NOT_OF_THE_MODEL)])
 

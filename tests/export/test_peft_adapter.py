@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from glmtune.adapter import load_adapter
 from glmtune.cli import main
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.export.export import ExportJob, Exported, export
+from glmtune.export.export import Exported, ExportJob, export
 from glmtune.loading import load_base
 from glmtune.models.load import load_official
 from glmtune.training.adapt import tune_adapter
@@ -27,7 +27,9 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")
 
 
-def exported(source: Path | str, form: str, folder: Path, adapter: Path | None = None, **changes: Any) -> Exported:
+def exported(
+    source: Path | str, form: str, folder: Path, adapter: Path | None = None, **changes: Any
+) -> Exported:
     values: dict[str, Any] = {"family": None, "prefix_path": None, "dtype": None, "max_shard_bytes": 2**30}
     values |= {"overwrite": False, "adapter_path": None if adapter is None else str(adapter)} | changes
     return export(ExportJob(source=str(source), format=form, output_dir=folder, **values))
@@ -36,7 +38,9 @@ def exported(source: Path | str, form: str, folder: Path, adapter: Path | None =
 def tuned(base: Path | str, folder: Path, targets: tuple[str, ...] = LAYERS) -> Path:
     """An adapter of our own training, its second matrices not zero."""
     torch.manual_seed(3)
-    adapter = tune_adapter(load_base(base, dtype="float32", device="cpu"), LoraSettings(rank=4, targets=targets))
+    adapter = tune_adapter(
+        load_base(base, dtype="float32", device="cpu"), LoraSettings(rank=4, targets=targets)
+    )
     for name, weight in adapter.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3)
@@ -46,7 +50,9 @@ def tuned(base: Path | str, folder: Path, targets: tuple[str, ...] = LAYERS) -> 
 
 
 def answers(base: Path | str, adapter: Path, scale: float = 1.0) -> torch.Tensor:
-    return load_adapter(adapter, load_base(base, dtype="float32", device="cpu"), scale=scale)(IDS).logits.detach()
+    return load_adapter(adapter, load_base(base, dtype="float32", device="cpu"), scale=scale)(
+        IDS
+    ).logits.detach()
 
 
 def theirs(base: Path | str, adapter: Path, tmp_path: Path) -> torch.Tensor:
@@ -113,7 +119,11 @@ def test_what_tools_ignore_is_worked_into_the_matrices(tiny_base: Path, tmp_path
     values = settings(tmp_path / "out")
     assert (values["use_rslora"], values["rank_pattern"], values["alpha_pattern"]) == (False, {}, {})
     assert values["r"] == 4 == values["lora_alpha"]
-    shapes = {weight.shape[0] for name, weight in load_file(tmp_path / "out" / weights.name).items() if "lora_A" in name}
+    shapes = {
+        weight.shape[0]
+        for name, weight in load_file(tmp_path / "out" / weights.name).items()
+        if "lora_A" in name
+    }
     assert shapes == {4}
     expected = answers(tiny_base, adapter)
     torch.testing.assert_close(theirs(tiny_base, tmp_path / "out", tmp_path), expected, atol=1e-5, rtol=0)
@@ -124,9 +134,14 @@ def test_some_blocks_are_named_in_full(tiny_base: Path, tmp_path: Path) -> None:
     weights = load_file(adapter / "adapter_model.safetensors")
     from safetensors.torch import save_file
 
-    save_file({name: w for name, w in weights.items() if ".layers.0." in name}, adapter / "adapter_model.safetensors")
+    save_file(
+        {name: w for name, w in weights.items() if ".layers.0." in name},
+        adapter / "adapter_model.safetensors",
+    )
     file = adapter / "adapter_config.json"
-    file.write_text(json.dumps(settings(adapter) | {"layers_to_transform": [0], "layers_pattern": ["layers"]}))
+    file.write_text(
+        json.dumps(settings(adapter) | {"layers_to_transform": [0], "layers_pattern": ["layers"]})
+    )
     (adapter / "checkpoint.json").unlink(missing_ok=True)
     exported(tiny_base, "peft", tmp_path / "out", adapter)
     assert settings(tmp_path / "out")["target_modules"] == [

@@ -192,7 +192,9 @@ def test_a_template_that_loses_something_is_no_export(
     ours = with_tokens(Family.CHATGLM3, tiny_tokenizer_folder, tmp_path / "source")
 
     def worse(family: Family, *, names: Any = (), added: Any = ()) -> str:
-        form = jinja_form(family, names=() if lost == "names" else names, added=() if lost == "added" else added)
+        form = jinja_form(
+            family, names=() if lost == "names" else names, added=() if lost == "added" else added
+        )
         assert form is not None
         changes = {"tools": ("if announced", "if false"), "empty": ("if content and", "if true or")}
         old, new = changes.get(lost, ("x", "x"))
@@ -238,9 +240,7 @@ def test_a_folder_in_the_format_keeps_its_file(tmp_path: Path) -> None:
     ours: Any = load_tokenizer_folder(source, Family.TRANSFORMERS)
     assert ours.add_tokens(["<later>"]) == 1
     theirs = written(ours, tmp_path / "out")
-    before, after = (
-        (folder / "tokenizer.json").read_bytes() for folder in (source, tmp_path / "out")
-    )
+    before, after = ((folder / "tokenizer.json").read_bytes() for folder in (source, tmp_path / "out"))
     assert before == after
     assert theirs.convert_tokens_to_ids("<later>") == ours.convert_tokens_to_ids("<later>")
     again = load_tokenizer_folder(tmp_path / "out", Family.TRANSFORMERS)

@@ -41,13 +41,15 @@ _COMMON = r"""
 {%- endif -%}
 """
 _ROUNDS = r"""
-{%- if tools -%}{{- raise_exception('ChatGLM2 knows no tools. Drop them, or use ChatGLM3 or GLM-4.') -}}{%- endif -%}
+{%- if tools -%}
+  {{- raise_exception('ChatGLM2 knows no tools. Drop them, or use ChatGLM3 or GLM-4.') -}}
+{%- endif -%}
 {{- '[gMASK]<sop>' -}}
 {%- set turns = namespace(count=0) -%}
 {%- for message in messages -%}
   {{- check_text(message) -}}
   {%- if message.tools or message.tool_calls or message.function_call or message.metadata -%}
-    {{- raise_exception('ChatGLM2 knows no tools, but a message has some. Drop them, or use ChatGLM3 or GLM-4.') -}}
+    {{- raise_exception('ChatGLM2 knows no tools, but a message has some. Use ChatGLM3 or GLM-4.') -}}
   {%- elif loop.first and message.role == 'system' -%}
     {{- plain(message.content or '') ~ '\n\n' -}}
   {%- elif message.role != ('assistant' if turns.count % 2 else 'user') -%}
@@ -57,7 +59,9 @@ _ROUNDS = r"""
       {{- ('\n\n' if turns.count else '') ~ '[Round ' ~ (turns.count // 2 + 1) ~ ']\n\n问：' -}}
     {%- endif -%}
     {{- plain(message.content or '') -}}
-    {%- if turns.count % 2 == 0 and (add_generation_prompt or not loop.last) -%}{{- '\n\n答：' -}}{%- endif -%}
+    {%- if turns.count % 2 == 0 and (add_generation_prompt or not loop.last) -%}
+      {{- '\n\n答：' -}}
+    {%- endif -%}
     {%- set turns.count = turns.count + 1 -%}
   {%- endif -%}
 {%- endfor -%}
@@ -74,7 +78,7 @@ _ROLES = r"""
   {%- set arguments = arguments if arguments else {} -%}
   {%- if not function.name -%}{{- raise_exception('A call of a tool has no name.') -}}{%- endif -%}
   {%- if arguments is not mapping -%}
-    {{- raise_exception('The arguments of a call must be an object, not its JSON as text. Parse it first.') -}}
+    {{- raise_exception('The arguments of a call must be an object, not its JSON as text. Parse it.') -}}
   {%- endif -%}
   {%- set written -%}CALL{%- endset -%}
   {{- turn('assistant', function.name | trim, written) -}}
@@ -97,8 +101,9 @@ _ROLES = r"""
     {%- endif -%}
     {%- set found = namespace(tools=[]) -%}
     {%- for tool in announced -%}
-      {%- set is_wrapped = tool.function is mapping and not (tool | list | reject('in', ['type', 'function']) | list) -%}
-      {%- set found.tools = found.tools + [tool.function if is_wrapped else tool] -%}
+      {%- set others = tool | list | reject('in', ['type', 'function']) | list -%}
+      {%- set inner = tool.function if tool.function is mapping and not others else tool -%}
+      {%- set found.tools = found.tools + [inner] -%}
     {%- endfor -%}
     {%- set content -%}ANNOUNCE{%- endset -%}
   {%- endif -%}
@@ -147,7 +152,11 @@ _ANNOUNCE4 = r"""
 
 
 def _with_roles(turn: str, call: str, announce: str) -> str:
-    return _ROLES.replace("TURN", turn.strip()).replace("CALL", call.strip()).replace("ANNOUNCE", announce.strip())
+    return (
+        _ROLES.replace("TURN", turn.strip())
+        .replace("CALL", call.strip())
+        .replace("ANNOUNCE", announce.strip())
+    )
 
 
 _FORMS = {

@@ -104,9 +104,9 @@ def _check_against_config(folder: Path, tokenizer: VocabularyTokenizer) -> None:
         added = tokenizer.added_tokens_decoder
         raise CheckpointError(
             f"{folder}/tokenizer_config.json adds {len(added)} tokens, which makes {len(tokenizer)} ids, but "
-            f"the model beside it has {rows} rows for them: {added[max(added)]} would have none. Give it more "
-            f"(`model.resize_token_embeddings({len(tokenizer)})`, then `model.save_pretrained`), or take "
-            "tokens out of `added_tokens_decoder`."
+            f"the model beside it has {rows} rows for them: {added[max(added)]} would have none. Give it "
+            f"more (`model.resize_token_embeddings({len(tokenizer)})`, then `model.save_pretrained`), or "
+            "take tokens out of `added_tokens_decoder`."
         )
     stated = config.get("eos_token_id")
     # The first and the last generation number the end token behind all pieces; the others have it as a piece.

@@ -11,7 +11,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
+from transformers.tokenization_utils_base import AddedToken
 
 from glmtune.errors import CheckpointError
 from glmtune.models.releases.families import Family
@@ -56,8 +57,8 @@ class JsonTokenizer(VocabularyTokenizer):
         added = kwargs.get(ADDED_KEY) or []
         if not isinstance(added, list) or not all(isinstance(name, str) for name in added):
             raise CheckpointError(
-                f"{Path(vocab_file).parent / 'tokenizer_config.json'}: `{ADDED_KEY}` is {str(added)[:80]}, but "
-                "it must be a list of names. Export the model again."
+                f"{Path(vocab_file).parent / 'tokenizer_config.json'}: `{ADDED_KEY}` is {str(added)[:80]}, "
+                "but it must be a list of names. Export the model again."
             )
         self.user_names: frozenset[str] = frozenset(added)
         super().__init__(vocab_file, **kwargs)
