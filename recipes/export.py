@@ -113,6 +113,9 @@ def run(config: ExportConfig) -> Exported:
         f"Written: {exported.folder} ({exported.num_bytes / MEBIBYTE:,.1f} MiB, {exported.dtype})",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if (halves := exported.folder / "vllm").is_dir() and config.format == "peft":
+        line = f"for vLLM, which has gate_up_proj as two layers: {halves}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if exported.left_out:
         console.print(f"! {exported.left_out}", markup=False, highlight=False, soft_wrap=True)
     console.print(

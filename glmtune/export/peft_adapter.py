@@ -3,6 +3,9 @@
     names      base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight   (and lora_B)
     settings   one rank, one alpha; no patterns by layer, no root of the rank
 
+transformers' GLM has one ``gate_up_proj``; vLLM has its halves as two layers and refuses an adapter of the
+fused one. So where that layer is adapted, a second folder lies inside, ``vllm``, with the halves apart.
+
 What several tools ignore silently is not written but worked into the matrices: ranks that differ are filled
 up with rows of zeros, scales that differ are multiplied into B. An adapter that was trained on the fused
 layer of the official layout is on the three of this one: they share its A, and each has its rows of B.
@@ -51,6 +54,11 @@ SETTINGS: dict[str, Any] = {
 """What every such file says; readers of several years ask for one or the other of these keys."""
 
 
+FUSED, HALVES = "gate_up_proj", ("gate_proj", "up_proj")
+"""transformers' layer, and what vLLM calls its rows: those of the gate first."""
+VLLM_FOLDER = "vllm"
+
+
 def write_peft_adapter(adapted: PeftModel, saved: Path, folder: Path) -> int:
     """Write the adapter of a model.
 
@@ -61,7 +69,7 @@ def write_peft_adapter(adapted: PeftModel, saved: Path, folder: Path) -> int:
         folder: where to, there.
 
     Returns:
-        Bytes of the weights.
+        Bytes of the weights, those of the second folder aside.
     """
     model: nn.Module = cast(Any, adapted).get_base_model()
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
@@ -71,7 +79,8 @@ def write_peft_adapter(adapted: PeftModel, saved: Path, folder: Path) -> int:
     shared = next(iter(scales.values())) if len(set(scales.values())) == 1 else None
     weights: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        down, up = (part[adapter].weight.detach().float() for part in (layer.lora_A, layer.lora_B))
+        parts: list[Any] = [layer.lora_A[adapter], layer.lora_B[adapter]]
+        down, up = (part.weight.detach().float() for part in parts)
         missing = rank - down.shape[0]
         weights[f"{PEFT_PREFIX}{name}.lora_A.weight"] = F.pad(down, (0, 0, 0, missing)).clone()
         scaled = up if shared is not None else up * scales[name]
@@ -83,11 +92,40 @@ def write_peft_adapter(adapted: PeftModel, saved: Path, folder: Path) -> int:
         "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
         "target_modules": _targets(layers, [name for name, _ in model.named_modules()]),
     }
-    save_file(weights, folder / ADAPTER_FILE, metadata={"format": "pt"})
-    write_json(folder / ADAPTER_CONFIG, values)
+    _write(folder, weights, values)
+    if any(name.endswith(f".{FUSED}") for name in layers):
+        _write(folder / VLLM_FOLDER, *_with_halves(weights, values))
     facts = read_manifest(saved) or {}
     write_manifest(folder, {name: facts[name] for name in ("base_fingerprint",) if name in facts})
     return (folder / ADAPTER_FILE).stat().st_size
+
+
+def _write(folder: Path, weights: dict[str, Tensor], values: dict[str, Any]) -> None:
+    folder.mkdir(exist_ok=True)
+    save_file(weights, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    write_json(folder / ADAPTER_CONFIG, values)
+
+
+def _with_halves(
+    weights: dict[str, Tensor], values: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return an adapter with the halves of the fused layer as two: both have its A, each its rows of B."""
+    halved: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        if f".{FUSED}." not in name:
+            halved[name] = weight
+            continue
+        parts = (weight, weight) if ".lora_A." in name else weight.chunk(2)
+        halved |= {
+            name.replace(FUSED, half): part.contiguous().clone()
+            for half, part in zip(HALVES, parts, strict=True)
+        }
+    targets = [
+        target.replace(FUSED, half)
+        for target in values["target_modules"]
+        for half in (HALVES if target.endswith(FUSED) else ("",))
+    ]
+    return halved, values | {"target_modules": sorted(targets)}
 
 
 def read_by_peft(folder: Path, config: dict[str, Any], *, build: Any) -> PreTrainedModel:

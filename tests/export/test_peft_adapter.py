@@ -82,6 +82,23 @@ def test_plain_peft_answers_as_ours(targets: tuple[str, ...], tiny_base: Path, t
     torch.testing.assert_close(again, answers(tiny_base, adapter), atol=1e-6, rtol=0)
 
 
+def test_for_vllm_the_halves_of_the_fused_layer_are_apart(tiny_base: Path, tmp_path: Path) -> None:
+    adapter = tuned(tiny_base, tmp_path / "lora", ("q_proj", "gate_up_proj"))
+    exported(tiny_base, "peft", tmp_path / "out", adapter)
+    whole = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    halves = load_file(tmp_path / "out" / "vllm" / "adapter_model.safetensors")
+    assert settings(tmp_path / "out" / "vllm")["target_modules"] == ["gate_proj", "q_proj", "up_proj"]
+    assert not [name for name in halves if "gate_up_proj" in name]
+    for name, weight in whole.items():
+        gate, up = (halves.get(name.replace("gate_up_proj", half)) for half in ("gate_proj", "up_proj"))
+        assert gate is not None
+        assert up is not None
+        same = gate.equal(weight) and up.equal(weight)
+        assert torch.cat([gate, up]).equal(weight) if ".mlp." in name and "lora_B" in name else same
+    exported(tiny_base, "peft", tmp_path / "plain", tuned(tiny_base, tmp_path / "q", ("q_proj",)))
+    assert not (tmp_path / "plain" / "vllm").exists()
+
+
 @pytest.mark.parametrize("kind", ["glm", "glm4"])
 def test_on_folders_in_transformers_format(kind: str, tmp_path: Path) -> None:
     base = make_folder(tmp_path / "source", kind)
