@@ -11,6 +11,7 @@ import pytest
 
 from glmtune.cli import main
 from glmtune.models.releases.families import Family
+from glmtune.models.templates.jinja_forms import CHAT_TEMPLATES
 from glmtune.models.tokenizers.load import load_tokenizer_folder
 
 EVIL = "{{ cycler.__init__.__globals__.os.popen('id').read() }}"
@@ -95,3 +96,12 @@ def test_tokenizers_saved_by_hand(form: str, tiny_tokenizer_folder: Path, tmp_pa
     tokenizer.chat_template = own
     tokenizer.save_pretrained(tmp_path / "b")
     assert (tmp_path / "b" / "chat_template.jinja").read_text(encoding="utf-8") == own
+
+
+def test_ours_is_copied(tiny_tokenizer_folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny_tokenizer_folder, source)
+    ours = CHAT_TEMPLATES[Family.CHATGLM2]
+    (source / "chat_template.jinja").write_text(ours, encoding="utf-8")
+    load_tokenizer_folder(source, Family.CHATGLM2).save_pretrained(tmp_path / "out")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8") == ours

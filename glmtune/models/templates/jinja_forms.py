@@ -15,7 +15,7 @@ of both would melt into other pieces, the second mark stands between them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from glmtune.models.releases.families import Family
 
@@ -194,3 +194,28 @@ def jinja_form(family: Family, *, names: Sequence[str] = (), added: Sequence[str
 def _quoted(text: str) -> str:
     """Write a string as Jinja reads it; escapes are JSON's, but not those of pairs of surrogates."""
     return json.dumps(text, ensure_ascii=False)
+
+
+_PLAIN_ROLES = "{{ '<|' + message.role + '|>' + (message.metadata or '') + '\\n' }}"
+_PLAIN_ASSISTANT = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+_PLAIN_ROUNDS = (
+    "[gMASK]<sop>{% if messages[0].role == 'system' %}{{ messages[0].content + '\\n\\n' }}"
+    "{% set messages = messages[1:] %}{% endif %}{% for message in messages %}{% if message.role == 'user' %}"
+    "{{ ('' if loop.first else '\\n\\n') + '[Round ' ~ (loop.index0 // 2 + 1) ~ ']\\n\\n问：' }}"
+    "{{ message.content }}"
+    "{% else %}{{ '\\n\\n答：' + message.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n\\n答：' }}{% endif %}"
+)
+_PLAIN_CHATGLM3 = (
+    f"[gMASK]<sop>{{% for message in messages %}}{_PLAIN_ROLES}"
+    f"{{{{ ' ' + message.content }}}}{{% endfor %}}{_PLAIN_ASSISTANT}"
+)
+CHAT_TEMPLATES: Mapping[Family, str] = {
+    Family.CHATGLM2: _PLAIN_ROUNDS,
+    Family.CHATGLM2_32K: _PLAIN_ROUNDS,
+    Family.CHATGLM3: _PLAIN_CHATGLM3,
+    Family.CHATGLM3_32K: _PLAIN_CHATGLM3,
+    Family.GLM4: f"[gMASK]<sop>{{% for message in messages if message.content %}}{_PLAIN_ROLES}"
+    f"{{{{ message.content }}}}{{% endfor %}}{_PLAIN_ASSISTANT}",
+}
+"""The same in few words, without marks, tools and refusals: for programs whose tokenizers drop no marks."""

@@ -19,6 +19,7 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER, AddedToken
 
 from glmtune.errors import CheckpointError
 from glmtune.models.releases.families import Family
+from glmtune.models.templates.jinja_forms import CHAT_TEMPLATES
 from glmtune.models.tokenizers.base import GlmTokenizer
 from glmtune.models.tokenizers.token_text import TokenText
 
@@ -314,9 +315,10 @@ class VocabularyTokenizer(GlmTokenizer):
     # ---- files ----
 
     def _is_copied(self) -> bool:
-        """Whether the chat template is saved: one that came with the files only if it was asked for."""
+        """Whether the chat template is saved: one that came with the files only if ours or asked for."""
         template = self.chat_template
-        return template is None or template != self._received_template or self.keeps_chat_template
+        is_own = template != self._received_template or template == CHAT_TEMPLATES.get(self.family)
+        return template is None or is_own or self.keeps_chat_template
 
     # transformers 5 calls this in `save_pretrained`, before it writes tokenizer_config.json.
     def save_chat_templates(
