@@ -114,7 +114,7 @@ def run(config: ExportConfig) -> Exported:
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if (halves := exported.folder / "vllm").is_dir() and config.format == "peft":
-        line = f"for vLLM, which has gate_up_proj as two layers: {halves}"
+        line = f"for vLLM where it has gate_up_proj as two layers (glm4): {halves}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if exported.left_out:
         console.print(f"! {exported.left_out}", markup=False, highlight=False, soft_wrap=True)

@@ -3,8 +3,9 @@
     names      base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight   (and lora_B)
     settings   one rank, one alpha; no patterns by layer, no root of the rank
 
-transformers' GLM has one ``gate_up_proj``; vLLM has its halves as two layers and refuses an adapter of the
-fused one. So where that layer is adapted, a second folder lies inside, ``vllm``, with the halves apart.
+transformers' GLM has one ``gate_up_proj``; in vLLM's class for glm4 (and that for glm of its older versions)
+its halves are two layers, and an adapter of the whole is refused. So where that layer is adapted, a second
+folder lies inside, ``vllm``, with the halves apart.
 
 What several tools ignore silently is not written but worked into the matrices: ranks that differ are filled
 up with rows of zeros, scales that differ are multiplied into B. An adapter that was trained on the fused
