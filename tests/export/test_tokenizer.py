@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFas
 
 from glmtune.errors import CheckpointError, DataError
 from glmtune.export import tokenizer as writing
+from glmtune.export.export import ExportJob, export
 from glmtune.export.tokenizer import write_tokenizer
 from glmtune.export.tokenizer_probes import CALL, TOOL, control_words
 from glmtune.models.releases.families import Family
@@ -294,3 +295,16 @@ def test_plain_transformers_is_what_reads_it(ours: Any, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert "auto_map" not in config
+
+
+@pytest.mark.parametrize("form", ["transformers", "official"])
+def test_the_name_of_the_release_is_kept(form: str, tiny_base: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny_base, source)
+    config = json.loads((source / "config.json").read_text())
+    for name in ("THUDM/chatglm2-6b", None):
+        config["_name_or_path"] = name
+        (source / "config.json").write_text(json.dumps(config))
+        folder = tmp_path / f"out {name is None}"
+        export(ExportJob(str(source), form, folder, None, None, None, None, 2**30, False))
+        assert json.loads((folder / "config.json").read_text()).get("_name_or_path") == name
