@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from glmtune.models.releases.families import Family
+from glmtune.models.releases.families import MIXTURES, NATIVE_TYPES, Family
 from glmtune.models.settings import CheckpointSettings
 from glmtune.settings import setting
 from recipes.words.compose import Command
@@ -81,6 +81,10 @@ def works_with(found: ModelDescription) -> str:
     done = "train (prefix, LoRA, all weights), predict, eval, compare, chat, serve, web, quantize"
     if found.family is Family.CHATGLM:
         return f"{done}; export as official, prefix, tuned (transformers and llama.cpp have no such model)"
+    if found.model_type in MIXTURES:
+        return "train (LoRA on the attention), predict, eval, compare, chat, serve"
+    if found.model_type not in ("chatglm", *NATIVE_TYPES):
+        return "eval, compare, chat, serve, as a baseline; no GLM, so not train, quantize or export"
     if found.model_type == "glm4":
         return f"{done}; export as transformers, gguf, prefix, tuned (the official format ended before it)"
     return f"{done}; export in every format"

@@ -158,6 +158,7 @@ def _load(config: TrainConfig, chosen: torch.device) -> tuple[GlmModel, GlmToken
     from glmtune.loading import load_base
     from glmtune.models.checkpoints.shards import verifying
     from glmtune.models.load import is_quantized
+    from glmtune.models.other import check_tunable
     from glmtune.models.placeholders import load_placeholders
     from glmtune.models.releases.families import Family
     from glmtune.models.releases.source import resolve_source
@@ -186,6 +187,7 @@ def _load(config: TrainConfig, chosen: torch.device) -> tuple[GlmModel, GlmToken
             quantization=config.model.method,
             verify_checksums=config.model.verify_checksums,
         )
+    check_tunable(model, config.tune)
     if config.data.packing and model.family is Family.CHATGLM:
         raise ConfigError(
             f"`data.packing` is true, but `model.source` is `{source}`, a ChatGLM-6B: its positions tell "

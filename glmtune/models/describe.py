@@ -172,8 +172,12 @@ def _prefix(records: dict[str, TensorRecord], official: dict[str, Any]) -> dict[
 
 
 def _sizes(official: dict[str, Any], family: Family) -> dict[str, int]:
-    if official.get("model_type") in NATIVE_TYPES:
-        return {ours: int(official[name]) for name, ours in _TRANSFORMERS_SIZES.items()}
+    if official.get("model_type") != "chatglm":
+        found = {ours: official.get(name) for name, ours in _TRANSFORMERS_SIZES.items()}
+        width, heads = found["hidden_size"], found["num_heads"]
+        if found["head_dim"] is None and isinstance(width, int) and isinstance(heads, int):
+            found["head_dim"] = width // max(1, heads)
+        return {name: value if isinstance(value, int) else 0 for name, value in found.items()}
     heads, hidden = int(official.get("num_attention_heads", 0)), int(official.get("hidden_size", 0))
     sizes = {"num_layers": int(official.get("num_layers", 0)), "hidden_size": hidden, "num_heads": heads}
     if family is Family.CHATGLM:

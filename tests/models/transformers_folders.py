@@ -64,6 +64,17 @@ def byte_level_tokenizer() -> Tokenizer:
     return backend
 
 
+def fast_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
+    """Return transformers' tokenizer of the small vocabulary, with a chat template."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(byte_level_tokenizer().to_str()),
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
+        chat_template=template,
+    )
+
+
 def make_folder(folder: Path, kind: str, *, seed: int = 0, **sizes: Any) -> Path:
     """Write a checkpoint of random weights, as transformers does.
 
@@ -74,13 +85,7 @@ def make_folder(folder: Path, kind: str, *, seed: int = 0, **sizes: Any) -> Path
         **sizes: other values of the configuration.
     """
     config_class, model_class, template, is_tied = KINDS[kind]
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(byte_level_tokenizer().to_str()),
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        padding_side="left",
-        chat_template=TEMPLATES[template],
-    )
+    fast = fast_tokenizer(TEMPLATES[template])
     ends = [fast.convert_tokens_to_ids(name) for name in ("<|endoftext|>", "<|user|>", "<|observation|>")]
     values: dict[str, Any] = {
         "vocab_size": 384,
