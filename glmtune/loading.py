@@ -21,6 +21,7 @@ from glmtune.adapter import load_adapter
 from glmtune.compat.arguments import check_typed
 from glmtune.errors import ConfigError
 from glmtune.models.checkpoints.config import read_config
+from glmtune.models.checkpoints.shards import verifying
 from glmtune.models.load import GlmModel, load_official
 from glmtune.models.placement import Placement, parse_placement
 from glmtune.models.releases.families import Family, detect_family, detect_tokenizer_family, parse_family
@@ -55,6 +56,7 @@ def load_model(
     attn_implementation: str | None = None,
     max_memory: Mapping[Any, int | str] | None = None,
     use_switch: bool = True,
+    verify_checksums: bool = True,
     **typed: object,
 ) -> GlmModel:
     """Load a GLM for generation or further work; no code of the checkpoint runs.
@@ -83,6 +85,8 @@ def load_model(
         max_memory: with ``device_map="auto"``: bytes, or text such as ``"20GiB"``, per device.
         use_switch: obey the switch of the prefix or adapter, if its file has one, which decides per prompt
             whether it applies; False: it applies to every prompt.
+        verify_checksums: compare the checksums that pickles (``.bin``) and checkpoints of ours have, so that
+            a file which was damaged is refused; False reads it as it is.
         **typed: what users of ``from_pretrained`` write besides (``torch_dtype``, ``load_in_8bit``,
             ``trust_remote_code``, ``revision``, ...), see `glmtune.compat.arguments`: obeyed, or refused with
             what to write instead.
@@ -103,6 +107,7 @@ def load_model(
     source, options = check_typed(source, options, typed)
     options |= {"check_base": check_base, "attn_implementation": attn_implementation}
     options |= {"prefix_strength": prefix_strength, "adapter_scale": adapter_scale}
+    options["verify_checksums"] = verify_checksums
     model = load_tuned(source, prefix=prefix, adapter=adapter, use_switch=use_switch, **options)
     # Last: the fast products hold the codes in an order of their own and join neighbouring layers,
     # which a prefix, an adapter or a cast coming later would not find as they expect them.
@@ -201,6 +206,7 @@ def load_base(
     device_map: object = None,
     num_gpus: int | None = None,
     max_memory: Mapping[Any, int | str] | None = None,
+    verify_checksums: bool = True,
 ) -> GlmModel:
     """Load a base model, quantized or not: `load_official` with the means to quantize.
 
@@ -214,6 +220,7 @@ def load_base(
         device_map: see `load_model`.
         num_gpus: with ``device_map="auto"``: how many devices; None: all there are.
         max_memory: see `load_model`.
+        verify_checksums: see `load_model`.
 
     Returns:
         The model in evaluation mode; a quantized one has `QuantizedLinear` layers.
@@ -232,10 +239,12 @@ def load_base(
                 f"`quantization` is `{quantization}`, which is loaded to one device, and `device_map` splits "
                 "the model. Use `quantization='int4'`, which splits, or one device."
             )
-        model = load_external(source, quantization, **options)
+        with verifying(verify_checksums):
+            model = load_external(source, quantization, **options)
     else:
         reader = QuantizingReader(quantization)
-        model = load_official(source, quantizer=reader, placement=placement, **options)
+        with verifying(verify_checksums):
+            model = load_official(source, quantizer=reader, placement=placement, **options)
     model.in_place_quantizer = InPlaceQuantization()
     return model
 

@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     from glmtune.terminal.console import Console
 
 BACKENDS = ("glmtune", "openai", "vllm")
+UNUSED_OF_MODEL = {
+    "device": "auto",
+    "quantization": None,
+    "quantization_bit": None,
+    "quantization_activations": None,
+    "verify_checksums": True,
+}
+"""Settings of `model` that only our own backend reads, with what they are where nobody sets them."""
 FAILED_QUESTIONS = 5
 """Exit code: all is written, but some questions got no answer."""
 DEFAULT_MODEL = ModelSettings().source
@@ -128,11 +136,11 @@ class EvalConfig:
                     f"`{name}` is `{value}`, but {who}, so it would be ignored. Leave it out (a merged model"
                     " for a server is written by `glmtune export`)."
                 )
-        if (rounded := self.model.quantization_activations) is not None:
-            raise ConfigError(
-                f"`model.quantization_activations` is `{rounded}`, but {who}, so it would be ignored."
-                " Leave it out."
-            )
+        for name, usual in UNUSED_OF_MODEL.items():
+            if (value := getattr(self.model, name)) != usual:
+                raise ConfigError(
+                    f"`model.{name}` is `{value}`, but {who}, so it would be ignored. Leave it out."
+                )
         if self.backend == "openai" and self.is_chat and not self.endpoint.is_chat:
             raise ConfigError(
                 "`is_chat` is True and `endpoint.is_chat` is False, but questions are asked one way."

@@ -15,7 +15,7 @@ from recipes.words.compose import Command
 if TYPE_CHECKING:
     from glmtune.export.export import Exported, OnProgress
 
-FORMATS = ("transformers", "official", "prefix", "tuned")
+FORMATS = ("transformers", "official", "prefix", "tuned", "peft")
 MEBIBYTE = 2**20
 
 
@@ -28,13 +28,14 @@ class ExportConfig:
         "transformers",
         "transformers (GlmForCausalLM, for vLLM and others), official (GLM's own layout and names), "
         "prefix (the official prefix_encoder file alone), "
-        "or tuned (the prefix or LoRA alone, as glmtune and PEFT read them)",
+        "tuned (the prefix or LoRA alone, as glmtune and PEFT read them), "
+        "or peft (the LoRA alone, for PEFT, vLLM and llama.cpp beside a format=transformers export)",
     )
     output_dir: str | None = setting(None, "folder to appear; default: runs/export-MODEL-FORMAT")
     prefix_path: str | None = setting(None, "tuned prefix: a run folder, one of its checkpoints, or a file")
     prefix_strength: float = setting(1.0, f"{STRENGTH_HELP}; another than 1 with format=tuned")
     adapter_path: str | None = setting(
-        None, "LoRA adapter: a run folder or one of its checkpoints; merged into the weights"
+        None, "LoRA adapter: a run folder or one of its checkpoints; merged, or alone with tuned and peft"
     )
     adapter_scale: float = setting(1.0, SCALE_HELP)
     dtype: str = setting("auto", "type of the weights: auto (as stored), float32, bfloat16 or float16")
@@ -63,7 +64,7 @@ class ExportConfig:
                 f"`keep_chat_template` is true, but `format={self.format}` writes no template of the model: "
                 "transformers gets one of ours. Use `format=official`, or leave it out."
             )
-        if self.format in ("prefix", "tuned") and self.dtype != "auto":
+        if self.format in ("prefix", "tuned", "peft") and self.dtype != "auto":
             as_tuned = "float32 as the official script does" if self.format == "prefix" else "what was tuned"
             raise ConfigError(
                 f"`dtype` is `{self.dtype}`, but `format={self.format}` writes {as_tuned}. Leave `dtype` out."
@@ -112,6 +113,9 @@ def run(config: ExportConfig) -> Exported:
         f"Written: {exported.folder} ({exported.num_bytes / MEBIBYTE:,.1f} MiB, {exported.dtype})",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if (halves := exported.folder / "vllm").is_dir() and config.format == "peft":
+        line = f"for vLLM where it has gate_up_proj as two layers (glm4): {halves}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if exported.left_out:
         console.print(f"! {exported.left_out}", markup=False, highlight=False, soft_wrap=True)
     console.print(
@@ -124,7 +128,7 @@ def _next_command(config: ExportConfig, folder: Path) -> str:
     """Word what one types next: see that the export answers."""
     from glmtune.command_line import command_words, model_words
 
-    if config.format in ("prefix", "tuned"):
+    if config.format in ("prefix", "tuned", "peft"):
         model = model_words({"source": config.model.source})
         kind = "adapter_path" if config.prefix_path is None else "prefix_path"
         return command_words("predict", {kind: str(folder), **model, "data": "ads"})

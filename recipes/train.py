@@ -156,6 +156,7 @@ def _device(asked: str) -> torch.device:
 
 def _load(config: TrainConfig, chosen: torch.device) -> tuple[GlmModel, GlmTokenizer]:
     from glmtune.loading import load_base
+    from glmtune.models.checkpoints.shards import verifying
     from glmtune.models.load import is_quantized
     from glmtune.models.other import check_tunable
     from glmtune.models.placeholders import load_placeholders
@@ -175,7 +176,8 @@ def _load(config: TrainConfig, chosen: torch.device) -> tuple[GlmModel, GlmToken
     # Placeholders: no process holds the whole base, each reads its shards once the trainer is there.
     elif config.loads_sharded and not is_quantized(source, config.model.family):
         dtype = "float32" if config.tune == "full" else config.model.dtype
-        model = load_placeholders(source, dtype=dtype, family=config.model.family)
+        with verifying(config.model.verify_checksums):
+            model = load_placeholders(source, dtype=dtype, family=config.model.family)
     else:
         model = load_base(
             source,
@@ -183,6 +185,7 @@ def _load(config: TrainConfig, chosen: torch.device) -> tuple[GlmModel, GlmToken
             device=device,
             family=config.model.family,
             quantization=config.model.method,
+            verify_checksums=config.model.verify_checksums,
         )
     check_tunable(model, config.tune)
     if config.data.packing and model.family is Family.CHATGLM:

@@ -258,7 +258,8 @@ def _where(model: ModelSettings) -> dict[str, Any]:
         )
     if model.is_split or model.device != "auto" or kind not in WITH_OWN_MEMORY:
         return model.where
-    return {"device": f"{kind}:{int(os.environ.get('LOCAL_RANK', '0')) % count_devices(kind)}"}
+    local = int(os.environ.get("LOCAL_RANK", "0")) % count_devices(kind)
+    return model.where | {"device": f"{kind}:{local}"}
 
 
 def identify(

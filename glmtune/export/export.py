@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from glmtune.adapter import find_adapter, load_adapter
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.export.official_vocabulary import official_tokenizer
+from glmtune.export.peft_adapter import read_by_peft, write_peft_adapter
 from glmtune.export.streamed import probe_ids, probe_logits, stream_weights
 from glmtune.export.tensors import (
     LazyTensors,
@@ -27,9 +28,9 @@ from glmtune.export.tensors import (
     stored_tensors,
     without_head,
 )
-from glmtune.export.tokenizer import fast_tokenizer, save_fast_tokenizer
+from glmtune.export.tokenizer import write_tokenizer
 from glmtune.export.tuned import write_tuned_adapter, write_tuned_prefix
-from glmtune.models.checkpoints.config import official_config
+from glmtune.models.checkpoints.config import official_config, read_config
 from glmtune.models.checkpoints.fingerprint import weights_fingerprint
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout, without_layout
 from glmtune.models.checkpoints.shard_writer import write_shards
@@ -62,6 +63,9 @@ from glmtune.storage.lock import lock_beside
 from glmtune.storage.manifest import write_manifest
 from glmtune.switch.model import switch_of
 from glmtune.version import __version__
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 MARKER = "glmtune_export.json"
 """Written last into every export; only folders that hold it are ever replaced, see `check_output`."""
@@ -119,7 +123,7 @@ class Exported:
     Attributes:
         folder: where it lies.
         dtype: floating type of the weights.
-        num_bytes: of all weights (with ``prefix`` and ``tuned``: of what was tuned).
+        num_bytes: of all weights (with ``prefix``, ``tuned`` and ``peft``: of what was tuned).
         max_difference: largest difference of a logit between source and export, computed in float32.
         max_logit: largest logit of the source.
         limit: difference allowed.
@@ -260,11 +264,13 @@ def _check_format(job: ExportJob, family: Family) -> None:
         raise ConfigError(
             "`prefix_path` and `adapter_path` are both set, but a model is tuned one way. Leave one out."
         )
-    if job.format == "transformers" and family is Family.CHATGLM:
+    if job.format in ("transformers", "peft") and family is Family.CHATGLM:
         raise ConfigError(
-            "`format` is `transformers`, but transformers has no class for ChatGLM-6B (two-dimensional "
-            "positions, prefix mask). Use `format=official`."
+            f"`format` is `{job.format}`, but transformers has no class for ChatGLM-6B (two-dimensional "
+            f"positions, prefix mask). Use `format={'tuned' if job.format == 'peft' else 'official'}`."
         )
+    if job.format == "peft" and job.adapter_path is None:
+        raise ConfigError("`format` is `peft`, but no LoRA adapter is given. Add `adapter_path=RUN`.")
     if job.format == "transformers" and job.prefix_path is not None:
         raise ConfigError(
             "`format` is `transformers`, but `GlmForCausalLM` has no place for a prefix. Use "
@@ -321,7 +327,7 @@ def _check_strengths(job: ExportJob) -> None:
 
 
 def _write_transformers(source: _Source, folder: Path, job: ExportJob) -> int:
-    write_json(folder / "config.json", transformers_values(source.config, source.dtype))
+    write_json(folder / "config.json", transformers_values(source.config, source.dtype) | _name_of(source))
     release_generation(source.folder, source.config).save_pretrained(str(folder))
     _write_fast_tokenizer(source, folder)
     weights = without_head(source.weights) if source.config.tie_word_embeddings else source.weights
@@ -336,7 +342,7 @@ def _write_fast_tokenizer(source: _Source, folder: Path) -> None:
     if isinstance(tokenizer, JsonTokenizer):
         tokenizer.save_pretrained(str(folder))
         return
-    save_fast_tokenizer(fast_tokenizer(tokenizer), folder)
+    write_tokenizer(tokenizer, folder)
     tokenizer.save_vocabulary(str(folder))
 
 
@@ -344,7 +350,8 @@ def _write_official(source: _Source, folder: Path, job: ExportJob) -> int:
     config = official_form(source.config)
     num_bytes = _write_weights(source, official_tensors(source.weights, config), folder, job)
     values = official_config(config, source.family)
-    write_json(folder / "config.json", values | {"torch_dtype": str(source.dtype).removeprefix("torch.")})
+    values |= {"torch_dtype": str(source.dtype).removeprefix("torch.")} | _name_of(source)
+    write_json(folder / "config.json", values)
     release_generation(source.folder, source.config).save_pretrained(str(folder))
     if any((source.folder / name).is_file() for name in VOCABULARIES):
         # Written anew, not copied: the file of settings may name code, and hold templates, of anybody.
@@ -357,6 +364,12 @@ def _write_official(source: _Source, folder: Path, job: ExportJob) -> int:
     if source.prefix is not None:
         _write_prefix(source, folder / PREFIX_FOLDER, job)
     return num_bytes
+
+
+def _name_of(source: _Source) -> dict[str, str]:
+    """Return the name under which the source was released, as far as its config.json tells."""
+    name = read_config(source.folder).get("_name_or_path")
+    return {"_name_or_path": name} if isinstance(name, str) and name else {}
 
 
 def _write_weights(source: _Source, tensors: LazyTensors, folder: Path, job: ExportJob) -> int:
@@ -386,11 +399,16 @@ def _write_tuned(source: _Source, folder: Path, job: ExportJob) -> int:
     return write_tuned_adapter(source.adapter, folder, job.adapter_scale)
 
 
+def _write_peft(source: _Source, folder: Path, _: ExportJob) -> int:
+    return write_peft_adapter(cast("PeftModel", source.runnable), source.adapter, folder)
+
+
 WRITERS: dict[str, Callable[[_Source, Path, ExportJob], int]] = {
     "transformers": _write_transformers,
     "official": _write_official,
     "prefix": _write_prefix,
     "tuned": _write_tuned,
+    "peft": _write_peft,
 }
 
 
@@ -451,11 +469,18 @@ def _reload_tuned(source: _Source, folder: Path) -> PreTrainedModel:
     return adapted  # pyright: ignore[reportReturnType]
 
 
+def _reload_peft(source: _Source, folder: Path) -> PreTrainedModel:
+    adapted = read_by_peft(folder, transformers_values(source.config, torch.float32), build=_placeholders)
+    stream_weights(adapted, source.base)
+    return adapted
+
+
 RELOADERS: dict[str, Callable[[_Source, Path], PreTrainedModel]] = {
     "transformers": _reload_transformers,
     "official": _reload_official,
     "prefix": _reload_prefix,
     "tuned": _reload_tuned,
+    "peft": _reload_peft,
 }
 
 

@@ -17,7 +17,7 @@ from glmtune.models.checkpoints.config import PER_HEAD_KEY, NativeConfig, is_oth
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.models.checkpoints.quantizer import Quantizer
 from glmtune.models.checkpoints.reading import fill_model, open_weights
-from glmtune.models.checkpoints.shards import read_records
+from glmtune.models.checkpoints.shards import is_verifying, read_records
 from glmtune.models.devices import choose_device, choose_dtype
 from glmtune.models.generation import release_generation
 from glmtune.models.later import LaterModel, OfficialGlm4ForCausalLM, OfficialGlmForCausalLM
@@ -158,12 +158,13 @@ def _load_other(
 def check_written(folder: Path) -> None:
     """Make sure that a model which glmtune tuned, quantized or exported is as it was written.
 
-    Others tell no checksums.
+    Others tell no checksums. Nothing is read where checksums are not to be compared (`verifying`).
 
     Raises:
         CheckpointError: a file is damaged.
     """
-    if os.environ.get("RANK", "0") == "0":  # of several processes one is enough: it reads every byte
+    # Of several processes one is enough: it reads every byte.
+    if is_verifying() and os.environ.get("RANK", "0") == "0":
         present = (path.name for path in folder.iterdir() if path.is_file())
         check_files(folder, [name for name in present if not name.startswith(NOT_OF_THE_MODEL)])
 

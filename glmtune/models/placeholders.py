@@ -26,7 +26,7 @@ from glmtune.models.checkpoints.fingerprint import sampled_signs, signs_fingerpr
 from glmtune.models.checkpoints.names import name_table
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.models.checkpoints.reading import Destination, check_records, read_weights
-from glmtune.models.checkpoints.shards import read_records
+from glmtune.models.checkpoints.shards import is_verifying, read_records, verifying
 from glmtune.models.devices import choose_dtype
 from glmtune.models.generation import release_generation
 from glmtune.models.load import GlmModel, build_model, check_written, load_config
@@ -43,10 +43,12 @@ class PendingWeights:
     Attributes:
         folder: an official checkpoint of floating point weights.
         config: as made by `native_config`; says how the checkpoint stores its weights.
+        verifies: whether checksums are compared; see `verifying`.
     """
 
     folder: Path
     config: Any
+    verifies: bool = True
 
     def read(self, destination: Destination) -> None:
         """Read every tensor once.
@@ -58,7 +60,8 @@ class PendingWeights:
             CheckpointError: see `read_into`; or a file cannot be read.
         """
         try:
-            read_weights(self.folder, self.config, destination)
+            with verifying(self.verifies):
+                read_weights(self.folder, self.config, destination)
         except OSError as error:
             raise CheckpointError(
                 f"{self.folder}: weights cannot be read ({error}). Check the disk and fetch the file again."
@@ -106,7 +109,7 @@ def load_placeholders(source: str | Path, *, dtype: str | None, family: str | No
     model.config.dtype = resolved_dtype
     model.source = str(source)
     model.generation_config = release_generation(folder, model.config)
-    set_pending_weights(model, PendingWeights(folder, config))
+    set_pending_weights(model, PendingWeights(folder, config, is_verifying()))
     return model
 
 

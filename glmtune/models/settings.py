@@ -44,6 +44,9 @@ class ModelSettings:
         None, "quantize on loading: int8, int4, int4-clip, int4-g128, nf4, ... (stored codes load without it)"
     )
     quantization_bit: int | None = setting(None, "4 or 8: int4 or int8, as in the official scripts")
+    verify_checksums: bool = setting(
+        True, "refuse damaged files: .bin by the checksums in them, checkpoints of glmtune by their manifest"
+    )
     quantization_activations: str | None = setting(
         None, "int8: round the inputs of quantized layers too (faster prompts on CPUs, other numbers)"
     )
@@ -60,10 +63,11 @@ class ModelSettings:
 
     @property
     def where(self) -> dict[str, Any]:
-        """Where it goes, as arguments of `glmtune.loading.load_base`."""
+        """Where it goes and how its files are read, as arguments of `glmtune.loading.load_base`."""
+        reading = {"verify_checksums": self.verify_checksums}
         if self.is_split:
-            return {"device_map": self.device_map or SPLITS[0], "num_gpus": self.num_gpus}
-        return {"device": self.device}
+            return {"device_map": self.device_map or SPLITS[0], "num_gpus": self.num_gpus} | reading
+        return {"device": self.device} | reading
 
     @property
     def described(self) -> str:

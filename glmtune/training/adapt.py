@@ -209,6 +209,8 @@ class TunedModel:
         """Write an official checkpoint; see `Tuned.save`."""
         check_savable(folder, (self.model.state_dict() if weights is None else weights).items())
         save_official(self.model, folder, state_dict=weights)
+        if self.model.generation_config is not None:  # where its answers end, and how the release samples
+            self.model.generation_config.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(str(folder))
 
     def load(self, folder: Path) -> None:

@@ -90,8 +90,9 @@ def _check_against_config(folder: Path, tokenizer: VocabularyTokenizer) -> None:
     """Refuse a vocabulary that is not the one of the model beside it, such as a file that was cut.
 
     Raises:
-        CheckpointError: ids that the model does not have; rows of the model that no release leaves unused;
-            special tokens with other ids than config.json gives them.
+        CheckpointError: ids that the model does not have, those of tokens that a user added included; rows of
+            the model that no release leaves unused; special tokens with other ids than config.json gives
+            them.
     """
     config = read_json(folder / "config.json")
     if config.get("model_type") not in (None, "chatglm", *NATIVE_TYPES):
@@ -105,6 +106,14 @@ def _check_against_config(folder: Path, tokenizer: VocabularyTokenizer) -> None:
             f"{folder}/{file} and its special tokens make {count} ids, but the model beside it has {rows} "
             f"rows, of which releases leave at most {MAX_PADDING_ROWS} unused. The file is cut "
             "or of another release: download it again."
+        )
+    if len(tokenizer) > rows:
+        added = tokenizer.added_tokens_decoder
+        raise CheckpointError(
+            f"{folder}/tokenizer_config.json adds {len(added)} tokens, which makes {len(tokenizer)} ids, but "
+            f"the model beside it has {rows} rows for them: {added[max(added)]} would have none. Give it "
+            f"more (`model.resize_token_embeddings({len(tokenizer)})`, then `model.save_pretrained`), or "
+            "take tokens out of `added_tokens_decoder`."
         )
     stated = config.get("eos_token_id")
     # The first and the last generation number the end token behind all pieces; the others have it as a piece.

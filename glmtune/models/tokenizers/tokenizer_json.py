@@ -6,11 +6,13 @@ added are in the file, too, and are recognised everywhere.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tokenizers import Tokenizer
+from transformers.tokenization_utils_base import AddedToken
 
 from glmtune.errors import CheckpointError
 from glmtune.models.releases.families import Family
@@ -27,6 +29,8 @@ MAX_WAITING = 8
 """Tokens that are decoded anew with every new one, where no character is complete."""
 RELEASE_FILE = "tokenizer.model"
 """What the vocabulary files of ChatGLM2 and all later releases are called."""
+ADDED_KEY = "glmtune_added_tokens"
+"""Key of tokenizer_config.json: which tokens a user added to the release's, in an export."""
 _OLD_NAMES = {"sop": "<sop>", "eop": "<eop>"}
 """Names that our templates use → names that exports have, as the bare ones are parts of words."""
 
@@ -41,6 +45,7 @@ class JsonTokenizer(VocabularyTokenizer):
     Attributes:
         processor: of the `tokenizers` library.
         release_file: bytes of that vocabulary file; None where there is none.
+        user_names: tokens of the file that a user had added before it was written, as an export says.
     """
 
     release_file: bytes | None = None
@@ -51,6 +56,26 @@ class JsonTokenizer(VocabularyTokenizer):
     NAMED_TOKENS: ClassVar[dict[str, str]] = {}
 
     vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "tokenizer.json"}  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, vocab_file: str, **kwargs: Any) -> None:
+        """Read a tokenizer.json.
+
+        Args:
+            vocab_file: its path.
+            kwargs: as for every tokenizer here; ``glmtune_added_tokens`` names tokens of the file that a user
+                added, so that even special ones are found in every text.
+
+        Raises:
+            CheckpointError: the file is missing or of another kind.
+        """
+        added = kwargs.get(ADDED_KEY) or []
+        if not isinstance(added, list) or not all(isinstance(name, str) for name in added):
+            raise CheckpointError(
+                f"{Path(vocab_file).parent / 'tokenizer_config.json'}: `{ADDED_KEY}` is {str(added)[:80]}, "
+                "but it must be a list of names. Export the model again."
+            )
+        self.user_names: frozenset[str] = frozenset(added)
+        super().__init__(vocab_file, **kwargs)
 
     def _read(self, path: Path) -> bytes:
         if not path.is_file():
@@ -76,9 +101,14 @@ class JsonTokenizer(VocabularyTokenizer):
     def _load(self, content: bytes) -> None:
         self.processor = Tokenizer.from_str(content.decode("utf-8"))
         added = self.processor.get_added_tokens_decoder()
-        self._special = {token.content: index for index, token in added.items() if token.special}
-        self._special_ids = frozenset(self._special.values())
+        special = {token.content: index for index, token in added.items() if token.special}
+        self._special_ids = frozenset(special.values())
+        self._special = {name: index for name, index in special.items() if name not in self.user_names}
         self.COMMANDS = tuple(self._special)  # pyright: ignore[reportAttributeAccessIssue]
+        # Special, and yet looked for in texts: those that a user added.
+        self._found = {name: index for name, index in special.items() if name in self.user_names}
+        longest_first = sorted(self._found, key=len, reverse=True)
+        self._finder = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if self._found else None
         self._num_ids = max(self.processor.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         inner = self.processor.encode("a", add_special_tokens=False).ids
         whole = self.processor.encode("a", add_special_tokens=True).ids
@@ -109,6 +139,14 @@ class JsonTokenizer(VocabularyTokenizer):
 
     def _is_known(self, token: str) -> bool:
         return self.processor.token_to_id(token) is not None
+
+    def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        # Found as they are written: a normalizer may put a blank in front of them, as of every text.
+        exact = [
+            AddedToken(str(token), normalized=False, special=bool(getattr(token, "special", False)))
+            for token in new_tokens
+        ]
+        return super()._add_tokens(exact, special_tokens)
 
     def _convert_token_to_id(self, token: str) -> int | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.processor.token_to_id(_OLD_NAMES.get(token, token))
@@ -152,6 +190,14 @@ class JsonTokenizer(VocabularyTokenizer):
     # ---- text to ids and back ----
 
     def _piece_ids(self, text: str) -> list[int]:
+        if self._finder is None:
+            return self._text_ids(text)
+        ids: list[int] = []
+        for place, part in enumerate(self._finder.split(text)):
+            ids += [self._found[part]] if place % 2 else self._text_ids(part)
+        return ids
+
+    def _text_ids(self, text: str) -> list[int]:
         try:
             return self.processor.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError):  # half a surrogate pair
@@ -168,14 +214,18 @@ class JsonTokenizer(VocabularyTokenizer):
         run: list[int] = []
         for index in ids:
             if index in self._added_tokens_decoder:  # added since the file was read, which knows it not
-                parts += [self._run_text(run), str(self._added_tokens_decoder[index])]
+                parts += [self._run_text(run, goes_on=bool(parts)), str(self._added_tokens_decoder[index])]
                 run = []
             else:
                 run.append(index)
-        return "".join([*parts, self._run_text(run)])
+        return "".join([*parts, self._run_text(run, goes_on=bool(parts))])
 
-    def _run_text(self, ids: list[int]) -> str:
-        return self._decoded(ids) if ids else ""
+    def _run_text(self, ids: list[int], *, goes_on: bool) -> str:
+        if not ids:
+            return ""
+        before = self._text_ids("a") if goes_on else []  # behind a text, a blank in front stays
+        known = self._decoded(before) if before else ""
+        return self._decoded([*before, *ids])[len(known) :]
 
     def _decoded(self, ids: list[int]) -> str:
         """Decode ids of the file, as a text of its own."""

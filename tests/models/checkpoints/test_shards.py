@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -13,9 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from glmtune.loading import load_base
-from glmtune.models.checkpoints.shards import OpenShards, read_records, read_tensor, weight_files
+from glmtune.errors import CheckpointError
+from glmtune.loading import load_base, load_model
+from glmtune.models.checkpoints.shards import OpenShards, read_records, read_tensor, verifying, weight_files
 from glmtune.models.load import load_official
+from glmtune.models.placeholders import load_placeholders, pending_weights
+from glmtune.models.settings import ModelSettings
+from glmtune.storage.manifest import write_manifest
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "models"
 
@@ -62,3 +67,52 @@ def test_files_are_closed_at_the_end(tmp_path: Path) -> None:
         assert not stream.closed
     assert stream.closed
     assert all(torch.equal(read_tensor(records[name]), tensor) for name, tensor in tensors.items())
+
+
+# ---- the setting that leaves checksums out
+
+
+def test_checksums_can_be_left_out(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(3), "rows": torch.ones(4, 2)[1:3]}, tmp_path / "pytorch_model.bin")
+    records = read_records(tmp_path)
+    content = bytearray((tmp_path / "pytorch_model.bin").read_bytes())
+    for record in records.values():
+        content[record.offset] ^= 1
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    for name in records:
+        with pytest.raises(CheckpointError, match="is damaged"):
+            read_tensor(records[name])
+        with verifying(False):
+            assert not torch.equal(read_tensor(records[name]), torch.ones_like(read_tensor(records[name])))
+    with pytest.raises(CheckpointError, match="is damaged"), verifying(False), verifying(True):
+        read_tensor(records["a"])
+
+
+def test_loading_leaves_them_out_where_it_is_asked_to(tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(GOLDEN / "glm4", folder)
+    record = next(iter(read_records(folder).values()))
+    content = bytearray(record.file.read_bytes())
+    content[record.offset] ^= 1
+    record.file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_model(folder, device="cpu")
+    assert load_model(folder, device="cpu", verify_checksums=False) is not None
+    pending = pending_weights(load_placeholders(folder, dtype=None))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        pending.fingerprint()
+    with verifying(False):
+        pending = pending_weights(load_placeholders(folder, dtype=None))
+    assert pending.fingerprint()
+    assert ModelSettings(source=str(folder), verify_checksums=False).where["verify_checksums"] is False
+
+
+def test_so_are_those_of_our_own_manifests(tiny_base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "chatglm2-tiny"
+    shutil.copytree(tiny_base, folder)
+    write_manifest(folder, {})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"layernorm_epsilon": 1e-4}))
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_model(folder, device="cpu")
+    assert load_model(folder, device="cpu", verify_checksums=False).config.rms_norm_eps == 1e-4
