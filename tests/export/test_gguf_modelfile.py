@@ -1,0 +1,142 @@
+"""Modelfiles: what stands in them, and that their Go templates render what our Jinja templates do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from transformers import GenerationConfig
+
+from glmtune.export.gguf.modelfile import go_template, modelfile
+from glmtune.export.gguf.vocabulary import Vocabulary, vocabulary_of
+from glmtune.messages import Message
+from glmtune.models.releases.families import Family
+from glmtune.models.templates.folder import folder_template
+from glmtune.models.templates.jinja_forms import CHAT_TEMPLATES
+from glmtune.models.tokenizers.load import load_tokenizer_folder
+from tests.export.go_template import render_go
+from tests.models.transformers_folders import TEMPLATES, make_folder
+
+TALKS = [
+    [("user", "Hi")],
+    [("user", "你好"), ("assistant", "你好！"), ("user", "How many\nlegs?")],
+    [
+        ("system", "Be short."),
+        ("user", "1"),
+        ("assistant", "2"),
+        ("user", "3"),
+        ("assistant", "4"),
+        ("user", "5"),
+    ],
+]
+
+
+def vocabulary(source: str | None) -> Vocabulary:
+    tokens = ("a", "<|endoftext|>", "<|user|>")
+    return Vocabulary(
+        "gpt2",
+        "glm4",
+        tokens,
+        (1, 3, 3),
+        special_ids={"eos": 1, "eot": 2},
+        chat_template=source,
+        prefix="[gMASK]<sop>",
+    )
+
+
+def quoted(text: str) -> str:
+    match = re.search(r'^TEMPLATE """(.*?)"""$', text, flags=re.DOTALL | re.MULTILINE)
+    assert match is not None
+    return match[1]
+
+
+SOURCES = {
+    **{str(family): (family, source) for family, source in CHAT_TEMPLATES.items()},
+    **{name: (Family.TRANSFORMERS, source) for name, source in TEMPLATES.items()},
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("talk", TALKS, ids=lambda talk: str(len(talk)))
+def test_prompts_are_those_of_the_jinja_template(name: str, talk: list[tuple[str, str]]) -> None:
+    family, source = SOURCES[name]
+    found = go_template(vocabulary(source), family)
+    assert found is not None
+    messages = [Message(role, content) for role, content in talk]  # pyright: ignore[reportArgumentType]
+    assert render_go(found, talk) == folder_template(source).render(messages)
+
+
+def test_a_tools_result_is_an_observation() -> None:
+    found = go_template(vocabulary(CHAT_TEMPLATES[Family.GLM4]), Family.GLM4)
+    assert found is not None
+    rendered = render_go(found, [("user", "1"), ("assistant", "2"), ("tool", "3")])
+    assert rendered == "[gMASK]<sop><|user|>\n1<|assistant|>\n2<|observation|>\n3<|assistant|>"
+
+
+def test_empty_messages_are_treated_as_the_template_does() -> None:
+    talk = [("user", "1"), ("assistant", ""), ("user", "2")]
+    for name, family, source in [
+        ("glm4", Family.GLM4, CHAT_TEMPLATES[Family.GLM4]),
+        ("roles", Family.TRANSFORMERS, TEMPLATES["roles"]),
+    ]:
+        found = go_template(vocabulary(source), family)
+        assert found is not None
+        assert ("<|assistant|>\n<|user|>" in render_go(found, talk)) == (name == "roles")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for message in messages %}{{ loop.index }}: {{ message.content }}{% endfor %}",  # numbers turns
+        "{{ messages[-1].content }}",  # leaves messages out
+        "{{ raise_exception('no') }}",
+        '"""{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}',
+        "{{ '{{' }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}",
+    ],
+)
+def test_a_template_of_another_form_is_not_guessed(source: str) -> None:
+    assert go_template(vocabulary(source), Family.TRANSFORMERS) is None
+    text = modelfile("m.gguf", vocabulary(source), Family.TRANSFORMERS, None)
+    assert "no form that Ollama could render" in text
+    assert quoted(text) == "[gMASK]<sop>{{ .Prompt }}"
+
+
+def test_a_model_that_completes_gets_plain_text() -> None:
+    talk = [("system", "# language: Python"), ("user", "def f(x):")]
+    found = go_template(vocabulary(None), Family.CODEGEEX2)
+    assert found is not None
+    assert render_go(found, talk) == "[gMASK]<sop># language: Python\ndef f(x):"
+    base = go_template(vocabulary(None), Family.TRANSFORMERS)
+    assert base is not None
+    assert render_go(base, talk) == "[gMASK]<sop>def f(x):"
+
+
+def test_stops_and_sampling_are_the_release_s() -> None:
+    sampled = GenerationConfig(do_sample=True, temperature=0.8, top_p=0.8, top_k=50)
+    source = vocabulary(CHAT_TEMPLATES[Family.GLM4])
+    lines = modelfile("glm-F16.gguf", source, Family.GLM4, sampled).splitlines()
+    assert "FROM ./glm-F16.gguf" in lines
+    assert sorted(line for line in lines if line.startswith("PARAMETER")) == [
+        "PARAMETER repeat_penalty 1",
+        'PARAMETER stop "<|endoftext|>"',
+        'PARAMETER stop "<|user|>"',
+        "PARAMETER temperature 0.8",
+        "PARAMETER top_k 50",
+        "PARAMETER top_p 0.8",
+    ]
+    greedy = modelfile("m.gguf", source, Family.GLM4, GenerationConfig(do_sample=False))
+    assert "PARAMETER temperature 0\nPARAMETER repeat_penalty 1\n" in greedy
+    assert "temperature" not in modelfile("m.gguf", source, Family.GLM4, None)
+
+
+def test_a_folder_s_own_tokenizer(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "edge", "glm-edge")
+    found = vocabulary_of(load_tokenizer_folder(folder, Family.TRANSFORMERS), 384)
+    text = modelfile("m.gguf", found, Family.TRANSFORMERS, None)
+    assert render_go(quoted(text), [("user", "Hi")]) == "<|user|>\nHi<|assistant|>\n"
+    assert re.findall(r'^PARAMETER stop "(.*)"$', text, flags=re.MULTILINE) == [
+        "<|endoftext|>",
+        "<|user|>",
+        "<|observation|>",
+    ]
