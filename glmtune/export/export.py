@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from glmtune.adapter import find_adapter, load_adapter
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.export.gguf.folder import Written, model_name, read_back, write_gguf
-from glmtune.export.gguf.types import DEFAULT_TYPE, FILE_TYPES, need_gguf
+from glmtune.export.gguf.types import DEFAULT_TYPE, FILE_TYPES, gguf_package
 from glmtune.export.streamed import probe_ids, probe_logits, stream_weights
 from glmtune.export.tensors import (
     LazyTensors,
@@ -278,15 +278,15 @@ def _check_gguf(job: ExportJob, family: Family) -> None:
     """Raise for what no GGUF file can hold, before anything is read."""
     if family is Family.CHATGLM:
         raise ConfigError(
-            "`format` is `gguf`, but llama.cpp has no architecture for ChatGLM-6B (two-dimensional positions, "
-            "prefix mask). Use `format=official`, or take chatglm2-6b or a later release."
+            "`format` is `gguf`, but llama.cpp has no architecture for ChatGLM-6B (two-dimensional "
+            "positions, prefix mask). Use `format=official`, or take chatglm2-6b or a later release."
         )
     if job.prefix_path is not None:
         raise ConfigError(
-            "`format` is `gguf`, but llama.cpp has no place for a prefix: keys and values that stand in front "
-            "of every layer. Serve it with `glmtune serve`, or tune with LoRA, which is merged into the file."
+            "`format` is `gguf`, but llama.cpp has no place for a prefix: keys and values in front of every "
+            "layer. Serve it with `glmtune serve`, or tune with LoRA, which is merged into the file."
         )
-    need_gguf()
+    gguf_package()
 
 
 def _check_strengths(job: ExportJob) -> None:

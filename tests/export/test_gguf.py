@@ -32,7 +32,7 @@ from glmtune.quantization.files.write import QuantizeJob, quantize_checkpoint
 from glmtune.training.adapt import tune_adapter
 from glmtune.training.settings import LoraSettings
 from recipes.export import ExportConfig
-from tests.e2e.conftest import MakeBase, make_base  # noqa: F401
+from tests.e2e.conftest import MakeBase
 from tests.models.transformers_folders import make_folder
 
 pytest.importorskip("gguf", reason="the `gguf` package is not installed: pip install 'glmtune[gguf]'")
@@ -123,7 +123,7 @@ def test_official_checkpoints(
     base: float,
     scaling: float | None,
     make_base: MakeBase,
-    tmp_path: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     source = make_base(family, "float32")
     export(job(source, tmp_path / "out", "F32"))
@@ -259,46 +259,46 @@ def test_sizes_and_positions_of_the_releases(tmp_path: Path) -> None:
     assert Hyperparameters.of(again.config(attention_bias=False, tie_word_embeddings=False)) == again
     for key in keys:
         if "scaling" not in key:
-            with pytest.raises(CheckpointError, match=f"has no key `{key}`"):
+            with pytest.raises(CheckpointError, match=rf"has no key `{key}`"):
                 Hyperparameters.from_keys("glm4", {name: keys[name] for name in keys if name != key})
     config.rope_parameters["mscale"] = 0.7
-    with pytest.raises(ConfigError, match="yarn scaling sets mscale"):
+    with pytest.raises(ConfigError, match=r"yarn scaling sets mscale"):
         Hyperparameters.of(config)
 
 
-def test_what_no_gguf_file_can_hold_is_refused(make_base: MakeBase, tmp_path: Path) -> None:  # noqa: F811
+def test_what_no_gguf_file_can_hold_is_refused(make_base: MakeBase, tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match="llama.cpp has no architecture for ChatGLM-6B.*chatglm2-6b or a later"
+        ConfigError, match=r"llama.cpp has no architecture for ChatGLM-6B.*chatglm2-6b or a later"
     ):
         export(job(make_base(Family.CHATGLM, "float32"), tmp_path / "out"))
-    with pytest.raises(ConfigError, match="no place for a prefix.*tune with LoRA"):
+    with pytest.raises(ConfigError, match=r"no place for a prefix.*tune with LoRA"):
         export(job("glm-tiny", tmp_path / "out", prefix_path="runs/mine"))
     folder = make_folder(tmp_path / "in", "glm")
-    with pytest.raises(ConfigError, match="4 heads of 16 make 64, and hidden_size is 32"):
+    with pytest.raises(ConfigError, match=r"4 heads of 16 make 64, and hidden_size is 32"):
         export(job(folder, tmp_path / "out"))
     narrow = make_folder(tmp_path / "narrow", "glm4")
     content = json.loads((narrow / "tokenizer.json").read_text())
     content["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "\\s+"}
     (narrow / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="tokenizer.json has rules that llama.cpp has not"):
+    with pytest.raises(CheckpointError, match=r"tokenizer.json has rules that llama.cpp has not"):
         export(job(narrow, tmp_path / "out"))
     (narrow / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match="holds no `tokenizer.json`"):
+    with pytest.raises(CheckpointError, match=r"holds no `tokenizer.json`"):
         export(job(narrow, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_settings_without_meaning_are_refused() -> None:
     base = CheckpointSettings("glm-tiny")
-    with pytest.raises(ConfigError, match="`gguf_type` is `Q8_0`, but `format=transformers`"):
+    with pytest.raises(ConfigError, match=r"`gguf_type` is `Q8_0`, but `format=transformers`"):
         ExportConfig(base, gguf_type="Q8_0")
     with pytest.raises(
-        ConfigError, match="`gguf_type` is `Q4_K`, which does not exist. Did you mean `Q4_K_M`"
+        ConfigError, match=r"`gguf_type` is `Q4_K`, which does not exist. Did you mean `Q4_K_M`"
     ):
         ExportConfig(base, format="gguf", gguf_type="Q4_K")
-    with pytest.raises(ConfigError, match="`dtype` is `float16`, but `format=gguf` writes what `gguf_type`"):
+    with pytest.raises(ConfigError, match=r"`dtype` is `float16`, but `format=gguf` writes what `gguf_type`"):
         ExportConfig(base, format="gguf", dtype="float16")
-    with pytest.raises(ConfigError, match="`max_shard_mib` is 100, but `format=gguf` writes one file"):
+    with pytest.raises(ConfigError, match=r"`max_shard_mib` is 100, but `format=gguf` writes one file"):
         ExportConfig(base, format="gguf", max_shard_mib=100)
 
 
@@ -331,14 +331,14 @@ def test_a_wrong_logit_never_appears(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return probe(*args) * (1.5 if len(calls) == 2 else 1)
 
     monkeypatch.setattr(export_run, "probe_logits", wrong)
-    with pytest.raises(CheckpointError, match="is allowed for F16 .*`gguf_type=F32`"):
+    with pytest.raises(CheckpointError, match=r"is allowed for F16 .*`gguf_type=F32`"):
         export(job("glm-tiny", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_an_earlier_export_is_replaced_when_asked(tmp_path: Path) -> None:
     export(job("glm-tiny", tmp_path / "out"))
-    with pytest.raises(ConfigError, match="overwrite"):
+    with pytest.raises(ConfigError, match=r"overwrite"):
         export(job("glm-tiny", tmp_path / "out", "Q8_0"))
     export(job("glm-tiny", tmp_path / "out", "Q8_0", overwrite=True))
     assert only_file(tmp_path / "out").name == "glm-tiny-Q8_0.gguf"

@@ -9,7 +9,7 @@ import torch
 from glmtune.errors import CheckpointError, MissingExtraError
 from glmtune.export.gguf import types
 from glmtune.export.gguf.encoding import CHUNK, decode, encode
-from glmtune.export.gguf.types import BLOCKS, FILE_TYPES, need_gguf, num_bytes, tensor_type
+from glmtune.export.gguf.types import BLOCKS, FILE_TYPES, gguf_package, num_bytes, tensor_type
 
 gguf = pytest.importorskip("gguf", reason="the `gguf` package is not installed: pip install 'glmtune[gguf]'")
 
@@ -75,7 +75,7 @@ def test_tensors_longer_than_a_chunk_are_the_same_rows() -> None:
 
 
 def test_numbers_that_are_none_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="blk.0.ffn_up.weight holds numbers that are infinite"):
+    with pytest.raises(CheckpointError, match=r"blk.0.ffn_up.weight holds numbers that are infinite"):
         encode("blk.0.ffn_up.weight", torch.tensor([[1.0, float("nan")]]), "F16")
     with pytest.raises(CheckpointError, match=r"a holds 7e\+04, but F16 has no numbers above 65504.*BF16"):
         encode("a", torch.full((1, 2), 7e4), "F16")
@@ -109,5 +109,5 @@ def test_types_are_chosen_as_llama_quantize_does() -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     with pytest.raises(MissingExtraError, match=r"`format=gguf` needs.*pip install 'glmtune\[gguf\]'"):
-        need_gguf()
+        gguf_package()
     assert types.DEFAULT_TYPE in FILE_TYPES

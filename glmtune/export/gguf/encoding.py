@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glmtune.errors import CheckpointError
 from glmtune.export.gguf.k_quants import BLOCK, quantize_q4_k, quantize_q6_k
-from glmtune.export.gguf.types import num_bytes
+from glmtune.export.gguf.types import gguf_package, num_bytes
 
 CHUNK = 2**22
 """Weights converted at a time: what a search for scales holds beside them is some ten times that."""
@@ -60,8 +60,7 @@ def decode(content: np.ndarray[Any, Any], kind: str, shape: tuple[int, ...]) -> 
     Returns:
         float32.
     """
-    import gguf
-
+    gguf = gguf_package()
     rows = np.ascontiguousarray(content).view(np.uint8).reshape(shape[0] if len(shape) == 2 else 1, -1)
     values = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[kind])
     return torch.from_numpy(values if values.flags.writeable else values.copy()).reshape(shape)
@@ -71,8 +70,8 @@ def _check_numbers(name: str, rows: Tensor, kind: str) -> None:
     largest = float(rows.abs().max()) if rows.numel() else 0.0
     if not np.isfinite(largest):
         raise CheckpointError(
-            f"The tensor {name} holds numbers that are infinite or none at all, so nothing can be made of it. "
-            "Check the checkpoint, or the run it is of."
+            f"The tensor {name} holds numbers that are infinite or none at all, so nothing can be made of "
+            "it. Check the checkpoint, or the run it is of."
         )
     # The other types but BF16 and F32 have scales in float16, which are some ten times smaller.
     if largest > LARGEST_HALF and kind not in ("F32", "BF16"):
@@ -92,6 +91,5 @@ def _encode_rows(rows_OI: Tensor, kind: str) -> np.ndarray[Any, np.dtype[np.uint
         return quantize_q4_k(rows_OI.view(-1, 8, BLOCK // 8)).numpy().reshape(-1)
     if kind == "Q6_K":
         return quantize_q6_k(rows_OI.view(-1, 16, BLOCK // 16)).numpy().reshape(-1)
-    import gguf
-
+    gguf = gguf_package()
     return gguf.quants.quantize(rows_OI.numpy(), gguf.GGMLQuantizationType[kind]).reshape(-1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Glm4Config, GlmConfig
@@ -20,7 +21,7 @@ from glmtune.export.gguf.hyperparameters import Hyperparameters
 from glmtune.export.gguf.layout import file_tensors, native_names
 from glmtune.export.gguf.modelfile import modelfile
 from glmtune.export.gguf.reading import GgufFile, read_gguf
-from glmtune.export.gguf.types import FILE_TYPES, FileType, num_bytes, tensor_type
+from glmtune.export.gguf.types import FILE_TYPES, FileType, gguf_package, num_bytes, tensor_type
 from glmtune.export.gguf.vocabulary import Vocabulary, vocabulary_of
 from glmtune.models.checkpoints.lazy_tensors import LazyTensors
 from glmtune.models.generation import GENERATION_FILE, release_generation
@@ -110,8 +111,7 @@ def _write_file(
     kinds: dict[str, str],
     on_tensor: Callable[[int, int], object],
 ) -> int:
-    import gguf
-
+    gguf = gguf_package()
     with closing(gguf.GGUFWriter(file, sizes.architecture)) as writer:
         writer.add_type("model")
         writer.add_name(job.name)
@@ -128,7 +128,7 @@ def _write_file(
             kind = gguf.GGMLQuantizationType[kinds[name]]
             size = num_bytes(shape, kinds[name])
             # float32 only says that the shape counts weights, not bytes.
-            writer.add_tensor_info(name, shape, gguf.np.dtype("float32"), size, raw_dtype=kind)
+            writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind)
             total += size
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -218,16 +218,16 @@ def _check(config: GlmConfig | Glm4Config, rope: Mapping[str, Any]) -> None:
     """Raise ConfigError for what `chatglm` and `glm4` of llama.cpp do not compute."""
     if config.model_type not in ARCHITECTURES:
         raise ConfigError(
-            f"`format` is `gguf`, but llama.cpp has no architecture of ours for `{config.model_type}`; it has "
-            f"those for {' and '.join(ARCHITECTURES)}. Use `format=transformers`."
+            f"`format` is `gguf`, but llama.cpp has no architecture of ours for `{config.model_type}`; it "
+            f"has those for {' and '.join(ARCHITECTURES)}. Use `format=transformers`."
         )
     head_length = config.head_dim or 0
     width = config.num_attention_heads * head_length
     if config.model_type == "glm" and width != config.hidden_size:
         raise ConfigError(
             f"`format` is `gguf`, but llama.cpp's `chatglm` needs as many numbers in all heads as in the "
-            f"hidden state: {config.num_attention_heads} heads of {head_length} make {width}, and hidden_size "
-            f"is {config.hidden_size}. Use `format=transformers`."
+            f"hidden state: {config.num_attention_heads} heads of {head_length} make {width}, and "
+            f"hidden_size is {config.hidden_size}. Use `format=transformers`."
         )
     scaling = rope.get("rope_type", "default")
     others = sorted(name for name in rope if name not in _YARN_KEYS and rope[name] is not None)

@@ -2,8 +2,8 @@ r"""Q4_K and Q6_K: blocks of 256 weights, whose groups have scales of their own,
 
 A row is cut into blocks, a block into groups::
 
-    Q4_K   8 groups of 32   w = d · s · code - m · t     codes 0..15, s and t 0..63; d, m: float16, one a block
-    Q6_K  16 groups of 16   w = d · s · code             codes -32..31, s -128..127; d: float16, one a block
+    Q4_K   8 groups of 32   w = d · s · code - m · t   codes 0..15, s and t 0..63; d, m: float16 of the block
+    Q6_K  16 groups of 16   w = d · s · code           codes -32..31, s -128..127; d: float16 of the block
 
 Scales are searched for: around the one that spans the group, some twenty others are tried, each with the best
 line through its codes (least squares), and the one with the smallest error stays. Large weights count more.

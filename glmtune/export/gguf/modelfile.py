@@ -1,4 +1,4 @@
-r"""A Modelfile, with which Ollama makes a model of a GGUF file: its prompts as a Go template, stops, sampling.
+r"""A Modelfile, by which Ollama makes a model of a GGUF file: prompts as a Go template, stops, sampling.
 
 Ollama has an own language of templates. For prompts in which every message opens with words of its role, one
 is made of what the Jinja template renders: for some conversations, whose pieces tell what stands in front of

@@ -13,7 +13,7 @@ from transformers import Glm4Config, GlmConfig
 from glmtune.errors import CheckpointError
 from glmtune.export.gguf.encoding import decode
 from glmtune.export.gguf.hyperparameters import Hyperparameters
-from glmtune.export.gguf.types import BLOCKS
+from glmtune.export.gguf.types import BLOCKS, gguf_package
 from glmtune.models.checkpoints.lazy_tensors import LazyTensors
 
 
@@ -52,9 +52,7 @@ def read_gguf(file: Path) -> GgufFile:
     Raises:
         CheckpointError: keys are missing, or a tensor has a type that no file of ours has.
     """
-    import gguf
-
-    reader = gguf.GGUFReader(file)
+    reader = gguf_package().GGUFReader(file)
     values = {name: field.contents() for name, field in reader.fields.items()}
     makers, shapes, kinds = {}, {}, {}
     for tensor in reader.tensors:

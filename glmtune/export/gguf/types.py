@@ -10,8 +10,10 @@ Source:
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from glmtune.errors import MissingExtraError
 
@@ -121,13 +123,15 @@ def num_bytes(shape: tuple[int, ...], kind: str) -> int:
     return rows * (shape[-1] // per_block) * size
 
 
-def need_gguf() -> None:
-    """Make sure that the `gguf` package is there.
+def gguf_package() -> Any:
+    """Import the `gguf` package, which belongs to an extra.
+
+    By name, as a plain import would look like one of this package of ours.
 
     Raises:
         MissingExtraError: it is not installed.
     """
     try:
-        import gguf  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
+        return importlib.import_module("gguf")
     except ImportError:
         raise MissingExtraError("`format=gguf`", extra="gguf") from None

@@ -231,7 +231,8 @@ def _filled(found: _Found, num_rows: int) -> tuple[tuple[str, ...], tuple[int, .
 
 def _special_ids(tokenizer: VocabularyTokenizer, found: _Found) -> dict[str, int]:
     """Return which ids end an answer, pad, begin, and stand for the unknown."""
-    ids = dict(zip(END_KEYS, template_for(tokenizer).stop_ids(tokenizer), strict=False))
+    stops = template_for(tokenizer).stop_ids(tokenizer)
+    ids: dict[str, int] = {key: stop for key, stop in zip(END_KEYS, stops, strict=False)}
     pad = tokenizer.pad_token_id
     if isinstance(pad, int):
         ids["padding"] = pad
