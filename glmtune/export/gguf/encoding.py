@@ -1,4 +1,4 @@
-"""Weights to the bytes of a type, and back; a few million weights at a time.
+"""Weights to the bytes of a type, and back; some thousand weights at a time.
 
 Q8_0, Q4_0 and Q5_0 are the `gguf` package's own, and so is reading everything back; it has no way to write
 Q4_K and Q6_K, which `glmtune.export.gguf.k_quants` does.
@@ -16,8 +16,9 @@ from glmtune.errors import CheckpointError
 from glmtune.export.gguf.k_quants import BLOCK, quantize_q4_k, quantize_q6_k
 from glmtune.export.gguf.types import gguf_package, num_bytes
 
-CHUNK = 2**22
-"""Weights converted at a time: what a search for scales holds beside them is some ten times that."""
+CHUNK = 2**16
+"""Weights converted at a time, for each of PyTorch's threads: the search for scales goes through them some
+two hundred times, and is twice as fast while they and what it holds beside them stay in a core's cache."""
 LARGEST_HALF = 65504.0
 
 
@@ -37,7 +38,7 @@ def encode(name: str, weight: Tensor, kind: str) -> np.ndarray[Any, np.dtype[np.
     """
     out = np.empty(num_bytes(tuple(weight.shape), kind), dtype=np.uint8)
     rows = weight.reshape(-1, weight.shape[-1])
-    step = max(1, CHUNK // rows.shape[1])
+    step = max(1, CHUNK * torch.get_num_threads() // rows.shape[1])
     place = 0
     for start in range(0, len(rows), step):
         part = rows[start : start + step].float().contiguous()
