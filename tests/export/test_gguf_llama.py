@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from glmtune.export.export import ExportJob, export
-from glmtune.export.gguf.modelfile import MODELFILE
+from glmtune.export.gguf.folder import MODELFILE
 from glmtune.export.gguf.reading import read_gguf
 from glmtune.loading import load_tokenizer
 from glmtune.messages import Message
@@ -24,6 +24,7 @@ from glmtune.models.load import build_model, load_official
 from glmtune.models.releases.families import Family
 from glmtune.models.templates.renderer import template_for
 from glmtune.models.tokenizers.load import load_tokenizer_folder
+from glmtune.tiny.corpus.ads import ads
 from tests.e2e.conftest import MakeBase, official_config
 from tests.export.go_template import render_go
 from tests.export.test_gguf_modelfile import quoted
@@ -60,6 +61,10 @@ TALKS = (
         ("user", "Why?"),
     ],
 )
+
+
+EXACT_CACHE = {"type_k": 0, "type_v": 0}
+"""Keys and values in float32: random models have many tokens nearly as likely as the first."""
 
 
 def job(source: Path | str, folder: Path, kind: str = "F16", family: str | None = None) -> ExportJob:
@@ -127,7 +132,9 @@ def check_ids(model: Any, tokenizer: Any) -> None:
     go = quoted((Path(model.model_path).parent / MODELFILE).read_text(encoding="utf-8"))
     for talk in TALKS:
         expected = template.encode_prompt(tokenizer, messages(talk))
-        for text in (rendered(model, talk), render_go(go, talk)):
+        strips = "strip()" in model.metadata["tokenizer.chat_template"]  # which Ollama's cannot
+        go_text = render_go(go, [(role, text.strip() if strips else text) for role, text in talk])
+        for text in (rendered(model, talk), go_text):
             assert model.tokenize(text.encode(), add_bos=True, special=True) == expected, text
 
 
@@ -174,44 +181,35 @@ def test_glm_tiny_chats(tiny: Callable[[str], Path]) -> None:
         expected, talked = source.chat(tokenizer, question, history=talked, do_sample=False)
         assert choice["finish_reason"] == "stop"
         assert choice["message"]["content"].strip() == expected
-        history.append({"role": "assistant", "content": choice["message"]["content"]})
-
-
-def perplexity(scores: np.ndarray[Any, Any], ids: Sequence[int]) -> float:
-    rows = torch.from_numpy(scores[:-1]).double().log_softmax(-1)
-    return float(-rows[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].mean().exp())
+        history.append({"role": "assistant", "content": expected})
 
 
 def test_perplexity_of_rounded_files(tiny: Callable[[str], Path]) -> None:
+    """Of advertisements of the kind that glm-tiny writes; printed for docs/export.md."""
     tokenizer = load_tokenizer("glm-tiny")
-    rows = (REPO / "data" / "ads" / "dev.jsonl").read_text(encoding="utf-8").splitlines()[:6]
-    texts = [json.loads(row) for row in rows]
-    ids = [tokenizer(" ".join(map(str, text.values())))["input_ids"][:200] for text in texts]
+    template = template_for(tokenizer)
+    samples = [ads(Random(seed)) for seed in range(2_000_000, 2_000_012)]
+    prompts = [template.encode_prompt(tokenizer, each.messages[:-1]) for each in samples]
+    answers = [template.encode_answer(tokenizer, each.messages[-1]) for each in samples]
+
+    def perplexity(scores: Callable[[list[int]], Any]) -> float:
+        total, count = 0.0, 0
+        for prompt, answer in zip(prompts, answers, strict=True):
+            found = torch.as_tensor(scores([*prompt, *answer]))[len(prompt) - 1 : -1].double()
+            total -= float(found.log_softmax(-1)[torch.arange(len(answer)), torch.tensor(answer)].sum())
+            count += len(answer)
+        return float(np.exp(total / count))
+
     source = load_official("glm-tiny", dtype="float32")
     with torch.no_grad():
-        exact = [source(input_ids=torch.tensor([row])).logits[0].numpy() for row in ids]
-
-    def mean(scores: Sequence[np.ndarray[Any, Any]]) -> float:
-        return float(
-            np.exp(np.mean([np.log(perplexity(s, row)) for s, row in zip(scores, ids, strict=True)]))
-        )
-
-    expected = mean(exact)
-    found = {
-        kind: mean([logits(model, row) for row in ids])
-        for kind in ("F32", "F16", "BF16", "Q8_0", "Q4_K_M", "Q4_0")
-        for model in [llama(tiny(kind))]
-    }
-    print({"glmtune": expected} | found)
-    for kind, limit in {
-        "F32": 1e-3,
-        "F16": 2e-3,
-        "BF16": 0.02,
-        "Q8_0": 0.02,
-        "Q4_K_M": 0.15,
-        "Q4_0": 0.3,
-    }.items():
-        assert abs(found[kind] / expected - 1) < limit, kind
+        exact = perplexity(lambda ids: source(input_ids=torch.tensor([ids])).logits[0])
+    print(f"glmtune {exact:.4f}")
+    limits = {"F32": 1e-4, "F16": 1e-3, "BF16": 2e-3, "Q8_0": 2e-3, "Q4_K_M": 0.01, "Q4_0": 0.05}
+    for kind, limit in limits.items():
+        model = llama(tiny(kind))
+        found = perplexity(lambda ids, model=model: logits(model, ids))
+        print(f"{kind} {found:.4f} {only_file(tiny(kind)).stat().st_size / 2**20:.2f} MiB")
+        assert abs(found / exact - 1) < limit, kind
 
 
 @pytest.mark.parametrize("kind", ["glm", "glm-edge", "glm4", "glm-z1"])
@@ -219,7 +217,7 @@ def test_folders_in_transformers_format(kind: str, tmp_path: Path) -> None:
     sizes = {} if kind in ("glm4", "glm-z1") else {"head_dim": 8}
     folder = make_folder(tmp_path / "in", kind, initializer_range=0.3, **sizes)
     export(job(folder, tmp_path / "out", "F32"))
-    check(llama(tmp_path / "out"), load_official(folder), load_tokenizer(folder))
+    check(llama(tmp_path / "out", **EXACT_CACHE), load_official(folder), load_tokenizer(folder))
 
 
 def test_yarn(tmp_path: Path) -> None:
@@ -227,7 +225,7 @@ def test_yarn(tmp_path: Path) -> None:
     rope = {"rope_theta": 10000.0, "partial_rotary_factor": 0.5} | yarn
     folder = make_folder(tmp_path / "in", "glm4", initializer_range=0.3, rope_parameters=rope)
     export(job(folder, tmp_path / "out", "F32"))
-    check(llama(tmp_path / "out"), load_official(folder), load_tokenizer(folder))
+    check(llama(tmp_path / "out", **EXACT_CACHE), load_official(folder), load_tokenizer(folder))
 
 
 @pytest.mark.parametrize(
@@ -237,7 +235,7 @@ def test_yarn(tmp_path: Path) -> None:
 def test_official_checkpoints(family: Family, make_base: MakeBase, tmp_path: Path) -> None:
     source = make_base(family, "float32")
     export(job(source, tmp_path / "out", "F32"))
-    check(llama(tmp_path / "out"), load_official(source), load_tokenizer(source))
+    check(llama(tmp_path / "out", **EXACT_CACHE), load_official(source), load_tokenizer(source))
 
 
 def check(model: Any, source: Any, tokenizer: Any) -> None:
@@ -249,8 +247,7 @@ def check(model: Any, source: Any, tokenizer: Any) -> None:
         *torch.randint(5, 250, (200,), generator=torch.Generator().manual_seed(0)).tolist(),
     ]
     expected = source.float()(input_ids=torch.tensor([ids])).logits[0].detach().numpy()
-    # Keys and values are float16 in its cache.
-    assert np.abs(logits(model, ids) - expected).max() < 0.01 * np.abs(expected).max()
+    assert np.abs(logits(model, ids) - expected).max() < 1e-4 * np.abs(expected).max()
     assert greedy(model, ids) == ours(source, ids)
 
 
@@ -307,4 +304,4 @@ def test_files_are_as_good_as_llama_quantize_makes_them(kind: str, tmp_path: Pat
         assert ours_off <= 1.001 * theirs_off, name
         if kind != "F32":
             equal = (mine.tensors[name] == other.tensors[name]).float().mean()
-            assert equal > 0.99, name
+            assert equal > 0.97, name  # the others are one step off: sums are taken in another order
