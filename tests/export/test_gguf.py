@@ -282,6 +282,11 @@ def test_what_no_gguf_file_can_hold_is_refused(make_base: MakeBase, tmp_path: Pa
     (narrow / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"tokenizer.json has rules that llama.cpp has not"):
         export(job(narrow, tmp_path / "out"))
+    words = {"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1}, "unk_token": "<unk>"}
+    content |= {"model": words, "pre_tokenizer": None, "post_processor": None}
+    (narrow / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"tokenizer.json has rules that llama.cpp has not"):
+        export(job(narrow, tmp_path / "out"))
     (narrow / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"holds no `tokenizer.json`"):
         export(job(narrow, tmp_path / "out"))

@@ -148,15 +148,15 @@ def _from_json(content: dict[str, Any]) -> _Found:
         CheckpointError: see `vocabulary_of`.
     """
     model = content["model"]
-    merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
-    if model.get("type") == "BPE" and model.get("byte_fallback") and _prepends_blank(content):
+    is_pairs = model.get("type") == "BPE"
+    if is_pairs and model.get("byte_fallback") and _prepends_blank(content):
         found = _Found("llama", "default")
-        found.scores = _scores(model["vocab"], merges)
-    elif model.get("type") == "BPE" and _is_byte_level(content):
+        found.scores = _scores(model["vocab"], _merges(model))
+    elif is_pairs and _is_byte_level(content):
         # With `ignore_merges` a word that is a piece is taken whole, whatever its merges are; llama.cpp has
         # the same pattern under two names, one for each rule.
         found = _Found("gpt2", "glm4" if model.get("ignore_merges") else "chatglm-bpe")
-        found.merges = [" ".join(pair) for pair in merges]
+        found.merges = [" ".join(pair) for pair in _merges(model)]
     else:
         raise CheckpointError(
             "The folder's tokenizer.json has rules that llama.cpp has not: it knows GLM's byte-level pairs "
@@ -177,6 +177,11 @@ def _from_json(content: dict[str, Any]) -> _Found:
             found.kinds[token["id"]] = CONTROL if token["special"] else USER_DEFINED
         found.names[token["id"]] = token["content"]
     return found
+
+
+def _merges(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the pairs of a tokenizer.json, which older versions of the library wrote as one text each."""
+    return [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
 
 
 def _prepends_blank(content: Mapping[str, Any]) -> bool:
