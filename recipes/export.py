@@ -163,7 +163,7 @@ def _next_command(config: ExportConfig, folder: Path) -> str:
         return command_words("predict", {kind: str(folder), **model, "data": "ads"})
     if config.format == "gguf":
         file = folder / f"{model_name(str(config.model.source))}-{config.gguf_type}.gguf"
-        return f"llama-cli -m {shlex.quote(str(file))}"
+        return f"llama-cli -m {shlex.quote(str(file))} --jinja"
     return command_words("info", model_words({"source": folder}))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 
 from glmtune.adapter import load_adapter
@@ -32,6 +34,7 @@ from glmtune.quantization.files.write import QuantizeJob, quantize_checkpoint
 from glmtune.training.adapt import tune_adapter
 from glmtune.training.settings import LoraSettings
 from recipes.export import ExportConfig
+from tests.conftest import TINY_SENTENCES
 from tests.e2e.conftest import MakeBase
 from tests.models.transformers_folders import make_folder
 
@@ -191,7 +194,7 @@ def test_an_export_for_transformers_keeps_its_tokens(tmp_path: Path) -> None:
     """Its tokenizer.json has merges in the place of scores: pieces must be as good in the same order."""
     job_ = job("glm-tiny", tmp_path / "native")
     export(ExportJob(**{**{name: getattr(job_, name) for name in job_.__slots__}, "format": "transformers"}))
-    found = vocabulary_of(load_tokenizer_folder(tmp_path / "native", Family.TRANSFORMERS), 4864)
+    found = vocabulary_of(load_tokenizer_folder(tmp_path / "native", Family.CHATGLM2), 4864)
     direct = vocabulary_of(load_tokenizer_folder(_embedded(), Family.CHATGLM2), 4864)
     assert found.model == "llama"
     assert found.tokens == direct.tokens
@@ -214,6 +217,27 @@ def test_a_released_tokenizer(released_tokenizers: Path, tmp_path: Path) -> None
         "eos": 2, "eot": 64795, "eom": 64797, "padding": 0, "bos": 1, "unknown": 0,
     }  # fmt: skip
     assert found.ends() == ("</s>", "<|user|>", "<|observation|>")
+
+
+@pytest.mark.parametrize("rule", ["nfkc", "unigram"])
+def test_a_sentencepiece_file_with_other_rules_is_refused(rule: str, tmp_path: Path) -> None:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TINY_SENTENCES * 20),
+        model_writer=model,
+        model_type="unigram" if rule == "unigram" else "bpe",
+        normalization_rule_name="nfkc" if rule == "nfkc" else "identity",
+        remove_extra_whitespaces=False,
+        byte_fallback=True,
+        vocab_size=400,
+        num_threads=1,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    with pytest.raises(
+        CheckpointError, match=r"llama.cpp would cut .* into .*rules beside pieces and scores"
+    ):
+        vocabulary_of(load_tokenizer_folder(tmp_path, Family.CHATGLM2), 1024)
 
 
 def test_an_adapter_is_merged(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -249,6 +251,36 @@ def check(model: Any, source: Any, tokenizer: Any) -> None:
     expected = source.float()(input_ids=torch.tensor([ids])).logits[0].detach().numpy()
     assert np.abs(logits(model, ids) - expected).max() < 1e-4 * np.abs(expected).max()
     assert greedy(model, ids) == ours(source, ids)
+
+
+PROGRAM = shutil.which("llama-completion")
+KINDS = ("glm-tiny", Family.CHATGLM2, Family.CHATGLM3, Family.GLM4, "glm", "glm-edge", "glm4", "glm-z1")
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="llama-completion, a program of llama.cpp, is not on the PATH")
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_llama_cpp_s_own_jinja_renders_our_prompts(
+    kind: Family | str, make_base: MakeBase, tmp_path: Path
+) -> None:
+    """Its programs have a Jinja of their own, which is smaller than Python's."""
+    source: Path | str = "glm-tiny"
+    if isinstance(kind, Family):
+        source = make_base(kind, "float32")
+    elif kind != "glm-tiny":
+        sizes = {} if kind in ("glm4", "glm-z1") else {"head_dim": 8}
+        source = make_folder(tmp_path / "in", kind, **sizes)
+    export(job(source, tmp_path / "out"))
+    tokenizer = load_tokenizer(source)
+    for talk in ([("user", "你好 how many  legs?")], [("system", "Be short."), ("user", "x = 1")]):
+        words = ["-m", str(only_file(tmp_path / "out")), "-t", "1", "--temp", "0", "-n", "2", "--jinja"]
+        words += ["-cnv", "-st", "--verbose-prompt", "-p", talk[-1][1]]
+        words += ["-sys", talk[0][1]] if len(talk) > 1 else []
+        done = subprocess.run(
+            [str(PROGRAM), *words], capture_output=True, check=True, stdin=subprocess.DEVNULL
+        )
+        written = (done.stdout + done.stderr).decode("utf-8", "replace")
+        found = [int(match) for match in re.findall(r" I +(\d+) -> '", written)]
+        assert found == template_for(tokenizer).encode_prompt(tokenizer, messages(talk))
 
 
 def test_an_export_for_transformers_goes_on_to_gguf(tiny: Callable[[str], Path], tmp_path: Path) -> None:

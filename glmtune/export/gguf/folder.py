@@ -23,6 +23,7 @@ from glmtune.export.gguf.modelfile import modelfile
 from glmtune.export.gguf.reading import GgufFile, read_gguf
 from glmtune.export.gguf.types import FILE_TYPES, FileType, gguf_package, num_bytes, tensor_type
 from glmtune.export.gguf.vocabulary import Vocabulary, vocabulary_of
+from glmtune.memory import trim_memory
 from glmtune.models.checkpoints.lazy_tensors import LazyTensors
 from glmtune.models.generation import GENERATION_FILE, release_generation
 from glmtune.models.releases.families import Family
@@ -135,6 +136,7 @@ def _write_file(
         writer.write_ti_data_to_file()
         for done, name in enumerate(tensors, start=1):
             writer.write_tensor_data(encode(name, tensors[name], kinds[name]))
+            trim_memory()
             on_tensor(done, len(kinds))
     return total
 
@@ -191,6 +193,7 @@ def read_back(folder: Path, job: Written) -> tuple[GgufFile, LazyTensors]:
     native = native_names(found.tensors, job.config, job.weights.shapes)
     for name in sorted(names):
         error, limit = _error(native[name], job.weights[name], FILE_TYPES[job.file_type])
+        trim_memory()
         if not error <= limit:
             problems.append(f"{name} is off by {error:.2g} of its size, and {limit:.2g} is allowed")
     if problems:

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from transformers import GenerationConfig
 
 from glmtune.errors import DataError
+from glmtune.export.gguf.templates import PROMPTS
 from glmtune.export.gguf.vocabulary import Vocabulary
 from glmtune.messages import Message
 from glmtune.models.releases.families import Family
 from glmtune.models.templates.folder import FolderTemplate, folder_template
-from glmtune.models.templates.jinja_forms import CHAT_TEMPLATES
 
 ROUNDS = (
     "[gMASK]<sop>{{ if .System }}{{ .System }}\n\n{{ end }}"
@@ -31,6 +31,8 @@ ROUNDS = (
 """ChatGLM2's prompts."""
 OLLAMA_ROLES = {"system": "system", "user": "user", "assistant": "assistant", "observation": "tool"}
 """Our roles → Ollama's."""
+EMPTY_MESSAGES = ("kept", "left out", "without blank")
+"""What templates do with a message without text: ChatGLM3's has a blank in front of others alone."""
 _SAMPLING = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -88,7 +90,7 @@ def go_template(vocabulary: Vocabulary, family: Family) -> str | None:
     if source is None:
         system = "{{ if .System }}{{ .System }}\n{{ end }}" if family is Family.CODEGEEX2 else ""
         return f"{vocabulary.prefix}{system}{{{{ .Prompt }}}}"
-    if source == CHAT_TEMPLATES[Family.CHATGLM2]:
+    if source == PROMPTS[Family.CHATGLM2]:
         return ROUNDS
     try:
         made = _of_roles(folder_template(source))
@@ -110,13 +112,13 @@ def _of_roles(template: FolderTemplate) -> str | None:
     except DataError:
         pass  # a template without tools
     empty = [Message("user", "1"), Message("assistant", ""), Message("user", "2")]
-    for leaves_out_empty in (False, True):
+    for rule in EMPTY_MESSAGES:
         # Wherever the pieces came from: what they make must be what the template renders.
         if all(
-            template.render(messages) == _joined(messages, opening, front, asked, leaves_out_empty)
+            template.render(messages) == _joined(messages, opening, front, asked, rule)
             for messages in (*checked, empty)
         ):
-            return _in_go(opening, front, asked, leaves_out_empty)
+            return _in_go(opening, front, asked, rule)
     return None
 
 
@@ -141,20 +143,28 @@ def _conversation(*roles: str) -> list[Message]:
 
 
 def _joined(
-    messages: Sequence[Message], opening: str, front: Mapping[str, str], asked: str, leaves_out_empty: bool
+    messages: Sequence[Message], opening: str, front: Mapping[str, str], asked: str, rule: str
 ) -> str:
-    shown = [message for message in messages if message.content or not leaves_out_empty]
-    return opening + "".join(front[message.role] + message.content for message in shown) + asked
+    parts = [opening]
+    for message in messages:
+        text = front[message.role]
+        if message.content:
+            parts.append(text + message.content)
+        elif rule != "left out":
+            parts.append(text.removesuffix(" ") if rule == "without blank" else text)
+    return "".join([*parts, asked])
 
 
-def _in_go(opening: str, front: Mapping[str, str], asked: str, leaves_out_empty: bool) -> str | None:
+def _in_go(opening: str, front: Mapping[str, str], asked: str, rule: str) -> str | None:
     if any("{{" in text or "}}" in text for text in (opening, asked, *front.values())):
         return None
-    cases = [
-        f'{{{{ {"if" if first else "else if"} eq .Role "{OLLAMA_ROLES[role]}" }}}}{text}{{{{ .Content }}}}'
-        for first, (role, text) in zip((True, *[False] * len(front)), front.items(), strict=False)
-    ]
-    body = "".join(cases) + "{{ end }}"
-    if leaves_out_empty:
+    body = ""
+    for role, text in front.items():
+        content = "{{ .Content }}"
+        if rule == "without blank" and text.endswith(" "):
+            text, content = text[:-1], "{{ if .Content }} {{ .Content }}{{ end }}"
+        body += f'{{{{ {"else if" if body else "if"} eq .Role "{OLLAMA_ROLES[role]}" }}}}{text}{content}'
+    body += "{{ end }}"
+    if rule == "left out":
         body = f"{{{{ if .Content }}}}{body}{{{{ end }}}}"
     return f"{opening}{{{{ range .Messages }}}}{body}{{{{ end }}}}{asked}"

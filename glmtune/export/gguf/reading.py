@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from transformers import Glm4Config, GlmConfig
 
@@ -61,7 +62,7 @@ def read_gguf(file: Path) -> GgufFile:
             raise CheckpointError(f"{file}: {tensor.name} has the type {kind}, which no file of ours has.")
         # The file counts a row's numbers first, then the rows.
         shape = tuple(int(size) for size in reversed(tensor.shape.tolist()))
-        makers[tensor.name] = partial(_read, tensor.data, kind, shape)
+        makers[tensor.name] = partial(_read, file, tensor.data_offset, tensor.n_bytes, kind, shape)
         shapes[tensor.name], kinds[tensor.name] = shape, kind
     return GgufFile(
         values,
@@ -71,5 +72,6 @@ def read_gguf(file: Path) -> GgufFile:
     )
 
 
-def _read(content: Any, kind: str, shape: tuple[int, ...]) -> Tensor:
-    return decode(content, kind, shape)
+def _read(file: Path, offset: int, size: int, kind: str, shape: tuple[int, ...]) -> Tensor:
+    # Not through the reader's map of the file: its pages would stay in memory, in the end all of them.
+    return decode(np.fromfile(file, dtype=np.uint8, count=size, offset=offset), kind, shape)

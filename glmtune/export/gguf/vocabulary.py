@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glmtune.errors import CheckpointError
+from glmtune.export.gguf.pieces import check_pieces
+from glmtune.export.gguf.templates import PROMPTS
 from glmtune.export.tokenizer import fast_tokenizer
 from glmtune.models.releases.families import Family
-from glmtune.models.templates.jinja_forms import CHAT_TEMPLATES
 from glmtune.models.templates.renderer import template_for
 from glmtune.models.tokenizers.chatglm2_and_3 import SentencePieceGlmTokenizer
 from glmtune.models.tokenizers.glm4 import WORDS
@@ -78,8 +79,8 @@ def vocabulary_of(tokenizer: VocabularyTokenizer, num_rows: int) -> Vocabulary:
             rows, or two with the same name.
     """
     if isinstance(tokenizer, SentencePieceGlmTokenizer):
-        fast_tokenizer(tokenizer)  # raises where the file has rules beside pieces and scores
         found = _from_sentencepiece(tokenizer)
+        check_pieces(found.names, found.scores, tokenizer)
     elif isinstance(tokenizer, JsonTokenizer):
         found = _from_json(json.loads(tokenizer.processor.to_str()))
     else:
@@ -90,7 +91,7 @@ def vocabulary_of(tokenizer: VocabularyTokenizer, num_rows: int) -> Vocabulary:
     tokens, kinds = _filled(found, num_rows)
     template = tokenizer.chat_template
     if tokenizer.family is not Family.TRANSFORMERS:
-        template = CHAT_TEMPLATES.get(tokenizer.family)
+        template = PROMPTS.get(tokenizer.family)
     return Vocabulary(
         found.model,
         found.pattern,
@@ -186,7 +187,7 @@ def _merges(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _prepends_blank(content: Mapping[str, Any]) -> bool:
     """Whether the normalizer is that of our translated sentencepiece files."""
-    steps = (content.get("normalizer") or {}).get("normalizers", [])
+    steps = [step for step in _steps(content, "normalizer") if not _drops_mark(step)]
     wanted = [
         {"type": "Prepend", "prepend": "▁"},
         {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
@@ -196,14 +197,29 @@ def _prepends_blank(content: Mapping[str, Any]) -> bool:
 
 def _is_byte_level(content: Mapping[str, Any]) -> bool:
     """Whether words are cut as GLM-4 does, and then taken byte by byte."""
-    steps = (content.get("pre_tokenizer") or {}).get("pretokenizers", [])
+    steps = [step for step in _steps(content, "pre_tokenizer") if not _drops_mark(step)]
     kinds = [step["type"] for step in steps]
-    if content.get("normalizer") is not None or kinds != ["Split", "ByteLevel"]:
+    if not all(map(_drops_mark, _steps(content, "normalizer"))) or kinds != ["Split", "ByteLevel"]:
         return False
     split, letters = steps
     cuts = split["behavior"].lower() == "isolated" and not split.get("invert")
     plain = not letters.get("add_prefix_space") and not letters.get("use_regex")
     return cuts and plain and split["pattern"] == {"Regex": WORDS}
+
+
+def _steps(content: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
+    """Return the steps of a normalizer or pre-tokenizer, which is one step or a sequence of them."""
+    whole = content.get(part) or {"type": "Sequence"}
+    if whole["type"] != "Sequence":
+        return [whole]
+    return whole.get("normalizers") or whole.get("pretokenizers") or []
+
+
+def _drops_mark(step: Mapping[str, Any]) -> bool:
+    """Whether a step only takes out a character that no text has (U+FDD0 to U+FDEF are for programs)."""
+    pattern = step.get("pattern", {}).get("String", "")
+    drops = step.get("content") == "" or str(step.get("behavior")).lower() == "removed"
+    return drops and len(pattern) == 1 and "\ufdd0" <= pattern <= "\ufdef"
 
 
 def _scores(vocab: Mapping[str, int], merges: Iterable[tuple[str, ...]]) -> dict[int, float]:
