@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from glmtune.adapter import find_adapter, load_adapter
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.export.gguf.folder import Written, model_name, read_back, write_gguf
-from glmtune.export.gguf.types import DEFAULT_TYPE, FILE_TYPES, gguf_package
+from glmtune.export.gguf.folder import Written, check_gguf, model_name, read_back, write_gguf
+from glmtune.export.gguf.types import DEFAULT_TYPE, FILE_TYPES
 from glmtune.export.streamed import probe_ids, probe_logits, stream_weights
 from glmtune.export.tensors import (
     LazyTensors,
@@ -253,7 +253,7 @@ def _check_format(job: ExportJob, family: Family) -> None:
             "`prefix_path` and `adapter_path` are both set, but a model is tuned one way. Leave one out."
         )
     if job.format == "gguf":
-        _check_gguf(job, family)
+        check_gguf(family, job.prefix_path)
     if job.format == "transformers" and family is Family.CHATGLM:
         raise ConfigError(
             "`format` is `transformers`, but transformers has no class for ChatGLM-6B (two-dimensional "
@@ -272,21 +272,6 @@ def _check_format(job: ExportJob, family: Family) -> None:
             "`format` is `tuned`, but nothing tuned is given. Add `prefix_path=RUN` or `adapter_path=RUN`."
         )
     _check_strengths(job)
-
-
-def _check_gguf(job: ExportJob, family: Family) -> None:
-    """Raise for what no GGUF file can hold, before anything is read."""
-    if family is Family.CHATGLM:
-        raise ConfigError(
-            "`format` is `gguf`, but llama.cpp has no architecture for ChatGLM-6B (two-dimensional "
-            "positions, prefix mask). Use `format=official`, or take chatglm2-6b or a later release."
-        )
-    if job.prefix_path is not None:
-        raise ConfigError(
-            "`format` is `gguf`, but llama.cpp has no place for a prefix: keys and values in front of every "
-            "layer. Serve it with `glmtune serve`, or tune with LoRA, which is merged into the file."
-        )
-    gguf_package()
 
 
 def _check_strengths(job: ExportJob) -> None:

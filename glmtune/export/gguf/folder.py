@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import Glm4Config, GlmConfig
 
-from glmtune.errors import CheckpointError
+from glmtune.errors import CheckpointError, ConfigError
 from glmtune.export.gguf.encoding import encode
 from glmtune.export.gguf.hyperparameters import Hyperparameters
 from glmtune.export.gguf.layout import file_tensors, native_names
@@ -55,6 +55,30 @@ class Written:
     family: Family
     weights: LazyTensors
     file_type: str
+
+
+def check_gguf(family: Family, prefix_path: str | None) -> None:
+    """Raise for what no GGUF file can hold, before anything is read.
+
+    Args:
+        family: release line of the base.
+        prefix_path: a tuned prefix, if one is to be exported.
+
+    Raises:
+        ConfigError: ChatGLM-6B, or a prefix.
+        MissingExtraError: the `gguf` package is not installed.
+    """
+    if family is Family.CHATGLM:
+        raise ConfigError(
+            "`format` is `gguf`, but llama.cpp has no architecture for ChatGLM-6B (two-dimensional "
+            "positions, prefix mask). Use `format=official`, or take chatglm2-6b or a later release."
+        )
+    if prefix_path is not None:
+        raise ConfigError(
+            "`format` is `gguf`, but llama.cpp has no place for a prefix: keys and values in front of every "
+            "layer. Serve it with `glmtune serve`, or tune with LoRA, which is merged into the file."
+        )
+    gguf_package()
 
 
 def model_name(source: str) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from glmtune.models.releases.families import Family
 
-# In two parts: without `--jinja` llama.cpp looks for these words, and takes prompts of its own where they are,
-# which are another release's; so it says that it does not know the template.
+# In two parts: without `--jinja` llama.cpp looks for these words, and takes prompts of its own where they are
+# (those of another release); so it says that it does not know the template.
 _START = "{{ '[gMASK]' + '<sop>' }}"
 _ROUNDS = (
     _START + "{% set turn = namespace(number=0) %}{% for message in messages %}"
