@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from glmtune.models.releases.families import Family
+from glmtune.models.releases.families import MIXTURES, NATIVE_TYPES, Family
 from glmtune.models.settings import CheckpointSettings
 from glmtune.settings import setting
 from recipes.words.compose import Command
@@ -54,6 +54,8 @@ def checkpoint_rows(source: str, family: str | None) -> Iterator[Row]:
     found = describe(source, family=family)
     yield "folder", str(found.folder)
     yield "generation", f"{GENERATIONS[found.family]} (family {found.family.value})"
+    yield "format", _format(found)
+    yield "works", works_with(found)
     yield "parameters", f"{found.num_parameters:,} ({found.num_bytes / 2**20:,.1f} MiB as {found.dtype})"
     yield "layers", str(found.num_layers)
     yield "hidden size", str(found.hidden_size)
@@ -66,6 +68,26 @@ def checkpoint_rows(source: str, family: str | None) -> Iterator[Row]:
     yield "quantization", _quantization(found)
     yield "prefix", _prefix(found)
     yield "weight files", ", ".join(found.files)
+
+
+def _format(found: ModelDescription) -> str:
+    if found.model_type == "chatglm":
+        return "official (model_type chatglm)"
+    return f"transformers (model_type {found.model_type})"
+
+
+def works_with(found: ModelDescription) -> str:
+    """Say what can be done with a checkpoint, and what of it cannot be exported."""
+    done = "train (prefix, LoRA, all weights), predict, eval, compare, chat, serve, web, quantize"
+    if found.family is Family.CHATGLM:
+        return f"{done}; export as official, prefix, tuned (transformers and llama.cpp have no such model)"
+    if found.model_type in MIXTURES:
+        return "train (LoRA on the attention), predict, eval, compare, chat, serve"
+    if found.model_type not in ("chatglm", *NATIVE_TYPES):
+        return "eval, compare, chat, serve, as a baseline; no GLM, so not train, quantize or export"
+    if found.model_type == "glm4":
+        return f"{done}; export as transformers, gguf, prefix, tuned (the official format ended before it)"
+    return f"{done}; export in every format"
 
 
 def _quantization(found: ModelDescription) -> str:

@@ -157,6 +157,7 @@ def _device(asked: str) -> torch.device:
 def _load(config: TrainConfig, chosen: torch.device) -> tuple[GlmModel, GlmTokenizer]:
     from glmtune.loading import load_base
     from glmtune.models.load import is_quantized
+    from glmtune.models.other import check_tunable
     from glmtune.models.placeholders import load_placeholders
     from glmtune.models.releases.families import Family
     from glmtune.models.releases.source import resolve_source
@@ -183,6 +184,7 @@ def _load(config: TrainConfig, chosen: torch.device) -> tuple[GlmModel, GlmToken
             family=config.model.family,
             quantization=config.model.method,
         )
+    check_tunable(model, config.tune)
     if config.data.packing and model.family is Family.CHATGLM:
         raise ConfigError(
             f"`data.packing` is true, but `model.source` is `{source}`, a ChatGLM-6B: its positions tell "

@@ -23,7 +23,7 @@ from evaluation.backends.prompt_encoder import PromptEncoder, is_chat_model
 from evaluation.sample import ChoiceScores, Completion, Prompt, WindowLoss
 from glmtune.adapter import find_adapter, load_adapter
 from glmtune.errors import ConfigError
-from glmtune.inference.engine.engine import Engine
+from glmtune.inference.engine.plain import PlainEngine, engine_for
 from glmtune.inference.perplexity import token_losses
 from glmtune.inference.settings import EngineSettings
 from glmtune.loading import load_tokenizer, load_tuned
@@ -72,11 +72,13 @@ class GlmBackend:
         """
         self._model = model
         self._encoder = PromptEncoder(tokenizer, system=system)
-        self._engine = Engine(model, settings)
+        self._engine = engine_for(model, settings)
         # What changes how numbers come out stands in the identity, so that a journal is not continued
         # otherwise.
         found = identify(model, self._encoder.family, name=name, is_chat=is_chat)
         kept = self._engine.settings.kv_cache
+        if isinstance(self._engine, PlainEngine):
+            found = dataclasses.replace(found, engine="transformers")
         engine = found.engine if kept == "plain" else f"{found.engine}, {kept} kv_cache"
         quantization = (
             found.quantization if activations is None else f"{found.quantization}-a{activations[3:]}"

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from glmtune.models.checkpoints.config import NativeConfig
 from glmtune.models.checkpoints.headers import TensorRecord
-from glmtune.models.checkpoints.lazy_tensors import LazyTensors
 from glmtune.models.checkpoints.names import FusedLayout, name_table, split_fused
 from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO, QuantizedLayout
 from glmtune.models.checkpoints.reading import check_records
+from glmtune.models.checkpoints.shard_writer import LazyTensors
 from glmtune.models.checkpoints.shards import read_records, read_tensor
 from glmtune.quantization.arithmetic.packing import unpack
 from glmtune.quantization.arithmetic.primitives import QuantizedTensor, dequantize

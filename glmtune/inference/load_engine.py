@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from glmtune.inference.engine.engine import Engine
+from glmtune.inference.engine.plain import check_engine_computes
 from glmtune.inference.requests.chat import ChatEngine
 from glmtune.inference.settings import EngineSettings
 from glmtune.loading import load_base, load_tokenizer
@@ -42,6 +43,7 @@ def load_engine(
         quantization=model.method,
     )
     prepare_for_inference(loaded, activations=model.quantization_activations)
+    check_engine_computes(loaded)
     engine = Engine(loaded, settings)
     for name, path in (prefixes or {}).items():
         engine.add_adapter(name, path, kind="prefix", use_switch=use_switch)

@@ -12,11 +12,11 @@ from typing import Any
 from glmtune.models.checkpoints.config import read_config
 from glmtune.models.checkpoints.headers import TensorRecord
 from glmtune.models.checkpoints.names import is_derived
-from glmtune.models.checkpoints.quantized_layout import stored_layout
+from glmtune.models.checkpoints.quantized_layout import LAYOUT_KEY, QuantizedLayout, stored_layout
 from glmtune.models.checkpoints.shards import read_records
-from glmtune.models.releases.families import Family, detect_family, parse_family
+from glmtune.models.releases.families import NATIVE_TYPES, Family, detect_family, parse_family
 from glmtune.models.releases.source import family_of_source, resolve_source
-from glmtune.models.tokenizers.load import load_tokenizer_folder
+from glmtune.models.tokenizers.load import load_tokenizer_folder, tokenizer_class_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class ModelDescription:
         source: as the user named it.
         folder: where it lies.
         family: release line.
+        model_type: as config.json says: ``chatglm`` is the official format, others are transformers'.
         num_layers: blocks.
         hidden_size: width of the residual stream.
         num_heads: query heads.
@@ -53,6 +54,7 @@ class ModelDescription:
     source: str
     folder: Path
     family: Family
+    model_type: str
     num_layers: int
     hidden_size: int
     num_heads: int
@@ -103,6 +105,7 @@ def describe(source: str | Path, *, family: str | Family | None = None) -> Model
         source=str(source),
         folder=folder,
         family=chosen,
+        model_type=str(official.get("model_type")),
         **_sizes(official, chosen),
         dtype=max(bytes_of, key=lambda name: bytes_of[name], default="none"),
         **_tokens(folder, official, chosen),
@@ -119,7 +122,7 @@ def _tokens(folder: Path, official: dict[str, Any], family: Family) -> dict[str,
 
     The tokenizer's come first, for they are what prompts will hold.
     """
-    if any((folder / name).is_file() for name in ("tokenizer.model", "ice_text.model")):
+    if (folder / tokenizer_class_of(folder, family).vocab_files_names["vocab_file"]).is_file():
         tokenizer = load_tokenizer_folder(folder, family)
         ids = {name: tokenizer.get_command(name) for name in tokenizer.command_names}
         ids |= {"end": tokenizer.end_id, "pad": tokenizer.pad_token_id}
@@ -141,7 +144,11 @@ def _quantization(
     kinds = Counter(
         name.rpartition(".")[2] for name, skip in zip(scaled, is_embedding, strict=True) if not skip
     )
-    layout = stored_layout(official, has_embeddings=family is Family.CHATGLM)
+    if official.get("model_type") in NATIVE_TYPES:
+        own = official.get(LAYOUT_KEY)
+        layout = None if own is None else QuantizedLayout.from_plain(own)
+    else:
+        layout = stored_layout(official, has_embeddings=family is Family.CHATGLM)
     return {
         "quantization": layout.method if layout else "",
         "quantization_bit": layout.bits if layout else 0,
@@ -165,6 +172,12 @@ def _prefix(records: dict[str, TensorRecord], official: dict[str, Any]) -> dict[
 
 
 def _sizes(official: dict[str, Any], family: Family) -> dict[str, int]:
+    if official.get("model_type") != "chatglm":
+        found = {ours: official.get(name) for name, ours in _TRANSFORMERS_SIZES.items()}
+        width, heads = found["hidden_size"], found["num_heads"]
+        if found["head_dim"] is None and isinstance(width, int) and isinstance(heads, int):
+            found["head_dim"] = width // max(1, heads)
+        return {name: value if isinstance(value, int) else 0 for name, value in found.items()}
     heads, hidden = int(official.get("num_attention_heads", 0)), int(official.get("hidden_size", 0))
     sizes = {"num_layers": int(official.get("num_layers", 0)), "hidden_size": hidden, "num_heads": heads}
     if family is Family.CHATGLM:
@@ -184,3 +197,15 @@ def _sizes(official: dict[str, Any], family: Family) -> dict[str, int]:
         "max_positions": int(official.get("seq_length", 0)),
         "mlp_size": int(official.get("ffn_hidden_size", 0)),
     }
+
+
+_TRANSFORMERS_SIZES = {
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_positions",
+    "intermediate_size": "mlp_size",
+}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import Glm4Config
+from transformers import Glm4Config, GlmConfig
 
-from glmtune.errors import CheckpointError
+from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
-from glmtune.models.checkpoints.config import NativeConfig, native_config, read_config
+from glmtune.models.checkpoints.config import PER_HEAD_KEY, NativeConfig, is_other, native_config, read_config
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.models.checkpoints.quantizer import Quantizer
 from glmtune.models.checkpoints.reading import fill_model, open_weights
@@ -20,6 +22,7 @@ from glmtune.models.devices import choose_device, choose_dtype
 from glmtune.models.generation import release_generation
 from glmtune.models.later import LaterModel, OfficialGlm4ForCausalLM, OfficialGlmForCausalLM
 from glmtune.models.official import OfficialChatGlmForCausalLM
+from glmtune.models.other import load_other
 from glmtune.models.placement import Placement, allocate, dispatch, plan_placement
 from glmtune.models.releases.families import Family, detect_family, parse_family
 from glmtune.models.releases.source import family_of_source, resolve_source
@@ -70,6 +73,8 @@ def load_official(
     target = choose_device(device) if placement is None else placement.first
     folder = resolve_source(source)
     check_written(folder)
+    if is_other(stored := read_config(folder)):
+        return _load_other(source, folder, stored, (dtype, target, attn_implementation), quantizer, placement)
     config = load_config(source, folder, family)
     if attn_implementation is not None:
         config._attn_implementation = attn_implementation
@@ -120,6 +125,34 @@ def load_official(
     model.source, model.stored_dtype = str(source), _floating(checkpoint_config.dtype)
     model.generation_config = release_generation(folder, model.config)
     return model.eval() if placement is None else dispatch(model.eval(), parts)
+
+
+def _load_other(
+    source: str | Path,
+    folder: Path,
+    stored: Mapping[str, Any],
+    how: tuple[Any, torch.device, str | None],
+    quantizer: Quantizer | None,
+    placement: Placement | None,
+) -> Any:
+    """Load what is no GLM of ours; what only ours can is refused."""
+    kind, (dtype, device, attn_implementation) = str(stored["model_type"]), how
+    some_glm = GlmConfig()  # to ask whether codes are wanted at all
+    setattr(some_glm, PER_HEAD_KEY, False)
+    if quantizer is not None and quantizer.layout(None, some_glm) is not None:
+        raise ConfigError(
+            f"`quantization` is set, but {folder} has model_type `{kind}`, which glmtune does not compute "
+            "itself, and so has no codes for. Leave it out."
+        )
+    if placement is not None:
+        raise ConfigError(
+            f"`device_map` is set, but {folder} has model_type `{kind}`, which is loaded to one device. "
+            "Leave it out."
+        )
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "attn_implementation": attn_implementation}
+    model = load_other(source, folder, model_type=kind, **options)
+    model.generation_config = release_generation(folder, model.config)
+    return model
 
 
 def check_written(folder: Path) -> None:

@@ -29,6 +29,7 @@ class Geometry:
         num_kv_heads: K.
         head_dim: H.
         vocab_size: V, padding rows included.
+        num_norms: norms of a block; GLM-4-0414 has four.
         qkv_bias: biases on queries, keys and values (the first generation has biases everywhere).
         is_tied: embedding and head are one matrix.
         dtype: type of the weights as stored.
@@ -44,6 +45,7 @@ class Geometry:
     num_kv_heads: int
     head_dim: int
     vocab_size: int
+    num_norms: int = 2
     qkv_bias: bool = True
     is_tied: bool = False
     dtype: str = "float16"
@@ -81,7 +83,7 @@ class Geometry:
         if self.is_first:
             return 4 * self.hidden_size + sum(rows for rows, _ in self.linears.values())
         biases = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim if self.qkv_bias else 0
-        return 2 * self.hidden_size + biases
+        return self.num_norms * self.hidden_size + biases
 
     @property
     def embedding_size(self) -> int:
@@ -137,6 +139,48 @@ _OF_FAMILY = {
 _WIDER = {"glm-4-9b-chat-1m": dataclasses.replace(_FOURTH, num_kv_heads=4)}
 """Sizes in the config.json of the releases on the hub; the 1M release has four key/value heads."""
 
+_APRIL_9B = dataclasses.replace(_FOURTH, num_norms=4)
+_APRIL_32B = Geometry(
+    name="glm-4-32b-0414",
+    num_layers=61,
+    hidden_size=6144,
+    mlp_size=23040,
+    num_heads=48,
+    num_kv_heads=2,
+    head_dim=128,
+    vocab_size=151552,
+    num_norms=4,
+    qkv_bias=False,
+    dtype="bfloat16",
+)
+_EDGE_1_5B = Geometry(
+    name="glm-edge-1.5b-chat",
+    num_layers=28,
+    hidden_size=2048,
+    mlp_size=6144,
+    num_heads=16,
+    num_kv_heads=4,
+    head_dim=128,
+    vocab_size=59264,
+    qkv_bias=False,
+    dtype="bfloat16",
+)
+_EDGE_4B = dataclasses.replace(
+    _EDGE_1_5B, num_layers=40, hidden_size=3072, mlp_size=8192, num_heads=24, num_kv_heads=6
+)
+_OF_NAME = {
+    "glm-4-9b-chat-hf": _FOURTH,
+    "glm-4-9b-hf": _FOURTH,
+    "glm-4-9b-0414": _APRIL_9B,
+    "glm-z1-9b-0414": _APRIL_9B,
+    "glm-4-32b-0414": _APRIL_32B,
+    "glm-4-32b-base-0414": _APRIL_32B,
+    "glm-z1-32b-0414": _APRIL_32B,
+    "glm-edge-1.5b-chat": _EDGE_1_5B,
+    "glm-edge-4b-chat": _EDGE_4B,
+}
+"""Releases in transformers' format, whose sizes no release line tells; names in lower case."""
+
 
 def read_geometry(source: str, *, family: str | None = None, from_scratch: bool = False) -> Geometry:
     """Find the sizes of a model; nothing is downloaded.
@@ -171,7 +215,10 @@ def _from_name(source: str) -> Geometry:
     owner, _, name = source.removeprefix(MODELSCOPE).rpartition("/")
     family = Family.CHATGLM if re.fullmatch(r"chatglm-6b(-int[48])?", name) else family_of_name(name)
     is_release = owner in ("", "ZhipuAI", *OWNERS) and (owner or name.partition("-int")[0] in PRESETS)
-    if family is None or not is_release:
+    known = _OF_NAME.get(name.lower()) if family is Family.TRANSFORMERS else None
+    if known is not None and is_release:
+        return dataclasses.replace(known, name=source)
+    if family is None or family is Family.TRANSFORMERS or not is_release:
         raise ConfigError(
             unknown_name("`model.source`", source, [n for n in PRESETS])
             + " Sizes of other models are read from a folder with their config.json; weights are not needed."
@@ -204,8 +251,9 @@ def _from_folder(source: str, folder: Path, family: str | None) -> Geometry:
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         vocab_size=config.vocab_size,
+        num_norms=4 if config.model_type == "glm4" else 2,
         qkv_bias=is_first or bool(getattr(config, "attention_bias", False)),
-        is_tied=is_first,
+        is_tied=is_first or bool(config.tie_word_embeddings),
         dtype=str(config.dtype or "float16").removeprefix("torch."),
         quantization=None if layout is None else layout.method or f"int{layout.bits}",
     )

@@ -120,7 +120,9 @@ def _autocast(work: Workload) -> AbstractContextManager[Any]:
 
 
 def official_values(geometry: Geometry) -> dict[str, Any]:
-    """Return the content of an official config.json with these sizes."""
+    """Return the content of a config.json with these sizes: official, but for what it cannot say."""
+    if geometry.num_norms == 4 or (geometry.is_tied and not geometry.is_first):
+        return _transformers_values(geometry)
     sizes: dict[str, Any] = {
         "hidden_size": geometry.hidden_size,
         "num_layers": geometry.num_layers,
@@ -139,6 +141,24 @@ def official_values(geometry: Geometry) -> dict[str, Any]:
         "padded_vocab_size": geometry.vocab_size,
         "seq_length": 32768,
         "add_qkv_bias": geometry.qkv_bias,
+    }
+
+
+def _transformers_values(geometry: Geometry) -> dict[str, Any]:
+    return {
+        "model_type": "glm4" if geometry.num_norms == 4 else "glm",
+        "hidden_size": geometry.hidden_size,
+        "intermediate_size": geometry.mlp_size,
+        "head_dim": geometry.head_dim,
+        "num_hidden_layers": geometry.num_layers,
+        "num_attention_heads": geometry.num_heads,
+        "num_key_value_heads": geometry.num_kv_heads,
+        "vocab_size": geometry.vocab_size,
+        "max_position_embeddings": 32768,
+        "attention_bias": geometry.qkv_bias,
+        "tie_word_embeddings": geometry.is_tied,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
     }
 
 

@@ -57,6 +57,7 @@ def train(folder: Path, source: Path, stage: int, output_dir: Path) -> int:
     from glmtune.training import session
     from glmtune.training.adapt import tune_all
     from glmtune.training.arguments import training_arguments
+    from glmtune.training.callbacks import Flow
     from glmtune.training.distributed import collectives, deepspeed_engine, deepspeed_settings
     from glmtune.training.settings import TrainerSettings
     from glmtune.training.trainer import GlmTrainer
@@ -101,7 +102,9 @@ def train(folder: Path, source: Path, stage: int, output_dir: Path) -> int:
     )
     # The oracles decay every weight; transformers leaves biases and norms out.
     trainer.get_decay_parameter_names = lambda model: [name for name, _ in model.named_parameters()]  # type: ignore[method-assign]
-    trainer._train_sampler = Alternating(4, len(rows) // 2)  # type: ignore[assignment]
+    order = Alternating(4, len(rows) // 2)
+    trainer._train_sampler = order  # type: ignore[assignment]
+    trainer.add_callback(Flow(begin=lambda: None, set_epoch=order.set_epoch))
     session.train(trainer, None, tensorboard=False)
     return 0
 

@@ -50,7 +50,11 @@ def byte_level_tokenizer() -> Tokenizer:
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    texts = ["你好，今天去哪里？我们去公园散步。", "How many legs does a cat have? Four legs.", "x = 1\n\n\ny = 22\n"]
+    texts = [
+        "你好，今天去哪里？我们去公园散步。",
+        "How many legs does a cat have? Four legs.",
+        "x = 1\n\n\ny = 22\n",
+    ]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet))
     names = ChatGLM4Tokenizer.COMMANDS
@@ -58,6 +62,17 @@ def byte_level_tokenizer() -> Tokenizer:
     front = [(name, backend.token_to_id(name)) for name in ("[gMASK]", "<sop>")]
     backend.post_processor = processors.TemplateProcessing(single="[gMASK] <sop> $A", special_tokens=front)
     return backend
+
+
+def fast_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
+    """Return transformers' tokenizer of the small vocabulary, with a chat template."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(byte_level_tokenizer().to_str()),
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
+        chat_template=template,
+    )
 
 
 def make_folder(folder: Path, kind: str, *, seed: int = 0, **sizes: Any) -> Path:
@@ -70,13 +85,7 @@ def make_folder(folder: Path, kind: str, *, seed: int = 0, **sizes: Any) -> Path
         **sizes: other values of the configuration.
     """
     config_class, model_class, template, is_tied = KINDS[kind]
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(byte_level_tokenizer().to_str()),
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        padding_side="left",
-        chat_template=TEMPLATES[template],
-    )
+    fast = fast_tokenizer(TEMPLATES[template])
     ends = [fast.convert_tokens_to_ids(name) for name in ("<|endoftext|>", "<|user|>", "<|observation|>")]
     values: dict[str, Any] = {
         "vocab_size": 384,

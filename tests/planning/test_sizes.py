@@ -37,7 +37,14 @@ def work_of(*words: str, hardware: Hardware = H80, **options):
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("chatglm-6b", 6_173_286_400), ("chatglm2-6b", 6_243_584_000), ("glm-4-9b", 9_399_951_360)],
+    [
+        ("chatglm-6b", 6_173_286_400),
+        ("chatglm2-6b", 6_243_584_000),
+        ("glm-4-9b", 9_399_951_360),
+        ("glm-4-9b-0414", 9_400_279_040),
+        ("glm-4-32b-0414", 32_566_081_536),
+        ("glm-edge-1.5b-chat", 1_593_427_968),
+    ],
 )
 def test_parameters_of_releases(name: str, count: int) -> None:
     geometry = read_geometry(name)
@@ -52,7 +59,7 @@ def test_parameters_of_releases(name: str, count: int) -> None:
 def test_every_release_is_known_without_files(name: str) -> None:
     for source in (name, f"THUDM/{name}", f"zai-org/{name}", f"modelscope:{name}"):
         geometry = read_geometry(source)
-        assert geometry.num_layers in (28, 40)
+        assert geometry.num_layers in (28, 40, 61)
         assert geometry.is_first == (PRESETS[name].family is Family.CHATGLM)
 
 

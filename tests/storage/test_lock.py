@@ -42,9 +42,9 @@ import os, sys, time
 from pathlib import Path
 from glmtune.storage import lock
 
+launcher = os.getppid()  # before anybody hears of us, and may kill it
 with lock.lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
-    launcher = os.getppid()
     while os.getppid() == launcher:
         time.sleep(0.05)
     time.sleep(1)

@@ -24,7 +24,7 @@ from glmtune.export.gguf.reading import GgufFile, read_gguf
 from glmtune.export.gguf.types import FILE_TYPES, FileType, gguf_package, num_bytes, tensor_type
 from glmtune.export.gguf.vocabulary import Vocabulary, vocabulary_of
 from glmtune.memory import trim_memory
-from glmtune.models.checkpoints.lazy_tensors import LazyTensors
+from glmtune.models.checkpoints.shard_writer import LazyTensors
 from glmtune.models.generation import GENERATION_FILE, release_generation
 from glmtune.models.releases.families import Family
 from glmtune.models.tokenizers.load import load_tokenizer_folder

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import Glm4Config, GlmConfig
 
-from glmtune.models.checkpoints.lazy_tensors import LazyTensors
+from glmtune.models.checkpoints.shard_writer import LazyTensors
 
 NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 EXTRA_NORMS = {"post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"}

@@ -15,7 +15,7 @@ from glmtune.errors import CheckpointError
 from glmtune.export.gguf.encoding import decode
 from glmtune.export.gguf.hyperparameters import Hyperparameters
 from glmtune.export.gguf.types import BLOCKS, gguf_package
-from glmtune.models.checkpoints.lazy_tensors import LazyTensors
+from glmtune.models.checkpoints.shard_writer import LazyTensors
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from glmtune.errors import ConfigError
 from glmtune.inference.engine.engine import Engine
 from glmtune.inference.engine.many_prompts import GeneratedIds
+from glmtune.inference.engine.plain import check_engine_computes
 from glmtune.inference.predict.beams import search_beams
 from glmtune.inference.requests.sampling import Sampling
 from glmtune.inference.settings import EngineSettings, GenerationSettings
@@ -121,6 +122,7 @@ def generate_ids(
             yield from search_beams(model, prompts, settings, stop_ids=stop_ids, pad_id=pad_id)
         else:
             samplings = [_sampling(settings, row) for row in rows or range(len(prompts))]
+            check_engine_computes(model)
             engine = Engine(model, _engine_settings(settings))
             yield from engine.complete(prompts, samplings, stop_ids=stop_ids)
     finally:

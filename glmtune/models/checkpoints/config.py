@@ -39,6 +39,7 @@ from glmtune.models.releases.families import (
     SECOND_GENERATION,
     Family,
     family_of_config,
+    is_known_to_transformers,
 )
 from glmtune.storage.json_files import read_json_object, shown
 from glmtune.tuned_files import found_instead
@@ -149,11 +150,19 @@ def read_config(folder: Path) -> dict[str, Any]:
             "the weights."
         )
     content = read_json_object(file)
+    if is_other(content):  # transformers' own classes check it
+        return content
     problems = value_problems(content)
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
         raise CheckpointError(f"{file} cannot be used:\n{listed}\nCorrect it, or download it again.")
     return content
+
+
+def is_other(content: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of an architecture that transformers computes and glmtune does not."""
+    kind = content.get("model_type")
+    return kind not in ("chatglm", *NATIVE_TYPES) and is_known_to_transformers(kind)
 
 
 def native_config(official: Mapping[str, Any], family: Family) -> NativeConfig:
@@ -175,6 +184,12 @@ def native_config(official: Mapping[str, Any], family: Family) -> NativeConfig:
         CheckpointError: missing sizes, unknown keys, unsupported switches, a family of another generation;
             everything is named.
     """
+    if is_other(official):
+        raise CheckpointError(
+            f"config.json has model_type {shown(official['model_type'])}, which transformers computes and "
+            "glmtune does not: there is nothing of it to plan, to quantize or to export. It can be evaluated "
+            "and asked (`glmtune eval`, `compare`, `chat`); of a mixture of experts a LoRA can be tuned."
+        )
     if official.get("model_type") in NATIVE_TYPES:
         config = transformers_config(official, family)
         setattr(config, PER_HEAD_KEY, False)

@@ -22,6 +22,8 @@ from glmtune.models.checkpoints.names import name_table
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 
 SAMPLES_PER_TENSOR = 4096
+NOT_COMPARED = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+"""Keys of other architectures' configurations that change no result."""
 
 
 def weights_fingerprint(config: Any, weights: Mapping[str, Tensor]) -> str:
@@ -98,6 +100,9 @@ def _samples(tensor: Tensor) -> Tensor:
 
 def _architecture(config: NativeConfig) -> dict[str, Any]:
     """Return what of an architecture decides its results, under names that never change."""
+    if not isinstance(config, NativeConfig):  # another architecture: all that transformers keeps of it
+        kept = {name: value for name, value in config.to_dict().items() if name not in NOT_COMPARED}
+        return json.loads(json.dumps(kept, default=str))
     if isinstance(config, ChatGlmConfig):
         values = {name: getattr(config, native) for name, native in sorted(FIRST_SIZES.items())}
         values |= {"eps": config.layer_norm_eps, "position_encoding_2d": config.position_encoding_2d}

@@ -1,8 +1,13 @@
-"""Write weights into safetensors shards, holding one shard in memory at a time."""
+"""Write weights into safetensors shards, holding one shard in memory at a time.
+
+What is written are tensors by name, each made when it is asked for: chains of them (read → dequantize → merge
+→ rename) describe an export of 19 GB and hold one tensor at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +16,43 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glmtune.memory import trim_memory
-from glmtune.models.checkpoints.lazy_tensors import LazyTensors, num_bytes
 from glmtune.models.checkpoints.shards import INDEX_SUFFIX, SAFETENSORS_FILE
 from glmtune.storage.files import write_atomically, write_json
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Names and what makes their tensors; nothing is kept.
+
+    Attributes:
+        shapes: name → shape, known without making the tensor: files are planned before anything is read.
+    """
+
+    def __init__(
+        self, makers: Mapping[str, Callable[[], Tensor]], shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        """Take the table.
+
+        Args:
+            makers: name → function that returns the tensor.
+            shapes: the same names → shape.
+        """
+        assert makers.keys() == shapes.keys()
+        self._makers = dict(makers)
+        self.shapes = dict(shapes)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def num_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Return how many bytes a tensor takes."""
+    return math.prod(shape) * dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,9 @@ from transformers import PreTrainedModel
 
 from glmtune.errors import CheckpointError
 from glmtune.models.checkpoints.config import NativeConfig, stored_config
-from glmtune.models.checkpoints.lazy_tensors import LazyTensors
 from glmtune.models.checkpoints.names import Entry, FusedLayout, listed, name_table, official_tensor
 from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO
-from glmtune.models.checkpoints.shard_writer import write_shards
+from glmtune.models.checkpoints.shard_writer import LazyTensors, write_shards
 from glmtune.models.releases.families import family_of_config
 from glmtune.storage.files import write_json
 

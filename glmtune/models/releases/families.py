@@ -27,6 +27,8 @@ LATER_GENERATION_KEYS = frozenset(
 
 NATIVE_TYPES = ("glm", "glm4")
 """model_type of checkpoints in transformers' own format."""
+MIXTURES = ("glm4_moe", "glm4_moe_lite")
+"""model_type of GLMs with a mixture of experts, which transformers alone computes."""
 
 _IN_TRANSFORMERS_FORMAT = re.compile(r"-hf$|-0414$|glm[-_](z1|edge)")
 """Names of releases that came in transformers' format."""
@@ -119,6 +121,8 @@ def detect_family(folder: Path, config: Mapping[str, Any]) -> Family:
         return Family.CHATGLM
     if config.get("model_type") in NATIVE_TYPES:
         return Family.TRANSFORMERS
+    if config.get("model_type") != "chatglm" and is_known_to_transformers(config.get("model_type")):
+        return Family.TRANSFORMERS
     if not LATER_GENERATION_KEYS & config.keys():
         raise CheckpointError(
             f"{folder}/config.json is no official GLM configuration: model_type is "
@@ -129,6 +133,13 @@ def detect_family(folder: Path, config: Mapping[str, Any]) -> Family:
     if isinstance(config.get("eos_token_id"), list):  # only GLM-4's files name several end tokens
         return Family.GLM4
     return _by_name(folder, config, tokenizer_config)
+
+
+def is_known_to_transformers(model_type: object) -> bool:
+    """Whether transformers has an architecture of this name."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return isinstance(model_type, str) and model_type in CONFIG_MAPPING_NAMES
 
 
 def detect_tokenizer_family(folder: Path) -> Family:

@@ -63,9 +63,9 @@ PRESETS: dict[str, Preset] = {
         "glm-4-9b-chat-hf", "fourth generation, chat, 128K tokens of context, transformers' format"
     ),
     "glm-4-9b-0414": _transformers("GLM-4-9B-0414", "April 2025, 9.4 billion parameters, chat"),
-    "glm-4-32b-0414": _transformers("GLM-4-32B-0414", "April 2025, 32 billion parameters, chat"),
+    "glm-4-32b-0414": _transformers("GLM-4-32B-0414", "April 2025, 32.6 billion parameters, chat"),
     "glm-z1-9b-0414": _transformers("GLM-Z1-9B-0414", "April 2025, 9.4 billion parameters, thinks first"),
-    "glm-z1-32b-0414": _transformers("GLM-Z1-32B-0414", "April 2025, 32 billion parameters, thinks first"),
+    "glm-z1-32b-0414": _transformers("GLM-Z1-32B-0414", "April 2025, 32.6 billion parameters, thinks first"),
     "glm-edge-1.5b-chat": _transformers("glm-edge-1.5b-chat", "1.6 billion parameters, chat, for laptops"),
-    "glm-edge-4b-chat": _transformers("glm-edge-4b-chat", "4.5 billion parameters, chat, for laptops"),
+    "glm-edge-4b-chat": _transformers("glm-edge-4b-chat", "4.3 billion parameters, chat, for laptops"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from glmtune.errors import CheckpointError
-from glmtune.models.releases.families import Family, read_json
+from glmtune.models.releases.families import NATIVE_TYPES, Family, read_json
 from glmtune.models.tokenizers.chatglm import ChatGLMTokenizer
 from glmtune.models.tokenizers.chatglm2_and_3 import ChatGLM2Tokenizer, ChatGLM3Tokenizer
 from glmtune.models.tokenizers.glm4 import ChatGLM4Tokenizer
@@ -89,6 +89,8 @@ def _check_against_config(folder: Path, tokenizer: VocabularyTokenizer) -> None:
             special tokens with other ids than config.json gives them.
     """
     config = read_json(folder / "config.json")
+    if config.get("model_type") not in (None, "chatglm", *NATIVE_TYPES):
+        return  # other models leave as many rows unused as they like
     rows = config.get("padded_vocab_size", config.get("vocab_size"))
     if not isinstance(rows, int) or isinstance(rows, bool):
         return

@@ -421,13 +421,24 @@ def test_a_value_that_no_release_could_have(key: str, value: object, rule: str, 
             read(folder)
 
 
-@pytest.mark.parametrize("config", [{"model_type": "chatglm", "hidden_size": 8}, {"model_type": "llama"}])
+@pytest.mark.parametrize("config", [{"model_type": "chatglm", "hidden_size": 8}, {"model_type": "no_such"}])
 def test_a_config_of_an_unknown_generation(config: dict[str, object], tmp_path: Path) -> None:
     folder = rewrite(GOLDEN / "chatglm2", tmp_path / "changed", lambda tensors: None)
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(
         CheckpointError,
         match=r"changed/config\.json is no official GLM configuration.*inner_hidden_size.*padded_vocab_size",
+    ):
+        load_official(folder)
+
+
+@pytest.mark.parametrize("layers", [32, 10**6])
+def test_a_config_of_another_architecture_gets_no_memory(layers: int, tmp_path: Path) -> None:
+    """Seven billion numbers, or a million blocks, and no weights for them."""
+    folder = rewrite(GOLDEN / "chatglm2", tmp_path / "changed", lambda tensors: None)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": layers}))
+    with pytest.raises(
+        CheckpointError, match=r"asks for .* numbers \(\d+ layers\), but the weight files hold"
     ):
         load_official(folder)
 

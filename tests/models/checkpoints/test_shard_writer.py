@@ -13,8 +13,7 @@ from torch import Tensor
 
 from glmtune.loading import load_base
 from glmtune.models.checkpoints import shard_writer
-from glmtune.models.checkpoints.lazy_tensors import LazyTensors
-from glmtune.models.checkpoints.shard_writer import write_shards
+from glmtune.models.checkpoints.shard_writer import LazyTensors, write_shards
 from glmtune.models.checkpoints.writing import save_official
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "models"

@@ -1,0 +1,199 @@
+"""Answers by transformers' own `generate`, for models whose attention the engine cannot carry.
+
+The engine keeps keys and values itself and attends over all of them. A model with windows of attention,
+sinks, caps on scores, or states of another kind computes something else, and an engine that did not know
+would answer a little worse, which nobody would notice. So a foreign model is looked at, and tried, before the
+engine may have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.inference.engine.engine import Engine
+from glmtune.inference.engine.many_prompts import GeneratedText
+from glmtune.inference.engine.stop_text import Decode, StopText
+from glmtune.inference.settings import EngineSettings
+from glmtune.models.architectures.unwrap import unwrapped
+from glmtune.models.checkpoints.finite import check_output
+from glmtune.models.other import OtherModel
+
+FULL = "full_attention"
+PROBE_TOKENS, PROBE_STEPS = 24, 4
+TOLERANCE = 1e-3
+"""Largest difference of log-probabilities between engine and model, float32; a wrong mask is off by more."""
+TOLERANCE_16 = 0.1
+"""The same in 16 bits."""
+
+
+class PlainEngine:
+    """Completes and scores prompts as `Engine` does, one batch after the other.
+
+    Attributes:
+        settings: ``batch_size`` alone counts here.
+        max_context_tokens: of the model: prompt and answer together.
+    """
+
+    def __init__(self, model: PreTrainedModel, settings: EngineSettings | None = None) -> None:
+        """Take a causal language model and switch it to evaluation.
+
+        Raises:
+            ConfigError: a setting that only the engine obeys.
+        """
+        self.settings = settings or EngineSettings()
+        if self.settings.kv_cache != "plain" or self.settings.compile:
+            raise ConfigError(
+                "`engine.kv_cache=int8` and `engine.compile` are the engine's, which cannot compute a model "
+                f"of model_type `{unwrapped(model).config.model_type}`. Leave them out."
+            )
+        self._model: Any = model.eval()
+        self._config: Any = unwrapped(model).config
+        self.max_context_tokens: int = int(getattr(self._config, "max_position_embeddings", 2**31))
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        decode: Decode,
+        stop: Sequence[str] = (),
+    ) -> Iterator[GeneratedText]:
+        """Complete prompts greedily; see `Engine.generate`."""
+        self._check(max((len(prompt) for prompt in prompts), default=0), max_new_tokens)
+        stop_text, ends = StopText(decode, stop), frozenset(stop_ids)
+        for places in self._batches(prompts):
+            inputs = self._padded([prompts[place] for place in places])
+            made = self._generate(inputs, max_new_tokens, stop_ids)
+            for place, row in zip(places, made, strict=True):
+                kept, reason, stop_id = _cut(row, ends, stop_text)
+                yield GeneratedText(
+                    index=place,
+                    text=stop_text.text(kept),
+                    token_ids=tuple(kept),
+                    stop_reason=reason,
+                    num_prompt_tokens=len(prompts[place]),
+                    stop_id=stop_id,
+                )
+
+    @torch.no_grad()
+    def score_next(
+        self, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, tuple[float, ...]]]:
+        """Return log-probabilities of a few next tokens; see `Engine.score_next`."""
+        self._check(max((len(prompt) for prompt in prompts), default=0), 0)
+        for places in self._batches(prompts):
+            inputs = self._padded([prompts[place] for place in places])
+            logits_BV = self._model(**inputs, use_cache=False).logits[:, -1].float()
+            check_output(self._model, logits_BV)
+            logprobs_BV = logits_BV.log_softmax(-1)
+            for row, place in enumerate(places):
+                yield place, tuple(float(logprobs_BV[row, token]) for token in candidates[place])
+
+    @torch.no_grad()
+    def _generate(
+        self, inputs: dict[str, Tensor], max_new_tokens: int, stop_ids: Sequence[int]
+    ) -> list[list[int]]:
+        """Return what is generated behind each prompt, padding included."""
+        length = inputs["input_ids"].shape[1]
+        options = {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": self._pad}
+        made = self._model.generate(**inputs, **options, eos_token_id=list(stop_ids) or None)
+        return made[:, length:].tolist()
+
+    def _batches(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Yield places of prompts, the longest first, so that what runs out of memory does so at once."""
+        order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
+        for start in range(0, len(order), self.settings.batch_size):
+            yield order[start : start + self.settings.batch_size]
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        width = max(map(len, rows))
+        ids = [[*[self._pad] * (width - len(row)), *row] for row in rows]
+        mask = [[*[0] * (width - len(row)), *[1] * len(row)] for row in rows]
+        device = unwrapped(self._model).device
+        return {
+            "input_ids": torch.tensor(ids, device=device),
+            "attention_mask": torch.tensor(mask, device=device),
+        }
+
+    @property
+    def _pad(self) -> int:
+        return int(getattr(self._config, "pad_token_id", None) or 0)
+
+    def _check(self, longest: int, max_new_tokens: int) -> None:
+        if longest + max_new_tokens > self.max_context_tokens:
+            raise ConfigError(
+                f"The longest prompt has {longest} tokens, with `max_new_tokens` {max_new_tokens} that is "
+                f"{longest + max_new_tokens}, and the model's context is {self.max_context_tokens} tokens. "
+                "Shorten the prompts (fewer exemplars), or lower `max_new_tokens`."
+            )
+
+
+def engine_for(model: PreTrainedModel, settings: EngineSettings | None = None) -> Engine | PlainEngine:
+    """Return what answers with a model: the engine, or, for a foreign one it cannot compute, `generate`."""
+    if not isinstance(unwrapped(model), OtherModel) or engine_computes(model):
+        return Engine(model, settings)
+    return PlainEngine(model, settings)
+
+
+def check_engine_computes(model: PreTrainedModel) -> None:
+    """Refuse to answer requests of users with a foreign model that the engine does not compute.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    base = unwrapped(model)
+    if isinstance(base, OtherModel) and not engine_computes(model):
+        raise ConfigError(
+            f"model_type `{base.config.model_type}` attends in a way that the request engine does not have "
+            "(windows, sinks or caps on scores), so it cannot chat, serve or predict here. `glmtune eval` "
+            "and `glmtune compare` answer its questions through transformers' `generate`."
+        )
+
+
+def engine_computes(model: PreTrainedModel) -> bool:
+    """Say whether the engine computes a model as the model computes itself.
+
+    Windows of attention reach further than any probe, so a configuration that has some is enough to say no.
+    Everything else shows in a probe: a prompt and some steps behind it.
+
+    Args:
+        model: in evaluation mode; unchanged.
+    """
+    config: Any = unwrapped(model).config
+    kinds = set(getattr(config, "layer_types", None) or [FULL])
+    if getattr(config, "sliding_window", None) or kinds != {FULL}:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, config.vocab_size, (PROBE_TOKENS + PROBE_STEPS,), generator=generator).tolist()
+    prompts = [ids[: PROBE_TOKENS + step] for step in range(PROBE_STEPS)]
+    asked = [[ids[PROBE_TOKENS + step], 0, 1] for step in range(PROBE_STEPS)]
+    try:
+        engine = dict(Engine(model, EngineSettings(min_shared_gain=1)).score_next(prompts, asked))
+        plain = dict(PlainEngine(model).score_next(prompts, asked))
+    except (GlmtuneError, TypeError, ValueError, AttributeError, RuntimeError, LookupError):
+        return False  # it has no interface that the engine could use
+    is_float32 = unwrapped(model).dtype == torch.float32
+    limit = TOLERANCE if is_float32 else TOLERANCE_16
+    pairs = [(a, b) for place in plain for a, b in zip(engine[place], plain[place], strict=True)]
+    return all(abs(a - b) <= limit for a, b in pairs)
+
+
+def _cut(row: Sequence[int], ends: frozenset[int], stop_text: StopText) -> tuple[list[int], str, int | None]:
+    """Cut generated tokens at the first that ends an answer, or where a stop text is complete."""
+    watch = stop_text.watch()
+    kept: list[int] = []
+    for token in row:
+        if token in ends:
+            return kept, "eos", token
+        kept.append(token)
+        watch.feed(token)
+        if watch.is_stopped:
+            return kept, "stop", None
+    return kept, "length", None
