@@ -198,7 +198,9 @@ def test_an_export_for_transformers_keeps_its_tokens(tmp_path: Path) -> None:
     direct = vocabulary_of(load_tokenizer_folder(_embedded(), Family.CHATGLM2), 4864)
     assert found.model == "llama"
     assert found.tokens == direct.tokens
-    assert found.kinds == direct.kinds
+    never_written = {"<s>", "[MASK]", "[sMASK]", "<eop>"}  # which need not be looked for in texts
+    for name, kind, other in zip(found.tokens, found.kinds, direct.kinds, strict=True):
+        assert kind == other or name in never_written, name
     assert found.chat_template == direct.chat_template
     made = [index for index, score in enumerate(found.scores) if score != 0]
     assert sorted(made, key=lambda index: -found.scores[index]) == sorted(
@@ -219,15 +221,15 @@ def test_a_released_tokenizer(released_tokenizers: Path, tmp_path: Path) -> None
     assert found.ends() == ("</s>", "<|user|>", "<|observation|>")
 
 
-@pytest.mark.parametrize("rule", ["nfkc", "unigram"])
+@pytest.mark.parametrize("rule", ["nfkc", "blanks"])
 def test_a_sentencepiece_file_with_other_rules_is_refused(rule: str, tmp_path: Path) -> None:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TINY_SENTENCES * 20),
         model_writer=model,
-        model_type="unigram" if rule == "unigram" else "bpe",
+        model_type="bpe",
         normalization_rule_name="nfkc" if rule == "nfkc" else "identity",
-        remove_extra_whitespaces=False,
+        remove_extra_whitespaces=rule == "blanks",
         byte_fallback=True,
         vocab_size=400,
         num_threads=1,
