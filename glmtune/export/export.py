@@ -15,6 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from glmtune.adapter import find_adapter, load_adapter
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.export.gguf.folder import Written, check_gguf, model_name, read_back, write_gguf
+from glmtune.export.gguf.types import DEFAULT_TYPE, FILE_TYPES
 from glmtune.export.official_vocabulary import official_tokenizer
 from glmtune.export.peft_adapter import read_by_peft, write_peft_adapter
 from glmtune.export.streamed import probe_ids, probe_logits, stream_weights
@@ -100,6 +102,7 @@ class ExportJob:
         keep_chat_template: see `load_tokenizer_folder`; with ``official`` only.
         prefix_strength: how much the prefix counts in the export; another than 1 with ``tuned`` only.
         adapter_scale: what the LoRA is multiplied by before it is written.
+        gguf_type: with ``gguf``: type of the file, a key of ``FILE_TYPES``.
     """
 
     source: str
@@ -114,6 +117,7 @@ class ExportJob:
     keep_chat_template: bool = False
     prefix_strength: float = 1.0
     adapter_scale: float = 1.0
+    gguf_type: str = DEFAULT_TYPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,7 @@ class Exported:
 
     Attributes:
         folder: where it lies.
-        dtype: floating type of the weights.
+        dtype: floating type of the weights; with ``gguf`` the type of the file.
         num_bytes: of all weights (with ``prefix``, ``tuned`` and ``peft``: of what was tuned).
         max_difference: largest difference of a logit between source and export, computed in float32.
         max_logit: largest logit of the source.
@@ -183,6 +187,7 @@ class _Source:
                 check_official(self.prefix, str(self.prefix_file))  # which all other formats write
             self.prefix.strength *= job.prefix_strength  # of the prefix itself from here on: it is written so
             attach_prefix(self.model, self.prefix)
+        self.gguf: Written | None = None
         # After both: what they brought is real, and only placeholders are streamed.
         stream_weights(self.runnable, self.base)
 
@@ -237,9 +242,8 @@ def _export_into(final: Path, job: ExportJob, on_progress: OnProgress) -> Export
         with prepared_folder(final) as aside:
             num_bytes = WRITERS[job.format](source, aside, job)
             figures = _compare(source, aside, job)
-            exported = Exported(
-                final, str(source.dtype).removeprefix("torch."), num_bytes, *figures, _left_out(source, job)
-            )
+            kind = job.gguf_type if source.gguf else str(source.dtype).removeprefix("torch.")
+            exported = Exported(final, kind, num_bytes, *figures, _left_out(source, job))
             if job.format in ("official", "transformers"):  # glmtune itself loads them, and compares then
                 write_manifest(aside, {})
             write_json(aside / MARKER, _record(job, exported))  # only now is it an export
@@ -264,6 +268,8 @@ def _check_format(job: ExportJob, family: Family) -> None:
         raise ConfigError(
             "`prefix_path` and `adapter_path` are both set, but a model is tuned one way. Leave one out."
         )
+    if job.format == "gguf":
+        check_gguf(family, job.prefix_path)
     if job.format in ("transformers", "peft") and family is Family.CHATGLM:
         raise ConfigError(
             f"`format` is `{job.format}`, but transformers has no class for ChatGLM-6B (two-dimensional "
@@ -403,12 +409,20 @@ def _write_peft(source: _Source, folder: Path, _: ExportJob) -> int:
     return write_peft_adapter(cast("PeftModel", source.runnable), source.adapter, folder)
 
 
+def _write_gguf(source: _Source, folder: Path, job: ExportJob) -> int:
+    source.gguf = Written(
+        model_name(job.source), source.folder, source.config, source.family, source.weights, job.gguf_type
+    )
+    return write_gguf(folder, source.gguf, partial(source.on_progress, STAGES[0]))
+
+
 WRITERS: dict[str, Callable[[_Source, Path, ExportJob], int]] = {
     "transformers": _write_transformers,
     "official": _write_official,
     "prefix": _write_prefix,
     "tuned": _write_tuned,
     "peft": _write_peft,
+    "gguf": _write_gguf,
 }
 
 
@@ -420,14 +434,16 @@ def _compare(source: _Source, folder: Path, job: ExportJob) -> tuple[float, floa
     largest = float(expected.abs().max())
     # Exact is asked for only where the written type holds every stored number and nothing was computed.
     keeps_all = torch.promote_types(source.dtype, source.stored_dtype) == source.dtype
-    is_exact = keeps_all and job.adapter_path is None and not source.is_quantized
-    limit = largest * (EXACT if is_exact else max(EXACT, ROUNDED * torch.finfo(source.dtype).eps))
+    is_exact = keeps_all and job.adapter_path is None and not source.is_quantized and source.gguf is None
+    spacing = FILE_TYPES[job.gguf_type].spacing if source.gguf else torch.finfo(source.dtype).eps
+    limit = largest * (EXACT if is_exact else max(EXACT, ROUNDED * spacing))
     difference = _max_difference(expected, found)
     if not difference <= limit:  # so that NaN fails
         raise CheckpointError(
             f"The export does not answer as its source: logits differ by up to {difference:.3g}, but at most "
-            f"{limit:.3g} is allowed for {source.dtype} (largest logit {largest:.3g}). Nothing was put into "
-            f"`{job.output_dir}`. Use `dtype=float32`, and report this if it stays."
+            f"{limit:.3g} is allowed for {job.gguf_type if source.gguf else source.dtype} (largest logit "
+            f"{largest:.3g}). Nothing was put into `{job.output_dir}`. Use "
+            f"`{'gguf_type=F32' if source.gguf else 'dtype=float32'}`, and report this if it stays."
         )
     return difference, largest, limit
 
@@ -475,12 +491,20 @@ def _reload_peft(source: _Source, folder: Path) -> PreTrainedModel:
     return adapted
 
 
+def _reload_gguf(source: _Source, folder: Path) -> PreTrainedModel:
+    assert source.gguf is not None
+    found, native = read_back(folder, source.gguf)
+    # The model that the file describes, not the one it was made of.
+    return _filled(_placeholders(lambda: AutoModelForCausalLM.from_config(found.config())), native, folder)
+
+
 RELOADERS: dict[str, Callable[[_Source, Path], PreTrainedModel]] = {
     "transformers": _reload_transformers,
     "official": _reload_official,
     "prefix": _reload_prefix,
     "tuned": _reload_tuned,
     "peft": _reload_peft,
+    "gguf": _reload_gguf,
 }
 
 
