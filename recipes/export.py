@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmtune.errors import ConfigError
+from glmtune.export.gguf.types import DEFAULT_TYPE, FILE_TYPES
 from glmtune.models.settings import DTYPES, CheckpointSettings
 from glmtune.settings import SCALE_HELP, STRENGTH_HELP, check_choice, check_range, setting
 from recipes.words.compose import Command
@@ -15,7 +17,8 @@ from recipes.words.compose import Command
 if TYPE_CHECKING:
     from glmtune.export.export import Exported, OnProgress
 
-FORMATS = ("transformers", "official", "prefix", "tuned", "peft")
+FORMATS = ("transformers", "official", "prefix", "tuned", "peft", "gguf")
+MAX_SHARD_MIB = 2048
 MEBIBYTE = 2**20
 
 
@@ -29,7 +32,8 @@ class ExportConfig:
         "transformers (GlmForCausalLM, for vLLM and others), official (GLM's own layout and names), "
         "prefix (the official prefix_encoder file alone), "
         "tuned (the prefix or LoRA alone, as glmtune and PEFT read them), "
-        "or peft (the LoRA alone, for PEFT, vLLM and llama.cpp beside a format=transformers export)",
+        "peft (the LoRA alone, for PEFT, vLLM and llama.cpp beside a format=transformers export), "
+        "or gguf (one file for llama.cpp, and a Modelfile for Ollama)",
     )
     output_dir: str | None = setting(None, "folder to appear; default: runs/export-MODEL-FORMAT")
     prefix_path: str | None = setting(None, "tuned prefix: a run folder, one of its checkpoints, or a file")
@@ -39,7 +43,12 @@ class ExportConfig:
     )
     adapter_scale: float = setting(1.0, SCALE_HELP)
     dtype: str = setting("auto", "type of the weights: auto (as stored), float32, bfloat16 or float16")
-    max_shard_mib: int = setting(2048, "largest weight file, MiB; about as much memory is needed")
+    gguf_type: str = setting(
+        DEFAULT_TYPE,
+        "type of the weights with format=gguf: F32, F16, BF16, Q8_0 (8 bits), Q4_K_M or Q4_0 (4 bits; Q4_K_M "
+        "loses less)",
+    )
+    max_shard_mib: int = setting(MAX_SHARD_MIB, "largest weight file, MiB; about as much memory is needed")
     overwrite: bool = setting(False, "replace an earlier export in output_dir; other folders never are")
     keep_chat_template: bool = setting(
         False,
@@ -54,6 +63,7 @@ class ExportConfig:
         """
         check_choice("format", self.format, FORMATS)
         check_choice("dtype", self.dtype, DTYPES)
+        check_choice("gguf_type", self.gguf_type, FILE_TYPES)
         check_range("max_shard_mib", self.max_shard_mib, low=1)
         if self.model.source is None:
             raise ConfigError(
@@ -64,10 +74,31 @@ class ExportConfig:
                 f"`keep_chat_template` is true, but `format={self.format}` writes no template of the model: "
                 "transformers gets one of ours. Use `format=official`, or leave it out."
             )
+        self._check_gguf()
         if self.format in ("prefix", "tuned", "peft") and self.dtype != "auto":
             as_tuned = "float32 as the official script does" if self.format == "prefix" else "what was tuned"
             raise ConfigError(
                 f"`dtype` is `{self.dtype}`, but `format={self.format}` writes {as_tuned}. Leave `dtype` out."
+            )
+
+    def _check_gguf(self) -> None:
+        """Raise ConfigError for settings that have no meaning with this format."""
+        if self.format != "gguf":
+            if self.gguf_type != DEFAULT_TYPE:
+                raise ConfigError(
+                    f"`gguf_type` is `{self.gguf_type}`, but `format={self.format}` writes no GGUF file. Use "
+                    "`format=gguf`, or leave it out."
+                )
+            return
+        if self.dtype != "auto":
+            raise ConfigError(
+                f"`dtype` is `{self.dtype}`, but `format=gguf` writes what `gguf_type` says, "
+                f"{self.gguf_type} here. Leave `dtype` out."
+            )
+        if self.max_shard_mib != MAX_SHARD_MIB:
+            raise ConfigError(
+                f"`max_shard_mib` is {self.max_shard_mib}, but `format=gguf` writes one file, a tensor at a "
+                "time. Leave it out."
             )
 
 
@@ -103,6 +134,7 @@ def run(config: ExportConfig) -> Exported:
         keep_chat_template=config.keep_chat_template,
         prefix_strength=config.prefix_strength,
         adapter_scale=config.adapter_scale,
+        gguf_type=config.gguf_type,
     )
     with ExitStack() as open_stage:
         exported = export(job, _stage_progress(open_stage))
@@ -127,11 +159,15 @@ def run(config: ExportConfig) -> Exported:
 def _next_command(config: ExportConfig, folder: Path) -> str:
     """Word what one types next: see that the export answers."""
     from glmtune.command_line import command_words, model_words
+    from glmtune.export.gguf.folder import model_name
 
     if config.format in ("prefix", "tuned", "peft"):
         model = model_words({"source": config.model.source})
         kind = "adapter_path" if config.prefix_path is None else "prefix_path"
         return command_words("predict", {kind: str(folder), **model, "data": "ads"})
+    if config.format == "gguf":
+        file = folder / f"{model_name(str(config.model.source))}-{config.gguf_type}.gguf"
+        return f"llama-cli -m {shlex.quote(str(file))} --jinja"
     return command_words("info", model_words({"source": folder}))
 
 
@@ -158,6 +194,7 @@ COMMAND = Command(
     examples=(
         "glmtune export adapter_path=runs/lora output_dir=runs/lora-merged",
         "glmtune export model=chatglm3-6b format=transformers output_dir=chatglm3-6b-native",
+        "glmtune export format=gguf gguf_type=Q4_K_M output_dir=exports/glm-tiny-gguf",
         "glmtune export format=tuned prefix_path=runs/ads prefix_strength=0.5 output_dir=runs/ads-half",
         "glmtune export model=chatglm2-6b format=prefix prefix_path=runs/adgen output_dir=adgen-official",
     ),

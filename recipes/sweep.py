@@ -296,6 +296,8 @@ def _facts(
         "data_fingerprint": task.rows.fingerprint,
         "num_rows": len(task.rows.lengths),
         **{name: getattr(task.data, name) for name in names},
+        # Sweeps from before there was a choice do not name it.
+        **({} if task.data.loss_on_thoughts else {"loss_on_thoughts": False}),
         "prompts_sha256": hashlib.sha256(asked.encode()).hexdigest(),
         "max_new_tokens": config.retention.max_new_tokens,
         "rouge": config.rouge,

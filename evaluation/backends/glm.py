@@ -64,7 +64,8 @@ class GlmBackend:
             model: switched to evaluation mode; its weights must not change while the backend lives.
             tokenizer: from `glmtune.load_tokenizer`.
             name: how the user named the model; None takes ``model.source``.
-            is_chat: whether prompts are conversations; None decides by the name (`is_chat_model`).
+            is_chat: whether prompts are conversations; None decides by the name, or by whether a folder in
+                transformers' format has a chat template (`is_chat_model`).
             settings: how much is done at once.
             activations: what the inputs of quantized layers are rounded to, if they are.
             system: system message of conversations, where the model was tuned with one.
@@ -75,6 +76,8 @@ class GlmBackend:
         self._engine = engine_for(model, settings)
         # What changes how numbers come out stands in the identity, so that a journal is not continued
         # otherwise.
+        if is_chat is None and not self._encoder.has_chat_template:
+            is_chat = False
         found = identify(model, self._encoder.family, name=name, is_chat=is_chat)
         kept = self._engine.settings.kv_cache
         if isinstance(self._engine, PlainEngine):
@@ -115,7 +118,8 @@ class GlmBackend:
     def generate(self, prompts: Sequence[Prompt], limits: Limits) -> Iterator[tuple[int, Completion]]:
         """Complete prompts greedily; see `evaluation.backend.Backend`.
 
-        Texts are as decoded: without special tokens, not stripped or cleaned.
+        Texts are as decoded: without special tokens, not stripped or cleaned; with ``<think>`` in front where
+        the prompt ends with it.
 
         Yields:
             Place of the prompt and its completion, as they finish.
@@ -125,18 +129,17 @@ class GlmBackend:
             DataError: turns that the model's template cannot show.
             GlmtuneError: memory does not suffice even for one prompt.
         """
+        thinks = any(self._encoder.opens_thoughts(prompt) for prompt in prompts)
         texts = self._engine.generate(
             [self._encoder.ids(prompt) for prompt in prompts],
             max_new_tokens=limits.max_new_tokens,
             stop_ids=self._encoder.stop_ids,
             decode=self._encoder.decode,
-            stop=limits.stop,
+            stop=() if thinks else limits.stop,
         )
         for made in texts:
-            yield (
-                made.index,
-                Completion(made.text, made.stop_reason, made.num_prompt_tokens, made.num_new_tokens),
-            )
+            found = Completion(made.text, made.stop_reason, made.num_prompt_tokens, made.num_new_tokens)
+            yield made.index, self._encoder.completed(prompts[made.index], found, limits.stop)
 
     def score_choices(
         self, prompts: Sequence[Prompt], choices: Sequence[str]

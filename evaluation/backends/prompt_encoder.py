@@ -6,6 +6,7 @@ ids, so that their results differ by arithmetic only.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -15,11 +16,14 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from evaluation.sample import Prompt
+from evaluation.extraction.text import cut_at
+from evaluation.sample import Completion, Prompt
 from glmtune.errors import DataError
 from glmtune.messages import Message
 from glmtune.models.releases.families import Family
+from glmtune.models.templates.folder import FolderTemplate
 from glmtune.models.templates.renderer import TextTokenizer, template_for
+from glmtune.models.templates.thinking import CLOSE
 
 ENCODED_PROMPTS = 16384
 """Prompts whose ids are remembered: a runner counts a prompt's tokens before it has it answered."""
@@ -59,6 +63,35 @@ class PromptEncoder:
         """Return generated ids as text, without special tokens, not stripped or cleaned."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    def opens_thoughts(self, prompt: Prompt) -> bool:
+        """Whether the model goes on with thoughts behind a prompt: it ends with their tag."""
+        return prompt.text is None and bool(self._template.answer_opening)
+
+    def completed(self, prompt: Prompt, completion: Completion, stop: Sequence[str]) -> Completion:
+        """Return a completion as the model's own words, the tag of thoughts in front where the prompt has it.
+
+        Without it a completion that was cut within its thoughts would be read as an answer. There, texts that
+        end an answer are looked for behind the thoughts alone, so the model is to be asked without them.
+
+        Args:
+            prompt: what was completed.
+            completion: as decoded.
+            stop: texts that end an answer.
+        """
+        if not self.opens_thoughts(prompt):
+            return completion
+        text = f"{self._template.answer_opening}{completion.text}"
+        thoughts, close, answer = text.partition(CLOSE)
+        cut = cut_at(answer, stop)
+        if cut == answer:
+            return dataclasses.replace(completion, text=text)
+        return dataclasses.replace(completion, text=f"{thoughts}{close}{cut}", stop_reason="stop")
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether there is a chat template: a folder in transformers' format may have none."""
+        return not isinstance(self._template, FolderTemplate) or self._template.source is not None
+
     def plain_ids(self, text: str) -> tuple[list[int], list[int]]:
         """Return the ids of ``[gMASK] sop``, and those of a text that follows them."""
         return [*self._ours.prefix_ids, *self._ours.suffix_ids], self._ours.text_ids(text)
@@ -72,6 +105,8 @@ class PromptEncoder:
         if prompt.text is None:
             before = [] if prompt.turns[0].role == "system" else self._system
             ids = self._template.encode_prompt(self._ours, [*before, *prompt.turns])
+            if self.family is Family.TRANSFORMERS:  # its own template decides (GLM-Edge writes none)
+                return tuple(ids)
         else:
             ids = [*self._ours.prefix_ids, *self._ours.text_ids(prompt.text), *self._ours.suffix_ids]
         check_marks(ids, [*self._ours.prefix_ids, *self._ours.suffix_ids])
@@ -131,14 +166,21 @@ def check_marks(token_ids: Sequence[int], marks: Sequence[int]) -> None:
         )
 
 
-def is_chat_model(name: str, family: Family) -> bool:
-    """Decide by its name whether a model was tuned for conversations.
+def is_chat_model(name: str, family: Family, *, has_template: bool = True) -> bool:
+    """Decide whether a model was tuned for conversations: by its name, or by its folder's chat template.
+
+    Args:
+        name: of the model or its folder.
+        family: the release.
+        has_template: a folder in transformers' format brings a chat template along.
 
     >>> is_chat_model("chatglm3-6b", Family.CHATGLM3), is_chat_model("chatglm3-6b-base", Family.CHATGLM3)
     (True, False)
     >>> is_chat_model("glm-4-9b", Family.GLM4), is_chat_model("glm-4-9b-chat-1m", Family.GLM4)
     (False, True)
     """
+    if family is Family.TRANSFORMERS:
+        return has_template
     last = re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower()
     if family is Family.CODEGEEX2 or re.search(r"(^|[-_])base($|[-_])", last):
         return False

@@ -67,7 +67,11 @@ class VllmBackend:
             dtype=str(config.dtype).removeprefix("torch."),
             quantization=str(getattr(config, "quantization", None) or "none"),
             adapter="none",
-            is_chat=is_chat_model(chosen, family) if is_chat is None else is_chat,
+            is_chat=(
+                is_chat_model(chosen, family, has_template=self._encoder.has_chat_template)
+                if is_chat is None
+                else is_chat
+            ),
             engine="vllm",
             config_hash=config_hash,
         )
@@ -98,13 +102,13 @@ class VllmBackend:
         # Rounds: round 1 generates ROUND_TOKENS for every prompt; those whose text has reached a stop
         # string, or that ended by themselves, are given out; the rest go into round 2 with what they have as
         # their prompt.
+        thinks = any(self._encoder.opens_thoughts(prompt) for prompt in prompts)
+        stop = () if thinks else limits.stop  # behind thoughts they are looked for when all is there
         asked = {place: list(self._encoder.ids(prompt)) for place, prompt in enumerate(prompts)}
         made: dict[int, list[int]] = {place: [] for place in asked}
         num_done = 0
         while made:
-            room = (
-                min(ROUND_TOKENS, limits.max_new_tokens - num_done) if limits.stop else limits.max_new_tokens
-            )
+            room = min(ROUND_TOKENS, limits.max_new_tokens - num_done) if stop else limits.max_new_tokens
             parameters = self._make_parameters(
                 temperature=0.0,
                 max_tokens=room,
@@ -117,7 +121,7 @@ class VllmBackend:
             for place, answer in zip(places, answers, strict=True):
                 new = [token for token in answer.token_ids if token not in self._encoder.stop_ids]
                 ids = made[place] + new
-                search = StopSearch(limits.stop)
+                search = StopSearch(stop)
                 text = search.feed(self._encoder.decode(ids))
                 text += search.finish()
                 reason = _reason(answer, is_cut=search.is_stopped)
@@ -126,7 +130,7 @@ class VllmBackend:
                     continue
                 del made[place]
                 completion = Completion(text, reason, len(asked[place]), len(ids) + (reason == "eos"))
-                yield place, completion
+                yield place, self._encoder.completed(prompts[place], completion, limits.stop)
 
     def score_choices(
         self, prompts: Sequence[Prompt], choices: Sequence[str]

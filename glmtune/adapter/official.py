@@ -14,6 +14,7 @@ from torch import Tensor
 
 from glmtune.adapter.config import AdapterConfig
 from glmtune.models.checkpoints.names import FusedLayout, name_table, split_fused
+from glmtune.models.checkpoints.transformers_format import official_form, unofficial
 
 _KIND = ".weight"
 
@@ -27,7 +28,7 @@ def official_layers(config: Any, layers: Collection[str]) -> dict[str, tuple[str
     """
     found = {
         entry.official.removesuffix(_KIND): tuple(name.removesuffix(_KIND) for name in entry.native)
-        for entry in name_table(config)
+        for entry in name_table(_released(config))
         if entry.official.endswith(_KIND)
     }
     return {name: native for name, native in found.items() if set(native) <= set(layers)}
@@ -57,7 +58,7 @@ def to_native(
     weights: Mapping[str, Tensor], adapted: Mapping[str, Sequence[str]], model_config: Any, prefix: str
 ) -> dict[str, Tensor]:
     """Return the tensors of such an adapter for the layers of ours."""
-    layout = FusedLayout.of(model_config)
+    layout = FusedLayout.of(_released(model_config))
     found: dict[str, Tensor] = {}
     for name, native in adapted.items():
         shared, rows = (weights[f"{prefix}{name}.{part}.weight"] for part in ("lora_A", "lora_B"))
@@ -66,3 +67,8 @@ def to_native(
             found[f"{prefix}{layer}.lora_A.weight"] = shared
             found[f"{prefix}{layer}.lora_B.weight"] = part
     return found
+
+
+def _released(config: Any) -> Any:
+    """Return the configuration that names layers as the released code does, if it has such a model."""
+    return config if unofficial(config) else official_form(config)

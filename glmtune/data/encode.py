@@ -19,7 +19,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from glmtune.data.records import Conversation, RowProblem
 from glmtune.data.settings import DataSettings
@@ -27,6 +27,7 @@ from glmtune.errors import ConfigError, DataError
 from glmtune.labels import IGNORE_INDEX
 from glmtune.messages import Message
 from glmtune.models.templates.renderer import Template, TextTokenizer, template_for
+from glmtune.models.templates.thinking import CLOSE, has_thoughts
 from glmtune.models.templates.tool_calls import write_tools
 
 Returned = TypeVar("Returned")
@@ -188,13 +189,52 @@ def _training_row(
         ]
     if settings.loss_on == "everything":
         labels = prompt.input_ids
+    answered = kept if messages[-1].has_loss else [IGNORE_INDEX] * len(kept)
+    if not settings.loss_on_thoughts:
+        labels = without_thoughts(tokenizer, template, labels)
+        answered = without_thoughts(tokenizer, template, answered)
+        if all(label == IGNORE_INDEX for label in (*labels, *answered)):
+            raise RowProblem(
+                "nothing of it is learnt: `data.loss_on_thoughts` is false, and `data.max_target_length` ="
+                f" {settings.max_target_length} cuts its answer within the thoughts. Raise max_target_length,"
+                " or delete the row."
+            )
     return EncodedRow(
         input_ids=[*prompt.input_ids, *kept],
-        labels=[*labels, *(kept if messages[-1].has_loss else [IGNORE_INDEX] * len(kept))],
+        labels=[*labels, *answered],
         dropped_turns=prompt.dropped_turns,
         cut_question_tokens=prompt.cut_question_tokens,
         cut_answer_tokens=max(0, len(answer) - limit),
     )
+
+
+def without_thoughts(tokenizer: TextTokenizer, template: Template, labels: Sequence[int]) -> list[int]:
+    """Take the loss off the thoughts of every answer, the token that completes the closing tag included.
+
+    Args:
+        tokenizer: a GLM tokenizer.
+        template: its prompt rules.
+        labels: of answers, −100 between them.
+
+    Returns:
+        As many labels. An answer that ends within its thoughts is all thoughts.
+    """
+    found = list(labels)
+    end = 0
+    while end < len(found):
+        start = next((at for at in range(end, len(found)) if found[at] != IGNORE_INDEX), len(found))
+        end = next((at for at in range(start, len(found)) if found[at] == IGNORE_INDEX), len(found))
+        answer = found[start:end]
+
+        def text(length: int, answer: Sequence[int] = answer) -> str:
+            decoded: str = cast("Any", tokenizer).decode(answer[:length], skip_special_tokens=False)
+            return template.answer_opening + decoded
+
+        if answer and has_thoughts(text(len(answer))):
+            # Where the tag is complete, by halving: what follows a complete tag does not take it apart again.
+            last = bisect_left(range(len(answer)), True, key=lambda n, text=text: CLOSE in text(n))
+            found[start : start + last] = [IGNORE_INDEX] * last
+    return found
 
 
 def truncate_prompt(
@@ -220,12 +260,12 @@ def truncate_prompt(
     limit = settings.max_source_length
 
     def encode(some: Sequence[Message]) -> list[int]:
-        return _prompt_ids(tokenizer, template, some, settings.source_prefix)
+        return _refusable(lambda: _prompt_ids(tokenizer, template, some, settings.source_prefix))
 
     def size(some: Sequence[Message]) -> int:
         return len(encode(some)) - template.bidirectional_context  # `sop` counts as a token of the answer
 
-    ids = _refusable(lambda: encode(messages))
+    ids = encode(messages)
     if limit is None or len(ids) - template.bidirectional_context <= limit:
         return FittedPrompt(ids, tuple(messages))
     system, turns = _split_turns(messages)

@@ -45,7 +45,15 @@ class RowLengths:
 
 def without_limits(settings: DataSettings) -> DataSettings:
     """Return settings that encode rows whole, to see how long they are."""
-    return replace(settings, max_source_length=None, max_target_length=None, loss_on="answer", packing=False)
+    # Limits cut what is learnt and what is not alike, so all of an answer counts.
+    return replace(
+        settings,
+        max_source_length=None,
+        max_target_length=None,
+        loss_on="answer",
+        loss_on_thoughts=True,
+        packing=False,
+    )
 
 
 def training_lengths(

@@ -60,6 +60,11 @@ class DataSettings:
         "answer",
         "what is learnt: `answer` (the last one), `all_turns` (every answer) or `everything` (questions too)",
     )
+    loss_on_thoughts: bool = setting(
+        True,
+        "learn the thoughts of an answer too (`<think>...</think>` in front of it); false: only what follows"
+        " them, with the thoughts before it",
+    )
     packing: bool = setting(
         False, "fill rows of `packing_length` with several samples that cannot see each other"
     )
@@ -94,6 +99,11 @@ class DataSettings:
                 problems.append(str(error))
         problems += self._column_problems() + self._validation_problems()
         problems += self._packing_problems()
+        if self.loss_on == "everything" and not self.loss_on_thoughts:
+            problems.append(
+                "`data.loss_on_thoughts` is false, but `data.loss_on` is `everything`, thoughts included. Use"
+                " `answer` or `all_turns`, or leave loss_on_thoughts out."
+            )
         if problems:
             raise ConfigError("\n".join(problems))
 

@@ -15,15 +15,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from glmtune.adapter import find_adapter, load_adapter
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.export.gguf.folder import Written, check_gguf, model_name, read_back, write_gguf
+from glmtune.export.gguf.types import DEFAULT_TYPE, FILE_TYPES
+from glmtune.export.official_vocabulary import official_tokenizer
 from glmtune.export.peft_adapter import read_by_peft, write_peft_adapter
 from glmtune.export.streamed import probe_ids, probe_logits, stream_weights
 from glmtune.export.tensors import (
     LazyTensors,
     dequantized_tensors,
+    is_adapted,
     merge_adapter,
     native_tensors,
     stored_dtype,
     stored_tensors,
+    without_head,
 )
 from glmtune.export.tokenizer import write_tokenizer
 from glmtune.export.tuned import write_tuned_adapter, write_tuned_prefix
@@ -31,7 +36,12 @@ from glmtune.models.checkpoints.config import official_config, read_config
 from glmtune.models.checkpoints.fingerprint import weights_fingerprint
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout, without_layout
 from glmtune.models.checkpoints.shard_writer import write_shards
-from glmtune.models.checkpoints.transformers_format import transformers_values
+from glmtune.models.checkpoints.transformers_format import (
+    is_transformers_format,
+    official_form,
+    transformers_values,
+    unofficial,
+)
 from glmtune.models.checkpoints.writing import official_tensors
 from glmtune.models.generation import release_generation
 from glmtune.models.load import build_model, load_config
@@ -39,6 +49,7 @@ from glmtune.models.placeholders import build_of_placeholders
 from glmtune.models.releases.families import Family, family_of_config
 from glmtune.models.releases.source import resolve_source
 from glmtune.models.tokenizers.load import VOCABULARIES, load_tokenizer_folder
+from glmtune.models.tokenizers.tokenizer_json import JsonTokenizer
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.checkpoint import check_official, export_official_prefix, find_prefix, load_prefix
 from glmtune.settings import check_strengths
@@ -91,6 +102,7 @@ class ExportJob:
         keep_chat_template: see `load_tokenizer_folder`; with ``official`` only.
         prefix_strength: how much the prefix counts in the export; another than 1 with ``tuned`` only.
         adapter_scale: what the LoRA is multiplied by before it is written.
+        gguf_type: with ``gguf``: type of the file, a key of ``FILE_TYPES``.
     """
 
     source: str
@@ -105,6 +117,7 @@ class ExportJob:
     keep_chat_template: bool = False
     prefix_strength: float = 1.0
     adapter_scale: float = 1.0
+    gguf_type: str = DEFAULT_TYPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +126,7 @@ class Exported:
 
     Attributes:
         folder: where it lies.
-        dtype: floating type of the weights.
+        dtype: floating type of the weights; with ``gguf`` the type of the file.
         num_bytes: of all weights (with ``prefix``, ``tuned`` and ``peft``: of what was tuned).
         max_difference: largest difference of a logit between source and export, computed in float32.
         max_logit: largest logit of the source.
@@ -158,12 +171,15 @@ class _Source:
         if self.is_quantized:  # exported as the floating point weights that the codes stand for
             self.base = dequantized_tensors(self.base, self.config)
             without_layout(self.config)
+        _check_layout(job, self.family, self.config)
         self.model = self._base_of_placeholders(job.source)
         self.weights, self.runnable, self.prefix = self.base, self.model, None
         if job.adapter_path is not None:
             self.adapter = find_adapter(job.adapter_path)
             self.runnable = load_adapter(self.adapter, self.model, scale=job.adapter_scale)
             self.weights = merge_adapter(self.base, self.runnable)
+            if is_adapted(self.runnable, "lm_head"):
+                self.config.tie_word_embeddings = False  # merged, it is no longer the embedding's matrix
         if job.prefix_path is not None:
             self.prefix_file = find_prefix(job.prefix_path)
             self.prefix = load_prefix(self.prefix_file, self.model)
@@ -171,6 +187,7 @@ class _Source:
                 check_official(self.prefix, str(self.prefix_file))  # which all other formats write
             self.prefix.strength *= job.prefix_strength  # of the prefix itself from here on: it is written so
             attach_prefix(self.model, self.prefix)
+        self.gguf: Written | None = None
         # After both: what they brought is real, and only placeholders are streamed.
         stream_weights(self.runnable, self.base)
 
@@ -225,10 +242,9 @@ def _export_into(final: Path, job: ExportJob, on_progress: OnProgress) -> Export
         with prepared_folder(final) as aside:
             num_bytes = WRITERS[job.format](source, aside, job)
             figures = _compare(source, aside, job)
-            exported = Exported(
-                final, str(source.dtype).removeprefix("torch."), num_bytes, *figures, _left_out(source, job)
-            )
-            if job.format == "official":  # the one that glmtune itself loads, and compares on loading
+            kind = job.gguf_type if source.gguf else str(source.dtype).removeprefix("torch.")
+            exported = Exported(final, kind, num_bytes, *figures, _left_out(source, job))
+            if job.format in ("official", "transformers"):  # glmtune itself loads them, and compares then
                 write_manifest(aside, {})
             write_json(aside / MARKER, _record(job, exported))  # only now is it an export
     except OSError as error:
@@ -252,6 +268,8 @@ def _check_format(job: ExportJob, family: Family) -> None:
         raise ConfigError(
             "`prefix_path` and `adapter_path` are both set, but a model is tuned one way. Leave one out."
         )
+    if job.format == "gguf":
+        check_gguf(family, job.prefix_path)
     if job.format in ("transformers", "peft") and family is Family.CHATGLM:
         raise ConfigError(
             f"`format` is `{job.format}`, but transformers has no class for ChatGLM-6B (two-dimensional "
@@ -272,6 +290,23 @@ def _check_format(job: ExportJob, family: Family) -> None:
             "`format` is `tuned`, but nothing tuned is given. Add `prefix_path=RUN` or `adapter_path=RUN`."
         )
     _check_strengths(job)
+
+
+def _check_layout(job: ExportJob, family: Family, config: Any) -> None:
+    """Raise ConfigError where the official layout cannot hold a folder in transformers' format."""
+    if job.format != "official" or not is_transformers_format(config):
+        return
+    if problems := unofficial(config):
+        raise ConfigError(
+            f"`format` is `official`, but `{job.source}` has {' and '.join(problems)}, and the official "
+            "layout has no place for that. Use `format=transformers`, which vLLM and others read, too."
+        )
+    if family is Family.TRANSFORMERS:
+        raise ConfigError(
+            f"`format` is `official`, but nothing says of which release `{job.source}` is, whose layout, "
+            "tokenizer and prompts it is to have. Name it, such as `model.family=glm4` for GLM-4 (-hf); or "
+            "use `format=transformers`."
+        )
 
 
 def _check_strengths(job: ExportJob) -> None:
@@ -300,14 +335,27 @@ def _check_strengths(job: ExportJob) -> None:
 def _write_transformers(source: _Source, folder: Path, job: ExportJob) -> int:
     write_json(folder / "config.json", transformers_values(source.config, source.dtype) | _name_of(source))
     release_generation(source.folder, source.config).save_pretrained(str(folder))
-    if any((source.folder / name).is_file() for name in VOCABULARIES):
-        write_tokenizer(load_tokenizer_folder(source.folder, source.family), folder)
-    return _write_weights(source, source.weights, folder, job)
+    _write_fast_tokenizer(source, folder)
+    weights = without_head(source.weights) if source.config.tie_word_embeddings else source.weights
+    return _write_weights(source, weights, folder, job)
+
+
+def _write_fast_tokenizer(source: _Source, folder: Path) -> None:
+    """Write tokenizer.json, and the vocabulary file of an official release beside it; see `JsonTokenizer`."""
+    if not any((source.folder / name).is_file() for name in VOCABULARIES):
+        return
+    tokenizer = load_tokenizer_folder(source.folder, source.family)
+    if isinstance(tokenizer, JsonTokenizer):
+        tokenizer.save_pretrained(str(folder))
+        return
+    write_tokenizer(tokenizer, folder)
+    tokenizer.save_vocabulary(str(folder))
 
 
 def _write_official(source: _Source, folder: Path, job: ExportJob) -> int:
-    num_bytes = _write_weights(source, official_tensors(source.weights, source.config), folder, job)
-    values = official_config(source.config, source.family)
+    config = official_form(source.config)
+    num_bytes = _write_weights(source, official_tensors(source.weights, config), folder, job)
+    values = official_config(config, source.family)
     values |= {"torch_dtype": str(source.dtype).removeprefix("torch.")} | _name_of(source)
     write_json(folder / "config.json", values)
     release_generation(source.folder, source.config).save_pretrained(str(folder))
@@ -316,6 +364,8 @@ def _write_official(source: _Source, folder: Path, job: ExportJob) -> int:
         tokenizer = load_tokenizer_folder(
             source.folder, source.family, keep_chat_template=job.keep_chat_template
         )
+        if isinstance(tokenizer, JsonTokenizer):
+            tokenizer = official_tokenizer(tokenizer, source.family, folder)
         tokenizer.save_pretrained(str(folder))
     if source.prefix is not None:
         _write_prefix(source, folder / PREFIX_FOLDER, job)
@@ -341,7 +391,11 @@ def _write_weights(source: _Source, tensors: LazyTensors, folder: Path, job: Exp
 
 def _write_prefix(source: _Source, folder: Path, _: ExportJob) -> int:
     assert source.prefix is not None
-    values = official_config(source.config, source.family)
+    config = source.config
+    if unofficial(config):  # no release has this base; what it is, is said all the same
+        values = transformers_values(config, source.dtype)
+    else:
+        values = official_config(official_form(config), source.family)
     return export_official_prefix(source.prefix, folder, config=values).stat().st_size
 
 
@@ -355,12 +409,20 @@ def _write_peft(source: _Source, folder: Path, _: ExportJob) -> int:
     return write_peft_adapter(cast("PeftModel", source.runnable), source.adapter, folder)
 
 
+def _write_gguf(source: _Source, folder: Path, job: ExportJob) -> int:
+    source.gguf = Written(
+        model_name(job.source), source.folder, source.config, source.family, source.weights, job.gguf_type
+    )
+    return write_gguf(folder, source.gguf, partial(source.on_progress, STAGES[0]))
+
+
 WRITERS: dict[str, Callable[[_Source, Path, ExportJob], int]] = {
     "transformers": _write_transformers,
     "official": _write_official,
     "prefix": _write_prefix,
     "tuned": _write_tuned,
     "peft": _write_peft,
+    "gguf": _write_gguf,
 }
 
 
@@ -372,14 +434,16 @@ def _compare(source: _Source, folder: Path, job: ExportJob) -> tuple[float, floa
     largest = float(expected.abs().max())
     # Exact is asked for only where the written type holds every stored number and nothing was computed.
     keeps_all = torch.promote_types(source.dtype, source.stored_dtype) == source.dtype
-    is_exact = keeps_all and job.adapter_path is None and not source.is_quantized
-    limit = largest * (EXACT if is_exact else max(EXACT, ROUNDED * torch.finfo(source.dtype).eps))
+    is_exact = keeps_all and job.adapter_path is None and not source.is_quantized and source.gguf is None
+    spacing = FILE_TYPES[job.gguf_type].spacing if source.gguf else torch.finfo(source.dtype).eps
+    limit = largest * (EXACT if is_exact else max(EXACT, ROUNDED * spacing))
     difference = _max_difference(expected, found)
     if not difference <= limit:  # so that NaN fails
         raise CheckpointError(
             f"The export does not answer as its source: logits differ by up to {difference:.3g}, but at most "
-            f"{limit:.3g} is allowed for {source.dtype} (largest logit {largest:.3g}). Nothing was put into "
-            f"`{job.output_dir}`. Use `dtype=float32`, and report this if it stays."
+            f"{limit:.3g} is allowed for {job.gguf_type if source.gguf else source.dtype} (largest logit "
+            f"{largest:.3g}). Nothing was put into `{job.output_dir}`. Use "
+            f"`{'gguf_type=F32' if source.gguf else 'dtype=float32'}`, and report this if it stays."
         )
     return difference, largest, limit
 
@@ -393,7 +457,7 @@ def _reload_transformers(source: _Source, folder: Path) -> PreTrainedModel:
     # it.
     config = AutoConfig.from_pretrained(str(folder))
     model = _placeholders(lambda: AutoModelForCausalLM.from_config(config))
-    return _filled(model, stored_tensors(folder), folder)
+    return _filled(model, stored_tensors(folder, tied=config.tie_word_embeddings), folder)
 
 
 def _reload_official(source: _Source, folder: Path) -> PreTrainedModel:
@@ -427,12 +491,20 @@ def _reload_peft(source: _Source, folder: Path) -> PreTrainedModel:
     return adapted
 
 
+def _reload_gguf(source: _Source, folder: Path) -> PreTrainedModel:
+    assert source.gguf is not None
+    found, native = read_back(folder, source.gguf)
+    # The model that the file describes, not the one it was made of.
+    return _filled(_placeholders(lambda: AutoModelForCausalLM.from_config(found.config())), native, folder)
+
+
 RELOADERS: dict[str, Callable[[_Source, Path], PreTrainedModel]] = {
     "transformers": _reload_transformers,
     "official": _reload_official,
     "prefix": _reload_prefix,
     "tuned": _reload_tuned,
     "peft": _reload_peft,
+    "gguf": _reload_gguf,
 }
 
 

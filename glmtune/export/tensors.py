@@ -25,9 +25,16 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-def stored_tensors(folder: Path) -> LazyTensors:
-    """Offer the tensors of a checkpoint folder under the names its files use."""
-    records = read_records(folder)
+def stored_tensors(folder: Path, *, tied: bool = False) -> LazyTensors:
+    """Offer the tensors of a checkpoint folder under the names its files use.
+
+    Args:
+        folder: the folder.
+        tied: in transformers' format: the head is the embedding, and is offered under its own name, too.
+    """
+    records = dict(read_records(folder))
+    if tied:
+        records["lm_head.weight"] = records["model.embed_tokens.weight"]
     return LazyTensors(
         {name: partial(read_tensor, record) for name, record in records.items()},
         {name: record.shape for name, record in records.items()},
@@ -113,6 +120,22 @@ def merge_adapter(weights: LazyTensors, adapted: PeftModel) -> LazyTensors:
         if isinstance(module, LoraLayer):
             makers[f"{name}.weight"] = partial(_merged, weights, f"{name}.weight", module)
     return LazyTensors(makers, weights.shapes)
+
+
+def without_head(weights: LazyTensors) -> LazyTensors:
+    """Leave a tied head out, as transformers does when it writes a checkpoint."""
+    kept = {name: shape for name, shape in weights.shapes.items() if name != "lm_head.weight"}
+    return LazyTensors({name: partial(weights.__getitem__, name) for name in kept}, kept)
+
+
+def is_adapted(model: Any, name: str) -> bool:
+    """Tell whether a LoRA adapter is on a layer.
+
+    Args:
+        model: with an adapter.
+        name: of the layer in the base.
+    """
+    return isinstance(model.get_base_model().get_submodule(name), LoraLayer)
 
 
 def _fused_part(record: TensorRecord, layout: FusedLayout, part: int) -> Tensor:

@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from glmtune.inference.requests.chat import AnswerEvent, CallDelta, CallStart, Finished, TextDelta
+from glmtune.inference.requests.chat import (
+    AnswerEvent,
+    CallDelta,
+    CallStart,
+    Finished,
+    TextDelta,
+    ThoughtDelta,
+)
 
 REASONS = {"length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls"}
 """What is said at the end, and what it means; all else is a stop."""
@@ -56,6 +63,10 @@ class ChunkReader:
         choices = chunk.get("choices")
         choice = _object(choices[0]) if isinstance(choices, list) and choices else {}
         message = _object(choice.get(part))
+        # DeepSeek and vLLM name thoughts so, and vLLM's newer versions `reasoning`.
+        thoughts = message.get("reasoning_content") or message.get("reasoning")
+        if isinstance(thoughts, str) and thoughts:
+            yield ThoughtDelta(thoughts)
         text = message.get("content")
         if isinstance(text, str) and text:
             yield TextDelta(text)

@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ConfigError, DataError, GlmtuneError
-from glmtune.inference.requests.chat import AnswerEvent, CallDelta, CallStart, Finished, TextDelta
+from glmtune.inference.requests.chat import (
+    AnswerEvent,
+    CallDelta,
+    CallStart,
+    Finished,
+    TextDelta,
+    ThoughtDelta,
+)
 from glmtune.storage.files import write_text
 from glmtune.storage.json_files import parse_json
 
@@ -62,6 +69,7 @@ class AnswerParts:
 
     Attributes:
         text: all of it.
+        thoughts: what the model thought before it; shown, and no part of the conversation.
         calls: of tools, in their order.
         finished: how it ended; None while it is being written, or where nobody waited for the end.
     """
@@ -69,10 +77,13 @@ class AnswerParts:
     text: str = ""
     calls: list[Call] = field(default_factory=list)
     finished: Finished | None = None
+    thoughts: str = ""
 
     def add(self, event: AnswerEvent) -> None:
         """Take the next event."""
         match event:
+            case ThoughtDelta():
+                self.thoughts += event.thoughts
             case TextDelta():
                 self.text += event.text
             case CallStart():

@@ -20,7 +20,10 @@ from transformers.utils.deprecation import deprecate_kwarg
 from glmtune.models.architectures.chunked_loss import chunked_cross_entropy
 from glmtune.models.architectures.grouped_attention import register_grouped_attention
 from glmtune.models.checkpoints.names import state_to_native
+from glmtune.models.checkpoints.transformers_format import official_form
 from glmtune.models.official import OfficialModel
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class LaterModel(OfficialModel):
@@ -135,9 +138,14 @@ class LaterModel(OfficialModel):
     def load_state_dict(
         self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load a state dictionary in native or official names (a trainer resumes from what it saved)."""
+        """Load a state dictionary in native or official names (a trainer resumes from what it saved).
+
+        A tied head may be missing: files in transformers' format hold it once, as the embedding.
+        """
         if any(name.startswith("transformer.") for name in state_dict):
-            state_dict = state_to_native(state_dict, self.config)
+            state_dict = state_to_native(state_dict, official_form(self.config))
+        if self.config.tie_word_embeddings and EMBEDDING in state_dict and HEAD not in state_dict:
+            state_dict = {**state_dict, HEAD: state_dict[EMBEDDING]}
         parent: Any = super()
         return parent.load_state_dict(state_dict, strict, assign)
 

@@ -18,6 +18,7 @@ from glmtune.models.load import build_model
 from glmtune.models.releases.families import Family
 from glmtune.models.tokenizers.load import load_tokenizer_folder
 from tests.conftest import TINY_SENTENCES
+from tests.models.transformers_folders import make_folder
 
 MakeBase = Callable[[Family, str], Path]
 
@@ -81,6 +82,9 @@ def make_base(tiny_tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFact
         if (family, dtype) in made:
             return made[family, dtype]
         folder = tmp_path_factory.mktemp("bases") / f"{family}-{dtype}"
+        if family is Family.TRANSFORMERS:
+            made[family, dtype] = make_folder(folder, "glm4", dtype=dtype)
+            return folder
         folder.mkdir()
         if family is Family.CHATGLM:
             write_unigram_file(folder)

@@ -129,7 +129,7 @@ def test_answers_do_not_depend_on_the_batch(
     assert answers[0] == answers[1]
 
 
-@pytest.mark.parametrize("family", [Family.CHATGLM, Family.GLM4])
+@pytest.mark.parametrize("family", [Family.CHATGLM, Family.GLM4, Family.TRANSFORMERS])
 def test_random_weights_become_a_checkpoint(
     make_base: MakeBase, question_rows: Path, family: Family, tmp_path: Path
 ) -> None:

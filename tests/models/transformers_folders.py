@@ -75,13 +75,14 @@ def fast_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
     )
 
 
-def make_folder(folder: Path, kind: str, *, seed: int = 0, **sizes: Any) -> Path:
+def make_folder(folder: Path, kind: str, *, seed: int = 0, dtype: str = "float32", **sizes: Any) -> Path:
     """Write a checkpoint of random weights, as transformers does.
 
     Args:
         folder: created.
         kind: of ``KINDS``.
         seed: of the weights.
+        dtype: of the weights.
         **sizes: other values of the configuration.
     """
     config_class, model_class, template, is_tied = KINDS[kind]
@@ -102,7 +103,7 @@ def make_folder(folder: Path, kind: str, *, seed: int = 0, **sizes: Any) -> Path
         "tie_word_embeddings": is_tied,
     }
     torch.manual_seed(seed)
-    model = model_class(config_class(**values | sizes))
+    model = model_class(config_class(**values | sizes)).to(getattr(torch, dtype))
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder

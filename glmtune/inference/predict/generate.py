@@ -20,7 +20,9 @@ from glmtune.inference.engine.plain import check_engine_computes
 from glmtune.inference.predict.beams import search_beams
 from glmtune.inference.requests.sampling import Sampling
 from glmtune.inference.settings import EngineSettings, GenerationSettings
+from glmtune.models.releases.families import Family
 from glmtune.models.templates.renderer import TextTokenizer, template_for
+from glmtune.models.templates.thinking import split_thoughts
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class GeneratedAnswer:
         num_prompt_tokens: length of the prompt.
         num_new_tokens: tokens generated, the end token included.
         is_tuned: what the switch of what was tuned decided; None: there is none.
+        thoughts: what a model thought before its answer; empty: nothing.
     """
 
     index: int
@@ -42,6 +45,7 @@ class GeneratedAnswer:
     num_prompt_tokens: int
     num_new_tokens: int
     is_tuned: bool | None = None
+    thoughts: str = ""
 
 
 def generate_completions(
@@ -74,6 +78,7 @@ def generate_completions(
     answers = generate_ids(model, prompts, settings, stop_ids=stop_ids, pad_id=pad_id, rows=rows)
     for answer in answers:
         text = tokenizer.decode(list(answer.token_ids), skip_special_tokens=True)
+        thinks = ours.family is Family.TRANSFORMERS
         yield GeneratedAnswer(
             index=answer.index,
             text=template.clean_answer(str(text)),
@@ -81,6 +86,7 @@ def generate_completions(
             num_prompt_tokens=answer.num_prompt_tokens,
             num_new_tokens=answer.num_new_tokens,
             is_tuned=answer.is_tuned,
+            thoughts=split_thoughts(f"{template.answer_opening}{text}")[0] if thinks else "",
         )
 
 

@@ -130,6 +130,7 @@ def _answer(
             num_new_tokens=answer.num_new_tokens,
             is_tuned=answer.is_tuned,
             full_reference=question.full_reference,
+            thoughts=answer.thoughts,
             scores=None if scored is None else scored.named(),
         )
         yield prediction, scored

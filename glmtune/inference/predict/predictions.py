@@ -36,6 +36,7 @@ class Prediction:
         full_reference: the uncut reference where cutting changed it.
         scores: the row's scores by metric, as far as they were computed.
         is_tuned: whether what was tuned applied, where a switch decided that; None: none did.
+        thoughts: what the model thought before its answer, which is not scored; empty: nothing.
     """
 
     row: int
@@ -47,6 +48,7 @@ class Prediction:
     full_reference: str | None = None
     scores: Mapping[str, float] | None = None
     is_tuned: bool | None = None
+    thoughts: str = ""
 
     def to_line(self) -> str:
         """Return the row as one JSON line with its checksum, newline included."""
@@ -55,6 +57,8 @@ class Prediction:
         if self.full_reference is not None:
             values["full_reference"] = self.full_reference
         values |= {"stop_reason": self.stop_reason, "num_new_tokens": self.num_new_tokens}
+        if self.thoughts:
+            values["thoughts"] = self.thoughts
         if self.is_tuned is not None:
             values["is_tuned"] = self.is_tuned
         if self.scores is not None:
@@ -72,6 +76,7 @@ class _Row(Record):
     stop_reason: Text = ""
     num_new_tokens: Count = 0
     full_reference: OptionalText = None
+    thoughts: Text = ""
     is_tuned: Annotated[bool | None, Field(description="true, false or null")] = None
     # Whole numbers stay such, so that a row that is read and written again has the same bytes.
     scores: Annotated[

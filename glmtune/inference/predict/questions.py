@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +12,9 @@ from glmtune.data.dataset import ConversationSet
 from glmtune.data.encode import encode_prompt_row, encode_reference_row
 from glmtune.data.records import BadRow, Conversation, RowProblem, bad_rows_error
 from glmtune.data.settings import DataSettings
+from glmtune.models.releases.families import Family
 from glmtune.models.templates.renderer import TextTokenizer, template_for
+from glmtune.models.templates.thinking import has_thoughts, split_thoughts
 from glmtune.models.templates.tool_calls import write_tools
 
 
@@ -82,6 +84,8 @@ def _question(
     answer = conversation.answer
     if answer is not None:
         answer = write_tools(template_for(ours), [answer])[0]
+        if ours.family is Family.TRANSFORMERS and has_thoughts(answer.content):
+            answer = replace(answer, content=split_thoughts(answer.content)[1])  # thoughts are not scored
     reference, num_cut = None, 0
     if answer is not None:
         whole = _no_limit(answer.content)

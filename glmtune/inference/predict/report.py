@@ -28,7 +28,8 @@ def samples_table(predictions: Sequence[Prediction]) -> Table:
     shown: list[tuple[str, str]] = []
     for place in _shown_places(len(predictions)):
         row = predictions[place]
-        parts = [("prompt", row.prompt), ("reference", row.reference), ("prediction", row.prediction)]
+        parts = [("prompt", row.prompt), ("reference", row.reference), ("thoughts", row.thoughts or None)]
+        parts.append(("prediction", row.prediction))
         shown += [(f"{row.row} {name}", text.strip()) for name, text in parts if text is not None]
         shown.append(("", ""))  # a blank line between rows
     return named_values(shown[:-1], title="samples")

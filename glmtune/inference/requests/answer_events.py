@@ -1,4 +1,4 @@
-"""What happens while an answer is written: text, calls of tools, the end."""
+"""What happens while an answer is written: thoughts, text, calls of tools, the end."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ class TextDelta:
     """
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtDelta:
+    """More of what the model thinks before its answer, without the tags around it; no part of the answer."""
+
+    thoughts: str
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
@@ -51,7 +59,8 @@ class Finished:
         num_new_tokens: tokens generated, the one that ended the answer included.
         num_cached_tokens: tokens of the prompt that were not read again.
         error: what went wrong, where it failed.
-        raw: the model's own words, for the history of a release whose messages carry more than text.
+        raw: the model's own words, for the history of a release whose messages carry more than text; with
+            the tag of thoughts in front where the prompt opened them.
         is_tuned: whether the adapter applied, where its switch decided that; None: none did.
     """
 
@@ -64,4 +73,4 @@ class Finished:
     is_tuned: bool | None = None
 
 
-AnswerEvent = TextDelta | CallStart | CallDelta | Finished
+AnswerEvent = ThoughtDelta | TextDelta | CallStart | CallDelta | Finished

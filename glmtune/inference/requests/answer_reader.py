@@ -1,4 +1,4 @@
-r"""Text and calls of tools in what ChatGLM3 and GLM-4 write, as it comes.
+r"""Text and calls of tools in what ChatGLM3, GLM-4 and folders in transformers' format write, as it comes.
 
 Messages are separated by the name of a role, and the first line of each says whether it calls a tool::
 
@@ -11,25 +11,28 @@ A first line is held back only while it can still be the name of a tool, and onl
 without any, all is text, also what looks like a call. (`model.chat` makes a dictionary of every answer with
 a first line, whether tools were offered or not: fine to look at, but a stream cannot take text back.)
 
+The models of folders in transformers' format write calls as GLM-4 does, and some think first; their thoughts
+are parted from the answer before anything else::
+
+    "<think>今天…</think>\n今天晴。"                 thoughts, then text
+
 JSON is handed on as it comes. Python is read once it is complete: as literals, never evaluated.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from glmtune.inference.requests.answer_events import CallDelta, CallStart, TextDelta
+from glmtune.inference.requests.answer_events import CallDelta, CallStart, TextDelta, ThoughtDelta
 from glmtune.models.releases.families import Family
-from glmtune.models.templates.responses import ASSISTANT, read_python_parameters
-from glmtune.models.templates.streamed_responses import cleaner_of, overlap
+from glmtune.models.templates.responses import ASSISTANT, CALL_NAME, read_python_parameters
+from glmtune.models.templates.streamed_responses import ThoughtSplit, cleaner_of, overlap
 
-Delta = TextDelta | CallStart | CallDelta
+Delta = ThoughtDelta | TextDelta | CallStart | CallDelta
 Kind = Literal["text", "json", "python"]
 
-_NAME = re.compile(r"[\w.\-]{1,64}")
 _FENCE, _CALL = "```", "tool_call("
 MAX_FENCE_CHARS = 24
 """Longest first line of a fenced block: its marks and the name of a language."""
@@ -40,15 +43,28 @@ MAX_CUT_TRIES = 32
 class AnswerReader:
     """Turns the text of an answer, with its role names, into deltas."""
 
-    def __init__(self, family: Family, *, has_tools: bool, goes_on: bool = False, call: str = "") -> None:
+    def __init__(
+        self,
+        family: Family,
+        *,
+        has_tools: bool,
+        goes_on: bool = False,
+        call: str = "",
+        opening: str = "",
+    ) -> None:
         """Start an answer.
 
         Args:
-            family: ChatGLM3 or GLM-4.
+            family: ChatGLM3, GLM-4, or a folder in transformers' format.
             has_tools: tools were offered.
             goes_on: the beginning of the answer stands in the prompt; what follows is text.
             call: name of the tool whose call the prompt has begun.
+            opening: the tag of thoughts, where the prompt ends with it.
         """
+        may_think = family is Family.TRANSFORMERS and not goes_on and not call
+        self._thoughts = ThoughtSplit() if may_think else None
+        if self._thoughts is not None:
+            self._thoughts.feed(opening)
         self._family, self._has_tools = family, has_tools
         self._held = ""  # may be the beginning of a role's name
         self._num_calls = 0
@@ -57,6 +73,14 @@ class AnswerReader:
 
     def feed(self, text: str) -> list[Delta]:
         """Take more text; return what is certain now."""
+        if self._thoughts is None:
+            return self._answer(text)
+        thoughts, text = self._thoughts.feed(text)
+        deltas: list[Delta] = [ThoughtDelta(thoughts)] if thoughts else []
+        return deltas + (self._answer(text) if text else [])
+
+    def _answer(self, text: str) -> list[Delta]:
+        """Take more text behind the thoughts."""
         *complete, last = (self._held + text).split(ASSISTANT)
         deltas: list[Delta] = []
         for part in complete:
@@ -72,8 +96,12 @@ class AnswerReader:
         Args:
             is_cut: the model did not end the answer itself.
         """
+        deltas: list[Delta] = []
+        if self._thoughts is not None:
+            thoughts, text = self._thoughts.finish()
+            deltas = [ThoughtDelta(thoughts)] if thoughts else self._answer(text)
         rest, self._held = self._held, ""
-        return self._numbered(self._message.feed(rest) + self._message.finish(is_cut=is_cut))
+        return deltas + self._numbered(self._message.feed(rest) + self._message.finish(is_cut=is_cut))
 
     def _numbered(self, deltas: list[Delta]) -> list[Delta]:
         """Count calls over all messages, and part the texts of messages by a line break."""
@@ -86,7 +114,7 @@ class AnswerReader:
             elif isinstance(delta, CallStart):
                 delta = CallStart(self._num_calls, delta.name)
                 self._num_calls += 1
-            else:
+            elif isinstance(delta, CallDelta):
                 delta = CallDelta(self._num_calls - 1, delta.arguments)
             numbered.append(delta)
         return numbered
@@ -149,11 +177,11 @@ def kind_of(family: Family, begun: str) -> Kind | None:
     """
     line, line_break, content = begun.partition("\n")
     if not line_break:
-        return None if not line.strip() or _NAME.fullmatch(line.strip()) else "text"
-    if not _NAME.fullmatch(line.strip()):
+        return None if not line.strip() or CALL_NAME.fullmatch(line.strip()) else "text"
+    if not CALL_NAME.fullmatch(line.strip()):
         return "text"
     content = content.lstrip()
-    if family is Family.GLM4:
+    if family in (Family.GLM4, Family.TRANSFORMERS):
         return None if not content else "json" if content.startswith("{") else "text"
     fence, line_break, code = content.partition("\n")
     if len(fence) > MAX_FENCE_CHARS or not fence.startswith(_FENCE[: len(content)]):

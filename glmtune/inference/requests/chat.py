@@ -10,7 +10,14 @@ from typing import Any, Protocol, cast
 from transformers import PreTrainedTokenizerBase
 
 from glmtune.errors import DataError
-from glmtune.inference.requests.answer_events import AnswerEvent, CallDelta, CallStart, Finished, TextDelta
+from glmtune.inference.requests.answer_events import (
+    AnswerEvent,
+    CallDelta,
+    CallStart,
+    Finished,
+    TextDelta,
+    ThoughtDelta,
+)
 from glmtune.inference.requests.answer_reader import AnswerReader, Delta
 from glmtune.inference.requests.generation import Generation
 from glmtune.inference.requests.request import Piece, Request, TokenLogprob
@@ -18,8 +25,10 @@ from glmtune.inference.requests.sampling import Sampling
 from glmtune.inference.requests.text_stream import chat_text
 from glmtune.messages import Message
 from glmtune.models.chat.chat import CHAT_DEFAULTS
+from glmtune.models.releases.families import Family
 from glmtune.models.templates.base import Template, TextTokenizer
-from glmtune.models.templates.chat_messages import chat_messages, encode_chat
+from glmtune.models.templates.chat_messages import THOUGHTS_KEY, chat_messages, encode_chat
+from glmtune.models.templates.folder import FolderTemplate
 from glmtune.models.templates.renderer import template_for
 from glmtune.models.templates.responses import process_response
 
@@ -32,6 +41,7 @@ __all__ = [
     "Finished",
     "Submits",
     "TextDelta",
+    "ThoughtDelta",
     "with_limits",
 ]
 
@@ -105,6 +115,8 @@ class ChatEngine:
                 f"`call` is `{call}`, but template `{template.name}` knows no tools. Leave it out."
             )
         ids = template.encode_prompt(tokenizer, asked)
+        if call and isinstance(template, FolderTemplate):
+            return (*ids, *template.call_opening(tokenizer, call))
         return (*ids, *tokenizer.text_ids(f"{call}\n")) if call else tuple(ids)
 
     def submit(
@@ -145,9 +157,12 @@ class ChatEngine:
             text_stream=lambda: chat_text(self.tokenizer, chosen.stop, goes_on=continues),
         )
         reader = None
-        if self.template.knows_tools:
-            reader = AnswerReader(tokenizer.family, has_tools=has_tools, goes_on=continues, call=call)
-        return Answer(self.engine, request, reader, on_event, before=f"{call}\n" if call else "")
+        opening = "" if continues or call else self.template.answer_opening
+        if self.template.knows_tools or tokenizer.family is Family.TRANSFORMERS:
+            reader = AnswerReader(
+                tokenizer.family, has_tools=has_tools, goes_on=continues, call=call, opening=opening
+            )
+        return Answer(self.engine, request, reader, on_event, before=f"{call}\n" if call else opening)
 
     def answer(self, messages: Sequence[Message | Mapping[str, Any]], **options: Any) -> Answer:
         """Ask for an answer to messages.
@@ -165,15 +180,21 @@ class ChatEngine:
     def messages_for_history(self, finished: Finished) -> list[dict[str, str]]:
         """Return the messages with which an answer goes into the next prompt, as `model.chat` keeps them.
 
+        Thoughts stand beside the answer; the folder's template decides whether a prompt shows them.
+
         Args:
             finished: the last event of the answer. One that went on with a message has only what came new.
         """
         family = cast("TextTokenizer", self.tokenizer).family
-        return [
+        response = process_response(family, finished.raw, tools_announced=finished.reason == "tool_calls")
+        messages = [
             {"role": message.role, "content": message.content}
             | ({"metadata": message.metadata} if message.metadata else {})
-            for message in process_response(family, finished.raw).messages
+            for message in response.messages
         ]
+        if response.thoughts:
+            messages[0][THOUGHTS_KEY] = response.thoughts
+        return messages
 
 
 class Answer:

@@ -116,8 +116,9 @@ def chat_text(
 ) -> AnswerText:
     """Return the text stream of a chat answer.
 
-    It is cleaned as the release does, but for ChatGLM3 and GLM-4, whose messages and calls of tools are taken
-    apart first (see `Answer`): role names still separate their messages.
+    It is cleaned as the release does, but for ChatGLM3, GLM-4 and folders in transformers' format, whose
+    thoughts, messages and calls of tools are taken apart first (see `Answer`): role names still separate
+    their messages.
 
     Args:
         tokenizer: one of ours.
@@ -130,7 +131,7 @@ def chat_text(
     return AnswerText(
         _token_text(tokenizer, skip_special_tokens=not knows_tools, goes_on=goes_on),
         StopSearch(stop, after_blanks=not keeps_blanks),
-        Chain(()) if knows_tools else cleaner_of(family, goes_on=goes_on),
+        Chain(()) if knows_tools or family is Family.TRANSFORMERS else cleaner_of(family, goes_on=goes_on),
     )
 
 

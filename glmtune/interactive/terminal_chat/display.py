@@ -7,12 +7,20 @@ from collections.abc import Callable, Iterable
 
 from rich.text import Text
 
-from glmtune.inference.requests.chat import AnswerEvent, CallDelta, CallStart, Finished, TextDelta
+from glmtune.inference.requests.chat import (
+    AnswerEvent,
+    CallDelta,
+    CallStart,
+    Finished,
+    TextDelta,
+    ThoughtDelta,
+)
 from glmtune.interactive.conversation import AnswerParts
 from glmtune.terminal.console import Console, plain
 from glmtune.terminal.text import write_now
 
 CALL_STYLE = "bold yellow"
+THOUGHT_STYLE = "dim"
 NOTE_STYLE = "dim"
 ERROR_STYLE = "red"
 
@@ -49,7 +57,7 @@ class Display:
         self.console.clear()
 
     def answer(self, events: Iterable[AnswerEvent], parts: AnswerParts) -> None:
-        """Show an answer while it comes.
+        """Show an answer while it comes; what is thought before it is dimmed, and stands apart.
 
         Args:
             events: of the answer.
@@ -59,11 +67,19 @@ class Display:
             GlmtuneError: the answer failed.
         """
         began, first = self._clock(), 0.0
-        is_at_start = True
+        is_at_start, is_thinking = True, False
         try:
             for event in events:
                 first = first or self._clock()
                 parts.add(event)
+                if isinstance(event, ThoughtDelta):
+                    self.console.print(plain(event.thoughts, THOUGHT_STYLE), end="")
+                    write_now("")
+                    is_at_start, is_thinking = event.thoughts.endswith("\n"), True
+                    continue
+                if is_thinking:
+                    write_now("\n" if is_at_start else "\n\n")
+                    is_at_start, is_thinking = True, False
                 if isinstance(event, TextDelta) and event.text:
                     write_now(event.text)
                     is_at_start = event.text.endswith("\n")

@@ -25,13 +25,19 @@ def shown(
     """
     messages = [_message(turn, words) for turn in conversation.turns]
     if writing is not None:
-        text = _answer_text(writing.text, writing.calls, words)
+        text = _thoughts(writing, words) + _answer_text(writing.text, writing.calls, words)
         messages.append({"role": "assistant", "content": text or PENDING})
     return messages
 
 
 def with_ending(messages: list[dict[str, Any]], answer: AnswerParts, words: Words) -> list[dict[str, Any]]:
-    """Say below the last answer why it ended early, if it did; it is no part of the conversation."""
+    """Say below the last answer why it ended early, if it did, and above it what was thought before it.
+
+    Neither is a part of the conversation: both are gone when the next answer comes.
+    """
+    if answer.thoughts and messages and messages[-1]["role"] == "assistant":
+        content = f"{_thoughts(answer, words)}{messages[-1]['content']}"
+        messages[-1] = {**messages[-1], "content": content}
     reason = answer.finished.reason if answer.finished else "cancelled"
     if answer.finished and answer.finished.is_tuned is False and messages:
         messages[-1] = {**messages[-1], "content": f"{messages[-1]['content']}\n\n{words.switched_off}"}
@@ -51,6 +57,14 @@ def _message(turn: Turn, words: Words) -> dict[str, Any]:
     if turn["role"] == "tool":
         return {"role": "user", "content": fenced(turn["content"])}
     return {"role": "user", "content": question_markdown(turn["content"])}
+
+
+def _thoughts(answer: AnswerParts, words: Words) -> str:
+    """Return what was thought before an answer, as a quotation of its own; empty where nothing was."""
+    if not answer.thoughts:
+        return ""
+    lines = [words.thoughts, "", *safe_markdown(answer.thoughts).split("\n")]
+    return "\n".join(f"> {line}" for line in lines) + "\n\n"
 
 
 def _answer_text(text: str, calls: Sequence[Call], words: Words) -> str:

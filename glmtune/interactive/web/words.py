@@ -58,6 +58,7 @@ class Words:
     cut: str
     switched_off: str
     stopped: str
+    thoughts: str
     empty: str
     failed: str
     unreadable: str
@@ -107,6 +108,7 @@ ENGLISH = Words(
     cut="*— cut at the longest answer —*",
     switched_off="*— base —*",
     stopped="*— stopped —*",
+    thoughts="*Thoughts*",
     empty="*(no text)*",
     failed="The answer failed",
     unreadable="The file could not be opened",
@@ -156,6 +158,7 @@ CHINESE = Words(
     cut="*— 已达最长回答，内容被截断 —*",
     switched_off="*— 基座 —*",
     stopped="*— 已停止 —*",
+    thoughts="*思考过程*",
     empty="*（无内容）*",
     failed="回答失败",
     unreadable="无法打开文件",

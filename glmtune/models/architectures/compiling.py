@@ -21,9 +21,15 @@ BACKEND = "inductor"
 MODES = {"cuda": "reduce-overhead"}
 """Device → mode of `torch.compile`: CUDA graphs, as a step of one token spends its time launching kernels;
 elsewhere the default."""
-PARTS = ("mlp", "input_layernorm", "post_attention_layernorm")
-"""Modules of a block that the engine compiles: those that see no keys and values. The number of these grows
-with every token, and each new shape would be compiled anew."""
+PARTS = (
+    "mlp",
+    "input_layernorm",
+    "post_attention_layernorm",
+    "post_self_attn_layernorm",
+    "post_mlp_layernorm",
+)
+"""Modules of a block that the engine compiles, those that it has: they see no keys and values. The number of
+these grows with every token, and each new shape would be compiled anew."""
 
 
 def compiled_generation(device: torch.device) -> dict[str, Any]:
@@ -64,7 +70,7 @@ def compile_parts(model: PreTrainedModel) -> int:
         part
         for block in unwrapped(model).base_model.layers
         for name in PARTS
-        if (part := getattr(block, name))._compiled_call_impl is None
+        if (part := getattr(block, name, None)) is not None and part._compiled_call_impl is None
     ]
     for part in fresh:
         part.compile(dynamic=True, backend=BACKEND)

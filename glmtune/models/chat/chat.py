@@ -26,7 +26,7 @@ from glmtune.models.chat.stream import (
 from glmtune.models.releases.families import Family
 from glmtune.models.settings import KV_CACHES
 from glmtune.models.templates.base import Template, TextTokenizer
-from glmtune.models.templates.chat_messages import chat_messages
+from glmtune.models.templates.chat_messages import THOUGHTS_KEY, chat_messages
 from glmtune.models.templates.renderer import template_for
 from glmtune.models.templates.responses import process_response
 from glmtune.settings import check_choice
@@ -142,8 +142,9 @@ class ChatTurn:
         if isinstance(turn, Mapping | Message):
             return [turn]
         # A release takes what its `chat` gives back; another form is the history of another release.
-        if self.template.knows_tools or isinstance(turn, str) or len(turn) != 2:
-            form = "messages" if self.template.knows_tools else "(query, response) pairs or of messages"
+        gives_pairs = not self.template.knows_tools or self.family is Family.TRANSFORMERS
+        if not gives_pairs or isinstance(turn, str) or len(turn) != 2:
+            form = "messages" if not gives_pairs else "(query, response) pairs or of messages"
             raise DataError(
                 f"Turn {place} of the history is {str(turn)[:60]!r}, but the history of `{self.family}` "
                 f"is a list of {form}. Pass back the history that `chat` returned."
@@ -165,13 +166,16 @@ class ChatTurn:
         """
         first = self.history[0] if self.history else None
         tools = bool(first.get("tools") if isinstance(first, Mapping) else getattr(first, "tools", ""))
-        response = process_response(self.family, text, tools_announced=tools)
-        if not self.template.knows_tools:
+        opening = self.template.answer_opening
+        response = process_response(self.family, f"{opening}{text}", tools_announced=tools)
+        if not self.template.knows_tools and self.family is not Family.TRANSFORMERS:
             return response.content, [*self.history, (self.query, response.content)]
         written = [
             {"role": message.role, "metadata": message.metadata, "content": message.content}
             for message in response.messages
         ]
+        if response.thoughts:
+            written[0][THOUGHTS_KEY] = response.thoughts
         return response.content, [*self.history, {"role": self.role, "content": self.query}, *written]
 
 
@@ -194,6 +198,10 @@ class ChatMixin:
     ``temperature`` 0.8, or 0.7 and 0.95 for ChatGLM-6B; a ``temperature`` of 0 takes the likeliest token. An
     answer that ends at one of ``stop_strings`` keeps
     it, as in ``generate``. Put the model in evaluation mode first.
+
+    A model that thinks first (a folder in transformers' format whose prompts or answers open ``<think>``)
+    answers without its thoughts; they stand beside the answer in the history, as ``reasoning_content``, where
+    the folder's template decides whether a later turn shows them.
 
     A prefix or LoRA with a switch decides at every question whether it applies; ``use_switch=False`` applies
     it to all.
@@ -219,7 +227,8 @@ class ChatMixin:
             query: the question, or a tool's result with ``role="observation"``.
             history: earlier turns, oldest first, as this method returned them; left as it is. ChatGLM3 and
                 GLM-4 take message dictionaries with ``role``, ``content`` and, if any, ``metadata``; a first
-                system message may carry ``tools``. The others take (query, response) pairs.
+                system message may carry ``tools``. The others take (query, response) pairs; a folder in
+                transformers' format takes both and returns messages.
             role: who speaks; anything but ``user`` needs a release with roles.
             system: text of a system message in front of everything, rendered as training renders one. The
                 history that comes back does not hold it: give it at every turn, or put a message of the role

@@ -28,6 +28,8 @@ from glmtune.models.checkpoints.quantized_layout import (
     stored_layout,
 )
 from glmtune.models.checkpoints.transformers_format import (
+    PER_HEAD_KEY,
+    ROPE_BASE,
     is_transformers_format,
     transformers_config,
     transformers_values,
@@ -47,10 +49,6 @@ from glmtune.tuned_files import found_instead
 NativeConfig = GlmConfig | Glm4Config | ChatGlmConfig
 """Configuration of a model of any generation."""
 
-ROPE_BASE = 10000.0
-"""Of every release; official files hold only a factor to it, or to the positions, in ``rope_ratio``."""
-PER_HEAD_KEY = "fused_per_head"
-"""Attribute we give to native configurations; official files say it as ``multi_query_attention``."""
 POSITION_RULE_KEY = "glmtune_position_rule"
 """Key we write into config.json of ChatGLM-6B; it decides between the releases' position rules."""
 

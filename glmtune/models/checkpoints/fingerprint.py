@@ -9,7 +9,9 @@ elements per tensor: hashing all of a 9B model would take longer than loading it
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,11 +21,14 @@ from torch import Tensor
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.checkpoints.config import FIRST_SIZES, SIZES, NativeConfig, rope_ratio
 from glmtune.models.checkpoints.names import name_table
-from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
+from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO, QuantizedLayout
+from glmtune.models.checkpoints.transformers_format import is_transformers_format
 
 SAMPLES_PER_TENSOR = 4096
 NOT_COMPARED = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 """Keys of other architectures' configurations that change no result."""
+_KINDS = ("weight", SCALE, ZERO, "bias")
+_PROJECTION = re.compile(rf"[qkv]_proj\.({'|'.join(_KINDS)})$")
 
 
 def weights_fingerprint(config: Any, weights: Mapping[str, Tensor]) -> str:
@@ -57,8 +62,21 @@ def signs_fingerprint(config: Any, signs: Mapping[str, bytes]) -> str:
 
 
 def fingerprinted_names(config: Any) -> list[str]:
-    """List the native names that enter, in this order; a tied head is the embedding over again."""
-    return [name for entry in name_table(config) if not entry.is_copy for name in entry.native]
+    """List the native names that enter, in this order; a tied head is the embedding over again.
+
+    Either format gives the same order: in the official one query, key and value are one tensor, whose codes
+    come before its scales.
+    """
+    names = [name for entry in name_table(config) if not entry.is_copy for name in entry.native]
+    if not is_transformers_format(config):
+        return names
+    runs = itertools.groupby(names, key=lambda name: _PROJECTION.sub("", name))
+    return [name for _, run in runs for name in sorted(run, key=_place_in_projection)]
+
+
+def _place_in_projection(name: str) -> int:
+    match = _PROJECTION.search(name)
+    return 0 if match is None else _KINDS.index(match[1])  # sorting keeps query, key, value in their order
 
 
 def sampled_signs(weight: Tensor) -> bytes:
@@ -111,6 +129,14 @@ def _architecture(config: NativeConfig) -> dict[str, Any]:
         values = {name: getattr(config, native) for name, native in sorted(SIZES.items())}
         values |= {"kv_heads": config.num_key_value_heads, "qkv_bias": config.attention_bias}
         values |= {"eps": config.rms_norm_eps, "rope_ratio": rope_ratio(config)}
-        values |= {"rope_type": (config.rope_parameters or {}).get("rope_type", "default")}
+        rope: dict[str, Any] = {**(config.rope_parameters or {})}
+        values |= {"rope_type": rope.get("rope_type", "default")}
+        # Only what no official release has, so that theirs stay what they were.
+        values |= {
+            name: value
+            for name, value in rope.items()
+            if name not in ("rope_type", "rope_theta", "factor")
+            and (name, value) != ("partial_rotary_factor", 0.5)
+        }
     layout = QuantizedLayout.of(config)
     return values if layout is None else values | {"quantization": layout.identity}

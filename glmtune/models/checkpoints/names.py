@@ -123,6 +123,16 @@ def name_table(config: NativeConfig) -> tuple[Entry, ...]:
     return plain if layout is None else tuple(stored for entry in plain for stored in _stored(entry, layout))
 
 
+def written_table(config: NativeConfig) -> tuple[Entry, ...]:
+    """List the tensors that we write into a checkpoint: `name_table`, as others of its format have it.
+
+    The releases of ChatGLM-6B store their tied head, transformers does not: what it finds there it takes for
+    a head of its own if a number differs.
+    """
+    table = name_table(config)
+    return tuple(entry for entry in table if not (entry.is_copy and is_transformers_format(config)))
+
+
 def _stored(entry: Entry, layout: QuantizedLayout) -> Iterator[Entry]:
     """Yield what a quantized checkpoint holds in the place of one tensor."""
     module, _, kind = entry.official.rpartition(".")

@@ -8,6 +8,7 @@ layout of codes, and that the checkpoint is of this format, which decides how it
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,12 +18,14 @@ from transformers import Glm4Config, GlmConfig
 from glmtune.errors import CheckpointError
 from glmtune.models.checkpoints.config_rules import value_problems
 from glmtune.models.checkpoints.quantized_layout import LAYOUT_KEY, QuantizedLayout
-from glmtune.models.releases.families import FAMILY_KEY, Family
+from glmtune.models.releases.families import FAMILY_KEY, SECOND_GENERATION, Family, family_of_config
 from glmtune.storage.json_files import shown
 
 FORMAT_KEY = "glmtune_stored_as"
 """Attribute we give to native configurations of checkpoints in transformers' format."""
 TRANSFORMERS = "transformers"
+PER_HEAD_KEY = "fused_per_head"
+"""Attribute we give to native configurations; official files say it as ``multi_query_attention``."""
 
 CONFIG_CLASSES: dict[str, type[GlmConfig] | type[Glm4Config]] = {"glm": GlmConfig, "glm4": Glm4Config}
 """model_type → class. They differ in two norms per block (``glm4``)."""
@@ -56,12 +59,17 @@ READ = (
     "tie_word_embeddings",
     "use_cache",
 )
+ROPE_BASE = 10000.0
+"""Of every official release, whose files hold only a factor to it, or to the positions, in ``rope_ratio``."""
 ROPE_TYPES = ("default", "linear", "yarn")
 REFUSED = {
     "quantization_config": "the weights are codes of another tool; load the release they were made from, and "
     "quantize it on loading (`quantization=int4`)",
 }
 """Keys that change what the weights mean → what to do instead."""
+OUR_CODES = {"made_by": "glmtune, which alone reads these codes; `glmtune export` makes weights of them"}
+"""``quantization_config`` of our quantized folders. It names no ``quant_method``, at which transformers
+stops: of a method that it does not know it only warns, and takes codes of 8 bits for weights."""
 
 
 def is_transformers_format(config: object) -> bool:
@@ -86,7 +94,7 @@ def transformers_config(values: Mapping[str, Any], family: Family) -> GlmConfig 
         f"{name} is missing; every file of this format has it" for name in SIZES if name not in values
     ]
     problems += value_problems({name: values[name] for name in values if name in {*READ, LAYOUT_KEY}})
-    problems += [f"`{name}`: {instead}" for name, instead in REFUSED.items() if values.get(name)]
+    problems += [f"`{name}`: {instead}" for name, instead in REFUSED.items() if _is_foreign(values, name)]
     problems += [] if problems else _relation_problems(values)
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
@@ -104,6 +112,11 @@ def transformers_config(values: Mapping[str, Any], family: Family) -> GlmConfig 
     if values.get(LAYOUT_KEY) is not None:
         QuantizedLayout.from_plain(values[LAYOUT_KEY]).put_into(config)
     return config
+
+
+def _is_foreign(values: Mapping[str, Any], name: str) -> bool:
+    is_ours = values.get(name) == OUR_CODES and values.get(LAYOUT_KEY) is not None
+    return bool(values.get(name)) and not is_ours
 
 
 def _relation_problems(values: Mapping[str, Any]) -> list[str]:
@@ -148,5 +161,51 @@ def transformers_values(config: Any, dtype: torch.dtype) -> dict[str, Any]:
         values["rope_scaling"] = {key: value for key, value in rope.items() if key not in kept}
     layout = QuantizedLayout.of(config)
     if layout is not None:
-        values[LAYOUT_KEY] = getattr(config, LAYOUT_KEY)
+        values |= {LAYOUT_KEY: getattr(config, LAYOUT_KEY), "quantization_config": OUR_CODES}
     return dict(sorted(values.items()))
+
+
+def official_form(config: Any) -> Any:
+    """Return the configuration of the same model with its weights in the official layout.
+
+    Args:
+        config: as made by `native_config`, of any format.
+
+    Raises:
+        CheckpointError: the official layout cannot hold this model; the reasons are named.
+    """
+    if not is_transformers_format(config):
+        return config
+    if problems := unofficial(config):
+        raise CheckpointError(f"The official layout cannot hold this model: {'; '.join(problems)}.")
+    found = copy.copy(config)
+    vars(found).pop(FORMAT_KEY)
+    # Where no heads are shared, the released code orders the rows head by head.
+    setattr(found, PER_HEAD_KEY, config.num_key_value_heads == config.num_attention_heads)
+    return found
+
+
+def unofficial(config: Any) -> list[str]:
+    """Name what a model in transformers' format has and the official layout has no place for."""
+    if not is_transformers_format(config):
+        return []
+    rope: dict[str, Any] = {**(config.rope_parameters or {})}
+    family, kind = family_of_config(config), rope.get("rope_type", "default")
+    layout = QuantizedLayout.of(config)
+    found = {
+        "two more norms per block (`model_type` glm4), which no release of that layout has": isinstance(
+            config, Glm4Config
+        ),
+        "a head tied to the embedding": bool(config.tie_word_embeddings),
+        f"rotary positions on {rope.get('partial_rotary_factor', 1):g} of each head instead of half": (
+            rope.get("partial_rotary_factor") != 0.5
+        ),
+        f"rotary scaling of the kind {shown(kind)}": not (
+            kind == "default" or (kind == "linear" and family in SECOND_GENERATION)
+        ),
+        "a rotary base that is a factor of the positions in this family": (
+            family in SECOND_GENERATION and rope.get("rope_theta", ROPE_BASE) != ROPE_BASE
+        ),
+        "layers left out of quantization by their names": layout is not None and bool(layout.skipped),
+    }
+    return [problem for problem, is_there in found.items() if is_there]

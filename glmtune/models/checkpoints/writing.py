@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from glmtune.errors import CheckpointError
 from glmtune.models.checkpoints.config import NativeConfig, stored_config
-from glmtune.models.checkpoints.names import Entry, FusedLayout, listed, name_table, official_tensor
+from glmtune.models.checkpoints.names import Entry, FusedLayout, listed, official_tensor, written_table
 from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO
 from glmtune.models.checkpoints.shard_writer import LazyTensors, write_shards
 from glmtune.models.releases.families import family_of_config
@@ -56,7 +56,7 @@ def save_official(
     config: Any = model.config
     family_of_config(config)  # raises before anything is written
     state = model.state_dict() if state_dict is None else state_dict
-    table = name_table(config)
+    table = written_table(config)
     missing = [name for entry in table for name in entry.native if name not in state]
     if missing:
         raise CheckpointError(f"Cannot save {folder}: {len(missing)} tensors are missing: {listed(missing)}.")
@@ -75,13 +75,13 @@ def save_official(
 
 
 def official_tensors(weights: Mapping[str, Tensor], config: NativeConfig) -> LazyTensors:
-    """Offer native tensors under official names, query, key and value fused.
+    """Offer native tensors as a checkpoint holds them: under official names, query, key and value fused.
 
     Args:
         weights: native name → tensor; looked at when an official one is asked for.
         config: as made by `native_config`.
     """
-    layout, table = FusedLayout.of(config), name_table(config)
+    layout, table = FusedLayout.of(config), written_table(config)
     makers = {entry.official: partial(official_tensor, entry, weights, layout) for entry in table}
     return LazyTensors(makers, {entry.official: entry.shape for entry in table})
 

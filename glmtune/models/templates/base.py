@@ -55,13 +55,28 @@ class Template(Protocol):
         bidirectional_context: whether the context is read in both directions (ChatGLM-6B). Then ``sop``, the
             last id of a prompt, starts the answer: it carries loss and, like the end id, is one of
             ``max_target_length`` rather than of ``max_source_length``.
+        answer_opening: what the prompt ends with and a reader of the answer puts in front of it again: the
+            tag that opens thoughts; mostly empty.
     """
 
     name: ClassVar[str]
-    one_row_per_conversation: ClassVar[bool]
-    knows_tools: ClassVar[bool]
     tools_introduction: ClassVar[str]
     bidirectional_context: ClassVar[bool]
+
+    @property
+    def one_row_per_conversation(self) -> bool:
+        """See the class."""
+        ...
+
+    @property
+    def knows_tools(self) -> bool:
+        """See the class."""
+        ...
+
+    @property
+    def answer_opening(self) -> str:
+        """See the class."""
+        ...
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
         """Return the conversation as text.

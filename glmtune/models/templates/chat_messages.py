@@ -16,7 +16,9 @@ from transformers.utils import get_json_schema
 from glmtune.errors import ConfigError, DataError
 from glmtune.messages import Message
 from glmtune.models.templates.base import check_last
+from glmtune.models.templates.folder import FolderTemplate
 from glmtune.models.templates.renderer import Template, TextTokenizer, template_for
+from glmtune.models.templates.thinking import join_thoughts
 from glmtune.models.templates.tool_calls import (
     CARRIED_BY_ORDER,
     described,
@@ -29,6 +31,8 @@ ChatMessage = Message | Mapping[str, Any]
 ChatConversation = Sequence[ChatMessage]
 Tool = Mapping[str, Any] | Callable[..., object]
 
+THOUGHTS_KEY = "reasoning_content"
+"""Thoughts of an answer beside its ``content``, as DeepSeek and vLLM name them."""
 _ENCODING_SETTINGS = (
     "padding",
     "truncation",
@@ -80,7 +84,7 @@ def chat_messages(
         tokenizer: one of ours; its family decides the template.
         conversation: messages of ours or dictionaries with ``role``, ``content`` and, for ChatGLM3 and GLM-4,
             ``metadata``, ``tools`` (on a system message) and OpenAI's ``tool_calls``; the role ``tool`` means
-            ``observation``.
+            ``observation``. An answer may have ``reasoning_content``, its thoughts, for a folder's template.
         tools: descriptions, or functions with docstrings, to announce in the system message.
 
     Raises:
@@ -94,6 +98,8 @@ def chat_messages(
     ]
     if tools:
         _check_tools(template, tools, "The conversation")
+        if not template.tools_introduction and (not messages or messages[0].role != "system"):
+            messages.insert(0, Message("system", ""))  # a folder's own template introduces tools itself
         if not messages or messages[0].role != "system":
             raise DataError(
                 "The conversation has tools but no system message, and tools stand below one. Put a system "
@@ -113,6 +119,7 @@ def _messages(item: ChatMessage, place: str, template: Template) -> list[Message
             "`role` and `content`. Wrap it in one."
         )
     given = {key: value for key, value in item.items() if value is not None}
+    thoughts = _thoughts(given, place) if template.name == FolderTemplate.name else ""
     unknown = [key for key in given if key not in _KEYS]
     if unknown:
         raise DataError(
@@ -138,8 +145,22 @@ def _messages(item: ChatMessage, place: str, template: Template) -> list[Message
     calls = read_calls(given, place)
     if calls and role != "assistant":
         raise DataError(f"{place} has the role `{role}` and calls tools, but only `assistant` does.")
-    text = Message(role, content, str(given.get("metadata", "")), tools=tools)
-    return [text, *calls] if content or not calls else calls
+    metadata, says_something = str(given.get("metadata", "")), bool(content)
+    if not metadata:  # thoughts in front of a call have no place in a template: it is shown without them
+        content = join_thoughts(thoughts, content)
+    text = Message(role, content, metadata, tools=tools)
+    return [text, *calls] if says_something or not calls else calls
+
+
+def _thoughts(given: dict[str, Any], place: str) -> str:
+    """Take the thoughts of an answer out of a message, empty where it has none."""
+    thoughts = given.pop(THOUGHTS_KEY, "")
+    if not isinstance(thoughts, str) or (thoughts.strip() and given.get("role") != "assistant"):
+        raise DataError(
+            f"{place}: `{THOUGHTS_KEY}` is {str(thoughts)[:40]!r} of the role `{given.get('role')}`, but it "
+            "must be text, and only `assistant` thinks. Move it into the answer, or leave it out."
+        )
+    return thoughts
 
 
 def _check_tools(template: Template, tools: Sequence[Tool], where: str) -> None:

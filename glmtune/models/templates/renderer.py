@@ -8,6 +8,7 @@ prompts it was tuned on.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from glmtune.errors import ConfigError, unknown_name
 from glmtune.messages import Message
@@ -66,10 +67,20 @@ def template_for(tokenizer_or_family: TextTokenizer | Family | str) -> Template:
     asked = tokenizer_or_family
     value = asked if isinstance(asked, str) else asked.family
     if value == Family.TRANSFORMERS:
-        return folder_template(None if isinstance(asked, str) else getattr(asked, "chat_template", None))
+        return folder_template(None) if isinstance(asked, str) else _folder_template(asked)
     if value not in _TEMPLATE_NAMES:
         raise ConfigError(unknown_name("The family of the prompt template", value, _TEMPLATE_NAMES))
     return TEMPLATES[_TEMPLATE_NAMES[Family(value)]]
+
+
+def _folder_template(tokenizer: Any) -> Template:
+    """Return the template that a folder's tokenizer brings along; of several, the one called default."""
+    source: Any = getattr(tokenizer, "chat_template", None)
+    if isinstance(source, dict):
+        source = source.get("default")
+    named: dict[str, Any] = tokenizer.special_tokens_map
+    usual = tuple((name, token) for name, token in named.items() if isinstance(token, str))
+    return folder_template(source, tuple(tokenizer.command_names), usual)
 
 
 def render_prompt(

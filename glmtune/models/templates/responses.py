@@ -1,5 +1,8 @@
 """What the released `chat` makes of decoded output: pure functions, one set of rules per generation.
 
+Folders in transformers' format have no such rules of their own: their answers are stripped, thoughts are kept
+apart, and calls of tools are read as GLM-4 writes them where tools were announced.
+
 A history that is handed back holds cleaned answers, and the models saw such histories; so the clean-ups are
 part of the prompt, and each is the release's, oddities included.
 
@@ -19,10 +22,13 @@ from typing import Any
 
 from glmtune.messages import Message
 from glmtune.models.releases.families import Family
+from glmtune.models.templates.thinking import has_thoughts, split_thoughts
 
 ASSISTANT = "<|assistant|>"
 """What separates messages of ChatGLM3 and GLM-4 in decoded output."""
 YEAR_PLACEHOLDER, YEAR = "[[训练时间]]", "2023年"
+CALL_NAME = re.compile(r"[\w.\-]{1,64}")
+"""What the name of a tool may be, on the line in front of its arguments."""
 MAX_CALL_CHARS = 100_000
 """Longest tool call that is read as Python: a parsed text takes a thousand times its size in memory."""
 # The release replaces an ASCII mark that touches a Chinese character on either side, so "3:4" keeps its
@@ -39,10 +45,12 @@ class Response:
         content: the text to show; for a tool call ``{"name": ..., "parameters": {...}}`` where tools were
             announced and the call can be read, else ``{"name": ..., "content": ...}``.
         messages: what the model wrote, for the history; several where it went on by itself (ChatGLM3, GLM-4).
+        thoughts: what it thought before it, which is no part of ``content`` and ``messages``.
     """
 
     content: str | dict[str, Any]
     messages: tuple[Message, ...]
+    thoughts: str = ""
 
 
 def process_response(family: Family, text: str, *, tools_announced: bool = False) -> Response:
@@ -50,7 +58,8 @@ def process_response(family: Family, text: str, *, tools_announced: bool = False
 
     Args:
         family: the release.
-        text: decoded output behind the prompt, without the id that ended it.
+        text: decoded output behind the prompt, without the id that ended it; where the prompt opens thoughts,
+            with the opening tag in front (`Template.answer_opening`).
         tools_announced: the conversation's system message announced tools.
 
     Returns:
@@ -59,6 +68,8 @@ def process_response(family: Family, text: str, *, tools_announced: bool = False
     if family in _TEXT_RULES:
         content = _TEXT_RULES[family](text)
         return Response(content, (Message("assistant", content),))
+    if family is Family.TRANSFORMERS:
+        return _folder_response(text, tools_announced=tools_announced)
     messages = split_messages(text)
     last = messages[-1]
     if not last.metadata:
@@ -68,6 +79,29 @@ def process_response(family: Family, text: str, *, tools_announced: bool = False
     if parameters is None:
         return Response({"name": last.metadata, "content": last.content}, messages)
     return Response({"name": last.metadata, "parameters": dict(parameters)}, messages)
+
+
+def _folder_response(text: str, *, tools_announced: bool) -> Response:
+    first, *others = text.split(ASSISTANT)
+    thoughts, answer = split_thoughts(first)
+    # Behind thoughts an answer begins on a new line, so there the first line says nothing.
+    messages = [_folder_message(answer if has_thoughts(first) else first, tools_announced)]
+    messages += [_folder_message(part, tools_announced) for part in others]
+    last = messages[-1]
+    if not last.metadata:
+        return Response(last.content, tuple(messages), thoughts)
+    parameters = read_json_parameters(last.content)
+    read = {"content": last.content} if parameters is None else {"parameters": dict(parameters)}
+    return Response({"name": last.metadata} | read, tuple(messages), thoughts)
+
+
+def _folder_message(text: str, tools_announced: bool) -> Message:
+    """Return a message of a folder's model: a call where one was possible and looks like it, else text."""
+    name, line_break, content = text.partition("\n")
+    is_call = tools_announced and line_break and CALL_NAME.fullmatch(name.strip())
+    if is_call and content.lstrip().startswith("{"):
+        return Message("assistant", content.strip(), name.strip())
+    return Message("assistant", text.strip())
 
 
 def fill_in_year(text: str) -> str:

@@ -33,10 +33,11 @@ class _RoleTemplate:
     """What the templates have in common where every message opens with the token of its role."""
 
     name: ClassVar[str]
-    one_row_per_conversation: ClassVar[bool] = True
-    knows_tools: ClassVar[bool] = True
+    one_row_per_conversation: bool = True
+    knows_tools: bool = True
     tools_introduction: ClassVar[str]
     bidirectional_context: ClassVar[bool] = False
+    answer_opening: str = ""
     _opening: ClassVar[str] = ""
 
     def _shown(self, messages: Sequence[Message]) -> Sequence[Message]:

@@ -24,10 +24,11 @@ from glmtune.models.templates.responses import clean_chatglm, clean_chatglm2, ke
 class _TextTemplate(ABC):
     """What the templates have in common whose prompt is one text, encoded as a whole."""
 
-    one_row_per_conversation: ClassVar[bool] = False
-    knows_tools: ClassVar[bool] = False
+    one_row_per_conversation: bool = False
+    knows_tools: bool = False
     tools_introduction: ClassVar[str] = ""
     bidirectional_context: ClassVar[bool] = False
+    answer_opening: str = ""
     name: ClassVar[str]
 
     @abstractmethod

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from glmtune.models.releases.families import Family
 from glmtune.models.templates.responses import YEAR, YEAR_PLACEHOLDER, is_chinese, widen_marks
+from glmtune.models.templates.thinking import CLOSE, OPEN
 
 _MARKS = ",!:;?"
 
@@ -123,6 +124,51 @@ class Chain:
         return text
 
 
+class ThoughtSplit:
+    """Parts thoughts from the answer behind them, in a text that begins with their tag or has none.
+
+    Blanks around both are taken off, as `split_thoughts` does, but for blanks at the end of the answer.
+    """
+
+    def __init__(self) -> None:
+        """Start in front of the first character."""
+        self._place = "begin"  # then "thoughts", "gap" (blanks behind the tag), "answer"
+        self._held = ""  # may be the beginning of a tag
+        self._blanks = Strip()
+
+    def feed(self, text: str) -> tuple[str, str]:
+        """Take more text; return what is final now of the thoughts, and of the answer."""
+        if self._place == "answer" or not text:
+            return "", text
+        text, self._held = self._held + text, ""
+        thoughts = ""
+        if self._place == "begin":
+            begun = text.lstrip()
+            if len(begun) < len(OPEN) and OPEN.startswith(begun):
+                self._held = text
+                return "", ""
+            if not begun.startswith(OPEN):
+                self._place = "answer"
+                return "", text
+            self._place, text = "thoughts", begun.removeprefix(OPEN)
+        if self._place == "thoughts":
+            inside, close, text = text.partition(CLOSE)
+            if not close:
+                num_held = overlap(inside, CLOSE)
+                self._held = inside[len(inside) - num_held :]
+                return self._blanks.feed(inside[: len(inside) - num_held]), ""
+            thoughts, self._place = self._blanks.feed(inside), "gap"
+        answer = text.lstrip()
+        if answer:
+            self._place = "answer"
+        return thoughts, answer
+
+    def finish(self) -> tuple[str, str]:
+        """Return the beginning of a tag that was none."""
+        held, self._held = self._held, ""
+        return (self._blanks.feed(held), "") if self._place == "thoughts" else ("", held)
+
+
 def cleaner_of(family: Family, *, goes_on: bool = False) -> Chain:
     """Return what cleans the text of an answer as the release does.
 
@@ -132,6 +178,8 @@ def cleaner_of(family: Family, *, goes_on: bool = False) -> Chain:
     """
     if family is Family.CODEGEEX2:
         return Chain(())
+    if family is Family.TRANSFORMERS:
+        return Chain([Strip(leading=not goes_on)])
     steps: list[Cleaner] = [Strip(leading=not goes_on), FillInYear()]
     return Chain([*steps, WidenMarks()] if family is Family.CHATGLM else steps)
 

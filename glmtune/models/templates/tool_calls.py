@@ -43,7 +43,8 @@ def write_tools(template: Template, messages: Sequence[Message]) -> list[Message
         if message.tools:
             tools = [described(tool) for tool in json.loads(message.tools)]
             announced = template.announce_tools(message.content, tools)
-            message = replace(message, content=announced.content, tools="")
+            # What a folder's own template describes itself stays beside the content.
+            message = replace(message, content=announced.content, tools=announced.tools)
         elif message.is_call:
             text = template.call_text(json.loads(message.content))
             message = replace(message, content=text, is_call=False)

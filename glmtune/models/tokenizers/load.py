@@ -74,10 +74,15 @@ def load_tokenizer_folder(
 
 
 def tokenizer_class_of(folder: Path, family: Family) -> type[VocabularyTokenizer]:
-    """Return the class that reads a folder's tokenizer: for the release's file, else for tokenizer.json."""
+    """Return the class that reads a folder's tokenizer: for the release's file, else for tokenizer.json.
+
+    A folder in transformers' format may have both, see `JsonTokenizer`; there tokenizer.json counts.
+    """
     usual = TOKENIZERS[family]
     is_there = (folder / usual.vocab_files_names["vocab_file"]).is_file()
     has_json = (folder / JsonTokenizer.vocab_files_names["vocab_file"]).is_file()
+    if has_json and is_there:
+        is_there = read_json(folder / "config.json").get("model_type") not in NATIVE_TYPES
     return JsonTokenizer if has_json and not is_there else usual
 
 

@@ -134,6 +134,20 @@ def _character_length(run: bytes) -> int:
     return length
 
 
+def spelled(run: bytes) -> list[str]:
+    r"""Return the characters that bytes spell, with U+FFFD for every byte that is part of none.
+
+    >>> spelled("é".encode() + b"\xf0" + b"a") == ["é", "\ufffd", "a"]
+    True
+    """
+    characters: list[str] = []
+    while run:
+        length = max(_character_length(run), 0)
+        characters.append(run[:length].decode() if length else REPLACEMENT)
+        run = run[max(length, 1) :]
+    return characters
+
+
 class BytesText:
     """The text of pieces that are bytes (GLM-4), and of names, which stand apart from it by blanks."""
 

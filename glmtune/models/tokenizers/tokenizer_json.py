@@ -16,12 +16,19 @@ from transformers.tokenization_utils_base import AddedToken
 
 from glmtune.errors import CheckpointError
 from glmtune.models.releases.families import Family
+from glmtune.models.templates.thinking import CLOSE, OPEN
 from glmtune.models.tokenizers.sentencepiece_file import without_surrogates
-from glmtune.models.tokenizers.token_text import REPLACEMENT, TokenText
+from glmtune.models.tokenizers.token_text import REPLACEMENT, TokenText, spelled
 from glmtune.models.tokenizers.vocabulary import VocabularyTokenizer
 
 MAX_BYTES = 512 * 2**20
 """Of a file; those of GLM-4 have 20 MB."""
+MAX_HELD = 3
+"""Bytes of a character that is not complete, and so most of the characters that stand for them."""
+MAX_WAITING = 8
+"""Tokens that are decoded anew with every new one, where no character is complete."""
+RELEASE_FILE = "tokenizer.model"
+"""What the vocabulary files of ChatGLM2 and all later releases are called."""
 ADDED_KEY = "glmtune_added_tokens"
 """Key of tokenizer_config.json: which tokens a user added to the release's, in an export."""
 _OLD_NAMES = {"sop": "<sop>", "eop": "<eop>"}
@@ -31,10 +38,17 @@ _OLD_NAMES = {"sop": "<sop>", "eop": "<eop>"}
 class JsonTokenizer(VocabularyTokenizer):
     """Tokenizer of a folder in transformers' format.
 
+    An export of an official checkpoint has the vocabulary file of its release beside tokenizer.json. Nothing
+    is read of it, but it is written wherever the tokenizer is, so that the way back to the official format
+    stays open.
+
     Attributes:
         processor: of the `tokenizers` library.
+        release_file: bytes of that vocabulary file; None where there is none.
         user_names: tokens of the file that a user had added before it was written, as an export says.
     """
+
+    release_file: bytes | None = None
 
     DEFAULT_FAMILY = Family.TRANSFORMERS
     OFFICIAL_CLASS: ClassVar[str] = "PreTrainedTokenizerFast"
@@ -73,6 +87,9 @@ class JsonTokenizer(VocabularyTokenizer):
                 f"{path} has {path.stat().st_size} bytes, but at most {MAX_BYTES} are read."
             )
         content = path.read_bytes()
+        beside = path.with_name(RELEASE_FILE)
+        if self.family is not Family.TRANSFORMERS and beside.is_file():
+            self.release_file = beside.read_bytes() if beside.stat().st_size <= MAX_BYTES else None
         try:
             Tokenizer.from_str(content.decode("utf-8"))
         except Exception as error:  # the library raises a bare Exception for whatever is wrong with the file
@@ -87,7 +104,7 @@ class JsonTokenizer(VocabularyTokenizer):
         special = {token.content: index for index, token in added.items() if token.special}
         self._special_ids = frozenset(special.values())
         self._special = {name: index for name, index in special.items() if name not in self.user_names}
-        self.COMMANDS = tuple(self._special)  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.COMMANDS = tuple(self._special)  # pyright: ignore[reportAttributeAccessIssue]
         # Special, and yet looked for in texts: those that a user added.
         self._found = {name: index for name, index in special.items() if name in self.user_names}
         longest_first = sorted(self._found, key=len, reverse=True)
@@ -97,6 +114,11 @@ class JsonTokenizer(VocabularyTokenizer):
         whole = self.processor.encode("a", add_special_tokens=True).ids
         start = next((at for at in range(len(whole)) if whole[at : at + len(inner)] == inner), 0)
         self._before, self._after = whole[:start], whole[start + len(inner) :]
+        vocabulary = self.processor.get_vocab(with_added_tokens=False)
+        # Pieces that are single bytes, as sentencepiece has them.
+        self._bytes = {
+            vocabulary[name]: byte for byte in range(256) if (name := f"<0x{byte:02X}>") in vocabulary
+        }
         self.processor.encode_special_tokens = True  # from here on their names in a text are text
 
     # ---- vocabulary ----
@@ -183,7 +205,9 @@ class JsonTokenizer(VocabularyTokenizer):
 
     @property
     def _ids_to_skip(self) -> set[int]:
-        return super()._ids_to_skip | self._special_ids
+        # Tags of thoughts are read by whoever parts them from the answer, also where they are special tokens.
+        tags = {self._special[tag] for tag in (OPEN, CLOSE) if tag in self._special}
+        return (super()._ids_to_skip | self._special_ids) - tags
 
     def _ids_to_text(self, ids: list[int]) -> str:
         parts: list[str] = []
@@ -200,8 +224,25 @@ class JsonTokenizer(VocabularyTokenizer):
         if not ids:
             return ""
         before = self._text_ids("a") if goes_on else []  # behind a text, a blank in front stays
-        known = self.processor.decode(before, skip_special_tokens=False) if before else ""
-        return self.processor.decode([*before, *ids], skip_special_tokens=False)[len(known) :]
+        known = self._decoded(before) if before else ""
+        return self._decoded([*before, *ids])[len(known) :]
+
+    def _decoded(self, ids: list[int]) -> str:
+        """Decode ids of the file, as a text of its own."""
+        if self._bytes.keys().isdisjoint(ids):
+            return self.processor.decode(ids, skip_special_tokens=False)
+        # The library makes a run of bytes wholly unreadable where one of them is part of no character;
+        # sentencepiece, and so the release that was exported, only that one.
+        tokens: list[str] = []
+        run = b""
+        for index in ids:
+            if index in self._bytes:
+                run += bytes([self._bytes[index]])
+                continue
+            tokens += [*spelled(run), *([name] if (name := self.processor.id_to_token(index)) else [])]
+            run = b""
+        decoder: Any = self.processor.decoder
+        return str(decoder.decode([*tokens, *spelled(run)]))
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Join tokens as `decode` does."""
@@ -219,6 +260,15 @@ class JsonTokenizer(VocabularyTokenizer):
         """Return what decodes tokens one by one."""
         return _WindowText(self, self._skipped(skip_special_tokens, left_out), goes_on=goes_on)
 
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Write tokenizer.json byte for byte, and the release's file if there is one."""
+        files = super().save_vocabulary(save_directory, filename_prefix)
+        if self.release_file is None:
+            return files
+        target = Path(save_directory) / RELEASE_FILE
+        target.write_bytes(self.release_file)
+        return (*files, str(target))
+
     def _is_copied(self) -> bool:
         # Without its template a tuned folder of this format could not chat, or be loaded for it again.
         return True
@@ -232,6 +282,7 @@ class _WindowText:
 
     The vocabulary's own decoder may do anything with a run of tokens, so runs are given to it: from the last
     place where the text was certain on, with the few tokens before it, which decide about a blank in between.
+    Only a character's bytes can still change what was decoded: its replacements, three at most, are held.
     """
 
     def __init__(self, tokenizer: JsonTokenizer, skipped: frozenset[int], *, goes_on: bool) -> None:
@@ -239,6 +290,7 @@ class _WindowText:
         # Behind another text a leading blank stays: as behind a token that is one.
         self._before: list[int] = tokenizer.text_ids("a") if goes_on else []
         self._waiting: list[int] = []
+        self._num_given = 0  # characters of the waiting tokens' text
 
     def feed(self, token_id: int) -> str:
         """Take the next token; return the text that is certain now."""
@@ -246,18 +298,33 @@ class _WindowText:
             return ""
         self._waiting.append(token_id)
         text = self._new_text()
-        if not text or text.endswith(REPLACEMENT):
-            return ""  # half a character, or nothing yet
-        self._before, self._waiting = self._waiting, []
-        return text
+        num_held = min(len(text) - len(text.rstrip(REPLACEMENT)), MAX_HELD)
+        new = text[self._num_given : len(text) - num_held]
+        if text and not num_held:
+            self._before, self._waiting, self._num_given = self._waiting, [], 0
+            return new
+        self._num_given += len(new)
+        if len(self._waiting) > MAX_WAITING:
+            self._shorten(text)
+        return new
 
     def finish(self) -> str:
         """Return what the last tokens become if none follows."""
-        text = self._new_text()
-        self._before, self._waiting = self._waiting, []
+        text = self._new_text()[self._num_given :]
+        self._before, self._waiting, self._num_given = self._waiting, [], 0
         return text
 
-    def _new_text(self) -> str:
-        known: str = self._tokenizer.decode(self._before) if self._before else ""
-        whole: str = self._tokenizer.decode([*self._before, *self._waiting])
+    def _shorten(self, text: str) -> None:
+        """Let the oldest waiting tokens go, up to a place between two characters that were given."""
+        for place in range(len(self._waiting) - MAX_HELD - 1, 0, -1):
+            known: str = self._new_text(place)
+            if len(known) <= self._num_given and text.startswith(known):
+                rest = self._waiting[place:]
+                self._before, self._waiting = self._waiting[:place], rest
+                self._num_given -= len(known)
+                return
+
+    def _new_text(self, num_waiting: int | None = None) -> str:
+        known = str(self._tokenizer.decode(self._before)) if self._before else ""
+        whole = str(self._tokenizer.decode([*self._before, *self._waiting[:num_waiting]]))
         return whole[len(known) :]

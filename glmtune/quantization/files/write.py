@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.models.checkpoints.config import read_config
-from glmtune.models.checkpoints.names import FusedLayout, name_table, official_tensor
+from glmtune.models.checkpoints.names import FusedLayout, official_tensor, written_table
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.models.checkpoints.shards import read_records, read_tensor, weight_files
+from glmtune.models.checkpoints.transformers_format import is_transformers_format
 from glmtune.models.checkpoints.writing import DEFAULT_SHARD_BYTES, save_official
 from glmtune.models.load import GlmModel, load_config, load_official
 from glmtune.models.releases.source import resolve_source
@@ -181,7 +182,8 @@ def _write(
             written = QuantizedLayout.of(model.config)
             assert written is not None
             sizes = (_weight_bytes(folder), _weight_bytes(source))
-            result = QuantizeResult(final, report, written.is_official, *sizes, finished.num_reused)
+            is_official = written.is_official and not is_transformers_format(model.config)
+            result = QuantizeResult(final, report, is_official, *sizes, finished.num_reused)
             described = {"source": job.source, "is_official": result.is_official, **report.as_dict()}
             described |= {"num_bytes": result.num_bytes, "source_bytes": result.source_bytes}
             write_manifest(folder, {})  # loading compares: safetensors carry no checksums of their own
@@ -230,7 +232,7 @@ def _check_written(model: PreTrainedModel, folder: Path) -> None:
     """Compare every tensor in the files with the one in memory, bit by bit."""
     config: Any = model.config
     records, state, layout = read_records(folder), model.state_dict(), FusedLayout.of(config)
-    for entry in name_table(config):
+    for entry in written_table(config):
         expected = official_tensor(entry, state, layout)
         if not torch.equal(read_tensor(records[entry.official]), expected):
             raise CheckpointError(

@@ -8,16 +8,22 @@ As nothing is rounded to bfloat16 in between, the result is a little nearer to t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.models.glm.modeling_glm import GlmMLP
+from transformers.models.glm4.modeling_glm4 import Glm4MLP
 
 from glmtune.quantization.kernels.packed import DTYPE_NUMBERS, PANEL, PackedProduct
 from glmtune.quantization.layers.linear import QuantizedLinear
 
 
-class GatedMLP(GlmMLP):
+class _GatedInside:
     """An MLP whose gate is applied inside the product; whatever that does not take, its parent computes."""
+
+    gate_up_proj: Any
+    down_proj: Any
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return ``down(silu(gate(x)) * up(x))``: ``[..., I]`` to ``[..., I]``."""
@@ -25,9 +31,22 @@ class GatedMLP(GlmMLP):
         product = _native_product(self.gate_up_proj)
         x_RI = hidden_states.reshape(-1, hidden_states.shape[-1])
         if product is None or not _takes(x_RI) or product.prefers_matrices(x_RI):
-            return super().forward(hidden_states)
+            parent: Any = super()
+            return parent.forward(hidden_states)
         gated_RF = product.gated(x_RI)
         return self.down_proj(gated_RF.unflatten(0, hidden_states.shape[:-1]))
+
+
+class GatedMLP(_GatedInside, GlmMLP):
+    """The MLP of `GlmForCausalLM`, its gate inside the product."""
+
+
+class GatedGlm4MLP(_GatedInside, Glm4MLP):
+    """The MLP of `Glm4ForCausalLM`, which is the same class under another name."""
+
+
+GATED: dict[type[nn.Module], type[nn.Module]] = {GlmMLP: GatedMLP, Glm4MLP: GatedGlm4MLP}
+"""transformers' class → ours."""
 
 
 def fuse_gates(model: nn.Module) -> int:
@@ -39,13 +58,13 @@ def fuse_gates(model: nn.Module) -> int:
     Returns:
         How many MLPs were changed.
     """
-    mlps = [module for module in model.modules() if type(module) is GlmMLP and _can_be_fused(module)]
+    mlps = [module for module in model.modules() if type(module) in GATED and _can_be_fused(module)]
     for mlp in mlps:  # the class alone changes: parameters, hooks and names stay those of the module
-        mlp.__class__ = GatedMLP
+        mlp.__class__ = GATED[type(mlp)]
     return len(mlps)
 
 
-def _can_be_fused(mlp: GlmMLP) -> bool:
+def _can_be_fused(mlp: Any) -> bool:
     # A half must end with a panel: the kernel pairs whole panels of the two halves.
     halves = mlp.config.intermediate_size
     is_silu = mlp.config.hidden_act in ("silu", "swish")

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from glmtune.errors import ConfigError, DataError
 from glmtune.inference.requests.sampling import Sampling
 from glmtune.inference.requests.tool_choice import tool_to_call
+from glmtune.models.templates.folder import FolderTemplate
 from glmtune.serving.api.errors import ApiError
 from glmtune.serving.api.fields.body import check_json_type, checked, parse_object, read_body
 from glmtune.serving.api.fields.chat import ChatFields, answer_tokens, check_chat
@@ -130,7 +131,8 @@ def _prompt(state: ServingState, fields: ChatFields) -> _Prompt:
             param="tools",
             code="unsupported_parameter",
         )
-    messages, not_shown = conversation(fields.messages, strict=state.is_strict)
+    may_think = chat.template.name == FolderTemplate.name
+    messages, not_shown = conversation(fields.messages, strict=state.is_strict, may_think=may_think)
     are_announced, call = _tool_choice(fields)
     tools = described_tools(fields.tools) if are_announced else []
     continues = bool(fields.continue_final_message)

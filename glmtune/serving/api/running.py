@@ -21,7 +21,14 @@ from typing import Any, Protocol
 
 from starlette.types import Receive
 
-from glmtune.inference.requests.chat import AnswerEvent, CallDelta, CallStart, Finished, TextDelta
+from glmtune.inference.requests.chat import (
+    AnswerEvent,
+    CallDelta,
+    CallStart,
+    Finished,
+    TextDelta,
+    ThoughtDelta,
+)
 from glmtune.serving.api.errors import ApiError
 from glmtune.serving.api.state import AnsweredRequest
 
@@ -218,6 +225,8 @@ def _joined(before: AnswerEvent | None, event: AnswerEvent) -> AnswerEvent | Non
     match before, event:
         case TextDelta(), TextDelta():
             return TextDelta(before.text + event.text, before.logprobs + event.logprobs)
+        case ThoughtDelta(), ThoughtDelta():
+            return ThoughtDelta(before.thoughts + event.thoughts, before.logprobs + event.logprobs)
         case CallDelta(), CallDelta() if before.index == event.index:
             return CallDelta(
                 event.index, before.arguments + event.arguments, before.logprobs + event.logprobs

@@ -344,6 +344,8 @@ def task_answers(rows: datasets.Dataset, tokenizer: GlmTokenizer) -> list[str]:
             if label != IGNORE_INDEX:
                 answer.append(label)
             elif answer:
-                texts.append(template.clean_answer(str(tokenizer.decode(answer, skip_special_tokens=True))))
+                text = str(tokenizer.decode(answer, skip_special_tokens=True))
+                # Of an answer whose thoughts are not learnt there is no tag that ends them.
+                texts.append(template.clean_answer(text) or text.strip())
                 answer = []
     return texts

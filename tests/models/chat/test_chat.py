@@ -359,6 +359,7 @@ class TestSettings:
             Family.CHATGLM3: (8192, 0.8, 0.8),
             Family.CHATGLM3_32K: (32768, 0.8, 0.8),
             Family.GLM4: (8192, 0.8, 0.8),
+            Family.TRANSFORMERS: (8192, 0.8, 0.8),
         }
         given = self.given(tiny, top_p=None)
         assert (given["do_sample"], given["top_p"], given["temperature"]) == (True, 0.8, 0.8)

@@ -62,6 +62,7 @@ def test_every_supported_family_has_its_template(tiny_tokenizer):
         Family.CHATGLM3: "chatglm3",
         Family.CHATGLM3_32K: "chatglm3",
         Family.GLM4: "glm4",
+        Family.TRANSFORMERS: "transformers",
     }
     assert template_for(tiny_tokenizer) is template_for("chatglm2") is TEMPLATES["chatglm2"]
     assert {name for name, template in TEMPLATES.items() if template.one_row_per_conversation} == {

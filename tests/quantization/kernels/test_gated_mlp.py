@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GlmConfig
+from transformers import Glm4Config, GlmConfig
 from transformers.models.glm.modeling_glm import GlmMLP
+from transformers.models.glm4.modeling_glm4 import Glm4MLP
 
 from glmtune.quantization.arithmetic.methods import METHODS
 from glmtune.quantization.kernels.dispatch import KERNELS, prepare_for_inference
-from glmtune.quantization.kernels.gated_mlp import GatedMLP
+from glmtune.quantization.kernels.gated_mlp import GatedGlm4MLP, GatedMLP
 from glmtune.quantization.kernels.native import native_library
 from glmtune.quantization.kernels.packed import PackedProduct
 from glmtune.quantization.layers.linear import QuantizedLinear
@@ -83,6 +84,18 @@ def test_large_gates_saturate() -> None:
     halves = product(x)
     assert halves[:, :128].abs().max() > 1000
     assert_gated(product.gated(x), halves)
+
+
+def test_the_mlp_of_glm4_is_the_same() -> None:
+    expected = mlp("int4")
+    made = Glm4MLP(Glm4Config(hidden_size=64, intermediate_size=128))
+    made.gate_up_proj, made.down_proj = layer("int4", 256, 64), layer("int4", 64, 128)
+    for each in (expected, made.eval()):
+        prepare_for_inference(each, torch.float32)
+    assert type(made) is GatedGlm4MLP
+    x = torch.randn(3, 64)
+    with torch.no_grad():
+        assert torch.equal(made(x), expected(x))
 
 
 def test_other_widths_and_gates_are_left_alone() -> None:

@@ -14,6 +14,7 @@ from glmtune.inference.requests.chat import AnswerEvent, ChatEngine
 from glmtune.loading import load_tokenizer
 from glmtune.models.settings import ModelSettings
 from glmtune.serving.api.state import ServingState
+from tests.models.templates.chat_folders import FORMS, chat_tokenizer
 from tests.serving.api.doubles import ScriptedChat, ScriptedEngine
 from tests.serving.api.running_server import RunningServer, serving
 
@@ -23,13 +24,18 @@ WITH_TOOLS = ("chatglm3", "glm4")
 
 
 @pytest.fixture(scope="session")
-def tokenizers(tiny_tokenizer: Any, tiny_chatglm3_tokenizer: Any) -> dict[str, Any]:
-    """A small tokenizer of every generation."""
+def tokenizers(
+    tiny_tokenizer: Any, tiny_chatglm3_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """A small tokenizer of every generation, and of folders in transformers' format."""
+    folder = tmp_path_factory.mktemp("folders")
     return {
         "chatglm": load_tokenizer(GOLDEN / "chatglm", family="chatglm"),
         "chatglm2": tiny_tokenizer,
         "chatglm3": tiny_chatglm3_tokenizer,
         "glm4": load_tokenizer(GOLDEN / "glm4", family="glm4"),
+        "folder": chat_tokenizer(folder / "roles", FORMS["roles"]),
+        "thinking": chat_tokenizer(folder / "thinking", FORMS["thinking-tools"]),
     }
 
 

@@ -121,6 +121,27 @@ def test_stop_keeps_what_came(served: Served, chromium: Any) -> None:
     served.await_metric("glmtune_requests_running", 0)
 
 
+def test_thoughts_stand_above_the_answer_and_are_not_asked_with(served: Served, chromium: Any) -> None:
+    opened = Opened(chromium, served.url)
+    page = opened.page
+    deltas = [{"reasoning_content": "2 and"}, {"reasoning_content": " <b>2</b>"}, {"content": "Four."}]
+    events = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    stream = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+    sent: list[Any] = []
+    page.on("request", lambda request: sent.append(request.post_data_json) if request.post_data else None)
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(status=200, content_type="text/event-stream", body=stream),
+    )
+    opened.ask("How many?")
+    assert opened.answered() == "Four."
+    assert page.inner_text(".turn.assistant .thoughts") == "2 and <b>2</b>"
+    opened.ask("Sure?")
+    opened.answered()
+    assert sent[-1]["messages"][1] == {"role": "assistant", "content": "Four."}
+    assert opened.complaints == []
+
+
 def test_text_stays_text_and_code_is_readable(served: Served, chromium: Any) -> None:
     opened = Opened(chromium, served.url)
     page = opened.page

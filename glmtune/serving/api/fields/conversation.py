@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from glmtune.models.templates.chat_messages import THOUGHTS_KEY
 from glmtune.serving.api.errors import ApiError
 from glmtune.serving.api.fields.body import shown_value
 from glmtune.serving.api.fields.extra import unknown_field
@@ -13,23 +14,35 @@ _ROLES = {"developer": "system", "function": "tool"}
 """OpenAI's newer name of the system role, and its older one of a tool's result."""
 _KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool", "function", "observation")
 _SHOWN_KEYS = ("role", "content", "tool_calls", "function_call", "metadata", "tool_call_id", "name")
-_NO_TEXT = ("refusal", "annotations", "audio", "reasoning_content")
+_NO_TEXT = ("refusal", "annotations", "audio", THOUGHTS_KEY)
 """What OpenAI's replies hold beside the text; clients send them back, mostly empty."""
 Message = dict[str, Any]
 
 
-def conversation(messages: Sequence[Mapping[str, Any]], *, strict: bool) -> tuple[list[Message], list[str]]:
+def conversation(
+    messages: Sequence[Mapping[str, Any]], *, strict: bool, may_think: bool = False
+) -> tuple[list[Message], list[str]]:
     """Return messages for a template, and the names of what no template shows.
 
     Args:
         messages: of a request, oldest first.
         strict: refuse unknown keys.
+        may_think: the template may show thoughts of earlier answers, so ``reasoning_content`` is read.
 
     Raises:
         ApiError: a message has another form, with its place.
     """
     ignored: list[str] = []
-    found = [_message(item, f"messages[{place}]", strict, ignored) for place, item in enumerate(messages)]
+    found: list[Message] = []
+    for place, item in enumerate(messages):
+        item, thoughts = dict(item), item.get(THOUGHTS_KEY)
+        if may_think and thoughts and item.get("role") == "assistant":
+            if not isinstance(thoughts, str):
+                raise _wrong(f"messages[{place}].{THOUGHTS_KEY}", thoughts, "must be text")
+            del item[THOUGHTS_KEY]
+            found.append(_message(item, f"messages[{place}]", strict, ignored) | {THOUGHTS_KEY: thoughts})
+        else:
+            found.append(_message(item, f"messages[{place}]", strict, ignored))
     return _in_order_of_calls(found), ignored
 
 

@@ -7,7 +7,14 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from glmtune.inference.requests.chat import AnswerEvent, CallDelta, CallStart, Finished, TextDelta
+from glmtune.inference.requests.chat import (
+    AnswerEvent,
+    CallDelta,
+    CallStart,
+    Finished,
+    TextDelta,
+    ThoughtDelta,
+)
 from glmtune.inference.requests.request import TokenLogprob
 from glmtune.serving.api.replies.logprobs import chat_logprobs
 from glmtune.serving.api.replies.tokens import TokenTexts
@@ -74,6 +81,9 @@ class ChatChunks:
     def chunks(self, index: int, event: AnswerEvent) -> list[Json]:
         """Return the chunks of an event."""
         match event:
+            case ThoughtDelta():
+                # As DeepSeek and vLLM name it; OpenAI's own interface hides what its models think.
+                return [self._chunk(index, {"reasoning_content": event.thoughts}, logprobs=event.logprobs)]
             case TextDelta():
                 if not event.text and not event.logprobs:
                     return []
@@ -115,13 +125,14 @@ class ChatChoice:
 
     Attributes:
         text: all of it.
+        thoughts: what came before it; empty: nothing.
         calls: name and arguments of each tool call.
         finished: how it ended, once it did.
     """
 
     def __init__(self) -> None:
         """Start empty."""
-        self.text = ""
+        self.text = self.thoughts = ""
         self.calls: list[tuple[str, str]] = []
         self.finished: Finished | None = None
         self.logprobs: list[TokenLogprob] = []
@@ -129,6 +140,9 @@ class ChatChoice:
     def add(self, event: AnswerEvent) -> None:
         """Take the next event."""
         match event:
+            case ThoughtDelta():
+                self.thoughts += event.thoughts
+                self.logprobs += event.logprobs
             case TextDelta():
                 self.text += event.text
                 self.logprobs += event.logprobs
@@ -156,7 +170,7 @@ class ChatChoice:
             "role": "assistant",
             "content": None if calls and not self.text else self.text,
             "refusal": None,
-        }
+        } | ({"reasoning_content": self.thoughts} if self.thoughts else {})
         return {
             "index": index,
             "message": message | ({"tool_calls": calls} if calls else {}),
