@@ -14,7 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from glmtune.export.export import ExportJob, export
+from glmtune.export.export import export
+from glmtune.export.source import ExportJob
 from glmtune.models.checkpoints.config import read_config
 from glmtune.models.checkpoints.names import name_table
 from glmtune.models.checkpoints.shards import read_records

@@ -15,7 +15,8 @@ from glmtune.settings import SCALE_HELP, STRENGTH_HELP, check_choice, check_rang
 from recipes.words.compose import Command
 
 if TYPE_CHECKING:
-    from glmtune.export.export import Exported, OnProgress
+    from glmtune.export.export import Exported
+    from glmtune.export.source import OnProgress
 
 FORMATS = ("transformers", "official", "prefix", "tuned", "peft", "gguf")
 MAX_SHARD_MIB = 2048
@@ -116,7 +117,8 @@ def run(config: ExportConfig) -> Exported:
     """
     import torch
 
-    from glmtune.export.export import ExportJob, export
+    from glmtune.export.export import export
+    from glmtune.export.source import ExportJob
     from glmtune.terminal.console import Console
 
     source = str(config.model.source)

@@ -11,7 +11,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from glmtune import load_model, load_tokenizer
-from glmtune.export.export import ExportJob, export
+from glmtune.export.export import export
+from glmtune.export.source import ExportJob
 from glmtune.messages import Message
 from glmtune.models.templates.renderer import template_for
 from glmtune.quantization.files.write import QuantizeJob, quantize_checkpoint

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from glmtune.adapter import load_adapter
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.export import export as export_run
-from glmtune.export.export import MARKER, ExportJob, export
+from glmtune.export.export import MARKER, export
+from glmtune.export.source import ExportJob
 from glmtune.loading import load_base, load_model, load_tokenizer
 from glmtune.messages import Message
 from glmtune.models.checkpoints.shards import read_records, read_tensor

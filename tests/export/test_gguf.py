@@ -15,7 +15,7 @@ import torch
 from glmtune.adapter import load_adapter
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.export import export as export_run
-from glmtune.export.export import MARKER, ExportJob, export
+from glmtune.export.export import MARKER, export
 from glmtune.export.gguf import folder as gguf_folder
 from glmtune.export.gguf.encoding import encode
 from glmtune.export.gguf.hyperparameters import Hyperparameters
@@ -23,6 +23,7 @@ from glmtune.export.gguf.layout import native_names
 from glmtune.export.gguf.reading import GgufFile, read_gguf
 from glmtune.export.gguf.types import FILE_TYPES
 from glmtune.export.gguf.vocabulary import BYTE, CONTROL, UNUSED, USER_DEFINED, vocabulary_of
+from glmtune.export.source import ExportJob
 from glmtune.loading import load_tokenizer
 from glmtune.models.checkpoints.transformers_format import transformers_config
 from glmtune.models.load import load_official

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from glmtune.export.export import ExportJob, export
+from glmtune.export.export import export
 from glmtune.export.gguf.folder import MODELFILE
 from glmtune.export.gguf.reading import read_gguf
+from glmtune.export.source import ExportJob
 from glmtune.loading import load_tokenizer
 from glmtune.messages import Message
 from glmtune.models.checkpoints.config import native_config

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from glmtune.adapter import load_adapter
 from glmtune.cli import main
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.export.export import Exported, ExportJob, export
+from glmtune.export.export import Exported, export
+from glmtune.export.source import ExportJob
 from glmtune.loading import load_base
 from glmtune.models.load import load_official
 from glmtune.training.adapt import tune_adapter

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from glmtune.export.export import ExportJob, export
+from glmtune.export.export import export
+from glmtune.export.source import ExportJob
 from glmtune.messages import Message
 from glmtune.models.checkpoints.config import native_config
 from glmtune.models.load import build_model

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFas
 
 from glmtune.errors import CheckpointError, DataError
 from glmtune.export import tokenizer as writing
-from glmtune.export.export import ExportJob, export
+from glmtune.export.export import export
+from glmtune.export.source import ExportJob
 from glmtune.export.tokenizer import write_tokenizer
 from glmtune.export.tokenizer_probes import CALL, TOOL, control_words
 from glmtune.models.releases.families import Family

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from glmtune.export.export import ExportJob, export
+from glmtune.export.export import export
+from glmtune.export.source import ExportJob
 from glmtune.inference.predict.generate import generate_ids
 from glmtune.inference.settings import GenerationSettings
 from glmtune.loading import load_model, load_tokenizer

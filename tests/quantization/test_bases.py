@@ -12,7 +12,8 @@ import torch
 
 from glmtune.adapter import load_adapter
 from glmtune.errors import CheckpointError
-from glmtune.export.export import ExportJob, export
+from glmtune.export.export import export
+from glmtune.export.source import ExportJob
 from glmtune.loading import load_base, load_model
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.checkpoint import PrefixMeta, load_prefix, save_prefix
