@@ -209,7 +209,7 @@ def _is_byte_level(content: Mapping[str, Any]) -> bool:
 
 def _steps(content: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
     """Return the steps of a normalizer or pre-tokenizer, which is one step or a sequence of them."""
-    whole = content.get(part) or {"type": "Sequence"}
+    whole: Mapping[str, Any] = content.get(part) or {"type": "Sequence"}
     if whole["type"] != "Sequence":
         return [whole]
     return whole.get("normalizers") or whole.get("pretokenizers") or []
