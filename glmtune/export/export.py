@@ -168,11 +168,9 @@ def _write_fast_tokenizer(source: Source, folder: Path) -> None:
     if not any((source.folder / name).is_file() for name in VOCABULARIES):
         return
     tokenizer = load_tokenizer_folder(source.folder, source.family)
-    if isinstance(tokenizer, JsonTokenizer):
-        tokenizer.save_pretrained(str(folder))
-        return
     write_tokenizer(tokenizer, folder)
-    tokenizer.save_vocabulary(str(folder))
+    if not isinstance(tokenizer, JsonTokenizer):  # which writes it by itself, where its folder has one
+        tokenizer.save_vocabulary(str(folder))
 
 
 def _write_official(source: Source, folder: Path, job: ExportJob) -> int:

@@ -309,3 +309,16 @@ def test_the_name_of_the_release_is_kept(form: str, tiny_base: Path, tmp_path: P
         folder = tmp_path / f"out {name is None}"
         export(ExportJob(str(source), form, folder, None, None, None, None, 2**30, False))
         assert json.loads((folder / "config.json").read_text()).get("_name_or_path") == name
+
+
+def test_a_gguf_file_of_an_export_has_the_tokens_of_one_of_the_source(ours: Any, tmp_path: Path) -> None:
+    """The steps that drop the template's marks are none of llama.cpp's; its template has no marks."""
+    from glmtune.export.gguf.vocabulary import vocabulary_of
+
+    written(ours, tmp_path / "out")
+    again = load_tokenizer_folder(tmp_path / "out", ours.family)
+    first, second = (vocabulary_of(tokenizer, len(ours)) for tokenizer in (ours, again))
+    assert (second.model, second.pattern, second.tokens) == (first.model, first.pattern, first.tokens)
+    assert second.special_ids == first.special_ids
+    assert second.chat_template == first.chat_template
+    assert HIDDEN not in str(second.chat_template)
