@@ -39,8 +39,9 @@ from glmtune.training.settings import LoraSettings
 if TYPE_CHECKING:
     from peft import PeftModel
 
-QUERY_KEY_VALUE = ("query_key_value", "q_proj", "k_proj", "v_proj")
-"""Names of the layers that make queries, keys and values: one in ChatGLM-6B, three in later models."""
+QUERY_KEY_VALUE = ("query_key_value", "q_proj", "k_proj", "v_proj", "q_a_proj", "q_b_proj", "kv_b_proj")
+"""Names of the layers that make queries, keys and values: one in ChatGLM-6B, three in later models, and in
+`glm4_moe_lite` those that widen what its attention keeps small."""
 
 
 class Tuned(Protocol):

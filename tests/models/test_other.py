@@ -13,6 +13,8 @@ from transformers import (
     Gemma2ForCausalLM,
     Glm4MoeConfig,
     Glm4MoeForCausalLM,
+    Glm4MoeLiteConfig,
+    Glm4MoeLiteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -41,12 +43,24 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 128,
 }
 EXPERTS = {"moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1}
-EXPERTS |= {"topk_group": 1, "first_k_dense_replace": 1, "head_dim": 16}
+EXPERTS |= {"topk_group": 1, "first_k_dense_replace": 1}
+LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+}
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 4}),
     "gemma2": (Gemma2Config, Gemma2ForCausalLM, {"sliding_window": 4, "head_dim": 8}),
-    "glm4_moe": (Glm4MoeConfig, Glm4MoeForCausalLM, EXPERTS),
+    "glm4_moe": (Glm4MoeConfig, Glm4MoeForCausalLM, EXPERTS | {"head_dim": 16}),
+    "glm4_moe_lite": (
+        Glm4MoeLiteConfig,
+        Glm4MoeLiteForCausalLM,
+        {**EXPERTS, **LATENT, "num_key_value_heads": 4, "n_shared_experts": 1},
+    ),
 }
 
 
@@ -58,7 +72,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         fast = fast_tokenizer(TEMPLATES["roles"])
         ends = {"eos_token_id": fast.eos_token_id, "pad_token_id": fast.pad_token_id}
         torch.manual_seed(0)
-        model_class(config_class(**SIZES, **ends, **more)).save_pretrained(folder)
+        model_class(config_class(**SIZES | ends | more)).save_pretrained(folder)
         fast.save_pretrained(folder)
         made[kind] = folder
     return made
@@ -79,7 +93,8 @@ def test_loaded_as_it_is(folders: dict[str, Path], kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "computes"), [("llama", True), ("mistral", False), ("gemma2", False), ("glm4_moe", True)]
+    ("kind", "computes"),
+    [("llama", True), ("mistral", False), ("gemma2", False), ("glm4_moe", True), ("glm4_moe_lite", False)],
 )
 def test_who_answers(folders: dict[str, Path], kind: str, computes: bool) -> None:
     model, tokenizer = load_model(folders[kind]), load_tokenizer(folders[kind])
@@ -141,13 +156,14 @@ def test_what_only_a_glm_can_is_refused(folders: dict[str, Path], tmp_path: Path
         check_engine_computes(load_model(folders["mistral"]))
 
 
-def test_a_lora_on_a_mixture_of_experts(folders: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["glm4_moe", "glm4_moe_lite"])
+def test_a_lora_on_a_mixture_of_experts(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = [f"model={folders['glm4_moe']}", "retention=null", f"output_dir={run}", "trainer.max_steps=2"]
+    words = [f"model={folders[kind]}", "retention=null", f"output_dir={run}", "trainer.max_steps=2"]
     assert main(["train", "+recipe=lora", *words, "trainer.learning_rate=0.01"]) == 0
-    base = load_model(folders["glm4_moe"])
+    base = load_model(folders[kind])
     before = base(torch.tensor([PROMPTS[0]])).logits
-    tuned = load_model(folders["glm4_moe"], adapter=run)
+    tuned = load_model(folders[kind], adapter=run)
     assert not torch.equal(tuned(torch.tensor([PROMPTS[0]])).logits, before)
     assert tuned.fingerprint() == base.fingerprint()
 
