@@ -123,9 +123,11 @@ def is_official(source: object) -> bool:
 
 
 def _is_release(name: str) -> bool:
+    from glmtune.models.releases.families import Family
     from glmtune.models.releases.presets import PRESETS
 
-    return any(name == preset or name in (f"{preset}-int4", f"{preset}-int8") for preset in PRESETS)
+    ours = [preset for preset, found in PRESETS.items() if found.family is not Family.TRANSFORMERS]
+    return any(name == preset or name in (f"{preset}-int4", f"{preset}-int8") for preset in ours)
 
 
 def _value(file: Path, key: str) -> object:

@@ -92,15 +92,32 @@ def test_no_name_at_all_is_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "Pass family=" in caplog.text
 
 
-def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no official GLM configuration: model_type is 'llama'"):
-        detect_family(tmp_path, {"model_type": "llama", "hidden_size": 4})
+def test_another_architecture_has_the_files_of_transformers(tmp_path: Path) -> None:
+    assert detect_family(tmp_path, {"model_type": "llama", "hidden_size": 4}) is Family.TRANSFORMERS
+    with pytest.raises(CheckpointError, match=r"no official GLM configuration: model_type is 'no_such'"):
+        detect_family(tmp_path, {"model_type": "no_such", "hidden_size": 4})
 
 
 @pytest.mark.parametrize("model_type", ["glm", "glm4"])
-def test_a_checkpoint_in_the_format_of_transformers_is_told_apart(model_type: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=rf"model_type '{model_type}'.*without -hf.*format=official"):
-        detect_family(tmp_path, {"model_type": model_type, "hidden_size": 8})
+def test_the_format_of_transformers(model_type: str, tmp_path: Path) -> None:
+    values = {"model_type": model_type, "hidden_size": 8}
+    assert detect_family(tmp_path, values) is Family.TRANSFORMERS
+    assert detect_family(tmp_path, values | {"glmtune_family": "chatglm2"}) is Family.CHATGLM2  # our export
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("GLM-4-9B-0414", Family.TRANSFORMERS),
+        ("GLM-4-32B-Base-0414", Family.TRANSFORMERS),
+        ("GLM-Z1-Rumination-32B-0414", Family.TRANSFORMERS),
+        ("glm-edge-4b-chat", Family.TRANSFORMERS),
+        ("glm-4-9b-chat-1m-hf", Family.TRANSFORMERS),
+        ("glm-4-9b-chat-1m", Family.GLM4),
+    ],
+)
+def test_names_of_releases_in_the_format_of_transformers(name: str, family: Family) -> None:
+    assert family_of_name(name) is family
 
 
 def test_damaged_tokenizer_config(tmp_path: Path) -> None:

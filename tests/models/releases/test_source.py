@@ -51,7 +51,7 @@ def test_presets_agree_with_their_names() -> None:
     for name, preset in PRESETS.items():
         if preset.hub_id is None:
             continue
-        assert preset.hub_id == f"zai-org/{name}"
+        assert preset.hub_id.lower() == f"zai-org/{name}"
         assert preset.summary
         assert (family_of_name(name) or Family.CHATGLM) == preset.family
         assert family_of_source(name) == preset.family
