@@ -39,14 +39,23 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return entries
     *lines, cut_off = content.split(b"\n")
-    if cut_off.endswith(b"}"):
-        lines.append(cut_off)  # an editor left the last line end out
+    if _is_whole(cut_off):
+        lines.append(cut_off)  # an editor left the last line end out, or it is damaged, which is said
     for number, line in enumerate(lines, start=1):
         try:
             entries.append(_entry(line))
         except ValueError as error:
             LOGGER.warning("%s, line %d is left out: %s", run / LOG_FILE, number, error)
     return entries
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether all of an entry is there, whatever follows: a kill leaves less than that."""
+    try:
+        json.JSONDecoder().raw_decode(line.decode("utf-8", "replace"))
+    except ValueError:
+        return False
+    return True
 
 
 def append_entry(run: Path, entry: Mapping[str, Any]) -> None:

@@ -111,6 +111,19 @@ def test_log(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
         (folder / LOG_FILE).write_bytes(before)
 
 
+def test_the_end_of_a_log(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its last byte flipped: the entry is all there, so no kill did this, and it is not left out in silence."""
+    whole, content = without_clock(read_log(folder)), (folder / LOG_FILE).read_bytes()
+    (folder / LOG_FILE).write_bytes(content[:-1] + bytes([content[-1] ^ 0x40]))
+    assert without_clock(read_log(folder)) == whole[:-1]
+    assert "line 8 is left out" in caplog.text
+    caplog.clear()
+    (folder / LOG_FILE).write_bytes(content[:-20])  # as a kill leaves it
+    assert without_clock(read_log(folder)) == whole[:-1]
+    assert caplog.text == ""
+    (folder / LOG_FILE).write_bytes(content)
+
+
 def without_clock(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return entries as a repeated run would make them; a damaged word `checksum` is a key of its own."""
     known = {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "eval_loss", "eval_accuracy"}
