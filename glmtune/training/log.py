@@ -53,7 +53,7 @@ def _is_whole(line: bytes) -> bool:
     """Whether all of an entry is there, whatever follows: a kill leaves less than that."""
     try:
         json.JSONDecoder().raw_decode(line.decode("utf-8", "replace"))
-    except ValueError:
+    except (ValueError, RecursionError):  # brackets nested by the thousand are no entry
         return False
     return True
 
