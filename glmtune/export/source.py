@@ -163,10 +163,12 @@ def check_format(job: ExportJob, family: Family) -> None:
     if job.format == "peft" and job.adapter_path is None:
         raise ConfigError("`format` is `peft`, but no LoRA adapter is given. Add `adapter_path=RUN`.")
     if job.format == "transformers" and job.prefix_path is not None:
+        official = (
+            "" if family is Family.TRANSFORMERS else "`format=official` (base and prefix side by side), "
+        )
         raise ConfigError(
-            "`format` is `transformers`, but `GlmForCausalLM` has no place for a prefix. Use "
-            "`format=official` (base and prefix side by side) or `format=prefix`; or tune with LoRA, "
-            "which can be merged."
+            "`format` is `transformers`, but transformers' GLM has no place for a prefix. Use "
+            f"{official}`format=prefix` or `format=tuned`; or tune with LoRA, which can be merged."
         )
     if job.format == "prefix" and job.prefix_path is None:
         raise ConfigError("`format` is `prefix`, but no prefix is given. Add `prefix_path=RUN`.")

@@ -20,8 +20,10 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from glmtune.errors import TrainingError
+from glmtune.errors import GlmtuneError, TrainingError
 from glmtune.memory import is_out_of_memory
+from glmtune.models.checkpoints.config import read_config
+from glmtune.models.releases.source import resolve_source
 from glmtune.settings import as_written
 from glmtune.storage.files import write_json, write_text
 from glmtune.storage.lock import lock_folder
@@ -252,7 +254,12 @@ def _show_header(trainer: GlmTrainer, start: RunStart) -> None:
 
 def _show_next(settings: Mapping[str, Any], run: Path) -> None:
     """Show what one types next, on lines of their own: they are to be copied."""
-    for word, command in zip(("next:", "or:  "), next_commands(settings, run), strict=True):
+    try:
+        kind = read_config(resolve_source(settings["model"]["source"])).get("model_type")
+    except GlmtuneError:  # a finished run is started again, and its base is gone
+        kind = None
+    commands = next_commands(settings, run, has_official_form=kind in (None, "chatglm"))
+    for word, command in zip(("next:", "or:  "), commands, strict=True):
         Console(highlight=False, soft_wrap=True).print(f"{word} {command}", markup=False)
 
 

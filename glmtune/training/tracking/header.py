@@ -117,12 +117,13 @@ def _steps(trainer: GlmTrainer, batch: int, num_rows: int) -> str:
     return f"about {max(1, round(epochs * num_rows / batch)):,} ({epochs:g} epochs)"
 
 
-def next_commands(settings: Mapping[str, Any], run: Path) -> list[str]:
+def next_commands(settings: Mapping[str, Any], run: Path, *, has_official_form: bool = True) -> list[str]:
     """Return the commands that one types after a run, word for word.
 
     Args:
         settings: all settings, nested plain values.
         run: its folder.
+        has_official_form: releases' own code knows the base; it knows none in transformers' format.
     """
     tune, model, data = settings["tune"], model_words(settings["model"]), data_words(settings["data"])
     if tune == "full":
@@ -133,6 +134,6 @@ def next_commands(settings: Mapping[str, Any], run: Path) -> list[str]:
     if tune == "prefix" and settings["prefix"]["gate"]:  # which no other program can compute
         return [command_words("predict", {**tuned, **data}), command_words("chat", tuned)]
     # Only whole weights have the form that transformers reads; a prefix goes with the official code.
-    form = {"format": "official"} if tune == "prefix" else {}
+    form = {"format": "official" if has_official_form else "tuned"} if tune == "prefix" else {}
     exported = {key: value for key, value in tuned.items() if not key.startswith("quantization")}
     return [command_words("predict", {**tuned, **data}), command_words("export", {**exported, **form})]

@@ -90,3 +90,8 @@ def test_a_run_opens_with_its_header_and_ends_with_the_next_command(
     predict, export = said.out.splitlines()[-2:]
     assert predict.startswith(f"next: glmtune predict prefix_path={tmp_path}/r model={tiny_base} data=files")
     assert export.startswith(f"or:   glmtune export prefix_path={tmp_path}/r ")
+
+
+def test_a_prefix_on_a_base_without_an_official_form_goes_as_it_is() -> None:
+    _, export = next_commands(settings("+recipe=ptuning"), Path("runs/mine"), has_official_form=False)
+    assert "format=tuned" in export
