@@ -82,8 +82,7 @@ def works_with(found: ModelDescription) -> str:
     if found.family is Family.CHATGLM:
         return f"{done}; export as official, prefix, tuned (transformers and llama.cpp have no such model)"
     if found.model_type in MIXTURES:
-        engine = ", predict, chat, serve" if found.model_type == "glm4_moe" else ""
-        return f"train (LoRA on the attention), eval, compare, model.chat in Python{engine}"
+        return "train (LoRA on the attention), plan, predict, eval, compare, chat, serve, web"
     if found.model_type not in ("chatglm", *NATIVE_TYPES):
         return "eval, compare, chat, serve, as a baseline; no GLM, so not train, quantize or export"
     if found.model_type == "glm4":

@@ -25,7 +25,7 @@ from glmtune.models.checkpoints.shards import read_records
 from glmtune.models.devices import choose_dtype
 from glmtune.models.later import LaterModel
 from glmtune.models.official import OfficialModel
-from glmtune.models.releases.families import FAMILY_KEY, MIXTURES, Family
+from glmtune.models.releases.families import FAMILY_KEY, MIXTURES, Family, why_not_tuned
 
 SPARE = 1.01
 """Files may leave out a few numbers that models form themselves."""
@@ -173,11 +173,7 @@ def check_tunable(model: Any, tune: str) -> None:
         return
     kind = model.config.model_type
     if isinstance(model, MixtureModel):
-        what = "has no place for a prefix yet" if tune == "prefix" else "is too large to tune as a whole here"
-        raise ConfigError(
-            f"`tune` is `{tune}`, but a mixture of experts ({kind}) {what}. Use `+recipe=lora`, which tunes "
-            "its attention."
-        )
+        raise ConfigError(why_not_tuned(kind, tune))
     raise ConfigError(
         f"`tune` is `{tune}`, but model_type `{kind}` is no GLM: glmtune evaluates and asks it, as a "
         "baseline (`glmtune eval`, `compare`, `chat`), and tunes only GLMs. Name one, such as "

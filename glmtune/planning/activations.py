@@ -17,6 +17,7 @@ Sources:
 
 from __future__ import annotations
 
+from glmtune.planning.geometry import Latent
 from glmtune.planning.workload import Workload
 
 # Three constants of other modules, repeated because importing those means importing torch, which takes
@@ -29,19 +30,25 @@ DECODED_ROWS = 512
 """Outputs whose weights are formed from codes at once on a CPU (`glmtune.quantization.layers.linear`)."""
 SHARED_INPUT = ("q_proj", "k_proj", "v_proj")
 """Layers of a block that read one tensor."""
-FROM_BELOW = (*SHARED_INPUT, "query_key_value")
+FROM_BELOW = (*SHARED_INPUT, "query_key_value", "q_a_proj", "kv_a_proj_with_mqa")
 """Layers that read what comes from below the block; below the lowest one nothing is trained."""
+WIDENS = {"q_b_proj": "q_a_proj", "kv_b_proj": "kv_a_proj_with_mqa"}
+"""Layers that read what another one made of what comes from below."""
 
 
-def block_bytes(work: Workload, *, is_lowest: bool = False) -> float:
+def block_bytes(work: Workload, *, is_lowest: bool = False, is_dense: bool = False) -> float:
     """Return the bytes kept inside one block, its input included.
 
     Args:
         work: of the run.
         is_lowest: the first block; below it nothing is trained unless every weight is, so that its first norm
             and what comes before the attention keep nothing.
+        is_dense: one of the blocks of a mixture that have a plain MLP.
     """
-    kept = 2 * norm_bytes(work) + mlp_bytes(work) + linear_input_bytes(work)
+    mixture = work.geometry.mixture
+    is_dense = is_dense or mixture is None or (is_lowest and mixture.num_dense > 0)
+    kept = mlp_bytes(work) if is_dense else expert_bytes(work)
+    kept += 2 * norm_bytes(work) + linear_input_bytes(work)
     kept += attention_bytes(work, is_lowest=is_lowest) + lora_bytes(work, is_lowest=is_lowest)
     if (
         is_lowest and work.tune == "prefix"
@@ -86,6 +93,8 @@ def attention_bytes(work: Workload, *, is_lowest: bool = False) -> float:
     A gated prefix stands before no tokens: it adds `gated_bytes`, and in the lowest block, where nothing that
     is trained enters the tokens' own attention, that keeps nothing.
     """
+    if work.geometry.latent is not None:
+        return _latent_bytes(work, work.geometry.latent, is_lowest=is_lowest)
     if work.is_gated:
         below = rotary_bytes(work) if is_lowest else _softmax_bytes(work, prefix_length=0)
         return below + gated_bytes(work, is_lowest=is_lowest)
@@ -110,7 +119,35 @@ def _softmax_bytes(work: Workload, *, prefix_length: int) -> float:
         answer = batch.num_labels // rows + 1
         mask = answer * keys
         numbers += (2 if prefix_length else work.autocast) * heads * (keys - answer)
-    return size * (rows * width * numbers + mask) + 4 * rows * heads * queries + rotary_bytes(work)
+    kept = size * (rows * width * numbers + mask) + 4 * rows * heads * queries + rotary_bytes(work)
+    if geometry.qk_norm:  # in float32 the norm's input and inverse root, of queries and of keys
+        kept += 4 * rows * length * (heads + geometry.num_kv_heads) * (width + 1)
+    return kept
+
+
+def _latent_bytes(work: Workload, latent: Latent, *, is_lowest: bool) -> float:
+    """Return the bytes kept by attention widened from a few numbers, projections apart.
+
+    The norms of what queries, and keys and values, are widened from: input and inverse root, in float32; in
+    float32 the former is a view into the projection, which is kept whole. In the lowest block only what LoRA
+    adapts below them needs these. Values have another width than keys, which no fused attention of a CPU
+    takes: it computes in float32 and keeps the weights ``4 B N S S``; a GPU's does.
+    """
+    geometry, batch, size = work.geometry, work.batch, work.compute_bytes
+    tokens, heads = batch.num_tokens, batch.rows * geometry.num_heads
+    adapted, is_wide = work.lora_targets, work.residual_bytes == 4
+    kept = 0.0
+    if latent.query_rank is not None and ("q_a_proj" in adapted or not is_lowest):
+        kept += 4 * tokens * (latent.query_rank + 1)
+    if "kv_a_proj_with_mqa" in adapted or not is_lowest:
+        kept += 4 * tokens * (latent.rank + (latent.rotary_dim if is_wide else 0) + 1)
+    key = latent.plain_dim + latent.rotary_dim
+    if work.device == "cpu" or work.attention == "eager":
+        kept += 4 * heads * batch.length * (2 * key + latent.value_dim + batch.length)
+    else:
+        kept += size * heads * batch.length * 2 * (key + latent.value_dim) + 4 * heads * batch.length
+        kept += size * batch.rows * batch.length**2 if batch.is_padded else 0
+    return kept
 
 
 def gated_bytes(work: Workload, *, is_lowest: bool = False) -> float:
@@ -136,9 +173,10 @@ def gated_bytes(work: Workload, *, is_lowest: bool = False) -> float:
 def rotary_bytes(work: Workload) -> float:
     """Return the bytes of cosine and sine for half a head, spread out anew in every block: ``r S H``.
 
-    In the first generation all blocks share them.
+    In the first generation, and in mixtures of experts, all blocks share them.
     """
-    return 0 if work.geometry.is_first else work.residual_bytes * work.batch.length * work.geometry.head_dim
+    is_shared = work.geometry.is_first or work.geometry.mixture is not None
+    return 0 if is_shared else work.residual_bytes * work.batch.length * work.geometry.head_dim
 
 
 def mlp_bytes(work: Workload) -> float:
@@ -148,6 +186,26 @@ def mlp_bytes(work: Workload) -> float:
     """
     inner = work.geometry.mlp_size * (1 if work.geometry.is_first else 3)
     return work.compute_bytes * work.batch.num_tokens * inner
+
+
+def expert_bytes(work: Workload) -> float:
+    """Return the bytes kept by a mixture of experts in place of the MLP.
+
+    Of a token and an expert that it was given to: gate and up, the activated gate (``3 F'``) and the result
+    (``D``), which waits for the gradient of its float32 weight, beside three indices. Of a token: what the
+    MLP beside them keeps, and of the router the float32 scores and mask of all experts, weights and indices
+    of the chosen ones and of their groups. The experts' common product (``grouped_mm``) keeps their ends.
+
+    Source: `transformers.models.glm4_moe`, `transformers.integrations.moe`.
+    """
+    geometry, tokens, size = work.geometry, work.batch.num_tokens, work.compute_bytes
+    mixture = geometry.mixture
+    assert mixture is not None
+    chosen = mixture.num_chosen
+    given = size * (3 * mixture.expert_size + geometry.hidden_size) + 4 + 3 * 8
+    router = 5 * mixture.num_experts + 16 * mixture.num_groups + 8 * mixture.num_chosen_groups
+    router += 8 * chosen + 4 + 4 * chosen
+    return tokens * (chosen * given + 3 * size * mixture.shared_size + router) + 4 * mixture.num_experts
 
 
 def linear_input_bytes(work: Workload) -> float:
@@ -180,7 +238,8 @@ def lora_bytes(work: Workload, *, is_lowest: bool = False) -> float:
     kept = 0.0
     for name, (_, columns) in work.lora_targets.items():
         kept += size * tokens * (columns + work.lora.rank)
-        if work.lora.dropout > 0 and not (is_lowest and name in FROM_BELOW):
+        is_untrained_below = name in FROM_BELOW or WIDENS.get(name, name) not in work.lora_targets
+        if work.lora.dropout > 0 and not (is_lowest and is_untrained_below):
             kept += (4 if work.device == "cpu" else 1) * tokens * columns
     return kept
 
@@ -248,6 +307,9 @@ def block_moment_bytes(work: Workload) -> float:
     """
     geometry, tokens = work.geometry, work.batch.num_tokens
     inner = geometry.mlp_size * ((2 if geometry.is_first else 3) - work.is_full)
+    if geometry.mixture is not None:  # of every chosen expert: its result's gradients and those inside
+        experts = geometry.mixture.num_chosen * (2 * geometry.hidden_size + 3 * geometry.mixture.expert_size)
+        inner = max(inner, experts)
     return tokens * (work.compute_bytes * inner + 2 * work.residual_bytes * geometry.hidden_size)
 
 
@@ -274,6 +336,9 @@ def evaluation_bytes(work: Workload) -> tuple[float, float]:
         return 0.0, 0.0
     tokens = batch.eval_rows * batch.length
     inner = geometry.mlp_size * (2 if geometry.is_first else 4)
+    if geometry.mixture is not None:
+        experts = geometry.mixture.num_chosen * (2 * geometry.hidden_size + 4 * geometry.mixture.expert_size)
+        inner = max(inner, experts)
     labels = batch.num_labels // batch.rows * batch.eval_rows
     labels = min(labels, max(HEAD_ROWS, LOGITS_PER_CHUNK // geometry.vocab_size))
     whole = -(-labels // HEAD_ROWS) * HEAD_ROWS if work.device == "cpu" else labels

@@ -157,7 +157,10 @@ def _kept_blocks(work: Workload) -> float:
     blocks = work.geometry.num_layers
     if work.checkpointing:
         return blocks * kept.checkpoint_bytes(work) + kept.prefix_states_bytes(work)
-    return kept.block_bytes(work, is_lowest=True) + (blocks - 1) * kept.block_bytes(work)
+    mixture = work.geometry.mixture
+    dense = 0 if mixture is None else max(0, mixture.num_dense - 1)
+    upper = (blocks - 1 - dense) * kept.block_bytes(work) + dense * kept.block_bytes(work, is_dense=True)
+    return kept.block_bytes(work, is_lowest=True) + upper
 
 
 def _pass_moments(work: Workload) -> dict[str, Memory]:
@@ -227,6 +230,10 @@ def _cast_bytes(work: Workload) -> float:
         return 0.0
     geometry = work.geometry
     linear = geometry.num_layers * geometry.block_linear_size if work.method is None else 0
+    if geometry.mixture is not None:  # experts compute in their own type
+        dense, size = geometry.mixture.num_dense, 3 * geometry.hidden_size
+        linear += size * geometry.mlp_size * dense
+        linear += size * geometry.mixture.shared_size * (geometry.num_layers - dense)
     return 2.0 * (linear + geometry.embedding_size)
 
 
@@ -241,7 +248,7 @@ def _buffers(work: Workload) -> float:
     if sharding.num_processes == 1 and sharding.stage == 0:
         return 0.0
     own, geometry = trained_bytes(work), work.geometry
-    block = geometry.block_linear_size + geometry.block_other_size
+    block = geometry.block_size
     if sharding.fsdp:
         outer = geometry.embedding_size * (1 if geometry.is_tied else 2) + geometry.final_norm_size
         return float((outer + 2 * block) * work.weight_bytes + block * own * work.is_full)
@@ -250,7 +257,7 @@ def _buffers(work: Workload) -> float:
     trained = num_trained(work)
     buckets = 2.0 * own * min(sharding.bucket_size, trained)
     if sharding.stage == 3:
-        widest = max(geometry.embedding_size, geometry.block_linear_size)
+        widest = max(geometry.embedding_size, geometry.block_linear_size + geometry.experts_size)
         live = min(ZERO3_LIVE, geometry.num_parameters)
         buckets += max(widest + sharding.bucket_size // 10, live) * work.weight_bytes
     return buckets

@@ -7,11 +7,54 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from glmtune.errors import ConfigError, unknown_name
-from glmtune.models.releases.families import Family, detect_family, family_of_name, parse_family
+from glmtune.errors import CheckpointError, ConfigError, unknown_name
+from glmtune.models.releases.families import MIXTURES, Family, detect_family, family_of_name, parse_family
 from glmtune.models.releases.hub import MODELSCOPE, OWNERS
 from glmtune.models.releases.presets import PRESETS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """Sizes of the experts that take the place of the MLP in most blocks.
+
+    Attributes:
+        num_experts: E, of which a router chooses.
+        num_chosen: experts that compute a token.
+        expert_size: width inside an expert (of each of the two halves of SwiGLU).
+        shared_size: width inside the MLP that computes every token beside them.
+        num_dense: lowest blocks, which have a plain MLP instead.
+        num_groups: experts are chosen among those of the best groups only.
+        num_chosen_groups: these.
+    """
+
+    num_experts: int
+    num_chosen: int
+    expert_size: int
+    shared_size: int
+    num_dense: int
+    num_groups: int = 1
+    num_chosen_groups: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latent:
+    """Sizes of attention whose queries, keys and values are widened from a few numbers (`glm4_moe_lite`).
+
+    Attributes:
+        query_rank: numbers that queries are widened from; None: they come from the stream.
+        rank: numbers that keys and values are widened from.
+        rotary_dim: width of a head's rotated part, one key for all heads.
+        plain_dim: width of the rest of a head's queries and keys.
+        value_dim: width of a head's values.
+    """
+
+    query_rank: int | None
+    rank: int
+    rotary_dim: int
+    plain_dim: int
+    value_dim: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +74,10 @@ class Geometry:
         vocab_size: V, padding rows included.
         num_norms: norms of a block; GLM-4-0414 has four.
         qkv_bias: biases on queries, keys and values (the first generation has biases everywhere).
+        qk_norm: queries and keys have a norm for each head.
         is_tied: embedding and head are one matrix.
+        mixture: its experts, where it has some; LoRA is all that is trained then.
+        latent: its attention, where that is widened from a few numbers.
         dtype: type of the weights as stored.
         quantization: method of stored codes, None for floating point weights.
     """
@@ -47,13 +93,16 @@ class Geometry:
     vocab_size: int
     num_norms: int = 2
     qkv_bias: bool = True
+    qk_norm: bool = False
     is_tied: bool = False
+    mixture: Mixture | None = None
+    latent: Latent | None = None
     dtype: str = "float16"
     quantization: str | None = None
 
     @property
     def linears(self) -> Mapping[str, tuple[int, int]]:
-        """Linear layers of one block, by the model's own names: ``(out, in)``."""
+        """Linear layers of one block, of a mixture its attention's: ``(out, in)`` by name."""
         hidden, inner = self.hidden_size, self.mlp_size
         query, shared = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         if self.is_first:
@@ -63,13 +112,33 @@ class Geometry:
                 "dense_h_to_4h": (inner, hidden),
                 "dense_4h_to_h": (hidden, inner),
             }
-        return {
+        if self.latent is not None:
+            return self._latent_linears(self.latent)
+        attention = {
             "q_proj": (query, hidden),
             "k_proj": (shared, hidden),
             "v_proj": (shared, hidden),
             "o_proj": (hidden, query),
-            "gate_up_proj": (2 * inner, hidden),
-            "down_proj": (hidden, inner),
+        }
+        if self.mixture is not None:
+            return attention
+        return attention | {"gate_up_proj": (2 * inner, hidden), "down_proj": (hidden, inner)}
+
+    def _latent_linears(self, latent: Latent) -> Mapping[str, tuple[int, int]]:
+        query = self.num_heads * (latent.plain_dim + latent.rotary_dim)
+        keys_values = self.num_heads * (latent.plain_dim + latent.value_dim)
+        queries = (
+            {"q_proj": (query, self.hidden_size)}
+            if latent.query_rank is None
+            else {
+                "q_a_proj": (latent.query_rank, self.hidden_size),
+                "q_b_proj": (query, latent.query_rank),
+            }
+        )
+        return queries | {
+            "kv_a_proj_with_mqa": (latent.rank + latent.rotary_dim, self.hidden_size),
+            "kv_b_proj": (keys_values, latent.rank),
+            "o_proj": (self.hidden_size, self.num_heads * latent.value_dim),
         }
 
     @property
@@ -82,8 +151,27 @@ class Geometry:
         """Numbers in a block's norms and biases."""
         if self.is_first:
             return 4 * self.hidden_size + sum(rows for rows, _ in self.linears.values())
+        norms = self.num_norms * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
+        if self.latent is not None:
+            latent = self.latent
+            narrow = (latent.query_rank or 0) + latent.rank
+            biased = (latent.query_rank or 0) + latent.rank + latent.rotary_dim + self.hidden_size
+            return norms + narrow + (biased if self.qkv_bias else 0)
         biases = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim if self.qkv_bias else 0
-        return self.num_norms * self.hidden_size + biases
+        return norms + biases
+
+    @property
+    def experts_size(self) -> int:
+        """Numbers in the experts of a block, its router and the MLP beside them; 0 without a mixture."""
+        if self.mixture is None:
+            return 0
+        widths = self.mixture.num_experts * self.mixture.expert_size + self.mixture.shared_size
+        return self.hidden_size * (3 * widths + self.mixture.num_experts)
+
+    @property
+    def block_size(self) -> int:
+        """Numbers in the largest block."""
+        return self.block_linear_size + self.block_other_size + self.experts_size
 
     @property
     def embedding_size(self) -> int:
@@ -99,7 +187,10 @@ class Geometry:
     def num_parameters(self) -> int:
         """Numbers in the whole model, before quantization."""
         outer = self.embedding_size * (1 if self.is_tied else 2) + self.final_norm_size
-        return outer + self.num_layers * (self.block_linear_size + self.block_other_size)
+        blocks = self.num_layers * self.block_size
+        if self.mixture is not None:  # the lowest ones have a plain MLP
+            blocks += self.mixture.num_dense * (3 * self.mlp_size * self.hidden_size - self.experts_size)
+        return outer + blocks
 
 
 _FIRST = Geometry(
@@ -234,6 +325,8 @@ def _from_folder(source: str, folder: Path, family: str | None) -> Geometry:
     from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 
     official = read_config(folder)
+    if official.get("model_type") in MIXTURES:
+        return _of_mixture(source, folder)
     chosen = detect_family(folder, official) if family is None else parse_family(family)
     config = native_config(official, chosen)
     layout = QuantizedLayout.of(config)
@@ -256,4 +349,53 @@ def _from_folder(source: str, folder: Path, family: str | None) -> Geometry:
         is_tied=is_first or bool(config.tie_word_embeddings),
         dtype=str(config.dtype or "float16").removeprefix("torch."),
         quantization=None if layout is None else layout.method or f"int{layout.bits}",
+    )
+
+
+def _of_mixture(source: str, folder: Path) -> Geometry:
+    """Read the sizes of a mixture of experts, whose config.json transformers explains."""
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder}: transformers cannot read config.json ({str(error)[:200]}). Download it again."
+        ) from error
+    is_latent = config.model_type == "glm4_moe_lite"
+    latent = (
+        Latent(
+            query_rank=config.q_lora_rank,
+            rank=config.kv_lora_rank,
+            rotary_dim=config.qk_rope_head_dim,
+            plain_dim=config.qk_nope_head_dim,
+            value_dim=config.v_head_dim,
+        )
+        if is_latent
+        else None
+    )
+    num_dense = config.mlp_layer_types.count("dense") if is_latent else config.first_k_dense_replace
+    return Geometry(
+        name=source,
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        mlp_size=config.intermediate_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        vocab_size=config.vocab_size,
+        qkv_bias=bool(config.attention_bias),
+        qk_norm=bool(getattr(config, "use_qk_norm", False)),
+        is_tied=bool(config.tie_word_embeddings),
+        mixture=Mixture(
+            num_experts=config.n_routed_experts,
+            num_chosen=config.num_experts_per_tok,
+            expert_size=config.moe_intermediate_size,
+            shared_size=config.moe_intermediate_size * config.n_shared_experts,
+            num_dense=min(num_dense, config.num_hidden_layers),
+            num_groups=config.n_group,
+            num_chosen_groups=config.topk_group,
+        ),
+        latent=latent,
+        dtype=str(config.dtype or "bfloat16").removeprefix("torch."),
     )

@@ -121,6 +121,11 @@ def _autocast(work: Workload) -> AbstractContextManager[Any]:
 
 def official_values(geometry: Geometry) -> dict[str, Any]:
     """Return the content of a config.json with these sizes: official, but for what it cannot say."""
+    if geometry.mixture is not None:
+        raise ConfigError(
+            f"`probe` times a model with random weights, but `{geometry.name}` is a mixture of experts: its "
+            "time depends on which experts are chosen. Leave `probe` out."
+        )
     if geometry.num_norms == 4 or (geometry.is_tied and not geometry.is_first):
         return _transformers_values(geometry)
     sizes: dict[str, Any] = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glmtune.errors import ConfigError
+from glmtune.models.releases.families import why_not_tuned
 from glmtune.planning.geometry import Geometry
 from glmtune.planning.hardware import Hardware
 from glmtune.prefix.settings import PrefixSettings
@@ -21,7 +22,7 @@ REPLAYED_PROMPT = 128
 """Tokens reckoned for a general prompt; the shipped ones are shorter."""
 SMALL_MODEL = 1_000_000_000
 """Below so many parameters float16 checkpoints run in float32 on a CPU (`glmtune.models.load`)."""
-LINEARS_OF_LORA = ("query_key_value", "q_proj", "k_proj", "v_proj")
+LINEARS_OF_LORA = ("query_key_value", "q_proj", "k_proj", "v_proj", "q_a_proj", "q_b_proj", "kv_b_proj")
 """What LoRA adapts unless told otherwise (`glmtune.training.adapt`)."""
 
 
@@ -324,6 +325,8 @@ def _machines(launch: LaunchSettings) -> int:
 
 def _check(config: RunConfig, geometry: Geometry) -> None:
     asked, stored = config.model.method, geometry.quantization
+    if geometry.mixture is not None:
+        _check_mixture(config, geometry)
     if config.tune == "full" and stored is not None:
         raise ConfigError(
             f"`tune` is `full`, but `{geometry.name}` is quantized ({stored}): codes cannot be trained. "
@@ -340,3 +343,20 @@ def _check(config: RunConfig, geometry: Geometry) -> None:
                 f"`lora.targets` names `{name}`, but the blocks of `{geometry.name}` have the linear layers "
                 f"{', '.join(geometry.linears)}."
             )
+
+
+def _check_mixture(config: RunConfig, geometry: Geometry) -> None:
+    kind = "glm4_moe" if geometry.latent is None else "glm4_moe_lite"
+    if config.tune != "lora":
+        raise ConfigError(why_not_tuned(kind, config.tune))
+    if config.model.method is not None:
+        raise ConfigError(
+            f"`quantization` is `{config.model.method}`, but `{geometry.name}` is a mixture of experts "
+            f"({kind}), which glmtune has no codes for. Leave it out."
+        )
+    if config.shards_weights:
+        raise ConfigError(
+            f"`deepspeed` (stage 3) or `distributed=fsdp` divides the weights among processes, but "
+            f"`{geometry.name}` is a mixture of experts ({kind}), which every process holds as a whole. Use "
+            "`deepspeed=zero2`, or leave both out."
+        )

@@ -258,7 +258,7 @@ def _show_next(settings: Mapping[str, Any], run: Path) -> None:
         kind = read_config(resolve_source(settings["model"]["source"])).get("model_type")
     except GlmtuneError:  # a finished run is started again, and its base is gone
         kind = None
-    commands = next_commands(settings, run, has_official_form=kind in (None, "chatglm"))
+    commands = next_commands(settings, run, model_type=kind or "chatglm")
     for word, command in zip(("next:", "or:  "), commands, strict=True):
         Console(highlight=False, soft_wrap=True).print(f"{word} {command}", markup=False)
 

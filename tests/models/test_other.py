@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ LATENT = {
     "kv_lora_rank": 16,
     "qk_nope_head_dim": 8,
     "qk_rope_head_dim": 8,
-    "v_head_dim": 8,
+    "v_head_dim": 10,
 }
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
@@ -94,7 +96,7 @@ def test_loaded_as_it_is(folders: dict[str, Path], kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "computes"),
-    [("llama", True), ("mistral", False), ("gemma2", False), ("glm4_moe", True), ("glm4_moe_lite", False)],
+    [("llama", True), ("mistral", False), ("gemma2", False), ("glm4_moe", True), ("glm4_moe_lite", True)],
 )
 def test_who_answers(folders: dict[str, Path], kind: str, computes: bool) -> None:
     model, tokenizer = load_model(folders[kind]), load_tokenizer(folders[kind])
@@ -112,6 +114,15 @@ def test_who_answers(folders: dict[str, Path], kind: str, computes: bool) -> Non
         with torch.no_grad():
             expected = model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
         assert scores[place] == pytest.approx((float(expected[1]), float(expected[2])), abs=1e-4)
+
+
+def test_values_wider_than_keys(tmp_path: Path) -> None:
+    config_class, model_class, more = KINDS["glm4_moe_lite"]
+    torch.manual_seed(0)
+    model_class(config_class(**SIZES | more | {"v_head_dim": 24, "pad_token_id": 0})).save_pretrained(
+        tmp_path
+    )
+    assert engine_computes(load_model(tmp_path))
 
 
 def test_answers_end_at_stop_ids_and_stop_texts(folders: dict[str, Path]) -> None:
@@ -140,8 +151,8 @@ def test_evaluated_through_either(folders: dict[str, Path]) -> None:
 def test_what_only_a_glm_can_is_refused(folders: dict[str, Path], tmp_path: Path, capsys) -> None:
     for words, said in (
         (["train", "+recipe=lora"], "is no GLM: glmtune evaluates and asks it"),
-        (["quantize", "bits=4"], "nothing of it to plan, to quantize or to export"),
-        (["export", "format=official"], "nothing of it to plan, to quantize or to export"),
+        (["quantize", "bits=4"], "cannot be quantized, divided among processes or exported"),
+        (["export", "format=official"], "cannot be quantized, divided among processes or exported"),
     ):
         given = [*words, f"model={folders['llama']}", f"output_dir={tmp_path / 'out'}"]
         assert main(given) in (1, 2)
@@ -157,10 +168,18 @@ def test_what_only_a_glm_can_is_refused(folders: dict[str, Path], tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["glm4_moe", "glm4_moe_lite"])
-def test_a_lora_on_a_mixture_of_experts(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
+def test_a_lora_on_a_mixture_of_experts(
+    folders: dict[str, Path], kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     words = [f"model={folders[kind]}", "retention=null", f"output_dir={run}", "trainer.max_steps=2"]
     assert main(["train", "+recipe=lora", *words, "trainer.learning_rate=0.01"]) == 0
+    following = re.findall(r"^(?:next:|or:) +glmtune (\S+) (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert [command for command, _ in following] == ["predict", "chat"]
+    lengths = ["data.max_source_length=64", "data.max_target_length=4", "data.max_predict_samples=3"]
+    assert (
+        main(["predict", *shlex.split(following[0][1]), *lengths, f"output_dir={tmp_path / 'answers'}"]) == 0
+    )
     base = load_model(folders[kind])
     before = base(torch.tensor([PROMPTS[0]])).logits
     tuned = load_model(folders[kind], adapter=run)

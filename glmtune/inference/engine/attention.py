@@ -79,18 +79,27 @@ def engine_attention(
     prefix = None if prefix_key_values is None else prefix_key_values[layer]
     # A gated prefix that is attached stands before no row: it is added, the same for all.
     in_front = None if prefix_gates is not None else prefix
+    # States keep keys and values of one width; where a model has two (`glm4_moe_lite`), zeros fill the
+    # narrower: they add nothing to a score, and come out as zeros that are cut off again.
+    width = max(key.shape[-1], value.shape[-1])
     mixed_BQNH = engine_states.attend(
         layer,
-        query,
-        (key, value),
+        _widened(query, width),
+        (_widened(key, width), _widened(value, width)),
         mask=attention_mask,
         prefix=in_front,
         prefix_strength=prefix_strength,
         scaling=scaling,
-    )
+    )[..., : value.shape[-1]]
     if prefix is not None and prefix_gates is not None:
         mixed_BQNH = add_gated(mixed_BQNH, query, prefix, prefix_gates[layer], scaling=scaling)
     return mixed_BQNH, None
+
+
+def _widened(states_BNQH: Tensor, width: int) -> Tensor:
+    """Fill up the width of heads with zeros."""
+    missing = width - states_BNQH.shape[-1]
+    return nn.functional.pad(states_BNQH, (0, missing)) if missing else states_BNQH
 
 
 def register_engine_attention() -> None:

@@ -109,8 +109,11 @@ def bytes_per_token(config: PretrainedConfig, kv_cache: str, dtype: torch.dtype)
         dtype: of the hidden state.
     """
     shape = prefix_shape(config)
-    number_bytes = dtype.itemsize if kv_cache == "plain" else 1 + SCALE_BYTES / shape.head_dim
-    return shape.kv_width * number_bytes
+    # Attention that is widened from a few numbers has heads of other widths than its config's `head_dim`.
+    widths = (getattr(config, "qk_head_dim", None), getattr(config, "v_head_dim", None))
+    head_dim = max((width for width in widths if width), default=shape.head_dim)
+    number_bytes = dtype.itemsize if kv_cache == "plain" else 1 + SCALE_BYTES / head_dim
+    return shape.kv_width * head_dim / shape.head_dim * number_bytes
 
 
 def tokens_that_fit(token_bytes: float, layer_devices: Sequence[torch.device]) -> int:

@@ -185,8 +185,9 @@ def native_config(official: Mapping[str, Any], family: Family) -> NativeConfig:
     if is_other(official):
         raise CheckpointError(
             f"config.json has model_type {shown(official['model_type'])}, which transformers computes and "
-            "glmtune does not: there is nothing of it to plan, to quantize or to export. It can be evaluated "
-            "and asked (`glmtune eval`, `compare`, `chat`); of a mixture of experts a LoRA can be tuned."
+            "glmtune does not: it cannot be quantized, divided among processes or exported. It can be "
+            "evaluated and asked (`glmtune eval`, `compare`, `chat`); of a mixture of experts a LoRA can be "
+            "tuned and planned."
         )
     if official.get("model_type") in NATIVE_TYPES:
         config = transformers_config(official, family)

@@ -56,6 +56,20 @@ SECOND_GENERATION = frozenset({Family.CHATGLM2, Family.CHATGLM2_32K, Family.CODE
 """Families whose long-context releases divide positions; later ones multiply the rotary base."""
 
 
+def why_not_tuned(model_type: str, tune: str) -> str:
+    """Word why a mixture of experts is not tuned in some way, for an error.
+
+    Args:
+        model_type: of `MIXTURES`.
+        tune: ``prefix`` or ``full``.
+    """
+    what = "has no place for a prefix yet" if tune == "prefix" else "is too large to tune as a whole here"
+    return (
+        f"`tune` is `{tune}`, but a mixture of experts ({model_type}) {what}. Use `+recipe=lora`, which "
+        "tunes its attention."
+    )
+
+
 def parse_family(value: str) -> Family:
     """Turn a setting into a family.
 

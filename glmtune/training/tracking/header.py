@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmtune.command_line import command_words, data_words, model_words
+from glmtune.models.releases.families import MIXTURES
 from glmtune.training.adapt import count_parameters
 
 if TYPE_CHECKING:
@@ -117,13 +118,14 @@ def _steps(trainer: GlmTrainer, batch: int, num_rows: int) -> str:
     return f"about {max(1, round(epochs * num_rows / batch)):,} ({epochs:g} epochs)"
 
 
-def next_commands(settings: Mapping[str, Any], run: Path, *, has_official_form: bool = True) -> list[str]:
+def next_commands(settings: Mapping[str, Any], run: Path, *, model_type: str = "chatglm") -> list[str]:
     """Return the commands that one types after a run, word for word.
 
     Args:
         settings: all settings, nested plain values.
         run: its folder.
-        has_official_form: releases' own code knows the base; it knows none in transformers' format.
+        model_type: of the base: its releases' own code knows ``chatglm`` alone, and mixtures of experts
+            cannot be exported.
     """
     tune, model, data = settings["tune"], model_words(settings["model"]), data_words(settings["data"])
     if tune == "full":
@@ -133,7 +135,9 @@ def next_commands(settings: Mapping[str, Any], run: Path, *, has_official_form: 
     tuned = {name: str(run), **model}
     if tune == "prefix" and settings["prefix"]["gate"]:  # which no other program can compute
         return [command_words("predict", {**tuned, **data}), command_words("chat", tuned)]
+    if model_type in MIXTURES:
+        return [command_words("predict", {**tuned, **data}), command_words("chat", tuned)]
     # Only whole weights have the form that transformers reads; a prefix goes with the official code.
-    form = {"format": "official" if has_official_form else "tuned"} if tune == "prefix" else {}
+    form = {"format": "official" if model_type == "chatglm" else "tuned"} if tune == "prefix" else {}
     exported = {key: value for key, value in tuned.items() if not key.startswith("quantization")}
     return [command_words("predict", {**tuned, **data}), command_words("export", {**exported, **form})]

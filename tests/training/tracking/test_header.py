@@ -93,5 +93,5 @@ def test_a_run_opens_with_its_header_and_ends_with_the_next_command(
 
 
 def test_a_prefix_on_a_base_without_an_official_form_goes_as_it_is() -> None:
-    _, export = next_commands(settings("+recipe=ptuning"), Path("runs/mine"), has_official_form=False)
+    _, export = next_commands(settings("+recipe=ptuning"), Path("runs/mine"), model_type="glm4")
     assert "format=tuned" in export
