@@ -31,6 +31,7 @@ from glmtune.export.tokenizer import write_tokenizer
 from glmtune.export.tuned import write_tuned_adapter, write_tuned_prefix
 from glmtune.models.checkpoints.config import official_config, read_config
 from glmtune.models.checkpoints.shard_writer import write_shards
+from glmtune.models.checkpoints.shards import OpenShards
 from glmtune.models.checkpoints.transformers_format import (
     official_form,
     transformers_values,
@@ -124,7 +125,11 @@ def export(job: ExportJob, on_progress: OnProgress = lambda stage, done, total: 
 def _export_into(final: Path, job: ExportJob, on_progress: OnProgress) -> Exported:
     put_back(final)
     check_output(final, overwrite=job.overwrite, marker=MARKER, result="export")
-    source = Source(job, on_progress)
+    with OpenShards() as shards:
+        return _export_from(Source(job, shards, on_progress), final, job)
+
+
+def _export_from(source: Source, final: Path, job: ExportJob) -> Exported:
     if final.exists() and source.folder.resolve().is_relative_to(final.resolve()):
         # `overwrite=true` on the export that is the source: it would be deleted at the end.
         raise ConfigError(
@@ -251,7 +256,9 @@ def _compare(source: Source, folder: Path, job: ExportJob) -> tuple[float, float
     """Run the same ids through source and export; return difference, largest logit and limit."""
     ids = probe_ids(source.config)
     expected = probe_logits(source.runnable, ids, partial(source.on_progress, STAGES[1]))
-    found = probe_logits(RELOADERS[job.format](source, folder), ids, partial(source.on_progress, STAGES[2]))
+    with OpenShards() as written:  # closed before the folder gets its name, which Windows would refuse
+        reloaded = RELOADERS[job.format](source, folder, written)
+        found = probe_logits(reloaded, ids, partial(source.on_progress, STAGES[2]))
     largest = float(expected.abs().max())
     # Exact is asked for only where the written type holds every stored number and nothing was computed.
     keeps_all = torch.promote_types(source.dtype, source.stored_dtype) == source.dtype
@@ -273,29 +280,29 @@ def _max_difference(expected: Tensor, found: Tensor) -> float:
     return float((expected - found).abs().max()) if expected.shape == found.shape else float("nan")
 
 
-def _reload_transformers(source: Source, folder: Path) -> PreTrainedModel:
+def _reload_transformers(source: Source, folder: Path, shards: OpenShards) -> PreTrainedModel:
     # Through transformers' own names and classes, as every other tool will read it: our code has no part in
     # it.
     config = AutoConfig.from_pretrained(str(folder))
     model = placeholders(lambda: AutoModelForCausalLM.from_config(config))
-    return _filled(model, stored_tensors(folder, tied=config.tie_word_embeddings), folder)
+    return _filled(model, stored_tensors(folder, shards, tied=config.tie_word_embeddings), folder)
 
 
-def _reload_official(source: Source, folder: Path) -> PreTrainedModel:
+def _reload_official(source: Source, folder: Path, shards: OpenShards) -> PreTrainedModel:
     config = load_config(folder, folder)
     model = placeholders(lambda: build_model(config))
     if source.prefix is not None:
         attach_prefix(model, load_prefix(folder / PREFIX_FOLDER, model))
-    return _filled(model, native_tensors(folder, config), folder)
+    return _filled(model, native_tensors(folder, config, shards), folder)
 
 
-def _reload_prefix(source: Source, folder: Path) -> PreTrainedModel:
+def _reload_prefix(source: Source, folder: Path, _: OpenShards) -> PreTrainedModel:
     model = placeholders(lambda: build_model(copy.deepcopy(source.config)))
     attach_prefix(model, load_prefix(folder, model))
     return _filled(model, source.base, folder)
 
 
-def _reload_tuned(source: Source, folder: Path) -> PreTrainedModel:
+def _reload_tuned(source: Source, folder: Path, _: OpenShards) -> PreTrainedModel:
     # The base is that of the source, which was compared with what was tuned when it was read.
     model = placeholders(lambda: build_model(copy.deepcopy(source.config)))
     if source.prefix is not None:
@@ -306,20 +313,20 @@ def _reload_tuned(source: Source, folder: Path) -> PreTrainedModel:
     return adapted  # pyright: ignore[reportReturnType]
 
 
-def _reload_peft(source: Source, folder: Path) -> PreTrainedModel:
+def _reload_peft(source: Source, folder: Path, _: OpenShards) -> PreTrainedModel:
     adapted = read_by_peft(folder, transformers_values(source.config, torch.float32), build=placeholders)
     stream_weights(adapted, source.base)
     return adapted
 
 
-def _reload_gguf(source: Source, folder: Path) -> PreTrainedModel:
+def _reload_gguf(source: Source, folder: Path, _: OpenShards) -> PreTrainedModel:
     assert source.gguf is not None
     found, native = read_back(folder, source.gguf)
     # The model that the file describes, not the one it was made of.
     return _filled(placeholders(lambda: AutoModelForCausalLM.from_config(found.config())), native, folder)
 
 
-RELOADERS: dict[str, Callable[[Source, Path], PreTrainedModel]] = {
+RELOADERS: dict[str, Callable[[Source, Path, OpenShards], PreTrainedModel]] = {
     "transformers": _reload_transformers,
     "official": _reload_official,
     "prefix": _reload_prefix,

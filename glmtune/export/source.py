@@ -26,6 +26,7 @@ from glmtune.export.tensors import (
 )
 from glmtune.models.checkpoints.fingerprint import weights_fingerprint
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout, without_layout
+from glmtune.models.checkpoints.shards import OpenShards
 from glmtune.models.checkpoints.transformers_format import (
     is_transformers_format,
     unofficial,
@@ -88,7 +89,7 @@ class Source:
             not merged there, so that the comparison would notice a wrong merge.
     """
 
-    def __init__(self, job: ExportJob, on_progress: OnProgress) -> None:
+    def __init__(self, job: ExportJob, shards: OpenShards, on_progress: OnProgress) -> None:
         self.on_progress = on_progress
         self.folder = resolve_source(job.source)
         self.config: Any = load_config(job.source, self.folder, job.family)
@@ -96,7 +97,7 @@ class Source:
         check_format(job, self.family)
         self.stored_dtype = stored_dtype(self.folder)
         self.dtype = job.dtype or self.stored_dtype
-        self.base = native_tensors(self.folder, self.config)
+        self.base = native_tensors(self.folder, self.config, shards)
         # Prefixes and adapters name the base they were trained on by this, so it is that of the files as they
         # are: its configuration is copied before `without_layout` turns ours into that of the weights.
         self.fingerprint = partial(weights_fingerprint, copy.copy(self.config), self.base)

@@ -17,7 +17,7 @@ from glmtune.models.checkpoints.names import FusedLayout, name_table, split_fuse
 from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO, QuantizedLayout
 from glmtune.models.checkpoints.reading import check_records
 from glmtune.models.checkpoints.shard_writer import LazyTensors
-from glmtune.models.checkpoints.shards import read_records, read_tensor
+from glmtune.models.checkpoints.shards import OpenShards, read_records
 from glmtune.quantization.arithmetic.packing import unpack
 from glmtune.quantization.arithmetic.primitives import QuantizedTensor, dequantize
 
@@ -25,18 +25,19 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-def stored_tensors(folder: Path, *, tied: bool = False) -> LazyTensors:
+def stored_tensors(folder: Path, shards: OpenShards, *, tied: bool = False) -> LazyTensors:
     """Offer the tensors of a checkpoint folder under the names its files use.
 
     Args:
         folder: the folder.
+        shards: its files are opened there, and stay open until these are closed.
         tied: in transformers' format: the head is the embedding, and is offered under its own name, too.
     """
     records = dict(read_records(folder))
     if tied:
         records["lm_head.weight"] = records["model.embed_tokens.weight"]
     return LazyTensors(
-        {name: partial(read_tensor, record) for name, record in records.items()},
+        {name: partial(shards.read, record) for name, record in records.items()},
         {name: record.shape for name, record in records.items()},
     )
 
@@ -50,12 +51,13 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return reduce(torch.promote_types, types)
 
 
-def native_tensors(folder: Path, config: NativeConfig) -> LazyTensors:
+def native_tensors(folder: Path, config: NativeConfig, shards: OpenShards) -> LazyTensors:
     """Offer the tensors of an official checkpoint under native names.
 
     Args:
         folder: the checkpoint's folder.
         config: as made by `native_config`.
+        shards: its files are opened there, and stay open until these are closed.
 
     Raises:
         CheckpointError: missing, leftover or misshapen tensors, all of them named.
@@ -69,12 +71,12 @@ def native_tensors(folder: Path, config: NativeConfig) -> LazyTensors:
     for entry in name_table(config):
         record = records.get(entry.official, records[first.official])  # a tied head may not be stored
         if len(entry.native) == 1:
-            makers[entry.native[0]], shapes[entry.native[0]] = partial(read_tensor, record), entry.shape
+            makers[entry.native[0]], shapes[entry.native[0]] = partial(shards.read, record), entry.shape
             continue
         # Each of the three reads the fused tensor anew: to keep it until all have been asked for would hold
         # memory for as long as nobody knows.
         for part, (name, rows) in enumerate(zip(entry.native, layout.rows, strict=True)):
-            makers[name] = partial(_fused_part, record, layout, part)
+            makers[name] = partial(_fused_part, shards, record, layout, part)
             shapes[name] = (rows, *entry.shape[1:])
     return LazyTensors(makers, shapes)
 
@@ -138,8 +140,8 @@ def is_adapted(model: Any, name: str) -> bool:
     return isinstance(model.get_base_model().get_submodule(name), LoraLayer)
 
 
-def _fused_part(record: TensorRecord, layout: FusedLayout, part: int) -> Tensor:
-    return split_fused(read_tensor(record), layout)[part].clone()  # a view would hold all three
+def _fused_part(shards: OpenShards, record: TensorRecord, layout: FusedLayout, part: int) -> Tensor:
+    return split_fused(shards.read(record), layout)[part].clone()  # a view would hold all three
 
 
 def _dequantized(weights: LazyTensors, name: str, layout: QuantizedLayout) -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from glmtune.export.export import MARKER, export
 from glmtune.export.source import ExportJob
 from glmtune.loading import load_base, load_model, load_tokenizer
 from glmtune.messages import Message
-from glmtune.models.checkpoints.shards import read_records, read_tensor
+from glmtune.models.checkpoints.shards import OpenShards, read_records
 from glmtune.models.load import load_official
 from glmtune.models.templates.renderer import template_for
 from glmtune.prefix.checkpoint import find_prefix, save_prefix
@@ -30,6 +32,7 @@ from glmtune.switch.model import switch_of
 from glmtune.switch.rule import Switch
 from glmtune.training.adapt import tune_adapter
 from glmtune.training.settings import LoraSettings
+from tests.models.checkpoints.stored import read_tensor
 from tests.switch.cases import FACTS
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "models"
@@ -86,6 +89,24 @@ def test_transformers_reads_every_generation_without_our_code(
     assert "auto_map" not in values
     assert [key for key in values if key.startswith(("glmtune", "fused"))] == ["glmtune_family"]
     assert (len(list((tmp_path / "out").glob("*.safetensors"))) > 1) == (max_shard_bytes == 6000)
+
+
+def test_files_are_not_opened_for_each_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On network disks every open is a question to a server."""
+    opened: list[Path] = []
+    stream = OpenShards.stream
+
+    def noted(shards: OpenShards, file: Path) -> BinaryIO:
+        if file not in shards._streams:
+            opened.append(file)
+        return stream(shards, file)
+
+    monkeypatch.setattr(OpenShards, "stream", noted)
+    export(job(GOLDEN / "chatglm3", "transformers", tmp_path / "out", max_shard_bytes=6000))
+    counts = Counter(file.name for file in opened)
+    # for headers of the source twice (its types, its tensors), of the export once; and once for all tensors
+    assert {name: 3 if name.endswith("of-00002.safetensors") else 2 for name in counts} == dict(counts)
+    assert len(counts) > 3
 
 
 @pytest.mark.parametrize("name", ["v1", "v2", "v2_32k", "glm3", "glm3_32k", "glm4"])

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from glmtune.errors import CheckpointError
-from glmtune.models.checkpoints.shards import MAX_SHARDS, OpenShards, read_records, read_tensor, weight_files
+from glmtune.models.checkpoints.shards import MAX_SHARDS, OpenShards, read_records, weight_files
 from glmtune.models.load import load_official
 from glmtune.prefix.checkpoint import OFFICIAL_FILE, PREFIX_FILE, describe_prefix, load_prefix, save_prefix
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
+from tests.models.checkpoints.stored import read_tensor
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "models"
 

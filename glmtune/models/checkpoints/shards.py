@@ -252,12 +252,6 @@ def read_records(folder: Path, shards: OpenShards | None = None) -> dict[str, Te
     return records
 
 
-def read_tensor(record: TensorRecord) -> Tensor:
-    """Open a file, read one tensor and close it; see `OpenShards.read`."""
-    with OpenShards() as shards:
-        return shards.read(record)
-
-
 class _Checksum:
     """A CRC32 that a thread forms of one chunk while the next is read: so it costs no time of its own."""
 

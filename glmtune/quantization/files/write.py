@@ -21,7 +21,7 @@ from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.models.checkpoints.config import read_config
 from glmtune.models.checkpoints.names import FusedLayout, official_tensor, written_table
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
-from glmtune.models.checkpoints.shards import read_records, read_tensor, weight_files
+from glmtune.models.checkpoints.shards import OpenShards, read_records, weight_files
 from glmtune.models.checkpoints.transformers_format import is_transformers_format
 from glmtune.models.checkpoints.writing import DEFAULT_SHARD_BYTES, save_official
 from glmtune.models.load import GlmModel, load_config, load_official
@@ -232,13 +232,14 @@ def _check_written(model: PreTrainedModel, folder: Path) -> None:
     """Compare every tensor in the files with the one in memory, bit by bit."""
     config: Any = model.config
     records, state, layout = read_records(folder), model.state_dict(), FusedLayout.of(config)
-    for entry in written_table(config):
-        expected = official_tensor(entry, state, layout)
-        if not torch.equal(read_tensor(records[entry.official]), expected):
-            raise CheckpointError(
-                f"{folder}: {entry.official} reads back otherwise than it was written. Check the disk, and "
-                "quantize again."
-            )
+    with OpenShards() as shards:
+        for entry in written_table(config):
+            expected = official_tensor(entry, state, layout)
+            if not torch.equal(shards.read(records[entry.official]), expected):
+                raise CheckpointError(
+                    f"{folder}: {entry.official} reads back otherwise than it was written. Check the disk, "
+                    "and quantize again."
+                )
 
 
 def _copy_surroundings(source: Path, folder: Path, model: Any, *, keep_chat_template: bool) -> None:

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glmtune.errors import CheckpointError
-from glmtune.models.checkpoints.shards import read_records, read_tensor
+from glmtune.models.checkpoints.shards import read_records
 from glmtune.models.checkpoints.writing import save_official
 from glmtune.models.describe import describe
 from glmtune.models.load import load_official
 from glmtune.storage.files import write_atomically
+from tests.models.checkpoints.stored import read_tensor
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "models"
 EMBEDDING = "transformer.embedding.word_embeddings.weight"

@@ -16,11 +16,12 @@ import torch
 
 from glmtune.errors import CheckpointError
 from glmtune.loading import load_base, load_model
-from glmtune.models.checkpoints.shards import OpenShards, read_records, read_tensor, verifying, weight_files
+from glmtune.models.checkpoints.shards import OpenShards, read_records, verifying, weight_files
 from glmtune.models.load import load_official
 from glmtune.models.placeholders import load_placeholders, pending_weights
 from glmtune.models.settings import ModelSettings
 from glmtune.storage.manifest import write_manifest
+from tests.models.checkpoints.stored import read_tensor
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "models"
 
