@@ -162,10 +162,10 @@ def test_releases_without_tools_refuse_the_row(tiny_tokenizer):
 
 def test_keys_that_nothing_reads_are_reported(tmp_path):
     path = tmp_path / "rows.jsonl"
-    row = {"id": 7, "messages": [{**USER, "name": "Li"}, {**ANSWER, "reasoning": "hm", "tool_call_id": "x"}]}
+    row = {"id": 7, "messages": [{**USER, "name": "Li"}, {**ANSWER, "annotator": "hm", "tool_call_id": "x"}]}
     path.write_text(json.dumps(row), encoding="utf-8")
     loaded = load_conversations(DataSettings(train_file=str(path)), "train")
-    assert loaded.unused_columns == ("id", "messages[].reasoning")
+    assert loaded.unused_columns == ("id", "messages[].annotator")
 
 
 def test_plain_rows_keep_their_fingerprint_and_tools_change_it():

@@ -9,6 +9,7 @@ from glmtune.data.reading.json_values import clipped, kind_of, listed, text_of
 from glmtune.data.records import RowProblem
 from glmtune.errors import DataError
 from glmtune.messages import Message
+from glmtune.models.templates.thinking import CLOSE, OPEN, has_thoughts, join_thoughts
 from glmtune.models.templates.tool_calls import (
     CARRIED_BY_ORDER,
     call_message,
@@ -35,7 +36,9 @@ ROLE_NAMES = {
     "function": "observation",
     "function_response": "observation",
 }
-_TEXT_KEYS = ("role", "from", "content", "value", "metadata", "loss", "weight")
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Where an answer's thoughts stand beside it: in replies of DeepSeek and vLLM, OpenRouter, some data."""
+_TEXT_KEYS = ("role", "from", "content", "value", "metadata", "loss", "weight", *THOUGHT_KEYS)
 _TOOL_KEYS = ("tools", "tool_calls", _CALL, "parameters", "observation")
 _READ_KEYS = frozenset((*_TEXT_KEYS, *_TOOL_KEYS, *CARRIED_BY_ORDER))
 
@@ -75,10 +78,11 @@ def _messages(item: Mapping[str, object], role: str, text_key: str, place: str) 
     has_loss = _has_loss(item, place)
     if role == "observation" and item.get("parameters") is not None:
         return _call_and_result(item, place, has_loss)
+    thoughts = _thoughts(item, role, place)
     calls = read_calls(item, place, has_loss=has_loss)
     if calls:
         _refuse_other_role(role, place, "calls tools", "assistant")
-        text = _joined_parts(item.get(text_key) or "", f"{place}.{text_key}")
+        text = join_thoughts(thoughts, _joined_parts(item.get(text_key) or "", f"{place}.{text_key}"))
         return [Message(role, text, has_loss=has_loss), *calls] if text.strip() else calls
     tools = read_tools(item.get("tools"), f"{place}.tools")
     if tools:
@@ -89,11 +93,31 @@ def _messages(item: Mapping[str, object], role: str, text_key: str, place: str) 
     metadata = item.get("metadata") or ""
     if not isinstance(metadata, str):
         raise RowProblem(f"`{place}.metadata` must be a string, but it is {kind_of(metadata)}.")
-    return [Message(role, content, metadata, tools=tools, has_loss=has_loss)]
+    return [Message(role, join_thoughts(thoughts, content), metadata, tools=tools, has_loss=has_loss)]
+
+
+def _thoughts(item: Mapping[str, object], role: str, place: str) -> str:
+    """Return the thoughts that stand beside an answer; "" if none do."""
+    given = {key: item[key] for key in THOUGHT_KEYS if item.get(key)}
+    if not given:
+        return ""
+    key, thoughts = next(iter(given.items()))
+    if not isinstance(thoughts, str):
+        raise RowProblem(f"`{place}.{key}` must be a string, but it is {kind_of(thoughts)}.")
+    if len(set(map(str, given.values()))) > 1:
+        names = " and ".join(f"`{name}`" for name in given)
+        raise RowProblem(f"`{place}` has other thoughts in {names}. Keep one.")
+    _refuse_other_role(role, place, f"has thoughts (`{key}`)", "assistant")
+    text = item.get("content", item.get("value"))
+    if isinstance(text, str) and has_thoughts(text):
+        raise RowProblem(
+            f"`{place}` has thoughts in `{key}` and in its text, between `{OPEN}` and `{CLOSE}`. Keep one."
+        )
+    return thoughts
 
 
 def unread_keys(items: object) -> set[str]:
-    """Return the keys of a message list that nothing reads, such as ``thinking``.
+    """Return the keys of a message list that nothing reads, such as ``name``.
 
     Args:
         items: the list, or anything a row may hold in its place.

@@ -14,6 +14,7 @@ from glmtune.errors import ConfigError, DataError
 from glmtune.messages import Message
 
 Q, A = Message("user", "q"), Message("assistant", "a")
+USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 
 def read(row: dict, *, need_answer: bool = True, **settings: object) -> tuple[str, tuple[Message, ...]]:
@@ -79,6 +80,22 @@ def read(row: dict, *, need_answer: bool = True, **settings: object) -> tuple[st
                 A,
             ),
         ),
+        *(
+            (
+                {"messages": [USER, {**ANSWER, key: " 2 and 2\n"}]},
+                "openai",
+                (
+                    Message("user", USER["content"]),
+                    Message("assistant", f"<think>\n2 and 2\n</think>\n{ANSWER['content']}"),
+                ),
+            )
+            for key in ("reasoning_content", "reasoning", "thinking")
+        ),
+        (
+            {"messages": [USER, {**ANSWER, "reasoning_content": None}]},
+            "openai",
+            (Message("user", USER["content"]), Message("assistant", ANSWER["content"])),
+        ),
         (
             {
                 "messages": json.dumps(
@@ -141,9 +158,6 @@ def chat(*items: object) -> dict:
     return {"messages": list(items)}
 
 
-USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
-
-
 @pytest.mark.parametrize(
     ("row", "words"),
     [
@@ -195,6 +209,13 @@ USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content"
         (chat(USER, ANSWER, ANSWER), ["message 3 comes from `assistant`"]),
         (chat(USER, {"role": "system", "content": "s"}), ["message 2 comes from `system`"]),
         (chat(USER, ANSWER, USER), ["last message comes from `user`", "nothing answers it"]),
+        (chat({**USER, "reasoning": "x"}, ANSWER), ["has thoughts (`reasoning`)", "only `assistant`"]),
+        (chat(USER, {**ANSWER, "thinking": ["x"]}), ["thinking` must be a string"]),
+        (chat(USER, {**ANSWER, "thinking": "x", "reasoning": "y"}), ["other thoughts", "Keep one"]),
+        (
+            chat(USER, {"role": "assistant", "content": "<think>a</think>b", "reasoning": "y"}),
+            ["`reasoning` and in its text", "Keep one"],
+        ),
         (chat(USER, {"role": "assistant", "content": " "}), ["message 2 (from `assistant`) is empty"]),
     ],
 )
