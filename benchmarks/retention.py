@@ -8,6 +8,10 @@ two processes with other ``--arms`` share the work.
 python benchmarks/retention.py train FOLDER        # hours on one core
 python benchmarks/retention.py measure FOLDER
 python benchmarks/retention.py report FOLDER benchmarks/results/retention.md
+
+With ``--adgen ADGEN`` the task is ADGEN, whose official train.json and dev.json lie in that folder.
+
+`report` adds to the figures beside the report (``retention.json``), so that other seeds can be run elsewhere.
 """
 
 from __future__ import annotations
@@ -64,6 +68,37 @@ class Arm:
     steps: int = 200
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is learnt.
+
+    Attributes:
+        title: what the report calls it.
+        train_file: rows of ``content`` and ``summary``.
+        dev_file: others.
+        words: of ``glmtune train``.
+    """
+
+    title: str
+    train_file: Path
+    dev_file: Path
+    words: tuple[str, ...] = ()
+
+    def texts(self) -> list[str]:
+        """Return the texts that are learnt."""
+        lines = self.train_file.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["summary"] for line in lines]
+
+
+ADS = Task("`data/ads`", Path("data/ads/train.jsonl"), Path("data/ads/dev.jsonl"))
+
+
+def adgen(folder: Path) -> Task:
+    """Return ADGEN as the task."""
+    words = ("data=adgen", f"data.dir={folder}", "data.max_eval_samples=200")
+    return Task("ADGEN", folder / "train.json", folder / "dev.json", words)
+
+
 ARMS = {
     "official": Arm("official prefix", PREFIX),
     "official-400": Arm("official prefix, 400 steps", PREFIX, 400),
@@ -104,16 +139,16 @@ def run_of(folder: Path, arm: str, seed: int) -> Path:
     return folder / f"{arm}-{seed}"
 
 
-def train(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
+def train(folder: Path, task: Task, arms: Sequence[str], seeds: Sequence[int]) -> None:
     """Tune every arm with every seed, and note what each took."""
     for seed in seeds:
         for name in arms:
             run = run_of(folder, name, seed)
             if (run / "cost.json").is_file():
                 continue
-            words = command(ARMS[name], run, seed)
+            words = command(task, ARMS[name], run, seed)
             if name == "mixed":
-                words.append(f"data.train_file={mixed_file(folder)}")
+                words.append(f"data.train_file={mixed_file(folder, task)}")
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -121,11 +156,11 @@ def train(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
             (run / "cost.json").write_text(json.dumps({"cpu_seconds": seconds}), encoding="utf-8")
 
 
-def mixed_file(folder: Path) -> Path:
+def mixed_file(folder: Path, task: Task) -> Path:
     """Write what users are told to train on: the task, and 19 % of general rows, answered by the base."""
     file = folder / "mixed.jsonl"
     if not file.is_file():
-        tasks = Path("data/ads/train.jsonl").read_text(encoding="utf-8").splitlines()
+        tasks = task.train_file.read_text(encoding="utf-8").splitlines()
         prompts = [each for each in load_prompts("shipped", shipped="retain") if len(each.messages) == 1]
         count = round(len(tasks) * 0.19 / 0.81)
         model, tokenizer = load_model("glm-tiny"), load_tokenizer("glm-tiny")
@@ -138,21 +173,21 @@ def mixed_file(folder: Path) -> Path:
     return file
 
 
-def command(arm: Arm, run: Path, seed: int) -> list[str]:
+def command(task: Task, arm: Arm, run: Path, seed: int) -> list[str]:
     """Return the words that tune an arm."""
     return [
-        *(sys.executable, "-m", "glmtune", "train", *arm.words),
+        *(sys.executable, "-m", "glmtune", "train", *arm.words, *task.words),
         *(f"output_dir={run}", f"seed={seed}", "resume=never", "retention=null", "trainer.num_threads=1"),
         *(f"trainer.max_steps={arm.steps}", f"trainer.save_steps={arm.steps}", "trainer.report_to=[]"),
     ]
 
 
-def measure(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
+def measure(folder: Path, task: Task, arms: Sequence[str], seeds: Sequence[int]) -> None:
     """Let the base, and every tuned model there is, sit the exam and write advertisements."""
     model = load_model("glm-tiny")
     if not (folder / "base.json").is_file():
-        write(folder / "base.json", answers_of(model))
-    base = general_base(model)
+        write(folder / "base.json", answers_of(model, task))
+    base = general_base(model, task)
     for name in arms:
         for seed in seeds:
             run = run_of(folder, name, seed)
@@ -161,10 +196,10 @@ def measure(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
                 kind = {"+recipe=lora": "adapter", "+recipe=full": None}.get(ARMS[name].words[0], "prefix")
                 tuned: Any = {} if kind is None else {kind: last}
                 model = load_model(last if kind is None else "glm-tiny", **tuned)
-                write(run / "answers.json", {**answers_of(model), **kept_of(model, base)})
+                write(run / "answers.json", {**answers_of(model, task), **kept_of(model, base)})
 
 
-def general_base(model: Any) -> Base:
+def general_base(model: Any, task: Task) -> Base:
     """Return what the base says to the shipped general prompts, and how likely each of its tokens is."""
     tokenizer: Any = load_tokenizer("glm-tiny")
     answers = make_answers(
@@ -172,11 +207,7 @@ def general_base(model: Any) -> Base:
     )
     rows = list(zip(answers.prompt_ids, answers.answer_ids, strict=True))
     distributions = base_distributions(model, rows, pad_token_id=tokenizer.pad_token_id, batch_size=16)
-    ads = [
-        json.loads(line)["summary"]
-        for line in Path("data/ads/train.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    return Base(answers, distributions, TaskStyle(ads, answers.texts))
+    return Base(answers, distributions, TaskStyle(task.texts(), answers.texts))
 
 
 def kept_of(model: Any, base: Base) -> dict[str, float]:
@@ -193,7 +224,7 @@ def kept_of(model: Any, base: Base) -> dict[str, float]:
     return {"kl": kept.kl_nats, "leaks": kept.leak_frac, "identical": kept.kept_frac}
 
 
-def answers_of(model: Any) -> dict[str, Any]:
+def answers_of(model: Any, task: Task) -> dict[str, Any]:
     """Return what a model answers in the exam, what of it is right, and ROUGE-L (%) of its ads."""
     tokenizer: Any = load_tokenizer("glm-tiny")
     template = template_for(tokenizer)
@@ -208,7 +239,7 @@ def answers_of(model: Any) -> dict[str, Any]:
     questions = exam_questions()
     answers = answer([template.encode_prompt(tokenizer, each.messages[:-1]) for each in questions])
     split = load_split(
-        DataSettings(train_file="data/ads/dev.jsonl", max_train_samples=TASK_ROWS), "train", tokenizer
+        DataSettings(train_file=str(task.dev_file), max_train_samples=TASK_ROWS), "train", tokenizer
     )
     rows: Any = split.rows
     tasks = [(list(row["input_ids"]), list(row["labels"])) for row in rows]
@@ -237,67 +268,88 @@ def exam_questions() -> list[Sample]:
 
 @dataclass(frozen=True)
 class Result:
-    """What one arm came to, over its seeds.
+    """What one arm came to; every list has a value of each seed.
 
     Attributes:
-        losses: evaluation loss of each seed, nats per answer token of the task.
-        rouge: ROUGE-L of each seed, %.
-        kept: of each seed, the share of the base's right answers that are right still.
-        interval: 95 %, Wilson's, of the mean share for as many questions as the base had right: seeds
-            answer the same questions, and so add none.
-        kl: of each seed, nats per token of the base's answers to general prompts.
-        leaks: of each seed, the share of general answers in the style of the task.
-        seconds: of the processor, of each seed.
-        memory: peak of the training process, bytes, mean of the seeds.
+        loss: evaluation loss, nats per answer token of the task.
+        rouge_l: %.
+        kept: share of the base's right answers that are right still.
+        kl: nats per token of the base's answers to general prompts.
+        leaks: share of general answers in the style of the task.
+        cpu: seconds of the processor beside those of the official recipe on the same machine.
+        memory: peak of the training process, bytes.
         size: of what was tuned, bytes.
     """
 
-    losses: list[float]
-    rouge: list[float]
+    loss: list[float]
+    rouge_l: list[float]
     kept: list[float]
-    interval: tuple[float, float]
     kl: list[float]
     leaks: list[float]
-    seconds: list[float]
-    memory: float
-    size: int
+    cpu: list[float]
+    memory: list[float]
+    size: list[float]
+
+    def interval(self, num_known: int) -> tuple[float, float]:
+        """Return 95 %, Wilson's, of the mean share that is kept.
+
+        For as many questions as the base had right: seeds answer the same questions, and so add none.
+        """
+        share = statistics.mean(self.kept)
+        return interval(Score(share, num_known, math.sqrt(share * (1 - share) / (num_known - 1))))
 
 
-def result_of(folder: Path, arm: str, seeds: Sequence[int]) -> Result | None:
-    """Put the seeds of an arm together; None where there is none yet."""
+def recorded(folder: Path, arms: Sequence[str], seeds: Sequence[int], file: Path) -> dict[str, Any]:
+    """Add what was measured in a folder to the record of earlier ones, and keep it.
+
+    A machine is lent for some hours, which is less than all arms take: what one has measured is a file, to
+    which the next one adds.
+    """
+    record: dict[str, Any] = read(file) if file.is_file() else {"arms": {}}
     base = read(folder / "base.json")
-    runs = [run for seed in seeds if ((run := run_of(folder, arm, seed)) / "answers.json").is_file()]
-    if not runs:
-        return None
     known = [at for at, is_known in enumerate(base["right"]) if is_known]
-    answers = [read(run / "answers.json") for run in runs]
-    kept = [sum(found["right"][at] for at in known) / len(known) for found in answers]
-    share = statistics.mean(kept)
-    stderr = math.sqrt(share * (1 - share) / (len(known) - 1))
-    results = [read(run / "all_results.json") for run in runs]
-    weights = [file for file in (runs[0] / "last").iterdir() if file.suffix == ".safetensors"]
-    return Result(
-        losses=[found.get("switched_eval_loss", found["final_eval_loss"]) for found in results],
-        rouge=[found["rouge_l"] for found in answers],
-        kept=kept,
-        interval=interval(Score(share, len(known), stderr)),
-        kl=[found["kl"] for found in answers],
-        leaks=[found["leaks"] for found in answers],
-        seconds=[read(run / "cost.json")["cpu_seconds"] for run in runs],
-        memory=statistics.mean(found["peak_memory_bytes"] for found in results),
-        size=sum(file.stat().st_size for file in weights),
-    )
+    record |= {"questions": len(base["right"]), "known": len(known), "base_rouge_l": base["rouge_l"]}
+    times = [read(folder / f"official-{seed}" / "cost.json")["cpu_seconds"] for seed in SEEDS
+             if (folder / f"official-{seed}" / "cost.json").is_file()]  # fmt: skip
+    for arm in arms:
+        for seed in seeds:
+            run = run_of(folder, arm, seed)
+            if (run / "answers.json").is_file():
+                found = one_run(run, known, usual=statistics.mean(times))
+                record["arms"].setdefault(arm, {})[str(seed)] = found
+                record["base_loss"] = read(run / "all_results.json")["baseline_eval_loss"]
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return record
 
 
-def report(folder: Path, arms: Sequence[str], seeds: Sequence[int], file: Path) -> None:
-    """Write the table and the picture beside it."""
-    base = read(folder / "base.json")
-    found = {arm: result for arm in arms if (result := result_of(folder, arm, seeds)) is not None}
-    usual = statistics.mean(found["official"].seconds)
+def one_run(run: Path, known: Sequence[int], *, usual: float) -> dict[str, float]:
+    """Return the fields of `Result` of one run; ``usual`` is what the official recipe takes, in seconds."""
+    answers, results = read(run / "answers.json"), read(run / "all_results.json")
+    weights = [file for file in (run / "last").iterdir() if file.suffix == ".safetensors"]
+    return {
+        "loss": results.get("switched_eval_loss", results["final_eval_loss"]),
+        "rouge_l": answers["rouge_l"],
+        "kept": sum(answers["right"][at] for at in known) / len(known),
+        "kl": answers["kl"],
+        "leaks": answers["leaks"],
+        "cpu": read(run / "cost.json")["cpu_seconds"] / usual,
+        "memory": results["peak_memory_bytes"],
+        "size": sum(file.stat().st_size for file in weights),
+    }
+
+
+def report(folder: Path, task: Task, arms: Sequence[str], seeds: Sequence[int], file: Path) -> None:
+    """Write the table, the picture beside it and the record that both are made of."""
+    record = recorded(folder, arms, seeds, file.with_suffix(".json"))
+    found = {
+        arm: Result(**{name: [run[name] for run in runs.values()] for name in Result.__annotations__})
+        for arm in ARMS
+        if (runs := record["arms"].get(arm))
+    }
+    known = record["known"]
     lines = [
-        f"| base | {base_loss(folder, next(iter(found))):.2f} | {base['rouge_l']:.1f} "
-        "| 100 | | 0 | 0 | | | | |",
-        *(table_row(ARMS[arm].title, result, usual) for arm, result in found.items()),
+        f"| base | {record['base_loss']:.2f} | {record['base_rouge_l']:.1f} | 100 | | 0 | 0 | | | | |",
+        *(table_row(ARMS[arm].title, result, known) for arm, result in found.items()),
     ]
     head = [
         "tuned",
@@ -313,13 +365,13 @@ def report(folder: Path, arms: Sequence[str], seeds: Sequence[int], file: Path) 
         "seeds",
     ]
     table = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|", *lines]
-    known = sum(base["right"])
+    more = "" if task is ADS else " with `--adgen`"
     text = f"""# What tuning keeps of the base, by method
 
-glm-tiny on `data/ads`, 16 rows a step: `python benchmarks/retention.py train FOLDER`, then `measure` and
-`report`.
+glm-tiny on {task.title}, 16 rows a step: `python benchmarks/retention.py train FOLDER`{more}, then
+`measure` and `report`.
 
-{known} of {len(base["right"])} exam questions are right before tuning; kept: how many of those are right
+{known} of {record["questions"]} exam questions are right before tuning; kept: how many of those are right
 afterwards. Loss is nats per answer token on the task's validation rows (with a switch, as it decides),
 ROUGE-L that of {TASK_ROWS} of them. Values are means over seeds, least and most in brackets; the interval is
 that of so many questions. KL is nats per token of the base's answers to the 200 shipped prompts, leaks the
@@ -331,27 +383,21 @@ recipe's 200 steps.
     file.write_text("\n".join([text, *table, "", picture, ""]), encoding="utf-8")
 
 
-def base_loss(folder: Path, arm: str) -> float:
-    """Return the evaluation loss before tuning."""
-    runs = sorted(folder.glob(f"{arm}-[0-9]"))
-    return read(runs[0] / "all_results.json")["baseline_eval_loss"]
-
-
-def table_row(title: str, result: Result, usual: float) -> str:
-    """Word one arm; ``usual`` is what the official recipe takes, in seconds of the processor."""
-    low, high = result.interval
+def table_row(title: str, result: Result, num_known: int) -> str:
+    """Word one arm."""
+    low, high = result.interval(num_known)
     cells = (
         title,
-        spread(result.losses, ".3f"),
-        spread(result.rouge, ".1f"),
+        spread(result.loss, ".3f"),
+        spread(result.rouge_l, ".1f"),
         spread([100 * share for share in result.kept], ".1f"),
         f"{100 * low:.1f} to {100 * high:.1f}",
         spread(result.kl, ".2f"),
         spread([100 * share for share in result.leaks], ".1f"),
-        f"{statistics.mean(result.seconds) / usual:.2f}",
-        f"{result.memory / 2**20:,.0f} MiB",
-        f"{result.size / 2**20:.2f} MiB",
-        str(len(result.losses)),
+        f"{statistics.mean(result.cpu):.2f}",
+        f"{statistics.mean(result.memory) / 2**20:,.0f} MiB",
+        f"{result.size[0] / 2**20:.2f} MiB",
+        str(len(result.loss)),
     )
     return "| " + " | ".join(cells) + " |"
 
@@ -363,7 +409,7 @@ def spread(values: Sequence[float], form: str) -> str:
 
 
 def draw(found: dict[str, Result], file: Path) -> None:
-    """Draw task loss against retention, a point for every seed."""
+    """Draw task loss against retention: the mean of the seeds, and bars from the least to the most."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -372,12 +418,27 @@ def draw(found: dict[str, Result], file: Path) -> None:
     axes = figure.subplots()
     for number, (arm, result) in enumerate(found.items()):
         shares = [100 * share for share in result.kept]
-        axes.scatter(shares, result.losses, s=26, marker="osD^v<>"[number % 7], label=ARMS[arm].title)
+        axes.errorbar(
+            statistics.mean(shares),
+            statistics.mean(result.loss),
+            xerr=ends(shares),
+            yerr=ends(result.loss),
+            fmt="osD^v<>"[number % 7],
+            markersize=5,
+            linewidth=1,
+            label=ARMS[arm].title,
+        )
     axes.set_xlabel("answers of the base that are right still, %")
     axes.set_ylabel("evaluation loss of the task (nats per answer token)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(file)
+
+
+def ends(values: Sequence[float]) -> list[list[float]]:
+    """Return how far the least and the most are from the mean, as matplotlib takes them."""
+    mean = statistics.mean(values)
+    return [[mean - min(values)], [max(values) - mean]]
 
 
 def read(file: Path) -> Any:
@@ -400,6 +461,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("report", type=Path, nargs="?", help="of action report: the Markdown file to write")
     parser.add_argument("--arms", default=",".join(ARMS), help="names of arms, with commas")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--adgen", type=Path, help="folder of ADGEN: tune on it instead of data/ads")
     return parser.parse_args()
 
 
@@ -407,13 +469,14 @@ def main() -> None:
     """Do what was asked."""
     options: Any = parse_arguments()
     arms, seeds = options.arms.split(","), [int(seed) for seed in options.seeds.split(",")]
+    task = ADS if options.adgen is None else adgen(options.adgen.resolve())
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.action == "train":
-        train(options.folder, arms, seeds)
+        train(options.folder, task, arms, seeds)
     elif options.action == "measure":
-        measure(options.folder, arms, seeds)
+        measure(options.folder, task, arms, seeds)
     else:
-        report(options.folder, arms, seeds, options.report)
+        report(options.folder, task, arms, seeds, options.report)
 
 
 if __name__ == "__main__":
