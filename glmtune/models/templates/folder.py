@@ -89,6 +89,7 @@ class FolderTemplate:
         self._hidden = names_pattern([hidden_name(name) for name in names])
         self._tool_form: _ToolForm | None = None
         self._result_role = _RESULT_ROLES[0]
+        self._always_asked = ""
         self.opens_thoughts = self.keeps_earlier_answers = self.one_row_per_conversation = False
         if source is not None:
             self._look()
@@ -101,6 +102,7 @@ class FolderTemplate:
         prompt = self._probed(talk[:1])
         if prompt is None:
             return  # whoever uses it is told why
+        self._always_asked = self._found_always_asked(prompt)
         self.opens_thoughts = opens_thoughts(prompt)
         answered, goes_on = self._probed(talk[:2]), self._probed(talk)
         if answered is not None and goes_on is not None:
@@ -130,6 +132,31 @@ class FolderTemplate:
             if _TOOL_NAME in (self._probed(told) or ""):
                 return
         self._tool_form = None
+
+    def _found_always_asked(self, prompt: str) -> str:
+        """Return what asks for an answer behind every conversation, also one that nobody asks to go on.
+
+        Some releases' templates (GLM-Edge's) never look at ``add_generation_prompt``: they end with the
+        assistant's role in any case. Left there, it would be taken for the token that ends an answer.
+        """
+        asked, answer = Message("user", _PROBE[0]), Message("assistant", _PROBE[1])
+        try:
+            if self._run([asked], asks=False) != prompt:
+                return ""
+            behind = self._run([asked, answer], asks=False).rpartition(_PROBE[1])[2]
+            goes_on = self._run([asked, answer, Message("user", _PROBE[2])], asks=False)
+        except DataError:
+            return ""
+        between = goes_on.rpartition(_PROBE[1])[2].partition(_PROBE[2])[0]
+        # What stands behind an answer however it goes on is its end; the rest asks for the next one.
+        parts = [[behind], [between]]
+        if self._pattern is not None:
+            parts = [[part for part in self._pattern.split(text) if part] for text in (behind, between)]
+        common = [
+            mine
+            for mine, other in itertools.takewhile(lambda two: two[0] == two[1], zip(*parts, strict=False))
+        ]
+        return behind[len("".join(common)) :]
 
     def _probed(self, messages: Sequence[Message]) -> str | None:
         try:
@@ -193,7 +220,8 @@ class FolderTemplate:
             elif message.tools and not message.content:
                 continue  # it only carries the tools, which the template is given apart
             given.append(item | ({"role": self._result_role} if message.role == "observation" else {}))
-        return rendered(self.source, given, None if in_message else tools, asks=asks, named=self._named)
+        text = rendered(self.source, given, None if in_message else tools, asks=asks, named=self._named)
+        return text if asks else text.removesuffix(self._always_asked)
 
     def pieces(self, messages: Sequence[Message], *, asks: bool) -> list[Piece]:
         """Return the rendered conversation in pieces.

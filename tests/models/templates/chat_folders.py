@@ -33,6 +33,10 @@ FORMS = {
     # Every turn ends with a token, as in many other models.
     "closed": "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+    # An answer is asked for behind everything, also an answer: some releases never look at the variable.
+    "always-asks": "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}<|assistant|>",
+    "always-asks-closed": "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
+    "<|assistant|>\n",
     "rounds": "[gMASK]<sop>{% for m in messages %}{% if m.role == 'user' %}"
     "[Round {{ loop.index0 // 2 + 1 }}]\n\nQ: {{ m.content }}\n\n{% else %}A: {{ m.content }}\n\n"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}A:{% endif %}",

@@ -27,7 +27,7 @@ TALK = [
     Message("user", "And then?"),
 ]
 TOOL = {"name": "clock", "description": "tells the time", "parameters": {"type": "object", "properties": {}}}
-KEEPING = ["roles", "system-first", "tools-in-message", "hiding"]
+KEEPING = ["roles", "system-first", "tools-in-message", "hiding", "always-asks"]
 """Forms in which an earlier answer is the same tokens as when it was written."""
 
 
@@ -198,7 +198,9 @@ def test_all_turns_of_a_conversation_are_one_row(form: str, tmp_path: Path) -> N
     talk = [Message("system", "Be brief."), *TALK, Message("assistant", "Last\n")]
     talk[2] = Message("assistant", "Four legs.", has_loss=False)
     ids, mask = template.encode_conversation(ours, talk)
-    expected = theirs(tmp_path).apply_chat_template(as_dicts(talk), return_dict=False)
+    expected: Any = theirs(tmp_path).apply_chat_template(as_dicts(talk), return_dict=False)
+    if form == "always-asks":  # which transformers leaves there
+        assert expected.pop() == ours.get_command("<|assistant|>")
     assert ids == [*expected, ours.end_id]
     learnt = ours.decode([token for token, loss in zip(ids, mask, strict=True) if loss])
     assert learnt == "\n我们去公园散步。<|user|>\nLast\n<|endoftext|>"
@@ -224,7 +226,9 @@ def test_other_templates_have_a_row_for_every_answer(form: str, tmp_path: Path) 
         )
 
 
-@pytest.mark.parametrize("form", ["roles", "edge", "stripped", "closed", "rounds", "system-first"])
+@pytest.mark.parametrize(
+    "form", ["roles", "edge", "stripped", "closed", "rounds", "system-first", "always-asks"]
+)
 def test_a_cache_goes_on_with_the_ids_that_are_missing(form: str, tmp_path: Path) -> None:
     ours = chat_tokenizer(tmp_path, FORMS[form])
     template = template_for(ours)
