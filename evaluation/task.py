@@ -97,6 +97,7 @@ class Task:
             figures.
         is_partial: whether ``subjects`` or ``limit`` left questions out.
         own_subjects: subjects that are the user's and not the benchmark's; in no official average.
+        file: that describes the benchmark, where it is a user's own; else empty.
     """
 
     benchmark: str
@@ -112,6 +113,7 @@ class Task:
     is_sample_set: bool = False
     is_partial: bool = False
     own_subjects: tuple[str, ...] = ()
+    file: str = ""
 
     @property
     def is_own(self) -> bool:

@@ -287,7 +287,7 @@ def _answer(
         task = task_of(config.benchmark, name, config.protocol, is_chat=backend.identity.is_chat)
         done = evaluate_model(task, backend, console, resume=config.resume, processes=processes)
         if done is not None:
-            runs[name] = read_run(done.folder)
+            runs[task.benchmark] = read_run(done.folder)
     losses = []  # of the first process only: windows are few, and others would read the same ones
     if text is not None and not processes.rank:
         losses = backend.text_losses(text, config.text_window_tokens)

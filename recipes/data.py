@@ -33,6 +33,11 @@ class DataConfig(RunConfig):
         "check", "what to do: check (a data set), fetch (the official files of a benchmark)"
     )
     name: str | None = setting(None, "with fetch: the benchmark, such as mmlu")
+    benchmark_file: str | None = setting(
+        None,
+        "with check, also as `benchmark=`: the YAML file of a benchmark of your own; shows three questions,"
+        " and what its rules read",
+    )
     fetch_dir: str | None = setting(
         None, "with fetch: where to; default: a folder named after it under $GLMTUNE_DATA, or ./data"
     )
@@ -63,6 +68,11 @@ class DataConfig(RunConfig):
             raise ConfigError(
                 "`name` must be given: `glmtune data fetch NAME`, such as `glmtune data fetch mmlu`."
             )
+        if self.action == "fetch" and self.benchmark_file is not None:
+            raise ConfigError(
+                f"`benchmark_file` is `{self.benchmark_file}`, but fetch takes names: `glmtune data fetch"
+                " mmlu`. Use `glmtune data check benchmark=...`."
+            )
         for key in ("name", "fetch_dir"):
             if self.action == "check" and (value := getattr(self, key)) is not None:
                 raise ConfigError(
@@ -87,6 +97,9 @@ def run(config: DataConfig, words: Sequence[str] = ()) -> DataReport | None:
     """
     if config.action == "fetch":
         _fetch(config)
+        return None
+    if config.benchmark_file is not None:
+        _check_benchmark(Path(config.benchmark_file).expanduser())
         return None
     from glmtune.data.check import check_data
     from glmtune.data.check_view import show_report
@@ -113,6 +126,28 @@ def run(config: DataConfig, words: Sequence[str] = ()) -> DataReport | None:
             " `data.on_bad_row=skip` to leave them out."
         )
     return report
+
+
+def _check_benchmark(path: Path) -> None:
+    """Read a benchmark of a user's own whole, and show what it comes to."""
+    from evaluation.benchmarks.own.check import check_own
+    from glmtune.terminal.console import Console
+
+    console = Console()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    report = check_own(path)
+    counted = ", ".join(f"{split} {count:,}" for split, count in report.splits.items())
+    say(f"{report.title}: {counted} questions")
+    say(f"subjects: {', '.join(f'{name} {count:,}' for name, count in report.subjects.items())}")
+    if report.keys:
+        say(f"keys: {', '.join(f'{letter} {count:,}' for letter, count in report.keys.items())}")
+    for shown in report.shown:
+        say(f"\n--- {shown.subject} ---\n{shown.prompt}\nkey: {shown.key}")
+        for rule, found in shown.read.items():
+            say(f"{rule} reads in the key itself: {'nothing' if found is None else found}")
 
 
 def _as_trained(config: DataConfig, words: Sequence[str], console: Console) -> DataConfig:

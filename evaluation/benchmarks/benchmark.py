@@ -59,6 +59,7 @@ class Benchmark:
         own_subjects: folder and split to the subjects of a user's own there; None where there can be none.
         published_repeats: split, subject and index of questions that the official files have among the
             exemplars as well; they are asked all the same, as in every published figure.
+        home: the folder of its files where that is known; None: it is looked for.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Benchmark:
     folder_names: tuple[str, ...] = field(default=())
     own_subjects: Callable[[Path, str], tuple[str, ...]] | None = None
     published_repeats: frozenset[tuple[str, str, int]] = frozenset()
+    home: Path | None = None
 
 
 class _SampleSet(Record):

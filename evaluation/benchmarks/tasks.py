@@ -14,6 +14,8 @@ from evaluation.benchmarks.exam import EXAM
 from evaluation.benchmarks.gsm8k import GSM8K, GSM8K_ZH, MGSM_ZH
 from evaluation.benchmarks.hub import fetch_from_hub
 from evaluation.benchmarks.mmlu import MMLU
+from evaluation.benchmarks.own.benchmark import own_benchmark
+from evaluation.benchmarks.own.description import is_description
 from evaluation.benchmarks.sources import Wanted, find_folder
 from evaluation.sample import Sample
 from evaluation.settings import BenchmarkSettings
@@ -31,6 +33,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "exam": EXAM,
 }
 PUBLISHED = ("mmlu", "ceval", "gsm8k", "bbh")
+OWN_FILE = " A benchmark of your own is named by its file: `benchmark=my.yaml` (docs/own_benchmarks.md)."
 SAMPLE_LICENCE = "Apache-2.0 (written for glmtune)"
 
 
@@ -49,7 +52,7 @@ def make_task(
     """Find the data of a benchmark and make the task that a protocol turns it into.
 
     Args:
-        benchmark: a key of ``BENCHMARKS``.
+        benchmark: a key of ``BENCHMARKS``, or the YAML file of one's own.
         protocol: how to ask; None takes the one of the published GLM tables for this kind of model.
         split: None takes the one that GLM results are reported on.
         data_dir: folder with the official files (its own, or one with a folder per benchmark), ``hub`` to
@@ -68,9 +71,7 @@ def make_task(
             that are their own exemplars.
         DataError: files are missing or malformed, or have another number of rows than the official ones.
     """
-    if benchmark not in BENCHMARKS:
-        raise ConfigError(unknown_name("`benchmark`", benchmark, BENCHMARKS))
-    spec = BENCHMARKS[benchmark]
+    spec = _spec(benchmark, split, data_dir)
     protocol = protocol or (spec.chat_protocol if is_chat else spec.base_protocol)
     split = split or spec.splits[0]
     if protocol not in spec.protocols:
@@ -79,15 +80,8 @@ def make_task(
     if limit is not None:
         check_range("benchmark.limit", limit, low=1)
     # Names and numbers are checked above, before a folder is searched or anything is downloaded.
-    own_files = partial(_has_own_subjects, spec, split, tuple(subjects or ()))
-    wanted = Wanted(
-        spec.name,
-        spec.folder_names,
-        lambda place: spec.is_here(place) or own_files(place),
-        fetch_from_hub,
-    )
-    folder = find_folder(wanted, data_dir)
-    own_rows = sample_set_rows(folder, split)
+    folder = spec.home or _found_folder(spec, split, subjects, data_dir)
+    own_rows = None if spec.home is not None else sample_set_rows(folder, split)
     available = tuple(spec.subjects if own_rows is None else own_rows)
     own_subjects = () if spec.own_subjects is None else spec.own_subjects(folder, split)
     for subject in available:
@@ -107,7 +101,7 @@ def make_task(
     chosen = _first(samples, limit)
     _refuse_own_exemplars(spec, split, prepared, chosen)
     return Task(
-        benchmark=benchmark,
+        benchmark=spec.name,
         title=spec.title,
         protocol=protocol,
         split=split,
@@ -122,6 +116,7 @@ def make_task(
         is_sample_set=own_rows is not None,
         is_partial=limit is not None or (bool(official) and not {*available} <= {*asked}),
         own_subjects=own,
+        file=benchmark if spec.home is not None else "",
     )
 
 
@@ -148,6 +143,42 @@ def task_of(asked: BenchmarkSettings, name: str, protocol: str | None, *, is_cha
         limit=asked.limit,
         max_new_tokens=asked.max_new_tokens,
     )
+
+
+def _spec(benchmark: str, split: str | None, data_dir: str | Path | None) -> Benchmark:
+    """Return a benchmark by its name, or that of a user's file.
+
+    Raises:
+        ConfigError: there is none of that name, or a file of one's own is to be looked for elsewhere.
+    """
+    if not is_description(benchmark):
+        if benchmark not in BENCHMARKS:
+            raise ConfigError(unknown_name("`benchmark`", benchmark, BENCHMARKS) + OWN_FILE)
+        return BENCHMARKS[benchmark]
+    path = Path(benchmark).expanduser()
+    if data_dir is not None:
+        raise ConfigError(
+            f"`benchmark.data_dir` is `{data_dir}`, but {path} names its files itself (`files`). Leave it"
+            " out."
+        )
+    if path.stem in BENCHMARKS:
+        raise ConfigError(
+            f"`benchmark` is `{path}`, but `{path.stem}` is one that ships. Name the file otherwise."
+        )
+    return own_benchmark(path, split)
+
+
+def _found_folder(
+    spec: Benchmark, split: str, subjects: Sequence[str] | None, data_dir: str | Path | None
+) -> Path:
+    own_files = partial(_has_own_subjects, spec, split, tuple(subjects or ()))
+    wanted = Wanted(
+        spec.name,
+        spec.folder_names,
+        lambda place: spec.is_here(place) or own_files(place),
+        fetch_from_hub,
+    )
+    return find_folder(wanted, data_dir)
 
 
 def _has_own_subjects(spec: Benchmark, split: str, subjects: tuple[str, ...], folder: Path) -> bool:

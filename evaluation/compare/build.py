@@ -8,7 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from evaluation.benchmarks.tasks import BENCHMARKS
 from evaluation.compare.pairing.match import labels, match
@@ -18,9 +20,11 @@ from evaluation.compare.reporting.report import compare_pair, show_comparison, w
 from evaluation.compare.reporting.tables import ComparisonReport
 from evaluation.compare.settings import GateSettings
 from evaluation.compare.statistics.perplexity import TextLoss, compare_losses
+from evaluation.metrics import Groups
 from evaluation.running.run_files import RESULTS_NAME
 from evaluation.sample import WindowLoss
 from glmtune.errors import DataError, unknown_name
+from glmtune.storage.records import Record, validated
 
 if TYPE_CHECKING:
     from glmtune.terminal.console import Console
@@ -64,9 +68,7 @@ def build_report(
             f"{', '.join(alone)} was run on one side only ({folders[0]} and {folders[1]}). Evaluate the other"
             " side on it too, or name the folders of single benchmarks."
         )
-    for name, run in baseline.runs.items():
-        if name not in BENCHMARKS:
-            raise DataError(unknown_name("`benchmark`", name, BENCHMARKS), path=run.folder / RESULTS_NAME)
+    groups = {name: _groups(name, run) for name, run in baseline.runs.items()}
     pairs = {name: match(run, candidate.runs[name]) for name, run in baseline.runs.items()}
     first = next(iter(pairs.values()))
     loss: TextLoss | None = None
@@ -74,12 +76,33 @@ def build_report(
         loss = compare_losses(text_file, baseline.losses, candidate.losses, gate)
     return ComparisonReport(
         labels=labels(first.baseline, first.candidate),
-        benchmarks={
-            name: compare_pair(pair, BENCHMARKS[name].groups(str(pair.baseline.results["split"])), gate)
-            for name, pair in pairs.items()
-        },
+        benchmarks={name: compare_pair(pair, groups[name], gate) for name, pair in pairs.items()},
         text_loss=loss,
     )
+
+
+class _OwnBenchmark(Record):
+    """What a run keeps of a benchmark that does not ship."""
+
+    headline: Annotated[Literal["accuracy_micro", "accuracy_macro"], Field(description="an average")]
+    categories: Annotated[dict[str, str], Field(description="subject to category")]
+
+
+def _groups(name: str, run: Run) -> Groups:
+    """Return how the subjects of a run are averaged: by the benchmark, or by what the run kept of one's own.
+
+    Raises:
+        DataError: it is no benchmark that ships, and the run has kept nothing.
+    """
+    if run.results.get("own_benchmark") is None and name in BENCHMARKS:
+        return BENCHMARKS[name].groups(str(run.results["split"]))
+    try:
+        own = validated(_OwnBenchmark, run.results.get("own_benchmark") or {})
+    except ValueError as error:
+        raise DataError(
+            f"{unknown_name('`benchmark`', name, BENCHMARKS)} ({error})", path=run.folder / RESULTS_NAME
+        ) from None
+    return Groups(headline=own.headline, categories=own.categories)
 
 
 def default_comparison_folder(baseline: Side, candidates: Sequence[Side]) -> Path:

@@ -204,6 +204,9 @@ def results_json(result: Result) -> dict[str, Any]:
         "fingerprint": dict(result.fingerprint),
         "environment": dict(result.environment),
     }
+    if task.file:  # a comparison knows how only the benchmarks that ship are averaged
+        groups = {"headline": task.headline, "categories": dict(task.categories)}
+        values["own_benchmark"] = {"file": task.file, **groups}
     return values
 
 

@@ -45,12 +45,14 @@ def find_questions(run: Run, data_dir: str | None) -> Mapping[tuple[str, int], S
     """
     values = run.fingerprint
     subjects = list(dict.fromkeys(row.answer.subject for row in run.rows))
+    own: object = run.results.get("own_benchmark")
+    file = own.get("file") if isinstance(own, dict) else None
     try:
         task = make_task(
-            str(values["benchmark"]),
+            str(file or values["benchmark"]),
             protocol=str(values["protocol_version"]).partition("/")[0],
             split=str(values["split"]),
-            data_dir=data_dir,
+            data_dir=None if file else data_dir,
             is_chat=bool(run.model["is_chat"]),
             subjects=subjects,
         )
