@@ -1,4 +1,4 @@
-"""The parts of the check in their order: what matters most first, as the time may end before the list does."""
+"""The parts of the check: what matters most first, as the time may end before the list does."""
 
 from __future__ import annotations
 

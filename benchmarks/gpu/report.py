@@ -150,9 +150,9 @@ def _decode(outcomes: Mapping[str, Outcome]) -> list[str]:
         "",
         *_table(heads, rows),
         f"Decoding is `model.generate`, greedy, 256 tokens behind 8. Characters: {per_token} per token, as "
-        f"ADGEN's answers have with the released tokenizer; {speed} characters/s and the memory were published "
-        f"for ChatGLM2-6B ({published['card']}; {published['source']}). Memory is what the card lacks for this "
-        "process: PyTorch's blocks, CUDA's context and loaded kernels.",
+        f"ADGEN's answers have with the released tokenizer; {speed} characters/s and the memory were "
+        f"published for ChatGLM2-6B ({published['card']}; {published['source']}). Memory is what the card "
+        "lacks for this process: PyTorch's blocks, CUDA's context and loaded kernels.",
         "",
         *(f"- {each.part.name}: {each.figures['library']}" for each in found if "library" in each.figures),
         *(
@@ -202,10 +202,9 @@ def _tune(outcomes: Mapping[str, Outcome]) -> list[str]:
         "## Tuning, the shape of ChatGLM2-6B, rows of 64 + 128 tokens, one at a time",
         "",
         *_table(heads, rows),
-        "Three steps of `glmtune train`: INT4 with gradient checkpointing, 16 passes a step and a prefix of 128, "
-        "as published; the others one pass a step; `full` with checkpointing. Published runs had settings of "
-        "their own "
-        "(`benchmarks/published.yaml`).",
+        "Three steps of `glmtune train`: INT4 with gradient checkpointing, 16 passes a step and a prefix of "
+        "128, as published; the others one pass a step; `full` with checkpointing. Published runs had "
+        "settings of their own (`benchmarks/published.yaml`).",
         "",
     ]
 
