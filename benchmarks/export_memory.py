@@ -16,7 +16,7 @@ from pathlib import Path
 
 from glmtune.export.export import export
 from glmtune.export.source import ExportJob
-from glmtune.models.checkpoints.config import read_config
+from glmtune.models.checkpoints.config_rules import read_config
 from glmtune.models.checkpoints.names import name_table
 from glmtune.models.checkpoints.shards import read_records
 from glmtune.models.load import load_config

@@ -26,16 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from random_model import Shape, random_model
 from torch import Tensor, nn
 
-from glmtune.models.checkpoints.config import native_config
 from glmtune.models.later import OfficialGlmForCausalLM
-from glmtune.models.releases.families import Family
 from glmtune.quantization.kernels.dispatch import prepare_for_inference
 from glmtune.quantization.kernels.native import SWITCH
-from glmtune.quantization.layers.apply import replace_layers
 from glmtune.quantization.layers.linear import Product, QuantizedLinear
-from glmtune.quantization.layers.plan import plan_layout
 
 GLMTUNE = {
     "bf16": ("none", "plain"),
@@ -69,48 +66,18 @@ void to_float(const int8_t *codes, const float *scale, float *out, int64_t rows,
 """
 RELEASED_FLAGS = ("-O3", "-fPIC", "-fopenmp", "-std=c99", "-shared")
 """Those of the released code: no instruction set of the machine's own."""
-TILE = 2**20
 
 
-def random_model(arguments: argparse.Namespace, method: str) -> OfficialGlmForCausalLM:
-    """Make a bfloat16 model with random weights or random codes, allocated once."""
-    official = {
-        "num_layers": arguments.layers,
-        "hidden_size": arguments.hidden,
-        "ffn_hidden_size": arguments.ffn,
-        "kv_channels": arguments.hidden // arguments.heads,
-        "num_attention_heads": arguments.heads,
-        "multi_query_attention": True,
-        "multi_query_group_num": 2,
-        "padded_vocab_size": arguments.vocab,
-        "seq_length": 32768,
-        "layernorm_epsilon": 1e-5,
-        "add_qkv_bias": True,
-    }
-    config = native_config(official, Family.CHATGLM2)
-    config.dtype = torch.bfloat16
-    with torch.device("meta"):
-        model = OfficialGlmForCausalLM(config)
-        if method != "none":
-            layout = plan_layout(config, method)
-            layout.put_into(model.config)
-            replace_layers(model, layout)
-    model._apply(
-        lambda t: torch.empty_like(
-            t, device="cpu", dtype=torch.bfloat16 if t.is_floating_point() else t.dtype
-        )
+def shaped_model(arguments: argparse.Namespace, method: str) -> OfficialGlmForCausalLM:
+    """Make a bfloat16 model with random weights or random codes."""
+    shape = Shape(
+        layers=arguments.layers,
+        hidden=arguments.hidden,
+        ffn=arguments.ffn,
+        vocab=arguments.vocab,
+        heads=arguments.heads,
     )
-    model.rebuild_rotary()
-    normal, codes = torch.randn(TILE).mul_(0.02), torch.randint(-127, 127, (TILE,), dtype=torch.int8)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            tile = normal.to(parameter.dtype) if parameter.is_floating_point() else codes
-            for piece in parameter.view(-1).split(TILE):
-                piece.copy_(tile[: len(piece)])
-        for module in model.modules():
-            if isinstance(module, QuantizedLinear):
-                module.weight_scale.fill_(0.004)
-    return model.eval()
+    return random_model(shape, None if method == "none" else method)
 
 
 def released_product(layer: QuantizedLinear, to_float: Callable[..., None]) -> Product:
@@ -179,7 +146,7 @@ def measure(arguments: argparse.Namespace, name: str) -> dict[str, object]:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     method, how = GLMTUNE[name]
-    model = random_model(arguments, method)
+    model = shaped_model(arguments, method)
     kernels = prepare(model, how)
     prompt_rate(model, 8)
     found: dict[str, object] = {

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from glmtune.compat.chat_pipeline import pipeline
     from glmtune.inference.engine.engine import Engine
     from glmtune.inference.requests.chat import ChatEngine
-    from glmtune.loading import load_model, load_model_on_gpus, load_tokenizer
+    from glmtune.loading import load_model, load_model_on_gpus
     from glmtune.models.templates.renderer import render_prompt
+    from glmtune.models.tokenizers.load import load_tokenizer
     from glmtune.prefix.encoder import PrefixEncoder
 
 __all__ = [
@@ -30,7 +31,7 @@ __all__ = [
 _HOMES = {
     "load_model": "glmtune.loading",
     "load_model_on_gpus": "glmtune.loading",
-    "load_tokenizer": "glmtune.loading",
+    "load_tokenizer": "glmtune.models.tokenizers.load",
     "Engine": "glmtune.inference.engine.engine",
     "ChatEngine": "glmtune.inference.requests.chat",
     "pipeline": "glmtune.compat.chat_pipeline",

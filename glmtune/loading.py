@@ -15,18 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from glmtune.adapter import load_adapter
 from glmtune.compat.arguments import check_typed
 from glmtune.errors import ConfigError
-from glmtune.models.checkpoints.config import read_config
 from glmtune.models.checkpoints.shards import verifying
 from glmtune.models.load import GlmModel, load_official
 from glmtune.models.placement import Placement, parse_placement
-from glmtune.models.releases.families import Family, detect_family, detect_tokenizer_family, parse_family
-from glmtune.models.releases.source import family_of_source, resolve_source
-from glmtune.models.tokenizers.load import load_tokenizer_folder
+from glmtune.models.releases.families import Family
+from glmtune.models.tokenizers.load import load_tokenizer
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.checkpoint import load_prefix
 from glmtune.prefix.encoder import PrefixEncoder
@@ -37,6 +34,8 @@ from glmtune.quantization.in_place import InPlaceQuantization
 from glmtune.quantization.kernels.dispatch import prepare_for_inference
 from glmtune.quantization.layers.linear import QuantizedLinear
 from glmtune.settings import check_strengths
+
+__all__ = ["load_base", "load_model", "load_model_on_gpus", "load_tokenizer", "load_tuned"]
 
 
 def load_model(
@@ -263,25 +262,3 @@ def _placement(
             "twice. Leave one of them out."
         )
     return parse_placement(device_map, num_gpus=num_gpus, max_memory=max_memory)
-
-
-def load_tokenizer(source: str | Path, *, family: Family | str | None = None) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that belongs to a model.
-
-    Args:
-        source: as for `load_model`; a folder may hold the tokenizer's files alone.
-        family: release line, only where no name tells it.
-
-    Returns:
-        A transformers tokenizer; it pads on the left.
-
-    Raises:
-        ConfigError: unknown source or family.
-        CheckpointError: the tokenizer's files are missing, damaged or of a family without support.
-    """
-    folder = resolve_source(source)
-    chosen = parse_family(family) if family is not None else family_of_source(source)
-    if chosen is None:
-        has_model = (folder / "config.json").is_file()
-        chosen = detect_family(folder, read_config(folder)) if has_model else detect_tokenizer_family(folder)
-    return load_tokenizer_folder(folder, chosen)

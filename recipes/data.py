@@ -104,18 +104,15 @@ def run(config: DataConfig, words: Sequence[str] = ()) -> DataReport | None:
     from glmtune.data.check import check_data
     from glmtune.data.check_view import show_report
     from glmtune.data.lengths import has_lengths
-    from glmtune.loading import load_tokenizer
-    from glmtune.models.load import load_config
-    from glmtune.models.releases.source import resolve_source
+    from glmtune.models.context import context_tokens
+    from glmtune.models.tokenizers.load import load_tokenizer
     from glmtune.terminal.console import Console
 
     console = Console()
     config = _as_trained(config, words, console)
     source, family = config.model.source, config.model.family
     tokenizer = cast("TextTokenizer", load_tokenizer(source, family=family))
-    context = None
-    if not has_lengths(config.data):
-        context = load_config(source, resolve_source(source), family).max_position_embeddings
+    context = None if has_lengths(config.data) else context_tokens(source, family)
     report = check_data(config.data, tokenizer, context=context, progress=True)
     show_report(report, console)
     if config.report_file is not None:
@@ -152,13 +149,13 @@ def _check_benchmark(path: Path) -> None:
 
 def _as_trained(config: DataConfig, words: Sequence[str], console: Console) -> DataConfig:
     """Take over the data settings of the run that is named, as far as nobody said otherwise."""
+    place = next((getattr(config, name) for name in TUNED if getattr(config, name) is not None), None)
+    if place is None:
+        return config
     from glmtune.adapter import find_adapter
     from glmtune.data.as_trained import as_trained, trained_with, trained_with_prefix
     from glmtune.prefix.checkpoint import find_prefix
 
-    place = next((getattr(config, name) for name in TUNED if getattr(config, name) is not None), None)
-    if place is None:
-        return config
     given = given_settings(COMMAND, words)
     if config.run is not None:
         config = _of_run(config, given, words)

@@ -132,8 +132,8 @@ def _probe(config: PlanConfig, plan: Plan) -> tuple[Probe, Epoch | None]:
 def _lengths(config: PlanConfig) -> list[int]:
     """Return the tokens of every training row; none where rows or tokenizer are not on this machine."""
     from glmtune.data.dataset import load_split
-    from glmtune.loading import load_tokenizer
     from glmtune.models.tokenizers.base import GlmTokenizer
+    from glmtune.models.tokenizers.load import load_tokenizer
     from glmtune.planning.lengths import is_here
 
     if not is_here(config):

@@ -247,13 +247,12 @@ def _questions(config: PredictConfig, tokenizer: PreTrainedTokenizerBase) -> tup
     from glmtune.data.lengths import chosen_words, has_lengths, prediction_lengths, resolve_lengths
     from glmtune.data.truncation import Unseen, count_truncation
     from glmtune.inference.predict.questions import build_questions
-    from glmtune.models.load import load_config
-    from glmtune.models.releases.source import resolve_source
+    from glmtune.models.context import context_tokens
 
     data, source = config.data, config.model.source
     loaded = load_conversations(data, config.split, need_answers=False)
     if not has_lengths(data):
-        context = load_config(source, resolve_source(source), config.model.family).max_position_embeddings
+        context = context_tokens(source, config.model.family)
         rows = prediction_lengths(loaded.conversations, cast("TextTokenizer", tokenizer), data)
         data = resolve_lengths(data, rows, context=context)
     questions = build_questions(tokenizer, loaded, data)

@@ -68,7 +68,6 @@ def run(config: ServeConfig) -> None:
         GlmtuneError: a setting cannot be obeyed, or the model or an adapter cannot be loaded.
     """
     from glmtune.inference.adapter_names import tuned_paths
-    from glmtune.inference.load_engine import load_engine
     from glmtune.listening import is_loopback, listen, url_of
     from glmtune.serving.api.state import ServingState
     from glmtune.serving.app import access_rules, create_app
@@ -99,6 +98,10 @@ def run(config: ServeConfig) -> None:
     start_logging()
 
     def load() -> ChatEngine:
+        from glmtune.inference.load_engine import (
+            load_engine,
+        )  # PyTorch takes seconds; `/health` answers meanwhile
+
         return load_engine(
             config.model,
             prefixes=prefixes,

@@ -222,11 +222,10 @@ def _given(config: SweepConfig, words: Sequence[str] | None) -> list[str]:
 
 def _task(config: SweepConfig, data: DataSettings, tokenizer: PreTrainedTokenizerBase) -> _Task:
     from glmtune.data.dataset import load_conversations, load_split
-    from glmtune.models.load import load_config
-    from glmtune.models.releases.source import resolve_source
+    from glmtune.models.context import context_tokens
 
     source = config.model.source
-    context = load_config(source, resolve_source(source), config.model.family).max_position_embeddings
+    context = context_tokens(source, config.model.family)
     rows = load_split(data, SPLIT, cast(Any, tokenizer), context=context)
     return _Task(rows, load_conversations(rows.settings, SPLIT, warn=False), rows.settings)
 

@@ -469,12 +469,14 @@ def _main(config: TrainConfig) -> int:
     """Run, or start the processes that do; exit as shells expect after a signal: 128 + its number."""
     from glmtune.training.distributed.parent import is_started
     from glmtune.training.distributed.start import start
+    from glmtune.training.tracking.header import announce
 
+    # As given, references and all: the processes have this environment, and a file needs none of it.
+    values, device = as_written(dataclasses.asdict(config)), config.model.device
+    announce(values)
     if not is_started():
         _check_memory(config)
         always = config.deepspeed is not None
-        # As given, references and all: the processes have this environment, and a file needs none of it.
-        values, device = as_written(dataclasses.asdict(config)), config.model.device
         code = start("train", values, config.launch, device=device, always=always)
         if code is not None:
             return code

@@ -29,7 +29,8 @@ from glmtune.export.tensors import (
 )
 from glmtune.export.tokenizer import write_tokenizer
 from glmtune.export.tuned import write_tuned_adapter, write_tuned_prefix
-from glmtune.models.checkpoints.config import official_config, read_config
+from glmtune.models.checkpoints.config import official_config
+from glmtune.models.checkpoints.config_rules import read_config
 from glmtune.models.checkpoints.shard_writer import write_shards
 from glmtune.models.checkpoints.shards import OpenShards
 from glmtune.models.checkpoints.transformers_format import (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glmtune.models.checkpoints.config import read_config
+from glmtune.models.checkpoints.config_rules import read_config
 from glmtune.models.checkpoints.headers import TensorRecord
 from glmtune.models.checkpoints.names import is_derived
 from glmtune.models.checkpoints.quantized_layout import LAYOUT_KEY, QuantizedLayout, stored_layout

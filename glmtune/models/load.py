@@ -13,7 +13,8 @@ from transformers import Glm4Config, GlmConfig
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
-from glmtune.models.checkpoints.config import PER_HEAD_KEY, NativeConfig, is_other, native_config, read_config
+from glmtune.models.checkpoints.config import PER_HEAD_KEY, NativeConfig, native_config
+from glmtune.models.checkpoints.config_rules import is_other, read_config
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.models.checkpoints.quantizer import Quantizer
 from glmtune.models.checkpoints.reading import fill_model, open_weights

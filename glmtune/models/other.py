@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.models.checkpoints.config import read_config
+from glmtune.models.checkpoints.config_rules import read_config
 from glmtune.models.checkpoints.fingerprint import architecture_hash, sampled_signs
 from glmtune.models.checkpoints.names import listed
 from glmtune.models.checkpoints.shards import read_records

@@ -321,7 +321,8 @@ def _from_name(source: str) -> Geometry:
 
 def _from_folder(source: str, folder: Path, family: str | None) -> Geometry:
     from glmtune.models.architectures.chatglm_config import ChatGlmConfig
-    from glmtune.models.checkpoints.config import native_config, read_config
+    from glmtune.models.checkpoints.config import native_config
+    from glmtune.models.checkpoints.config_rules import read_config
     from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 
     official = read_config(folder)

@@ -13,11 +13,10 @@ from glmtune.data.lengths import LENGTHS, RowLengths, has_lengths, resolve_lengt
 from glmtune.data.reading.sources import find_data_files
 from glmtune.data.settings import DataSettings
 from glmtune.errors import GlmtuneError
-from glmtune.loading import load_tokenizer
-from glmtune.models.load import load_config
+from glmtune.models.context import context_tokens
 from glmtune.models.releases.presets import PRESETS
-from glmtune.models.releases.source import resolve_source
 from glmtune.models.templates.renderer import TextTokenizer
+from glmtune.models.tokenizers.load import load_tokenizer
 from glmtune.training.config import RunConfig
 
 MEASURED_ROWS = 2_000
@@ -68,6 +67,6 @@ def _measured(config: RunConfig) -> DataSettings | None:
     data = dataclasses.replace(config.data, max_train_samples=first, on_bad_row="skip")
     source, family = config.model.source, config.model.family
     tokenizer = cast("TextTokenizer", load_tokenizer(source, family=family))
-    context = load_config(source, resolve_source(source), family).max_position_embeddings
+    context = context_tokens(source, family)
     rows = load_conversations(data, "train", warn=False).conversations
     return resolve_lengths(config.data, training_lengths(rows, tokenizer, data), context=context)

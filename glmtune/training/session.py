@@ -22,7 +22,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 
 from glmtune.errors import GlmtuneError, TrainingError
 from glmtune.memory import is_out_of_memory
-from glmtune.models.checkpoints.config import read_config
+from glmtune.models.checkpoints.config_rules import read_config
 from glmtune.models.releases.source import resolve_source
 from glmtune.settings import as_written
 from glmtune.storage.files import write_json, write_text
@@ -58,7 +58,7 @@ from glmtune.training.starting.base_answers import ReplayStart
 from glmtune.training.starting.changes import read_changes
 from glmtune.training.starting.fitting import has_ended, refuse_unfit
 from glmtune.training.starting.switch_start import SwitchStart
-from glmtune.training.tracking.header import header, intention, next_commands
+from glmtune.training.tracking.header import header, next_commands
 from glmtune.training.tracking.trackers import RunBoard, tracker_callbacks
 from glmtune.training.trainer import GlmTrainer
 from glmtune.version import __version__
@@ -377,8 +377,6 @@ def _announce(start: RunStart) -> None:
             "`resume=never` or name another `output_dir`."
         )
         _show_next(start.settings, start.folder)
-    else:
-        _say(intention(start.settings))
     if start.checkpoint is not None:
         _say(f"going on from {start.checkpoint}")
     if start.changes:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from glmtune.errors import CheckpointError
 from glmtune.models.architectures.chatglm_inputs import token_positions
 from glmtune.models.architectures.chatglm_rotary import rotate
-from glmtune.models.checkpoints.config import read_config
+from glmtune.models.checkpoints.config_rules import read_config
 from glmtune.models.load import load_official
 from glmtune.models.official import OfficialChatGlmForCausalLM
 from glmtune.prefix.attach import attach_prefix, freeze_base

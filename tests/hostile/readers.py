@@ -207,7 +207,8 @@ def read_adapter(folder: Path) -> object:
 
 def read_model(folder: Path) -> object:
     """As `glmtune info` does, and the headers of all weights."""
-    from glmtune.models.checkpoints.config import native_config, read_config
+    from glmtune.models.checkpoints.config import native_config
+    from glmtune.models.checkpoints.config_rules import read_config
     from glmtune.models.checkpoints.shards import read_records
     from glmtune.models.releases.families import Family
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.loading import load_tokenizer
-from glmtune.models.checkpoints.config import read_config
+from glmtune.models.checkpoints.config_rules import read_config
 from glmtune.models.checkpoints.sizes import num_parameters
 from glmtune.models.describe import describe
 from glmtune.models.load import load_config, load_official

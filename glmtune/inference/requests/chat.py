@@ -24,7 +24,7 @@ from glmtune.inference.requests.request import Piece, Request, TokenLogprob
 from glmtune.inference.requests.sampling import Sampling
 from glmtune.inference.requests.text_stream import chat_text
 from glmtune.messages import Message
-from glmtune.models.chat.chat import CHAT_DEFAULTS
+from glmtune.models.chat.defaults import CHAT_DEFAULTS
 from glmtune.models.releases.families import Family
 from glmtune.models.templates.base import Template, TextTokenizer
 from glmtune.models.templates.chat_messages import THOUGHTS_KEY, chat_messages, encode_chat

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from glmtune.errors import ConfigError, GlmtuneError
-from glmtune.switch.rule import SwitchFacts
+
+if TYPE_CHECKING:
+    from glmtune.switch.rule import SwitchFacts
 
 AdapterKind = Literal["prefix", "lora"]
 

@@ -12,7 +12,6 @@ names begin with ``glmtune_``; the released code ignores them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from transformers import Glm4Config, GlmConfig
 
 from glmtune.errors import CheckpointError, unknown_name
 from glmtune.models.architectures.chatglm_config import POSITION_RULES, ChatGlmConfig
-from glmtune.models.checkpoints.config_rules import value_problems
+from glmtune.models.checkpoints.config_rules import is_other
 from glmtune.models.checkpoints.quantized_layout import (
     LAYOUT_KEY,
     QuantizedLayout,
@@ -41,10 +40,8 @@ from glmtune.models.releases.families import (
     SECOND_GENERATION,
     Family,
     family_of_config,
-    is_known_to_transformers,
 )
-from glmtune.storage.json_files import read_json_object, shown
-from glmtune.tuned_files import found_instead
+from glmtune.storage.json_files import shown
 
 NativeConfig = GlmConfig | Glm4Config | ChatGlmConfig
 """Configuration of a model of any generation."""
@@ -132,35 +129,6 @@ BOOKKEEPING = frozenset({
 })
 # fmt: on
 """Keys transformers writes for itself; they never change the architecture."""
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read a checkpoint's config.json.
-
-    Raises:
-        CheckpointError: the file is absent, no JSON object, or holds values that no release could have.
-    """
-    file = folder / "config.json"
-    if not file.is_file():
-        raise CheckpointError(
-            f"{folder} has no config.json, which every official checkpoint has. "
-            f"{found_instead(folder, 'model')}Point `model.source` at the folder that holds config.json and "
-            "the weights."
-        )
-    content = read_json_object(file)
-    if is_other(content):  # transformers' own classes check it
-        return content
-    problems = value_problems(content)
-    if problems:
-        listed = "\n".join(f"- {problem}" for problem in problems)
-        raise CheckpointError(f"{file} cannot be used:\n{listed}\nCorrect it, or download it again.")
-    return content
-
-
-def is_other(content: Mapping[str, Any]) -> bool:
-    """Whether a config.json is of an architecture that transformers computes and glmtune does not."""
-    kind = content.get("model_type")
-    return kind not in ("chatglm", *NATIVE_TYPES) and is_known_to_transformers(kind)
 
 
 def native_config(official: Mapping[str, Any], family: Family) -> NativeConfig:

@@ -1,4 +1,6 @@
-"""Which values a config.json may hold in either format; a wrong one is named before anything is built.
+"""Read a config.json and check its values, in either format; a wrong one is named before anything is built.
+
+Without PyTorch, so that plans, checks of data and tokenizers need none.
 
 Without this, a damaged value would surface as a TypeError deep inside a layer, and a huge one as a machine
 that swaps: every size has a bound far above the releases' own (the largest has 40 layers of 4,096), so that
@@ -10,10 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from glmtune.errors import CheckpointError
 from glmtune.models.checkpoints.quantized_layout import LAYOUT_KEY
-from glmtune.storage.json_files import shown
+from glmtune.models.releases.families import NATIVE_TYPES, is_known_to_transformers
+from glmtune.storage.json_files import read_json_object, shown
+from glmtune.tuned_files import found_instead
 
 
 def _is_whole(value: object, *, low: int, high: int) -> bool:
@@ -134,3 +140,42 @@ def value_problems(official: Mapping[str, Any]) -> list[str]:
         for key, value in official.items()
         if key in RULES and not RULES[key][1](value)
     ]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint's config.json.
+
+    Raises:
+        CheckpointError: the file is absent, no JSON object, or holds values that no release could have.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise CheckpointError(
+            f"{folder} has no config.json, which every official checkpoint has. "
+            f"{found_instead(folder, 'model')}Point `model.source` at the folder that holds config.json and "
+            "the weights."
+        )
+    content = read_json_object(file)
+    if is_other(content):  # transformers' own classes check it
+        return content
+    problems = value_problems(content)
+    if problems:
+        listed = "\n".join(f"- {problem}" for problem in problems)
+        raise CheckpointError(f"{file} cannot be used:\n{listed}\nCorrect it, or download it again.")
+    return content
+
+
+def is_other(content: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of an architecture that transformers computes and glmtune does not."""
+    kind = content.get("model_type")
+    return kind not in ("chatglm", *NATIVE_TYPES) and is_known_to_transformers(kind)
+
+
+def stored_context_tokens(content: Mapping[str, Any]) -> int | None:
+    """Return the positions that a config.json names; None where it leaves them to its release.
+
+    Args:
+        content: of the file, as `read_config` returns it.
+    """
+    names = ("seq_length", "max_sequence_length", "max_position_embeddings")
+    return next((int(content[name]) for name in names if name in content), None)

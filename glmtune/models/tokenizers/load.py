@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from glmtune.errors import CheckpointError
-from glmtune.models.releases.families import NATIVE_TYPES, Family, read_json
+from glmtune.models.checkpoints.config_rules import read_config
+from glmtune.models.releases.families import (
+    NATIVE_TYPES,
+    Family,
+    detect_family,
+    detect_tokenizer_family,
+    parse_family,
+    read_json,
+)
+from glmtune.models.releases.source import family_of_source, resolve_source
 from glmtune.models.tokenizers.chatglm import ChatGLMTokenizer
 from glmtune.models.tokenizers.chatglm2_and_3 import ChatGLM2Tokenizer, ChatGLM3Tokenizer
 from glmtune.models.tokenizers.glm4 import ChatGLM4Tokenizer
 from glmtune.models.tokenizers.tokenizer_json import JsonTokenizer
 from glmtune.models.tokenizers.vocabulary import VocabularyTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOKENIZERS: dict[Family, type[VocabularyTokenizer]] = {
     Family.CHATGLM: ChatGLMTokenizer,
@@ -27,6 +40,28 @@ VOCABULARIES = tuple({each.vocab_files_names["vocab_file"]: None for each in TOK
 """Names that the file of a tokenizer may have."""
 MAX_PADDING_ROWS = 1024
 """Rows of the embedding without a token: 184 to 227 in the releases, which pad to a multiple of 128."""
+
+
+def load_tokenizer(source: str | Path, *, family: Family | str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that belongs to a model.
+
+    Args:
+        source: as for `load_model`; a folder may hold the tokenizer's files alone.
+        family: release line, only where no name tells it.
+
+    Returns:
+        A transformers tokenizer; it pads on the left.
+
+    Raises:
+        ConfigError: unknown source or family.
+        CheckpointError: the tokenizer's files are missing, damaged or of a family without support.
+    """
+    folder = resolve_source(source)
+    chosen = parse_family(family) if family is not None else family_of_source(source)
+    if chosen is None:
+        has_model = (folder / "config.json").is_file()
+        chosen = detect_family(folder, read_config(folder)) if has_model else detect_tokenizer_family(folder)
+    return load_tokenizer_folder(folder, chosen)
 
 
 def load_tokenizer_folder(

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
-from glmtune.models.checkpoints.config import read_config
+from glmtune.models.checkpoints.config_rules import read_config
 from glmtune.models.checkpoints.names import FusedLayout, official_tensor, written_table
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.models.checkpoints.shards import OpenShards, read_records, weight_files

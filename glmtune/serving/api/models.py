@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glmtune.serving.api.errors import ApiError
 from glmtune.serving.api.fields.common import CommonFields
 from glmtune.serving.api.state import ServingState
-from glmtune.switch.rule import SwitchFacts
+
+if TYPE_CHECKING:
+    from glmtune.switch.rule import SwitchFacts
 
 MAX_NEAREST = 5
 """Most names that an error lists."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmtune.command_line import command_words, data_words, model_words
 from glmtune.models.releases.families import MIXTURES
-from glmtune.training.adapt import count_parameters
+from glmtune.terminal.console import Console
+from glmtune.training.distributed.parent import LAUNCHED, is_started
 
 if TYPE_CHECKING:
     from glmtune.retention.replay import Replay
@@ -40,6 +42,19 @@ def intention(settings: Mapping[str, Any]) -> str:
     return said
 
 
+def announce(settings: Mapping[str, Any]) -> None:
+    """Say the intention on the error stream, once: the launcher for all processes, or the first of them.
+
+    Called before anything is loaded, since PyTorch alone takes seconds.
+
+    Args:
+        settings: all settings, nested plain values.
+    """
+    if is_started() and (LAUNCHED in os.environ or os.environ["RANK"] != "0"):
+        return
+    Console(stderr=True, highlight=False, soft_wrap=True).print(intention(settings), markup=False)
+
+
 def header(trainer: GlmTrainer, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what is about to be trained, as names and values.
 
@@ -47,6 +62,8 @@ def header(trainer: GlmTrainer, settings: Mapping[str, Any]) -> list[tuple[str, 
         trainer: ready.
         settings: all settings, nested plain values.
     """
+    from glmtune.training.adapt import count_parameters  # with PyTorch, which `intention` does without
+
     args, rows = trainer.args, trainer.rows
     trained, total = count_parameters(trainer.tuned.model)
     autocast = " with bf16 autocast" if args.bf16 else " with fp16 autocast" if args.fp16 else ""

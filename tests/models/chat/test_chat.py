@@ -13,9 +13,11 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from glmtune.errors import ConfigError, DataError
 from glmtune.loading import load_model, load_tokenizer
-from glmtune.models.chat.chat import CHAT_DEFAULTS, ChatTurn, generate_settings
+from glmtune.models.chat.chat import ChatTurn, generate_settings
+from glmtune.models.chat.defaults import CHAT_DEFAULTS
 from glmtune.models.chat.stream import SAFE_TOKEN, RepairScores
-from glmtune.models.checkpoints.config import native_config, read_config
+from glmtune.models.checkpoints.config import native_config
+from glmtune.models.checkpoints.config_rules import read_config
 from glmtune.models.later import OfficialGlmForCausalLM
 from glmtune.models.releases.families import Family
 from glmtune.prefix.attach import attach_prefix

@@ -12,7 +12,8 @@ from glmtune.loading import load_tokenizer
 from glmtune.messages import Message
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.chat.chat import ChatTurn, generate_settings
-from glmtune.models.checkpoints.config import native_config, read_config
+from glmtune.models.checkpoints.config import native_config
+from glmtune.models.checkpoints.config_rules import read_config
 from glmtune.models.later import OfficialGlmForCausalLM
 from glmtune.models.official import OfficialChatGlmForCausalLM
 from glmtune.models.releases.families import Family

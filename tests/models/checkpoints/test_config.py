@@ -9,13 +9,8 @@ from transformers import GlmConfig
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
-from glmtune.models.checkpoints.config import (
-    BOOKKEEPING,
-    native_config,
-    official_config,
-    read_config,
-    rope_ratio,
-)
+from glmtune.models.checkpoints.config import BOOKKEEPING, native_config, official_config, rope_ratio
+from glmtune.models.checkpoints.config_rules import read_config
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.models.releases.families import Family
 from glmtune.models.settings import ModelSettings

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from glmtune.loading import load_base
-from glmtune.models.checkpoints.config import native_config, read_config
+from glmtune.models.checkpoints.config import native_config
+from glmtune.models.checkpoints.config_rules import read_config
 from glmtune.models.checkpoints.fingerprint import hash_tensors, weights_fingerprint
 from glmtune.models.load import load_official
 from glmtune.models.releases.families import Family

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from transformers import GlmConfig
 
 from glmtune.errors import CheckpointError
-from glmtune.models.checkpoints.config import native_config, official_config, read_config
+from glmtune.models.checkpoints.config import native_config, official_config
+from glmtune.models.checkpoints.config_rules import read_config
 from glmtune.models.checkpoints.names import (
     FusedLayout,
     fuse,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from glmtune.models.chat.chat import CHAT_DEFAULTS
+from glmtune.models.chat.defaults import CHAT_DEFAULTS
 from tests.serving.api.conftest import GENERATIONS, Scripts
 from tests.serving.api.replies import assert_refused, chat_of, completion_of
 from tests.serving.api.running_server import RunningServer
