@@ -448,6 +448,8 @@ def _report(console: Console, tuned: PredictedSplit, base: PredictedSplit | None
             markup=False,
             highlight=False,
         )
+    if tuned.looked_up.line:
+        console.print(tuned.looked_up.line, highlight=False, soft_wrap=True)
     console.print(f"Written: {tuned.folder}", markup=False, highlight=False, soft_wrap=True)
     return differences
 
