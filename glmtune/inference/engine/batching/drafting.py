@@ -12,9 +12,9 @@ from glmtune.inference.engine.batching.running_rows import RunningRows
 from glmtune.inference.engine.sampling.lookup import Draft
 
 TOKEN_COST = {"cpu": 0.15}
-"""What a further token in a pass costs where one token is 1. Measured at the width of 6B, two threads: INT4
-0.2, with INT8 activations 0.1, bfloat16 0.03. One number for all, and no clock: by the time that passes take,
-a run would compute otherwise the second time."""
+"""What a further token in a pass costs where one token is 1. Measured at the width of 6B for up to 8 tokens:
+INT4 0.15, with INT8 activations 0.1, bfloat16 0.02 (``benchmarks/results/prompt_lookup.md``). One number for
+all, and no clock: by the time that passes take, a run would compute otherwise the second time."""
 GPU_TOKEN_COST = 0.02
 """A GPU computes some dozens of tokens in the time of one. An estimate."""
 MAX_PASS_TOKENS = 64
