@@ -7,13 +7,13 @@ python benchmarks/prompt_lookup.py --tiny                                       
 The model has the shape of ChatGLM2-6B and random codes, made in memory, and random weights write nothing
 that looks like text. So its answers are *given*: every pass is computed in full, head and choice too, and
 then the token of a text is taken instead of the chosen one. What is drafted and what of it is right is then
-what that text makes it: ads after their attributes (``data/ads``), worked problems behind eight others
+what that text makes it: ads after their attributes (``data/ads``), worked problems behind three others
 (``data/gsm8k_sample``), and prose that repeats nothing (a page of ``docs``). They are cut into tokens by
 glm-tiny's small vocabulary, nearly character by character, so runs are found more often than with 65,024
 words, and say less.
 
 Arms take turns on the same model in one process, so that other work on the machine falls on all alike.
-llama.cpp (see `quantized_inference.py`) is measured before and after every round.
+llama.cpp (see `quantized_inference.py`) is measured after every round.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ from glmtune.loading import load_model, load_tokenizer
 from glmtune.quantization.kernels.dispatch import prepare_for_inference
 
 ROOT = Path(__file__).resolve().parents[1]
+Clock = Callable[[], float]
+NUM_SHOTS = 3
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Tokens of a pass whose time is measured."""
 
@@ -86,7 +88,9 @@ def texts(count: int) -> Iterator[Text]:
         yield text("ads", row["content"], row["summary"])
     folder = ROOT / "data/gsm8k_sample"
     shots = json.loads((folder / "cot_prompt_8shot.json").read_text("utf-8"))
-    before = "\n\n".join(f"Question: {each['question']}\nAnswer: {each['target']}" for each in shots)
+    before = "\n\n".join(
+        f"Question: {each['question']}\nAnswer: {each['target']}" for each in shots[:NUM_SHOTS]
+    )
     problems = [json.loads(line) for line in (folder / "test.jsonl").read_text("utf-8").splitlines()]
     for row in problems[:count]:
         worked = row["answer"].replace("\n#### ", ". The answer is ")
@@ -97,15 +101,17 @@ def texts(count: int) -> Iterator[Text]:
         yield text("prose", first, second[:400])
 
 
-def decode_seconds(engine: Engine, prompt: Sequence[int], sampling: Sampling) -> tuple[float, Any]:
+def decode_seconds(
+    engine: Engine, prompt: Sequence[int], sampling: Sampling, clock: Clock
+) -> tuple[float, Any]:
     """Return the time from the first token of an answer to its end, and the answer."""
     generation = engine.submit(Request(prompt_ids=tuple(prompt), sampling=sampling))
     while not engine.stats().new_tokens:
         engine.step()
-    start = time.perf_counter()
+    start = clock()
     while engine.step():
         pass
-    return time.perf_counter() - start, generation.result()
+    return clock() - start, generation.result()
 
 
 def engine_of(model: Any, lookup: int) -> Engine:
@@ -114,15 +120,15 @@ def engine_of(model: Any, lookup: int) -> Engine:
 
 
 @torch.inference_mode()
-def pass_seconds(model: Any, width: int, steps: int) -> float:
+def pass_seconds(model: Any, width: int, steps: int, clock: Clock) -> float:
     """Return the median time of a pass of so many tokens behind 64 others, head included."""
     ids = torch.randint(5, model.config.vocab_size, (1, 64))
     output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
     times: list[float] = []
     for _ in range(steps):
-        start = time.perf_counter()
+        start = clock()
         model(input_ids=ids[:, :width], cache=output.cache, use_cache=True, logits_to_keep=width)
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return statistics.median(times)
 
 
@@ -135,7 +141,7 @@ def measure_given(model: Any, arguments: argparse.Namespace) -> list[dict[str, A
         sampling = Sampling(max_new_tokens=min(len(text.answer), arguments.new))
         for lookup in (0, arguments.lookup):
             engine = engine_of(model, lookup)
-            seconds, made = decode_seconds(engine, text.prompt, sampling)
+            seconds, made = decode_seconds(engine, text.prompt, sampling, arguments.clock)
             stats = engine.stats()
             rows.append(
                 {
@@ -181,7 +187,7 @@ def measure_tiny(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             for lookup in (0, arguments.lookup):
                 engine = engine_of(model, lookup)
                 sampling = Sampling(max_new_tokens=arguments.new, ignore_eos=True)
-                seconds, made = decode_seconds(engine, text.prompt, sampling)
+                seconds, made = decode_seconds(engine, text.prompt, sampling, arguments.clock)
                 stats = engine.stats()
                 answers.append(made.token_ids)
                 rows.append(
@@ -214,13 +220,20 @@ def parse_arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--prompt", type=int, default=64, help="tokens of llama.cpp's prompt")
     parser.add_argument("--seconds", type=float, default=4, help="of llama.cpp's decoding, at most")
-    parser.add_argument("--configurations", nargs="+", choices=list(GLMTUNE), default=["int4", "int4 a8"])
+    parser.add_argument(
+        "--configurations", nargs="+", choices=list(GLMTUNE), default=["int4", "int4 e8", "int4 a8 e8"]
+    )
     parser.add_argument("--tiny", action="store_true", help="glm-tiny, with answers of its own")
     parser.add_argument("--dtype", default="bfloat16", help="with --tiny")
     parser.add_argument("--llama-python", help="a Python that has llama-cpp-python and gguf")
     parser.add_argument("--gguf", default="/tmp", help="folder for llama.cpp's file")
     parser.add_argument("--out", type=Path, help="JSON file of all measurements")
-    return parser.parse_args()
+    parser.add_argument("--cpu-time", action="store_true", help="of this process, with one thread")
+    arguments = parser.parse_args()
+    if arguments.cpu_time and arguments.threads != 1:
+        parser.error("--cpu-time adds up the time of all threads: give --threads 1")
+    arguments.clock = time.process_time if arguments.cpu_time else time.perf_counter
+    return arguments
 
 
 def main() -> int:
@@ -239,7 +252,7 @@ def main() -> int:
         prepare(models[name], how)
     for number in range(0 if arguments.tiny else arguments.rounds):
         for name, model in models.items():
-            costs = {width: pass_seconds(model, width, 5) for width in WIDTHS}
+            costs = {width: pass_seconds(model, width, 5, arguments.clock) for width in WIDTHS}
             relative = {width: round(cost / costs[1], 3) for width, cost in costs.items()}
             given = medians(measure_given(model, arguments))
             results.append({"round": number, "configuration": name, "pass": relative, **given})
