@@ -12,8 +12,9 @@ what that text makes it: ads after their attributes (``data/ads``), worked probl
 glm-tiny's small vocabulary, nearly character by character, so runs are found more often than with 65,024
 words, and say less.
 
-Arms take turns on the same model in one process, so that other work on the machine falls on all alike.
-llama.cpp (see `quantized_inference.py`) is measured after every round.
+`Engine.complete` answers one prompt after the other, as for `predict` and `eval`, which look in the answers
+before, too. Without and with drafts it takes turns on the same model in one process, so that other work on
+the machine falls on all alike. llama.cpp (see `quantized_inference.py`) is measured after every round.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ from torch import Tensor
 
 from glmtune.inference.engine.batching import continuous_batching
 from glmtune.inference.engine.engine import Engine
+from glmtune.inference.engine.many_prompts import GeneratedIds
 from glmtune.inference.engine.sampling.choose import ChosenToken, TokenChooser
-from glmtune.inference.requests.request import Request
 from glmtune.inference.requests.sampling import Sampling
 from glmtune.inference.settings import EngineSettings
 from glmtune.loading import load_model, load_tokenizer
@@ -58,22 +59,21 @@ class Text:
     answer: tuple[int, ...]
 
 
-class GivenAnswer(TokenChooser):
-    """Chooses as always, then takes the next token of a given answer instead."""
+class GivenAnswers(TokenChooser):
+    """Chooses as always, then takes the next token of the answer that is given to a prompt instead."""
 
-    answer: Sequence[int] = ()
+    answers: Mapping[tuple[int, ...], Sequence[int]] = {}
 
     def add(self, key: Hashable, *arguments: Any, **options: Any) -> None:
-        """Begin the answer anew."""
+        """Begin an answer."""
         super().add(key, *arguments, **options)
-        self._place = 0
+        self._left = iter(type(self).answers.get(tuple(arguments[1]), ()))
 
     def choose(self, logits_BV: Tensor, keys: Sequence[Hashable | None]) -> list[ChosenToken | None]:
         """Return the token that is given; there is one row."""
-        super().choose(logits_BV, keys)
-        token = type(self).answer[min(self._place, len(type(self).answer) - 1)]
-        self._place += 1
-        return [ChosenToken(token)]
+        [chosen] = super().choose(logits_BV, keys)
+        given = next(self._left, None)
+        return [chosen if given is None else ChosenToken(given)]
 
 
 def texts(count: int) -> Iterator[Text]:
@@ -101,22 +101,53 @@ def texts(count: int) -> Iterator[Text]:
         yield text("prose", first, second[:400])
 
 
-def decode_seconds(
-    engine: Engine, prompt: Sequence[int], sampling: Sampling, clock: Clock
-) -> tuple[float, Any]:
-    """Return the time from the first token of an answer to its end, and the answer."""
-    generation = engine.submit(Request(prompt_ids=tuple(prompt), sampling=sampling))
-    while not engine.stats().new_tokens:
-        engine.step()
-    start = clock()
-    while engine.step():
-        pass
-    return clock() - start, generation.result()
+def decode(
+    model: Any, given: Sequence[Text], lookup: int, arguments: argparse.Namespace
+) -> tuple[float, list[GeneratedIds]]:
+    """Answer prompts one after the other; return the seconds beside reading them, and the answers."""
+    engine = Engine(model, EngineSettings(batch_size=1, share_prefixes=False, prompt_lookup_tokens=lookup))
+    seen, read, reading = engine._model, engine._model.read, 0.0
+
+    def timed(*parts: Any, **options: Any) -> Any:
+        nonlocal reading
+        start = arguments.clock()
+        found = read(*parts, **options)
+        reading += arguments.clock() - start
+        return found
+
+    seen.read = timed
+    samplings = [
+        Sampling(max_new_tokens=min(len(text.answer), arguments.new), ignore_eos=True) for text in given
+    ]
+    start = arguments.clock()
+    made = list(engine.complete([text.prompt for text in given], samplings, stop_ids=()))
+    return arguments.clock() - start - reading, sorted(made, key=lambda each: each.index)
 
 
-def engine_of(model: Any, lookup: int) -> Engine:
-    """Return an engine that answers one request after another and keeps nothing."""
-    return Engine(model, EngineSettings(reuse_caches=False, prompt_lookup_tokens=lookup))
+def measured(
+    model: Any, kinds: Mapping[str, Sequence[Text]], arguments: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Measure every kind of text without and with drafts, by turns."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind, given in kinds.items():
+        rates: list[float] = []
+        answers: list[list[GeneratedIds]] = []
+        for lookup in (0, arguments.lookup):
+            seconds, made = decode(model, given, lookup, arguments)
+            rates.append(sum(each.num_new_tokens - 1 for each in made) / seconds)
+            answers.append(made)
+        draft = sum(each.num_draft_tokens for each in answers[1])
+        accepted = sum(each.num_accepted_tokens for each in answers[1])
+        equal = sum(a.token_ids == b.token_ids for a, b in zip(*answers, strict=True))
+        found[kind] = {
+            "rate": round(rates[0], 2),
+            "rate_lookup": round(rates[1], 2),
+            "ratio": round(rates[1] / rates[0], 3),
+            "right": round(accepted / max(1, draft), 3),
+            "of_new": round(accepted / sum(each.num_new_tokens for each in answers[1]), 3),
+            "equal": f"{equal} of {len(given)}",
+        }
+    return found
 
 
 @torch.inference_mode()
@@ -132,77 +163,24 @@ def pass_seconds(model: Any, width: int, steps: int, clock: Clock) -> float:
     return statistics.median(times)
 
 
-def measure_given(model: Any, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure every text without and with drafts, by turns."""
-    continuous_batching.TokenChooser = GivenAnswer  # pyright: ignore[reportPrivateImportUsage]
-    rows: list[dict[str, Any]] = []
-    for text in texts(arguments.texts):
-        GivenAnswer.answer = text.answer
-        sampling = Sampling(max_new_tokens=min(len(text.answer), arguments.new))
-        for lookup in (0, arguments.lookup):
-            engine = engine_of(model, lookup)
-            seconds, made = decode_seconds(engine, text.prompt, sampling, arguments.clock)
-            stats = engine.stats()
-            rows.append(
-                {
-                    "kind": text.kind,
-                    "lookup": lookup,
-                    "rate": (len(made.token_ids) - 1) / seconds,
-                    "draft": stats.num_draft_tokens,
-                    "accepted": stats.num_accepted_tokens,
-                    "new": len(made.token_ids),
-                }
-            )
-    return rows
-
-
-def medians(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return by kind of text: tokens/s without and with drafts, their ratio, and what came of drafts."""
-    found: dict[str, dict[str, float]] = {}
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        off = [row for row in rows if row["kind"] == kind and not row["lookup"]]
-        on = [row for row in rows if row["kind"] == kind and row["lookup"]]
-        ratios = [b["rate"] / a["rate"] for a, b in zip(off, on, strict=True)]
-        found[kind] = {
-            "rate": statistics.median(row["rate"] for row in off),
-            "rate_lookup": statistics.median(row["rate"] for row in on),
-            "ratio": statistics.median(ratios),
-            "ratio_low": min(ratios),
-            "ratio_high": max(ratios),
-            "right": sum(row["accepted"] for row in on) / max(1, sum(row["draft"] for row in on)),
-            "of_new": sum(row["accepted"] for row in on) / sum(row["new"] for row in on),
-        }
-    return found
-
-
-def measure_tiny(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Let glm-tiny write its own answers, without and with drafts by turns; they must be the same."""
-    rows: list[dict[str, Any]] = []
+def tiny_models(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return glm-tiny unquantized and quantized."""
+    models: dict[str, Any] = {}
     for quantization in (None, "int8", "int4"):
         model = load_model("glm-tiny", quantization=quantization, dtype=arguments.dtype, device="cpu")
         prepare_for_inference(model)
-        equal, asked = 0, list(texts(arguments.texts))
-        for text in asked:
-            answers = []
-            for lookup in (0, arguments.lookup):
-                engine = engine_of(model, lookup)
-                sampling = Sampling(max_new_tokens=arguments.new, ignore_eos=True)
-                seconds, made = decode_seconds(engine, text.prompt, sampling, arguments.clock)
-                stats = engine.stats()
-                answers.append(made.token_ids)
-                rows.append(
-                    {
-                        "kind": f"{quantization} {text.kind}",
-                        "lookup": lookup,
-                        "rate": (len(made.token_ids) - 1) / seconds,
-                        "draft": stats.num_draft_tokens,
-                        "accepted": stats.num_accepted_tokens,
-                        "new": len(made.token_ids),
-                    }
-                )
-            equal += answers[0] == answers[1]
-        say({"quantization": quantization, "dtype": arguments.dtype, "equal": f"{equal} of {len(asked)}"})
-    return rows
+        models[f"glm-tiny {quantization or arguments.dtype}"] = model
+    return models
+
+
+def random_models(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return models of random weights at the shape of 6B."""
+    models: dict[str, Any] = {}
+    for name in arguments.configurations:
+        method, how = GLMTUNE[name]
+        models[name] = random_model(arguments, method)
+        prepare(models[name], how)
+    return models
 
 
 def say(values: dict[str, Any]) -> None:
@@ -216,7 +194,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     for name, default in (("layers", 28), ("hidden", 4096), ("ffn", 13696), ("vocab", 65024), ("heads", 32)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in (("threads", 2), ("rounds", 3), ("texts", 4), ("new", 64), ("lookup", 7)):
+    for name, default in (("threads", 2), ("rounds", 3), ("texts", 6), ("new", 64), ("lookup", 7)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--prompt", type=int, default=64, help="tokens of llama.cpp's prompt")
     parser.add_argument("--seconds", type=float, default=4, help="of llama.cpp's decoding, at most")
@@ -242,20 +220,20 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     results: list[dict[str, Any]] = []
-    if arguments.tiny:
-        results = [{"tiny": medians(measure_tiny(arguments))}]
-        say(results[-1])
-    models: dict[str, Any] = {}
-    for name in () if arguments.tiny else arguments.configurations:
-        method, how = GLMTUNE[name]
-        models[name] = random_model(arguments, method)
-        prepare(models[name], how)
-    for number in range(0 if arguments.tiny else arguments.rounds):
+    models = tiny_models(arguments) if arguments.tiny else random_models(arguments)
+    kinds: dict[str, list[Text]] = {}
+    for text in texts(arguments.texts):
+        kinds.setdefault(text.kind, []).append(text)
+    if not arguments.tiny:
+        GivenAnswers.answers = {text.prompt: text.answer for given in kinds.values() for text in given}
+        continuous_batching.TokenChooser = GivenAnswers  # pyright: ignore[reportPrivateImportUsage]
+    for number in range(arguments.rounds):
         for name, model in models.items():
             costs = {width: pass_seconds(model, width, 5, arguments.clock) for width in WIDTHS}
-            relative = {width: round(cost / costs[1], 3) for width, cost in costs.items()}
-            given = medians(measure_given(model, arguments))
-            results.append({"round": number, "configuration": name, "pass": relative, **given})
+            relative = {width: round(cost / costs[1], 2) for width, cost in costs.items()}
+            results.append(
+                {"round": number, "name": name, "pass": relative, **measured(model, kinds, arguments)}
+            )
             say(results[-1])
         if arguments.llama_python:
             results.append({"round": number, **measure_llama(replace_seconds(arguments), "llama.cpp Q4_0")})

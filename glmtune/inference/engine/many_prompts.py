@@ -102,6 +102,7 @@ def _complete(
         kv_cache=settings.kv_cache,
         raises_errors=True,
         prompt_lookup_tokens=settings.prompt_lookup_tokens,
+        shares_answers=True,
     )
     batch.add(list(places))
     left = len(places)

@@ -50,11 +50,11 @@ def test_what_was_right_lately_counts():
 def test_a_request_whose_drafts_were_wrong_tries_again_later():
     rates = AcceptanceRates()
     for _ in range(30):
-        rates.note(2, num_drafted=1, num_accepted=0)
-    assert width((7, rates.rate(2))) == 1
+        rates.note(3, num_drafted=1, num_accepted=0)
+    assert width((7, rates.rate(3))) == 1
     steps = 0
-    while width((7, rates.rate(2))) == 1:
-        rates.skip(2)
+    while width((7, rates.rate(3))) == 1:
+        rates.skip(3)
         steps += 1
         assert steps < 100
     assert steps > 10

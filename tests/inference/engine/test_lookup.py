@@ -112,6 +112,23 @@ def test_many_rows_are_not_slowed_down_by_drafts(passes):
     assert sum(count for size, count in passes.items() if size > 1) <= passes[1]
 
 
+def test_answers_to_many_prompts_are_looked_up_too_and_those_of_requests_are_not(monkeypatch):
+    """Prompts of one token give nothing to look up, but each is answered like the one before it."""
+    monkeypatch.setitem(drafting.TOKEN_COST, "cpu", 0.0)
+    model = load("chatglm2")
+    prompts, sampling = [[5], [5], [5]], Sampling(max_new_tokens=8)
+    engine = engine_of(model, batch_size=1, reuse_caches=False, prompt_lookup_tokens=7)
+    made = sorted(engine.complete(prompts, [sampling] * 3, stop_ids=()), key=lambda each: each.index)
+    expected = plain_generate(model, [5], (), 8)
+    assert [list(each.token_ids) for each in made] == [expected] * 3
+    first, second, third = (each.num_accepted_tokens for each in made)
+    assert second > first
+    assert third > first
+    for _ in range(3):
+        alone(engine, Request(prompt_ids=(5,), sampling=sampling))
+    assert engine.stats().num_accepted_tokens == 3 * first
+
+
 def test_what_was_drafted_is_counted():
     model = load("chatglm2")
     engine = engine_of(model, reuse_caches=False, prompt_lookup_tokens=6)

@@ -85,6 +85,7 @@ class ContinuousBatch:
         reuses_caches: bool = False,
         raises_errors: bool = False,
         prompt_lookup_tokens: int = 0,
+        shares_answers: bool = False,
     ) -> None:
         """Start without rows.
 
@@ -97,12 +98,13 @@ class ContinuousBatch:
             reuses_caches: keep the caches of finished rows for later ones.
             raises_errors: what goes wrong with a row is raised, instead of ending that row alone.
             prompt_lookup_tokens: see `EngineSettings`.
+            shares_answers: see `Drafter`.
         """
         self.num_prompt_tokens = self.num_cached_tokens = self.num_new_tokens = 0
         self.switched: Mapping[str, tuple[int, int]] = {}
         self._model, self._budget, self._kv_cache = model, budget, kv_cache
         self._chooser = TokenChooser()
-        self.drafter = Drafter(prompt_lookup_tokens, model.device.type)
+        self.drafter = Drafter(prompt_lookup_tokens, model.device.type, shares_answers=shares_answers)
         self._piece_tokens, self._raises_errors = piece_tokens, raises_errors
         # Codes of keys and values are not what was read: a later row would not compute the same.
         self._kept = KeptCaches() if reuses_caches and model.can_share and kv_cache == "plain" else None
@@ -408,6 +410,7 @@ class ContinuousBatch:
         """Hand out a piece; with the last one the row is over."""
         if piece.finish_reason is not None:
             self._ended.append(row)
+            self.drafter.keep_answer(row)
         try:
             row.give(piece)
         except Exception:

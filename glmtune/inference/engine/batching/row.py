@@ -147,18 +147,23 @@ class Row:
             for begin, each in zip(first, step, strict=True)
         ]
 
-    def draft(self, max_tokens: int) -> Draft | None:
+    def draft(self, max_tokens: int, answers: TokenLookup | None = None) -> Draft | None:
         """Return tokens that may follow the last one, as many as the request allows; often there are none.
 
         Args:
             max_tokens: most tokens.
+            answers: others' answers, in which a longer run may stand than in prompt and answer of this one.
         """
         count = min(max_tokens, self.limit - len(self.generated) - 1)
         if count < 1:
             return None
         if self._lookup is None:
             self._lookup = TokenLookup([*self.prompt, *self.generated])
-        return self._lookup.propose(count)
+        own = self._lookup.propose(count)
+        other = None if answers is None else answers.propose_behind(self._lookup.end, count)
+        if own is None or (other is not None and other.num_matched > own.num_matched):
+            return other
+        return own
 
     def take(self, chosen: ChosenToken) -> Piece:
         """Append a token; return what that adds to the answer, with the reason if it ends there."""

@@ -10,10 +10,10 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-SIZES = (3, 2)
+SIZES = (4, 3, 2)
 """Lengths of the runs of tokens that are looked up, the longer first. A run of one token says too little:
 most drafts would be wrong, and every token of them is computed."""
 _TOKEN_BITS = 20  # of an id in a key; vocabularies have up to 151,552
@@ -53,8 +53,13 @@ class TokenLookup:
         """Take the next token, in a time that does not depend on how many there are."""
         for size, after in zip(SIZES, self._after, strict=True):
             if len(self._tokens) >= size:
-                after[self._key(size)] = len(self._tokens)
+                after[_key(self._tokens[-size:])] = len(self._tokens)
         self._tokens.append(token_id)
+
+    @property
+    def end(self) -> tuple[int, ...]:
+        """The last tokens, as many as are ever looked up."""
+        return tuple(self._tokens[-SIZES[0] :])
 
     def propose(self, max_tokens: int) -> Draft | None:
         """Return what followed the last tokens where they stood before; None where they never did.
@@ -62,11 +67,26 @@ class TokenLookup:
         Args:
             max_tokens: most tokens to return, at least 1.
         """
+        size, place = self._find(self._tokens)
+        return None if place < 0 else Draft(self._copied(place, max_tokens), size)
+
+    def propose_behind(self, last: Sequence[int], max_tokens: int) -> Draft | None:
+        """Return what followed tokens of another text where they stood in this one; None: nowhere.
+
+        Args:
+            last: the end of the other text (`end`).
+            max_tokens: most tokens to return, at least 1.
+        """
+        size, place = self._find(last)
+        return None if place < 0 else Draft(tuple(self._tokens[place : place + max_tokens]), size)
+
+    def _find(self, last: Sequence[int]) -> tuple[int, int]:
+        """Return how many of the last tokens stand here, and where what follows them does; -1: nowhere."""
         for size, after in zip(SIZES, self._after, strict=True):
-            place = after.get(self._key(size)) if len(self._tokens) >= size else None
+            place = after.get(_key(last[-size:])) if len(last) >= size else None
             if place is not None:
-                return Draft(self._copied(place, max_tokens), size)
-        return None
+                return size, place
+        return 0, -1
 
     def _copied(self, place: int, num: int) -> tuple[int, ...]:
         # Where the earlier place is so near that its continuation reaches the end, the draft goes on with
@@ -77,8 +97,9 @@ class TokenLookup:
             draft.append(self._tokens[offset] if known < 0 else draft[known])
         return tuple(draft)
 
-    def _key(self, size: int) -> int:
-        key = 0
-        for token_id in self._tokens[-size:]:
-            key = (key << _TOKEN_BITS) | token_id
-        return key
+
+def _key(run: Sequence[int]) -> int:
+    key = 0
+    for token_id in run:
+        key = (key << _TOKEN_BITS) | token_id
+    return key

@@ -50,8 +50,27 @@ def test_longer_runs_and_later_places_come_first():
     assert ids(TokenLookup([2, 3, 7, 2, 3, 8, 2, 3]), 2) == (8, 2)
 
 
+def test_other_texts_are_continued_as_far_as_this_one_goes():
+    lookup = TokenLookup([1, 2, 3, 4, 5, 6])
+    for last, most, expected in (
+        ([9, 2, 3], 2, ((4, 5), 2)),
+        ([2, 3, 4], 9, ((5, 6), 3)),
+        ([7, 1, 2, 3, 4], 1, ((5,), 4)),
+    ):
+        draft = lookup.propose_behind(last, most)
+        assert draft is not None
+        assert (draft.token_ids, draft.num_matched) == expected
+    for last in ([5, 6], [6], [], [3, 2]):
+        assert lookup.propose_behind(last, 5) is None
+    assert lookup.end == (3, 4, 5, 6)
+
+
 def test_how_long_a_run_was_found_is_told():
-    for tokens, num_matched in (([1, 2, 3, 7, 1, 2, 3], 3), ([9, 2, 3, 7, 1, 2, 3], 2)):
+    for tokens, num_matched in (
+        ([1, 2, 3, 7, 1, 2, 3], 3),
+        ([0, 1, 2, 3, 7, 0, 1, 2, 3], 4),
+        ([9, 2, 3, 7, 1, 2, 3], 2),
+    ):
         draft = TokenLookup(tokens).propose(1)
         assert draft is not None
         assert (draft.token_ids, draft.num_matched) == ((7,), num_matched)
