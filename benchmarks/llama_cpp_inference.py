@@ -109,8 +109,9 @@ def write(options: argparse.Namespace, file: Path) -> None:
 class Context:
     """A loaded model that reads tokens."""
 
-    def __init__(self, file: Path, threads: int, num_tokens: int) -> None:
+    def __init__(self, file: Path, threads: int, num_tokens: int, *, cpu_time: bool = False) -> None:
         """Load as llama.cpp does by default: memory-mapped, repacked for this processor."""
+        self.clock = time.process_time if cpu_time else time.perf_counter
         llama_cpp.llama_backend_init()
         self.model = llama_cpp.llama_model_load_from_file(
             str(file).encode(), llama_cpp.llama_model_default_params()
@@ -133,16 +134,16 @@ class Context:
             self.batch.token[place], self.batch.pos[place] = int(token), int(position)
             self.batch.n_seq_id[place], self.batch.seq_id[place][0] = 1, row
             self.batch.logits[place] = last[row] == place
-        start = time.perf_counter()
+        start = self.clock()
         if llama_cpp.llama_decode(self.context, self.batch):
             raise SystemExit("llama_decode failed")
         llama_cpp.llama_synchronize(self.context)
-        return time.perf_counter() - start
+        return self.clock() - start
 
 
 def measure(options: argparse.Namespace, file: Path) -> dict[str, float]:
     """Return tokens/s and peak memory, measured as `quantized_inference.py` does for our own models."""
-    context = Context(file, options.threads, max(options.prompt, 64))
+    context = Context(file, options.threads, max(options.prompt, 64), cpu_time=options.cpu_time)
     random = np.random.default_rng(0)
 
     def ids(count: int) -> Any:
@@ -176,6 +177,7 @@ def main() -> int:
     parser.add_argument("--type", choices=["Q4_0", "Q8_0"], required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--only-write", action="store_true")
+    parser.add_argument("--cpu-time", action="store_true", help="of this process, with one thread")
     parser.add_argument("--words", action="store_true", help="with a vocabulary, for llama.cpp's server")
     options = parser.parse_args()
     shape = f"{options.layers}x{options.hidden}x{options.ffn}x{options.vocab}"

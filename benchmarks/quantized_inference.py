@@ -45,12 +45,15 @@ GLMTUNE = {
     "int4 torch": ("int4", "torch"),
     "int4": ("int4", "native"),
     "int4 a8": ("int4", "a8"),
+    "int4 e8": ("int4", "e8"),
+    "int4 a8 e8": ("int4", "a8 e8"),
     "int4-g128": ("int4-g128", "native"),
     "int4-g128 a8": ("int4-g128", "a8"),
     "int4-g32": ("int4-g32", "native"),
 }
-"""Name → method and how it is multiplied: plain path, PyTorch's kernels, ours, ours with INT8 activations, or
-as the released code does on CPUs: codes to a float32 matrix in a C loop, then a float32 product."""
+"""Name → method and how it is multiplied: plain path, PyTorch's kernels, ours (a8: with INT8 activations, e8:
+embedding and head in INT8 as well), or as the released code does on CPUs: codes to a float32 matrix in a C
+loop, then a float32 product."""
 LLAMA = {"llama.cpp Q4_0": "Q4_0", "llama.cpp Q8_0": "Q8_0"}
 RELEASED = """
 #include <stdint.h>
@@ -115,7 +118,12 @@ def prepare(model: nn.Module, how: str) -> Mapping[str, int]:
     if how == "plain":
         return {}
     os.environ[SWITCH] = "0" if how == "torch" else "1"
-    return prepare_for_inference(model, activations="int8" if how == "a8" else None)
+    rounded = how.split()
+    return prepare_for_inference(
+        model,
+        activations="int8" if "a8" in rounded else None,
+        embeddings="int8" if "e8" in rounded else None,
+    )
 
 
 @torch.inference_mode()
@@ -184,6 +192,8 @@ def measure_llama(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     command = [str(arguments.llama_python), str(script), "--type", LLAMA[name], "--folder", arguments.gguf]
     for option in ("layers", "hidden", "ffn", "vocab", "heads", "prompt", "new", "threads", "seconds"):
         command += [f"--{option}", str(getattr(arguments, option))]
+    if getattr(arguments, "cpu_time", False):
+        command.append("--cpu-time")
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return {"configuration": name, **json.loads(done.stdout.splitlines()[-1])}
 

@@ -23,6 +23,7 @@ from glmtune.models.checkpoints.shards import verifying
 from glmtune.models.load import GlmModel, load_official
 from glmtune.models.placement import Placement, parse_placement
 from glmtune.models.releases.families import Family
+from glmtune.models.settings import EMBEDDINGS
 from glmtune.models.tokenizers.load import load_tokenizer
 from glmtune.prefix.attach import attach_prefix
 from glmtune.prefix.checkpoint import load_prefix
@@ -33,7 +34,7 @@ from glmtune.quantization.files.quantize_on_load import QuantizingReader
 from glmtune.quantization.in_place import InPlaceQuantization
 from glmtune.quantization.kernels.dispatch import prepare_for_inference
 from glmtune.quantization.layers.linear import QuantizedLinear
-from glmtune.settings import check_strengths
+from glmtune.settings import check_choice, check_strengths
 
 __all__ = ["load_base", "load_model", "load_model_on_gpus", "load_tokenizer", "load_tuned"]
 
@@ -46,6 +47,7 @@ def load_model(
     device_map: object = None,
     quantization: str | None = None,
     quantization_activations: str | None = None,
+    quantization_embeddings: str | None = None,
     prefix: PrefixEncoder | str | Path | None = None,
     prefix_strength: float = 1.0,
     adapter: str | Path | None = None,
@@ -71,6 +73,8 @@ def load_model(
             quantizes them as they are read, tensor by tensor; one of EXTERNAL there (``nf4``,
             ``torchao-int4``, ...) leaves it to another library, for GPUs.
         quantization_activations: ``int8`` also rounds the inputs of quantized layers; None leaves them.
+        quantization_embeddings: ``int8`` rounds embedding and head to INT8 codes; such a model answers,
+            and is not saved. None leaves them.
         prefix: a prefix to attach: an encoder, a run folder, a checkpoint folder, or a file (ours, or an
             official ``pytorch_model.bin``).
         prefix_strength: how much the prefix counts wherever nothing else is asked for: 1 as it was tuned, 0
@@ -111,8 +115,10 @@ def load_model(
     # Last: the fast products hold the codes in an order of their own and join neighbouring layers,
     # which a prefix, an adapter or a cast coming later would not find as they expect them.
     has_codes = any(isinstance(module, QuantizedLinear) for module in model.modules())
-    if has_codes or quantization_activations is not None:
-        prepare_for_inference(model, activations=quantization_activations)
+    if quantization_embeddings is not None:
+        check_choice("quantization_embeddings", quantization_embeddings, EMBEDDINGS)
+    if has_codes or quantization_activations is not None or quantization_embeddings is not None:
+        prepare_for_inference(model, activations=quantization_activations, embeddings=quantization_embeddings)
         model.in_place_quantizer = InPlaceQuantization(quantization_activations)
         model.keep_products()
     return model

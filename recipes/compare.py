@@ -33,7 +33,9 @@ class CompareConfig:
     baseline: SideSettings = setting(SideSettings, "the model that a drop is counted from")
     candidate: SideSettings = setting(SideSettings, "the model that is judged")
     candidates: list[str] | None = setting(
-        None, "rank ways to quantize in one table instead, such as [int8,int4,int4-g128]; -a8: inputs in INT8"
+        None,
+        "rank ways to quantize in one table instead, such as [int8,int4,int4-a8,int4-e8] (-a8: inputs,"
+        " -e8: embedding and head in INT8)",
     )
     benchmark: BenchmarkSettings = setting(BenchmarkSettings, "the questions; ceval,mmlu names several")
     benchmarks: list[str] | None = setting(None, "several benchmarks; benchmark=ceval,mmlu is the same")

@@ -35,6 +35,7 @@ UNUSED_OF_MODEL = {
     "quantization": None,
     "quantization_bit": None,
     "quantization_activations": None,
+    "quantization_embeddings": None,
     "verify_checksums": True,
 }
 """Settings of `model` that only our own backend reads, with what they are where nobody sets them."""

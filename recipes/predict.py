@@ -174,7 +174,9 @@ def run(config: PredictConfig, words: Sequence[str] | None = None) -> PredictRes
         )
         model.use_switch = config.use_switch
         tuning = _tune(config, model, tuned_path)
-        prepare_for_inference(model, activations=source.quantization_activations)
+        prepare_for_inference(
+            model, activations=source.quantization_activations, embeddings=source.quantization_embeddings
+        )
         _announce(console, config, asked, tuning, folder)
 
         def predict(into: Journal, tuning: _Tuning) -> PredictedSplit:
@@ -374,6 +376,8 @@ def _identity(
     assert source_length is not None
     assert target_length is not None
     rounding = {"quantization_activations": activations} if activations else {}
+    if config.model.quantization_embeddings:  # runs from before there was a choice do not name it
+        rounding["quantization_embeddings"] = config.model.quantization_embeddings
     return RunIdentity(
         model=config.model.source,
         model_fingerprint=model.fingerprint(),
@@ -447,6 +451,8 @@ def _report(console: Console, tuned: PredictedSplit, base: PredictedSplit | None
             markup=False,
             highlight=False,
         )
+    if tuned.looked_up.line:
+        console.print(tuned.looked_up.line, highlight=False, soft_wrap=True)
     console.print(f"Written: {tuned.folder}", markup=False, highlight=False, soft_wrap=True)
     return differences
 

@@ -247,7 +247,9 @@ def _load(config: SweepConfig, tuned: Path) -> GlmModel:
         # prompts by the base at every strength, beside a loss that is the tuned part's alone.
         use_switch=False,
     )
-    prepare_for_inference(model, activations=source.quantization_activations)
+    prepare_for_inference(
+        model, activations=source.quantization_activations, embeddings=source.quantization_embeddings
+    )
     return model
 
 
@@ -295,7 +297,12 @@ def _facts(
         "data_fingerprint": task.rows.fingerprint,
         "num_rows": len(task.rows.lengths),
         **{name: getattr(task.data, name) for name in names},
-        # Sweeps from before there was a choice do not name it.
+        # Sweeps from before there was a choice do not name these.
+        **(
+            {"quantization_embeddings": config.model.quantization_embeddings}
+            if config.model.quantization_embeddings
+            else {}
+        ),
         **({} if task.data.loss_on_thoughts else {"loss_on_thoughts": False}),
         "prompts_sha256": hashlib.sha256(asked.encode()).hexdigest(),
         "max_new_tokens": config.retention.max_new_tokens,

@@ -55,6 +55,7 @@ class GlmBackend:
         is_chat: bool | None = None,
         settings: EngineSettings | None = None,
         activations: str | None = None,
+        embeddings: str | None = None,
         system: str | None = None,
         tuned: str = "",
     ) -> None:
@@ -68,6 +69,7 @@ class GlmBackend:
                 transformers' format has a chat template (`is_chat_model`).
             settings: how much is done at once.
             activations: what the inputs of quantized layers are rounded to, if they are.
+            embeddings: what embedding and head are rounded to, if they are.
             system: system message of conversations, where the model was tuned with one.
             tuned: what was attached to the model, as the user named it.
         """
@@ -86,6 +88,8 @@ class GlmBackend:
         quantization = (
             found.quantization if activations is None else f"{found.quantization}-a{activations[3:]}"
         )
+        if embeddings is not None:
+            quantization += f"-e{embeddings[3:]}"
         beside = hash_beside_weights(model, self._encoder.vocabulary_hash)
         if (switch := switch_of(model)) is not None:
             beside = hashlib.sha256(f"{beside} {switch.fingerprint}".encode()).hexdigest()[:16]
@@ -241,10 +245,10 @@ def load_backend(
         tuned += f" at scale {adapter_scale:g}"
     options: dict[str, Any] = {
         "is_chat": is_chat, "settings": settings, "activations": activations,
-        "tuned": tuned, "system": system,
+        "embeddings": model.quantization_embeddings, "tuned": tuned, "system": system,
     }  # fmt: skip
     backend = GlmBackend(loaded, tokenizer, name=model.source, **options)
-    prepare_for_inference(loaded, activations=activations)
+    prepare_for_inference(loaded, activations=activations, embeddings=model.quantization_embeddings)
     return backend
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 NOT_QUANTIZED = "none"
-ROUNDED = "-a8"
-"""Behind the name of a quantization: the inputs of quantized layers are rounded to INT8, too."""
+SUFFIXES = {"-a8": "quantization_activations", "-e8": "quantization_embeddings"}
+"""Ends of a method's name, in any order: the setting of the model that they make ``int8``."""
 HEADLINE = "headline"
 AVERAGES = (HEADLINE, "micro", "macro")
 
@@ -63,6 +63,9 @@ class SideSettings:
     )
     quantization_activations: str | None = setting(
         None, "int8: round the inputs of quantized layers too; default: model.quantization_activations"
+    )
+    quantization_embeddings: str | None = setting(
+        None, "int8: embedding and head as INT8 codes; default: model.quantization_embeddings"
     )
     prefix_path: str | None = setting(None, "tuned prefix: a run folder, one of its checkpoints, or a file")
     prefix_strength: float = setting(1.0, STRENGTH_HELP)
@@ -115,13 +118,25 @@ class SideSettings:
             changes["dtype"] = dtype
         if self.quantization is not None:
             is_plain = self.quantization in (*PRECISIONS, NOT_QUANTIZED)
-            # What the model settings say about activations was said of a quantized model.
+            # What the model settings say about rounding was said of a quantized model.
             if is_plain:
-                changes["quantization_activations"] = None
-            method = self.quantization.removesuffix(ROUNDED)
+                changes |= dict.fromkeys(SUFFIXES.values())
+            method, rounded = split_suffixes(self.quantization)
             changes |= {"quantization": None if is_plain else method, "quantization_bit": None}
-            if method != self.quantization:
-                changes["quantization_activations"] = "int8"
-        if self.quantization_activations is not None:
-            changes["quantization_activations"] = self.quantization_activations
+            changes |= dict.fromkeys(rounded, "int8")
+        for name in SUFFIXES.values():
+            if getattr(self, name) is not None:
+                changes[name] = getattr(self, name)
         return dataclasses.replace(shared, **changes)
+
+
+def split_suffixes(name: str) -> tuple[str, tuple[str, ...]]:
+    """Take what rounds besides off a method's name.
+
+    >>> split_suffixes("int4-g32-a8-e8")
+    ('int4-g32', ('quantization_embeddings', 'quantization_activations'))
+    """
+    settings: list[str] = []
+    while (end := next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)) is not None:
+        name, settings = name.removesuffix(end), [*settings, SUFFIXES[end]]
+    return name, tuple(settings)

@@ -42,7 +42,9 @@ def load_engine(
         family=model.family,
         quantization=model.method,
     )
-    prepare_for_inference(loaded, activations=model.quantization_activations)
+    prepare_for_inference(
+        loaded, activations=model.quantization_activations, embeddings=model.quantization_embeddings
+    )
     check_engine_computes(loaded)
     engine = Engine(loaded, settings)
     for name, path in (prefixes or {}).items():

@@ -15,6 +15,12 @@ OFFICIAL_TOP_K = 50
 """Of transformers, which applies it unasked where a script, as the official one, names no other."""
 MAX_TEMPERATURE = 100.0
 """Above it every token is as likely as any other; a number beyond is a mistake."""
+MAX_PROMPT_LOOKUP_TOKENS = 32
+"""Most tokens of a draft: each is computed, and long drafts are rarely right to their end."""
+PROMPT_LOOKUP_HELP = (
+    "most tokens drafted at once from what stands in prompt and answer and checked in one pass (prompt"
+    " lookup); answers stay the same; 0 = none, 7 suits CPUs"
+)
 MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 10.0
 """Logits are divided by it: by a number near 0 they become infinite, and there is nothing to draw from."""
 
@@ -47,6 +53,7 @@ class GenerationSettings:
         "generate with code made by torch.compile (norms and MLPs; with beams a whole step): the first answer"
         " waits for the compiler, the others do not",
     )
+    prompt_lookup_tokens: int = setting(0, PROMPT_LOOKUP_HELP)
 
     def __post_init__(self) -> None:
         """Check every rule and report all problems together.
@@ -55,6 +62,12 @@ class GenerationSettings:
             ConfigError: naming each setting, its value, the rule and the way out.
         """
         check_choice("generation.kv_cache", self.kv_cache, KV_CACHES)
+        check_range(
+            "generation.prompt_lookup_tokens",
+            self.prompt_lookup_tokens,
+            low=0,
+            high=MAX_PROMPT_LOOKUP_TOKENS,
+        )
         problems: list[str] = []
         sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         given = [f"`generation.{name}` {value}" for name, value in sampling.items() if value is not None]
@@ -77,6 +90,11 @@ class GenerationSettings:
             value = getattr(self, name)
             if value is not None and value < low:
                 problems.append(f"`generation.{name}` is {value}, but it must be at least {low}.")
+        if self.prompt_lookup_tokens and self.num_beams > 1:
+            problems.append(
+                f"`generation.prompt_lookup_tokens` is {self.prompt_lookup_tokens}, but beams take no drafts,"
+                f" and `generation.num_beams` is {self.num_beams}. Leave one of them out."
+            )
         if self.temperature is not None and not 0 < self.temperature <= MAX_TEMPERATURE:
             problems.append(
                 f"`generation.temperature` is {self.temperature}, but it must be above 0 and at most"
@@ -142,6 +160,7 @@ class EngineSettings:
         "plain", "int8 keeps the keys and values of a row's own tokens as codes: less memory, a small error"
     )
     compile: bool = setting(False, "compile norms and MLPs with torch.compile first (needs a compiler)")
+    prompt_lookup_tokens: int = setting(0, PROMPT_LOOKUP_HELP)
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -150,6 +169,8 @@ class EngineSettings:
             ConfigError: a number below 1; no such ``kv_cache``.
         """
         check_choice("engine.kv_cache", self.kv_cache, KV_CACHES)
+        lookup = self.prompt_lookup_tokens
+        check_range("engine.prompt_lookup_tokens", lookup, low=0, high=MAX_PROMPT_LOOKUP_TOKENS)
         for name in ("batch_size", "max_batch_tokens", "read_tokens", "piece_tokens", "max_waiting",
                      "min_shared_gain"):  # fmt: skip
             if getattr(self, name) is not None:

@@ -34,7 +34,7 @@ SILENCE_SECONDS = 600.0
 MAX_LIST_BYTES = 4 * 2**20
 FIELD_NAMES = {"max_new_tokens": "max_tokens"}
 """Fields of `Sampling` that OpenAI's interface calls otherwise; the rest has its own names."""
-NOT_SENT = ("ignore_eos", "logprobs", "prompt_logprobs", "lookup_tokens")
+NOT_SENT = ("ignore_eos", "logprobs", "prompt_logprobs")
 
 
 class RemoteAnswerer:

@@ -92,6 +92,16 @@ class OfficialModel(ChatMixin):
     _has_products: bool = False
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type that it computes in; where its embedding is codes, that of the rows looked up.
+
+        transformers (5.24) takes the first floating parameter, which would be the float16 scale of the codes.
+        """
+        embedding: Any = cast(PreTrainedModel, self).get_input_embeddings()
+        like = getattr(embedding, "output_like", None)
+        return cast(Any, PreTrainedModel).dtype.fget(self) if like is None else like.dtype
+
+    @property
     def family(self) -> Family:
         """The release line, stored in the configuration.
 
@@ -344,8 +354,14 @@ class OfficialModel(ChatMixin):
             if hasattr(module, "stored_tensor")
             for part in module._parameters
         }
+        # Of layers that were rounded in memory, the weights are what prefixes and adapters name.
+        rounded = {
+            f"{_without_adapters(name)}.weight": module.source_signs
+            for name, module in self.named_modules()
+            if getattr(module, "source_signs", None) is not None
+        }
         signs = {
-            name: sampled_signs(codes[name]() if name in codes else parameters[name])
+            name: rounded.get(name) or sampled_signs(codes[name]() if name in codes else parameters[name])
             for name in fingerprinted_names(self.config)
         }
         return signs_fingerprint(self.config, signs)

@@ -18,6 +18,7 @@ many processors; MPS last, which every Mac has."""
 DEVICE = rf"auto|cpu|({'|'.join(ACCELERATORS)})(:[0-9]{{1,4}})?"
 DEVICE_RULE = "auto, cpu, cuda or cuda:N (or xpu, npu, mps in its place)"
 ACTIVATIONS = ("int8",)
+EMBEDDINGS = ("int8",)
 SPLITS = ("auto", "balanced", "sequential")
 """How a model is split by layers: ``auto`` is ``balanced``; ``sequential`` fills a device before the next."""
 KV_CACHES = ("plain", "int8")
@@ -49,6 +50,9 @@ class ModelSettings:
     )
     quantization_activations: str | None = setting(
         None, "int8: round the inputs of quantized layers too (faster prompts on CPUs, other numbers)"
+    )
+    quantization_embeddings: str | None = setting(
+        None, "int8: embedding and head as INT8 codes, rounded on loading (faster answers, a small error)"
     )
 
     @property
@@ -87,6 +91,8 @@ class ModelSettings:
             )
         if self.quantization_activations is not None:
             check_choice("model.quantization_activations", self.quantization_activations, ACTIVATIONS)
+        if self.quantization_embeddings is not None:
+            check_choice("model.quantization_embeddings", self.quantization_embeddings, EMBEDDINGS)
         check_choice("model.dtype", self.dtype, DTYPES)
         if self.device_map is not None:
             check_choice("model.device_map", self.device_map, SPLITS)

@@ -79,11 +79,12 @@ class RunConfig:
         self._check_beginning()
         self._check_retain()
         self._check_sharding()
-        if self.model.quantization_activations is not None:
-            raise ConfigError(
-                f"`model.quantization_activations` is `{self.model.quantization_activations}`, but training "
-                "computes with the activations as they are. Leave it out; it is a setting of answering."
-            )
+        for name in ("quantization_activations", "quantization_embeddings"):
+            if (value := getattr(self.model, name)) is not None:
+                raise ConfigError(
+                    f"`model.{name}` is `{value}`, but training takes activations, embedding and head "
+                    "as they are. Leave it out; it is a setting of answering."
+                )
         if self.model.is_split:
             raise ConfigError(
                 "`model.device_map` or `model.num_gpus` is given, but training splits no model by layers: "

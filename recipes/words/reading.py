@@ -17,7 +17,7 @@ from recipes.words.values import quoted
 SETTINGS_FILES = (".yaml", ".yml")
 ROW_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zip")
 # Of the model in most commands, and documented by these names: they stay, in what `plan` recommends, too.
-SHORT_NAMES = ("quantization", "quantization_bit", "quantization_activations")
+SHORT_NAMES = ("quantization", "quantization_bit", "quantization_activations", "quantization_embeddings")
 BOOLEANS = {"true": "true", "yes": "true", "on": "true", "1": "true"} | {
     "false": "false", "no": "false", "off": "false", "0": "false",
 }  # fmt: skip

@@ -139,6 +139,13 @@ def test_answers_end_at_stop_ids_and_stop_texts(folders: dict[str, Path]) -> Non
     assert (stopped.text, stopped.stop_reason) == ("", "stop")
 
 
+def test_settings_of_the_engine_are_refused_where_it_does_not_answer(folders: dict[str, Path]) -> None:
+    model = load_model(folders["mistral"])
+    for settings in (EngineSettings(prompt_lookup_tokens=4), EngineSettings(kv_cache="int8")):
+        with pytest.raises(ConfigError, match=r"`engine.prompt_lookup_tokens` are the engine's.*`mistral`"):
+            engine_for(model, settings)
+
+
 def test_evaluated_through_either(folders: dict[str, Path]) -> None:
     for kind, engine in (("llama", "glmtune"), ("mistral", "transformers")):
         model, tokenizer = load_model(folders[kind]), load_tokenizer(folders[kind])

@@ -17,7 +17,7 @@ from glmtune.cli import main
 from glmtune.data.settings import DataSettings
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.inference.predict import predict as inference_run
-from glmtune.inference.settings import GenerationSettings
+from glmtune.inference.settings import EngineSettings, GenerationSettings
 from glmtune.models.settings import ModelSettings
 from recipes.predict import PredictConfig, run
 
@@ -174,6 +174,44 @@ def stuck(*arguments, **keywords):
 predict.generate_completions = stuck
 main(sys.argv[1:])
 """
+
+
+def test_drafts_change_no_answer_and_what_came_of_them_is_told(tmp_path, capsys):
+    rows = [
+        {"content": f"类型#裙*颜色#{each}*材质#棉*图案#条纹", "summary": ""}
+        for each in ("白色", "黑色", "红色")
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    found = {}
+    for most in (0, 7):
+        config = PredictConfig(
+            model=ModelSettings(source="glm-tiny", dtype="float32"),
+            data=DataSettings(test_file=str(path), source_prefix="详细介绍下面的商品：\n"),
+            generation=GenerationSettings(max_new_tokens=60, batch_size=1, prompt_lookup_tokens=most),
+            output_dir=str(tmp_path / f"{most}"),
+        )
+        found[most] = run(config).tuned
+    assert [row.prediction for row in found[7].predictions] == [
+        row.prediction for row in found[0].predictions
+    ]
+    assert found[0].looked_up.num_draft_tokens == 0
+    told = found[7].looked_up
+    assert told.num_draft_tokens >= told.num_accepted_tokens > 0
+    written = json.loads((tmp_path / "7" / "predict_results.json").read_text(encoding="utf-8"))
+    assert written["num_accepted_tokens"] == told.num_accepted_tokens
+    assert written["num_new_tokens"] == sum(row.num_new_tokens for row in found[7].predictions)
+    assert f"{told.num_accepted_tokens} of {told.num_draft_tokens} drafted tokens" in capsys.readouterr().out
+
+
+def test_drafts_are_refused_for_beams_and_beyond_their_length():
+    with pytest.raises(
+        ConfigError, match=r"`generation.prompt_lookup_tokens` is 7, but beams take no drafts"
+    ):
+        GenerationSettings(prompt_lookup_tokens=7, num_beams=2)
+    for settings, name in ((GenerationSettings, "generation"), (EngineSettings, "engine")):
+        with pytest.raises(ConfigError, match=rf"`{name}.prompt_lookup_tokens` is 33.*32"):
+            settings(prompt_lookup_tokens=33)
 
 
 def test_a_second_process_is_refused_and_goes_on_when_the_first_is_killed(config, base, data, tmp_path):

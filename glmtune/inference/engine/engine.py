@@ -261,6 +261,8 @@ class Engine:
                 cached_prompt_tokens=batch.num_cached_tokens,
                 new_tokens=batch.num_new_tokens,
                 switched=batch.switched,
+                num_draft_tokens=batch.drafter.num_draft_tokens,
+                num_accepted_tokens=batch.drafter.num_accepted_tokens,
             )
 
     def _cancel(self, generation: Generation) -> None:
@@ -301,6 +303,7 @@ class Engine:
                 kv_cache=self.settings.kv_cache,
                 piece_tokens=self.settings.piece_tokens or PIECE_TOKENS.get(device, GPU_PIECE_TOKENS),
                 reuses_caches=self.settings.reuse_caches,
+                prompt_lookup_tokens=self.settings.prompt_lookup_tokens,
             )
         return self._open_batch
 

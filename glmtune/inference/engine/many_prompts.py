@@ -35,6 +35,8 @@ class GeneratedIds:
         num_prompt_tokens: length of the prompt.
         is_tuned: what the switch of what is attached decided; None: there is none.
         stop_id: the token that ended it; None where none did.
+        num_draft_tokens: tokens drafted by prompt lookup and computed.
+        num_accepted_tokens: how many of these were what the model chose anyway: so many passes were saved.
     """
 
     index: int
@@ -43,6 +45,8 @@ class GeneratedIds:
     num_prompt_tokens: int
     is_tuned: bool | None = None
     stop_id: int | None = None
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
 
     @property
     def num_new_tokens(self) -> int:
@@ -92,7 +96,14 @@ def _complete(
             limit = request.sampling.max_new_tokens or _context(model) - len(request.prompt_ids)
             row = Row(len(places), request, limit, group=number, num_shared=group.num_shared)
             places[row] = place
-    batch = ContinuousBatch(model, budget, kv_cache=settings.kv_cache, raises_errors=True)
+    batch = ContinuousBatch(
+        model,
+        budget,
+        kv_cache=settings.kv_cache,
+        raises_errors=True,
+        prompt_lookup_tokens=settings.prompt_lookup_tokens,
+        shares_answers=True,
+    )
     batch.add(list(places))
     left = len(places)
     while left:
@@ -105,6 +116,8 @@ def _complete(
                 stop_reason=row.finish_reason,
                 num_prompt_tokens=len(row.prompt),
                 stop_id=row.stop_id,
+                num_draft_tokens=row.num_draft_tokens,
+                num_accepted_tokens=row.num_accepted_tokens,
             )
 
 
@@ -133,6 +146,8 @@ def complete_texts(
             num_prompt_tokens=made.num_prompt_tokens,
             is_tuned=made.is_tuned,
             stop_id=made.stop_id,
+            num_draft_tokens=made.num_draft_tokens,
+            num_accepted_tokens=made.num_accepted_tokens,
         )
 
 

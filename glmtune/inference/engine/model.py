@@ -85,8 +85,8 @@ class EngineModel:
         weight = self.base.get_input_embeddings().weight
         self.device: torch.device = weight.device
         self.layer_devices = layer_devices(self.base)
-        # Embeddings of a quantized checkpoint may be codes.
-        self.dtype: torch.dtype = weight.dtype if weight.is_floating_point() else torch.float32
+        # Embeddings may be codes: the model says what their rows become.
+        self.dtype: torch.dtype = weight.dtype if weight.is_floating_point() else self.base.dtype
         self._is_base_alone = False
         self.can_share = not isinstance(self.config, ChatGlmConfig)
         register_engine_attention()

@@ -47,10 +47,12 @@ class PlainEngine:
             ConfigError: a setting that only the engine obeys.
         """
         self.settings = settings or EngineSettings()
-        if self.settings.kv_cache != "plain" or self.settings.compile:
+        given = self.settings
+        if given.kv_cache != "plain" or given.compile or given.prompt_lookup_tokens:
             raise ConfigError(
-                "`engine.kv_cache=int8` and `engine.compile` are the engine's, which cannot compute a model "
-                f"of model_type `{unwrapped(model).config.model_type}`. Leave them out."
+                "`engine.kv_cache=int8`, `engine.compile` and `engine.prompt_lookup_tokens` are the engine's,"
+                f" which cannot compute a model of model_type `{unwrapped(model).config.model_type}`."
+                " Leave them out."
             )
         self._model: Any = model.eval()
         self._config: Any = unwrapped(model).config

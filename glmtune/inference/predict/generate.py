@@ -37,6 +37,8 @@ class GeneratedAnswer:
         num_new_tokens: tokens generated, the end token included.
         is_tuned: what the switch of what was tuned decided; None: there is none.
         thoughts: what a model thought before its answer; empty: nothing.
+        num_draft_tokens: see `GeneratedIds`.
+        num_accepted_tokens: see `GeneratedIds`.
     """
 
     index: int
@@ -46,6 +48,8 @@ class GeneratedAnswer:
     num_new_tokens: int
     is_tuned: bool | None = None
     thoughts: str = ""
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
 
 
 def generate_completions(
@@ -87,6 +91,8 @@ def generate_completions(
             num_new_tokens=answer.num_new_tokens,
             is_tuned=answer.is_tuned,
             thoughts=split_thoughts(f"{template.answer_opening}{text}")[0] if thinks else "",
+            num_draft_tokens=answer.num_draft_tokens,
+            num_accepted_tokens=answer.num_accepted_tokens,
         )
 
 
@@ -158,6 +164,7 @@ def _engine_settings(settings: GenerationSettings) -> EngineSettings:
         share_prefixes=settings.kv_cache == "plain",
         kv_cache=settings.kv_cache,
         compile=settings.compile,
+        prompt_lookup_tokens=settings.prompt_lookup_tokens,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,6 +25,33 @@ from glmtune.terminal.progress import Meter
 
 
 @dataclass(frozen=True, slots=True)
+class LookedUp:
+    """What came of prompt lookup, summed over the rows that this call answered.
+
+    Attributes:
+        num_new_tokens: of their answers, end tokens included.
+        num_draft_tokens: drafted, and computed.
+        num_accepted_tokens: of these, what the model chose anyway: so many passes were saved.
+    """
+
+    num_new_tokens: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+
+    @property
+    def line(self) -> str:
+        """The figures in words; empty where nothing was drafted."""
+        if not self.num_draft_tokens:
+            return ""
+        accepted, share = self.num_accepted_tokens, 100 * self.num_accepted_tokens / self.num_draft_tokens
+        of_new = 100 * accepted / max(1, self.num_new_tokens)
+        return (
+            f"prompt lookup: {accepted:,} of {self.num_draft_tokens:,} drafted tokens were right"
+            f" ({share:.0f} %), {of_new:.0f} % of the {self.num_new_tokens:,} new tokens"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class PredictedSplit:
     """All answers of a split.
 
@@ -34,6 +62,7 @@ class PredictedSplit:
         report: the scores over all rows; None if some row has no reference.
         num_resumed: rows that were there before this call.
         seconds: time this call took for the others.
+        looked_up: what came of prompt lookup in it.
     """
 
     folder: Path
@@ -42,6 +71,7 @@ class PredictedSplit:
     report: TextReport | None
     num_resumed: int
     seconds: float
+    looked_up: LookedUp = LookedUp(0, 0, 0)
 
 
 def predict_split(
@@ -81,9 +111,10 @@ def predict_split(
     waiting = [question for question in questions if question.row not in done]
     began = time.perf_counter()
     fresh: dict[int, RowScores | None] = {}
+    counts = Counter[str]()
     meter = Meter(folder.name, total=len(questions), done=num_resumed) if progress and waiting else None
     with meter or nullcontext():
-        for prediction, scored in _answer(model, tokenizer, waiting, settings):
+        for prediction, scored in _answer(model, tokenizer, waiting, settings, counts):
             journal.append(prediction)
             done[prediction.row], fresh[prediction.row] = prediction, scored
             if meter is not None:
@@ -98,7 +129,13 @@ def predict_split(
         for each in (predictions if complete else ())
     )
     split = PredictedSplit(
-        folder, predictions, scores, summarize(scores) if scores else None, num_resumed, seconds
+        folder,
+        predictions,
+        scores,
+        summarize(scores) if scores else None,
+        num_resumed,
+        seconds,
+        LookedUp(counts["new"], counts["draft"], counts["accepted"]),
     )
     write_text_atomically(folder / RESULTS_NAME, json_text({**split_results_json(split), **(facts or {})}))
     return split
@@ -109,6 +146,7 @@ def _answer(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     settings: GenerationSettings,
+    counts: Counter[str],
 ) -> Iterator[tuple[Prediction, RowScores | None]]:
     """Answer and score questions as they finish; None where there is no reference to score against."""
     answers = generate_completions(
@@ -120,6 +158,9 @@ def _answer(
     )
     for answer in answers:
         question = questions[answer.index]
+        counts.update(
+            new=answer.num_new_tokens, draft=answer.num_draft_tokens, accepted=answer.num_accepted_tokens
+        )
         scored = None if question.reference is None else score_row(answer.text, question.reference)
         prediction = Prediction(
             row=question.row,
@@ -154,6 +195,12 @@ def split_results_json(split: PredictedSplit) -> dict[str, Any]:
         "num_resumed": split.num_resumed,
         "num_stopped_by_length": sum(each.stop_reason == "length" for each in split.predictions),
     }
+    if (looked_up := split.looked_up).num_draft_tokens:
+        values |= {
+            "num_draft_tokens": looked_up.num_draft_tokens,
+            "num_accepted_tokens": looked_up.num_accepted_tokens,
+            "num_new_tokens": looked_up.num_new_tokens,
+        }
     if any(each.is_tuned is not None for each in split.predictions):
         values["num_switched_off"] = sum(each.is_tuned is False for each in split.predictions)
     return values if split.report is None else {**values, **split.report.to_json()}

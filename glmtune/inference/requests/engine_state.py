@@ -62,6 +62,8 @@ class EngineStats:
         new_tokens: tokens generated since the start.
         allocated_tokens: tokens that there is memory for now, room for those to come included.
         token_bytes: that keys and values of one token take.
+        num_draft_tokens: tokens drafted by prompt lookup and computed since the start.
+        num_accepted_tokens: how many of these were what the model chose anyway.
         switched: by adapter, what its switch decided since the start: how often on, how often off.
     """
 
@@ -75,4 +77,6 @@ class EngineStats:
     new_tokens: int
     allocated_tokens: int = 0
     token_bytes: float = 0.0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
     switched: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])

@@ -13,12 +13,10 @@ from glmtune.inference.settings import (
     MIN_REPETITION_PENALTY,
 )
 
-MAX_LOOKUP_TOKENS = 64
-"""Most tokens guessed at once: all are computed, and long guesses are rarely right to their end."""
 MAX_LOGPROBS = 20
 """Most alternatives a token is given with, as in OpenAI's interface."""
 
-_WHOLE_NUMBERS = ("max_new_tokens", "top_k", "seed", "logprobs", "prompt_logprobs", "lookup_tokens")
+_WHOLE_NUMBERS = ("max_new_tokens", "top_k", "seed", "logprobs", "prompt_logprobs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +39,6 @@ class Sampling:
         ignore_eos: go on where the model would end, up to ``max_new_tokens``.
         logprobs: alternatives to report with each token, 0 for the token alone; None reports nothing.
         prompt_logprobs: the same for the tokens of the prompt.
-        lookup_tokens: most tokens guessed from the prompt and the answer and checked at once (greedy only;
-            the answer is the same); 0 guesses none.
     """
 
     max_new_tokens: int | None = None
@@ -59,7 +55,6 @@ class Sampling:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
-    lookup_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Check every rule.
@@ -77,7 +72,6 @@ class Sampling:
             "min_p": (0.0, 1.0),
             "presence_penalty": (-2.0, 2.0),
             "frequency_penalty": (-2.0, 2.0),
-            "lookup_tokens": (0, MAX_LOOKUP_TOKENS),
         }
         for name, (low, high) in bounds.items():
             value = getattr(self, name)

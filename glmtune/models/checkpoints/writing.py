@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from glmtune.errors import CheckpointError
+from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.checkpoints.config import NativeConfig, stored_config
 from glmtune.models.checkpoints.names import Entry, FusedLayout, listed, official_tensor, written_table
 from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO
@@ -47,6 +47,7 @@ def save_official(
         The files written, config.json last.
 
     Raises:
+        ConfigError: embedding and head were rounded in memory.
         CheckpointError: parameters of the model are missing from ``state_dict``; its configuration names no
             family.
         OSError: the disk is full or the folder not writable.
@@ -55,6 +56,11 @@ def save_official(
     folder.mkdir(parents=True, exist_ok=True)
     config: Any = model.config
     family_of_config(config)  # raises before anything is written
+    if any(getattr(module, "source_signs", None) is not None for module in model.modules()):
+        raise ConfigError(
+            f"Cannot save {folder}: embedding and head were rounded to INT8 in memory "
+            "(`quantization_embeddings=int8`), which no checkpoint holds. Load it without that to save it."
+        )
     state = model.state_dict() if state_dict is None else state_dict
     table = written_table(config)
     missing = [name for entry in table for name in entry.native if name not in state]

@@ -52,6 +52,7 @@ from glmtune.quantization.kernels.int4pack import Int4Packed, packed_int4, panel
 from glmtune.quantization.kernels.native import native_library
 from glmtune.quantization.kernels.packed import ACTIVATION_BLOCK, DTYPE_NUMBERS, PackedCodes, PackedProduct
 from glmtune.quantization.kernels.small_batch import use_small_batch_products
+from glmtune.quantization.layers.embeddings import round_embeddings
 from glmtune.quantization.layers.linear import Product, QuantizedEmbedding, QuantizedLinear
 
 LOGGER = logging.getLogger(__name__)
@@ -254,7 +255,11 @@ KERNELS: dict[str | None, tuple[Kernel, ...]] = {
 
 
 def prepare_for_inference(
-    model: nn.Module, dtype: torch.dtype | None = None, *, activations: str | None = None
+    model: nn.Module,
+    dtype: torch.dtype | None = None,
+    *,
+    activations: str | None = None,
+    embeddings: str | None = None,
 ) -> dict[str, int]:
     """Give every layer of codes the fastest product its device, type and shape allow.
 
@@ -267,12 +272,15 @@ def prepare_for_inference(
         dtype: of the inputs; None: that of the model. A single layer of codes has none of its own.
         activations: ``int8`` rounds the inputs of layers of codes, which is faster on long prompts and
             changes results; None leaves them.
+        embeddings: ``int8`` rounds embedding and head, where they are floating point, to codes first
+            (`round_embeddings`); the inputs of that head are never rounded. None leaves them.
 
     Returns:
         Name of the product (``plain`` for none) → number of layers.
 
     Raises:
-        ConfigError: activations cannot become that, or the model has no layers of codes to round them for.
+        ConfigError: activations cannot become that, or the model has no layers of codes to round them for;
+            see `round_embeddings`.
     """
     if activations not in KERNELS:
         names = [name for name in KERNELS if name is not None]
@@ -284,10 +292,13 @@ def prepare_for_inference(
             "inputs of quantized layers are rounded. Add `quantization=int8` or `int4`, or leave it out."
         )
     input_dtype: torch.dtype = cast(Any, model).dtype if dtype is None else dtype
+    if embeddings is not None:
+        round_embeddings(model)
+        layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
     shared, used = shared_codes(model), Counter[str]()
     for layer in layers:
         layer.use(None)  # kernels pack codes as they are stored, and an earlier product may hold them
-        kernel = choose_kernel(layer, input_dtype, activations)
+        kernel = choose_kernel(layer, input_dtype, None if layer.source_signs else activations)
         if kernel is not None:
             use_kernel(layer, kernel, shared)
         used["plain" if kernel is None else kernel.name] += 1

@@ -80,8 +80,11 @@ class _Codes(nn.Module):
         weight_zero: float16 ``[O, G]``, or None.
         bits: 4 or 8.
         group_size: columns that share a scale, None: the row.
+        source_signs: sampled of the weight that a loaded model's codes were rounded from, for its fingerprint
+            (`glmtune.quantization.layers.embeddings`); None: the configuration tells of these codes.
     """
 
+    source_signs: bytes | None = None
     weight: nn.Parameter
     weight_scale: nn.Parameter
     weight_zero: nn.Parameter | None

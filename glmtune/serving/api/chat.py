@@ -116,7 +116,6 @@ def _read(state: ServingState, raw: bytes) -> AskedChat:
         ),
         logprobs=fields.num_logprobs,
         vocabulary=len(chat.tokenizer),
-        lookup_tokens=state.lookup_tokens,
     )
     samplings = choices_of(sampling, fields.num_answers)
     return AskedChat(fields, model, strength, prompt, samplings, ignored + prompt.not_shown)

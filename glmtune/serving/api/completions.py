@@ -149,7 +149,6 @@ def _engine_requests(
         logprobs=fields.logprobs,
         prompt_logprobs=fields.logprobs if fields.is_prompt_scored else None,
         vocabulary=len(chat.tokenizer),
-        lookup_tokens=state.lookup_tokens,
     )
     if _reports_end(fields):
         sampling = replace(sampling, ignore_eos=True)

@@ -85,7 +85,6 @@ class ServingState:
         is_draining: no new requests are taken.
         default_model: asked where a request names none, and by ``POST /``; None: the base.
         max_tokens: most tokens of an answer where a request gives no number; None: what the context leaves.
-        lookup_tokens: see `Sampling`.
         is_strict: refuse unknown fields.
         limits: of one request.
         fingerprint: names what answers: another one may answer otherwise.
@@ -99,7 +98,6 @@ class ServingState:
     is_draining: bool = False
     default_model: str | None = None
     max_tokens: int | None = None
-    lookup_tokens: int = 0
     is_strict: bool = False
     limits: RouteLimits = field(default_factory=RouteLimits)
     fingerprint: str = field(default_factory=lambda: f"fp_{secrets.token_hex(5)}")

@@ -67,7 +67,7 @@ def add_adapters(engine: Engine, model: Any, folder: Path) -> None:
 
 
 def mixed_requests(model: Any) -> list[Request]:
-    """Prefixes, LoRAs, strengths of both and none; greedy, guessing and sampled; several lengths."""
+    """Prefixes, LoRAs, strengths of both and none; greedy and sampled; several lengths."""
     prompts = shared_prompts(model.config)
     kinds = [
         ("", 1.0), ("short", 1.0), ("long", 0.4), ("lora-a", 1.0), ("long", 1.0), ("", 1.0),
@@ -79,9 +79,9 @@ def mixed_requests(model: Any) -> list[Request]:
         Sampling(max_new_tokens=9, temperature=0.8, top_p=0.9, seed=5),
         Sampling(max_new_tokens=15, temperature=1.2, top_k=8, seed=6, repetition_penalty=1.1),
         Sampling(max_new_tokens=5, ignore_eos=True, logprobs=2),
-        Sampling(max_new_tokens=14, lookup_tokens=6),
-        Sampling(max_new_tokens=16, lookup_tokens=3, logprobs=1, repetition_penalty=1.05),
-        Sampling(max_new_tokens=13, lookup_tokens=8, ignore_eos=True),
+        Sampling(max_new_tokens=14),
+        Sampling(max_new_tokens=16, logprobs=1, repetition_penalty=1.05),
+        Sampling(max_new_tokens=13, ignore_eos=True),
     ]
     return [
         Request(

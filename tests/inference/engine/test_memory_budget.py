@@ -44,15 +44,15 @@ def test_memory_keeps_to_the_budget(
     monkeypatch.setattr(batch_states, "bank_cost", lambda *_: bank_cost)
     draw = random.Random(1)
     budget = 400
-    engine = engine_of(model, max_batch_tokens=budget, reuse_caches=reuses, piece_tokens=16)
+    engine = engine_of(
+        model, max_batch_tokens=budget, reuse_caches=reuses, piece_tokens=16, prompt_lookup_tokens=5
+    )
     add_adapters(engine, model, tmp_path)
     asked = []
     for number in range(40):
         adapter = draw.choice(["", "", "", "long", "lora-a"])
         prompt = words(draw.choice((3, 3, 5, 8, 60, 150)), number % 7)
-        sampling = Sampling(
-            max_new_tokens=draw.choice((2, 10, 40, 100)), lookup_tokens=draw.choice((0, 0, 5))
-        )
+        sampling = Sampling(max_new_tokens=draw.choice((2, 10, 40, 100)))
         request = Request(prompt_ids=prompt, sampling=sampling, adapter=adapter)
         asked.append((request, engine.submit(request)))
         for _ in range(draw.choice((0, 1, 4))):

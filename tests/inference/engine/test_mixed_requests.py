@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 
 from glmtune.adapter.load import load_adapter
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.inference.engine.batching import drafting
 from glmtune.inference.requests.engine_state import NoSuchAdapterError
 from glmtune.inference.requests.request import Request
 from glmtune.inference.requests.sampling import Sampling
@@ -30,16 +30,12 @@ from tests.inference.engine.requests import (
 )
 
 
-def without_guesses(request: Request) -> Request:
-    return replace(request, sampling=replace(request.sampling, lookup_tokens=0))
-
-
 def check_mixed(model, folder: Path):
-    """Compare each request of a busy engine with that alone, read whole, nothing kept and nothing guessed."""
+    """Compare each request of a busy engine that drafts with that alone, read whole, nothing kept or drafted."""
     requests = mixed_requests(model)
     quiet = engine_of(model, folder, reuse_caches=False)
-    expected = [alone(quiet, without_guesses(request)) for request in requests]
-    busy = engine_of(model, batch_size=7, piece_tokens=5, read_tokens=24)
+    expected = [alone(quiet, request) for request in requests]
+    busy = engine_of(model, batch_size=7, piece_tokens=5, read_tokens=24, prompt_lookup_tokens=6)
     for info in quiet.adapters:
         busy.add_adapter(info.name, info.path, kind=info.kind)
     generations = []
@@ -54,8 +50,14 @@ def check_mixed(model, folder: Path):
         assert found.finish_reason == alone_result.finish_reason
         for entry, other in zip(found.logprobs, alone_result.logprobs, strict=True):
             assert entry.logprob == pytest.approx(other.logprob, abs=1e-4)
+    assert busy.stats().num_accepted_tokens > 0
     assert busy.stats().num_running == busy.stats().num_waiting == busy.stats().cache_tokens == 0
     return requests, expected
+
+
+@pytest.fixture(autouse=True)
+def drafts_whatever_they_cost(monkeypatch):
+    monkeypatch.setitem(drafting.TOKEN_COST, "cpu", 0.0)
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))

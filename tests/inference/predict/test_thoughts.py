@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from glmtune.data.dataset import load_conversations
 from glmtune.data.settings import DataSettings
+from glmtune.inference.engine.many_prompts import GeneratedIds
 from glmtune.inference.predict import generate
 from glmtune.inference.predict.predictions import Prediction, read_predictions
 from glmtune.inference.predict.questions import build_questions
@@ -35,13 +35,11 @@ def test_thoughts_stand_beside_the_answer(
 
     def scripted(*_: Any, **__: Any) -> list[Any]:
         return [
-            SimpleNamespace(
+            GeneratedIds(
                 index=0,
                 token_ids=ids,
                 stop_reason="eos",
                 num_prompt_tokens=1,
-                num_new_tokens=2,
-                is_tuned=None,
             )
         ]
 

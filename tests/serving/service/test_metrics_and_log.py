@@ -18,6 +18,8 @@ NAMES = {
     "glmtune_cache_kept_tokens": "gauge",
     "glmtune_cache_tokens": "gauge",
     "glmtune_generated_tokens_total": "counter",
+    "glmtune_draft_tokens_total": "counter",
+    "glmtune_accepted_draft_tokens_total": "counter",
     "glmtune_http_request_seconds": "histogram",
     "glmtune_http_requests_total": "counter",
     "glmtune_prompt_cached_tokens_total": "counter",

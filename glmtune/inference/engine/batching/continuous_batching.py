@@ -35,6 +35,7 @@ import torch
 from glmtune.errors import GlmtuneError
 from glmtune.inference.engine.adapters import BASE, HeldLora, active_layers
 from glmtune.inference.engine.attention import KeysValues
+from glmtune.inference.engine.batching.drafting import Drafter
 from glmtune.inference.engine.batching.kept_caches import (
     MIN_REUSED_TOKENS,
     KeptCaches,
@@ -42,11 +43,7 @@ from glmtune.inference.engine.batching.kept_caches import (
     copy_if_room,
     find_leader,
 )
-from glmtune.inference.engine.batching.next_tokens import (
-    NextToken,
-    choose_along_guesses,
-    choose_tokens,
-)
+from glmtune.inference.engine.batching.next_tokens import NextToken, choose_tokens, step_rows
 from glmtune.inference.engine.batching.prompt_reader import Piece, PromptReader, ReadPiece
 from glmtune.inference.engine.batching.row import Row
 from glmtune.inference.engine.batching.running_rows import RunningRows
@@ -74,6 +71,7 @@ class ContinuousBatch:
         num_prompt_tokens: tokens of the prompts of rows that were admitted.
         num_cached_tokens: how many of these need not be read.
         num_new_tokens: tokens generated.
+        drafter: drafts tokens for the rows, and counts how many were right.
         switched: by adapter, how often its switch decided for it, and against; other threads read it.
     """
 
@@ -86,6 +84,8 @@ class ContinuousBatch:
         piece_tokens: int | None = None,
         reuses_caches: bool = False,
         raises_errors: bool = False,
+        prompt_lookup_tokens: int = 0,
+        shares_answers: bool = False,
     ) -> None:
         """Start without rows.
 
@@ -97,11 +97,14 @@ class ContinuousBatch:
                 are read, to their end, before the next step.
             reuses_caches: keep the caches of finished rows for later ones.
             raises_errors: what goes wrong with a row is raised, instead of ending that row alone.
+            prompt_lookup_tokens: see `EngineSettings`.
+            shares_answers: see `Drafter`.
         """
         self.num_prompt_tokens = self.num_cached_tokens = self.num_new_tokens = 0
         self.switched: Mapping[str, tuple[int, int]] = {}
         self._model, self._budget, self._kv_cache = model, budget, kv_cache
         self._chooser = TokenChooser()
+        self.drafter = Drafter(prompt_lookup_tokens, model.device.type, shares_answers=shares_answers)
         self._piece_tokens, self._raises_errors = piece_tokens, raises_errors
         # Codes of keys and values are not what was read: a later row would not compute the same.
         self._kept = KeptCaches() if reuses_caches and model.can_share and kv_cache == "plain" else None
@@ -336,18 +339,10 @@ class ContinuousBatch:
         """Read one token per row and append the ones that follow."""
         # First: where memory does not suffice for it, nothing has moved.
         running.states.tighten(keep_room=bool(self._waiting or self._reader.rows))
-        guesses = running.guesses()
+        drafts = self.drafter.drafts(running)
         with active_layers(lora):
-            rows, hidden_BQD = running.step(self._model, guesses)
-            if guesses:
-                chosen = choose_along_guesses(self._model, self._chooser, rows, hidden_BQD, guesses)
-            else:
-                logits = self._model.unchecked_logits(hidden_BQD[:, 0])
-                found = choose_tokens(self._model, self._chooser, rows, logits)
-                chosen = [(row, [token]) for row, token in found]
-        # Last: a step that ran out of memory is repeated, over what it wrote. Of guesses those stay that were
-        # chosen: behind the last token as many as tokens follow it, but the newest, which is read next.
-        running.advance([len(tokens) for _, tokens in chosen] if guesses else None)
+            chosen = step_rows(self._model, self._chooser, running, drafts)
+        self.drafter.note(chosen, drafts)
         self._append(chosen)
 
     def _append(self, chosen: Sequence[tuple[Row, Sequence[NextToken]]]) -> None:
@@ -415,6 +410,7 @@ class ContinuousBatch:
         """Hand out a piece; with the last one the row is over."""
         if piece.finish_reason is not None:
             self._ended.append(row)
+            self.drafter.keep_answer(row)
         try:
             row.give(piece)
         except Exception:

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from glmtune.errors import GlmtuneError
 from glmtune.inference.engine.batching.row import Row
+from glmtune.inference.engine.batching.running_rows import RunningRows
 from glmtune.inference.engine.model import EngineModel
 from glmtune.inference.engine.sampling.choose import ChosenToken, TokenChooser
+from glmtune.inference.engine.sampling.lookup import Draft
 from glmtune.models.checkpoints.finite import check_output
 
 NextToken = ChosenToken | GlmtuneError
@@ -38,26 +40,46 @@ def choose_tokens(
     return found
 
 
-def choose_along_guesses(
-    model: EngineModel,
-    chooser: TokenChooser,
-    rows: Sequence[Row],
-    hidden_BQD: Tensor,
-    guesses: Mapping[Row, Sequence[int]],
+def step_rows(
+    model: EngineModel, chooser: TokenChooser, running: RunningRows, drafts: Mapping[Row, Draft]
 ) -> list[tuple[Row, list[NextToken]]]:
-    """Choose the tokens of every row as far as its guesses are what it chooses anyway, and one more.
+    """Read the last token of every row, and its draft; choose what follows, and count what was read.
 
     Args:
-        model: forms the logits.
+        model: reads, and forms the logits.
         chooser: chooses.
-        rows: the rows.
-        hidden_BQD: hidden states of each row's last token and of the guesses behind it.
-        guesses: of some rows.
+        running: the rows, mutated: they hold the tokens read, of a draft those that were chosen.
+        drafts: of some rows.
 
     Returns:
         Per row at least one token. Each was chosen behind tokens that were chosen before.
     """
-    lengths = [1 + len(guesses.get(row, ())) for row in rows]
+    rows, hidden_BQD = running.step(model, {row: draft.token_ids for row, draft in drafts.items()})
+    if drafts:
+        chosen = _choose_along(model, chooser, rows, hidden_BQD, drafts)
+    else:
+        logits = model.unchecked_logits(hidden_BQD[:, 0])
+        chosen = [(row, [token]) for row, token in choose_tokens(model, chooser, rows, logits)]
+    # Last: a step that ran out of memory is repeated, over what it wrote. Of drafts those tokens stay that
+    # were chosen: behind the last token as many as tokens follow it, but the newest, which is read next.
+    running.advance([len(tokens) for _, tokens in chosen] if drafts else None)
+    return chosen
+
+
+def _choose_along(
+    model: EngineModel,
+    chooser: TokenChooser,
+    rows: Sequence[Row],
+    hidden_BQD: Tensor,
+    drafts: Mapping[Row, Draft],
+) -> list[tuple[Row, list[NextToken]]]:
+    """Choose the tokens of every row as far as its draft is what it chooses anyway, and one more.
+
+    Penalties, random numbers and log-probabilities are those of a row without a draft: a token is looked at
+    only once all before it are chosen.
+    """
+    ids = [drafts[row].token_ids if row in drafts else () for row in rows]
+    lengths = [1 + len(each) for each in ids]
     # All logits in one product: the head is the largest of all layers.
     logits = model.unchecked_logits(
         torch.cat([hidden_SD[:length] for hidden_SD, length in zip(hidden_BQD, lengths, strict=True)])
@@ -71,8 +93,11 @@ def choose_along_guesses(
         still: list[int] = []
         for place, (row, token) in zip(going, chosen, strict=True):
             found[row].append(token)
-            guess = guesses.get(row, ())
-            if column < len(guess) and isinstance(token, ChosenToken) and token.token_id == guess[column]:
+            if (
+                column < len(ids[place])
+                and isinstance(token, ChosenToken)
+                and token.token_id == ids[place][column]
+            ):
                 still.append(place)
         going, column = still, column + 1
     return list(found.items())

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 from glmtune.inference.engine.adapters import BASE, RowAdapter
 from glmtune.inference.engine.attention import KeysValues
+from glmtune.inference.engine.batching.acceptance import AcceptanceRates
 from glmtune.inference.engine.model import joined
 from glmtune.inference.engine.prompt_groups import SharedPrompt
 from glmtune.inference.engine.reading import Before
 from glmtune.inference.engine.sampling.choose import ChosenToken
-from glmtune.inference.engine.sampling.lookup import TokenLookup
+from glmtune.inference.engine.sampling.lookup import Draft, TokenLookup
 from glmtune.inference.requests.generation import Generation
 from glmtune.inference.requests.request import FinishReason, Piece, Request, TextStream, TokenLogprob
 
@@ -41,6 +42,9 @@ class Row:
         finish_reason: why it ended; None while it has not.
         stop_id: the token that ended it; None where none did.
         is_damaged: whether its keys and values are worth nothing.
+        num_draft_tokens: tokens that were drafted and computed for it.
+        num_accepted_tokens: how many of them it would have chosen anyway.
+        acceptance: how often its drafts are right.
     """
 
     number: int
@@ -61,6 +65,9 @@ class Row:
     finish_reason: FinishReason | None = None
     stop_id: int | None = None
     is_damaged: bool = False
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    acceptance: AcceptanceRates = field(default_factory=AcceptanceRates)
     _stream: TextStream | None = None
     _lookup: TokenLookup | None = None
     # Of the first token behind what was read: its positions (ChatGLM-6B has two), what each further token
@@ -140,15 +147,23 @@ class Row:
             for begin, each in zip(first, step, strict=True)
         ]
 
-    def guess(self) -> tuple[int, ...]:
-        """Guess the tokens behind the last one, as many as the request allows; often none."""
-        sampling = self.request.sampling
-        count = min(sampling.lookup_tokens, self.limit - len(self.generated) - 1)
-        if count < 1 or not sampling.is_greedy:
-            return ()
+    def draft(self, max_tokens: int, answers: TokenLookup | None = None) -> Draft | None:
+        """Return tokens that may follow the last one, as many as the request allows; often there are none.
+
+        Args:
+            max_tokens: most tokens.
+            answers: others' answers, in which a longer run may stand than in prompt and answer of this one.
+        """
+        count = min(max_tokens, self.limit - len(self.generated) - 1)
+        if count < 1:
+            return None
         if self._lookup is None:
             self._lookup = TokenLookup([*self.prompt, *self.generated])
-        return self._lookup.propose(count)
+        own = self._lookup.propose(count)
+        other = None if answers is None else answers.propose_behind(self._lookup.end, count)
+        if own is None or (other is not None and other.num_matched > own.num_matched):
+            return other
+        return own
 
     def take(self, chosen: ChosenToken) -> Piece:
         """Append a token; return what that adds to the answer, with the reason if it ends there."""

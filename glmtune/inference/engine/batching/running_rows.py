@@ -13,10 +13,6 @@ from glmtune.inference.engine.model import EngineModel
 from glmtune.inference.engine.states.batch_states import BatchStates
 from glmtune.inference.engine.states.rows import NewRow
 
-MAX_GUESSING_TOKENS = 64
-"""Of a pass with guesses. They are cheap while a pass is bound by reading the weights; beyond, each token of
-every row costs its share of arithmetic, and wrong guesses would slow down all the others."""
-
 
 class RunningRows:
     """Rows whose prompts are read, with their keys and values; all of one LoRA, or of none.
@@ -70,32 +66,25 @@ class RunningRows:
         """Own tokens of a row whose keys and values are held."""
         return self.states.length(self._ids[row])
 
-    def step(self, model: EngineModel, guesses: Mapping[Row, Sequence[int]]) -> tuple[list[Row], Tensor]:
-        """Read the last token of every row, and what is guessed to follow it.
+    def step(self, model: EngineModel, drafts: Mapping[Row, Sequence[int]]) -> tuple[list[Row], Tensor]:
+        """Read the last token of every row, and what may follow it.
 
         Args:
             model: what reads them.
-            guesses: of some rows.
+            drafts: tokens to read behind the last ones of some rows.
 
         Returns:
             The rows in the order of the batch, and the hidden states ``[rows, Q, D]`` of their tokens. Rows
-            with fewer guesses are filled up with tokens that count for nothing.
+            with shorter drafts are filled up with tokens that count for nothing.
         """
         rows = [self._rows[row_id] for row_id in self.states.order]
-        width = 1 + max(map(len, guesses.values()), default=0)
+        width = 1 + max(map(len, drafts.values()), default=0)
         tokens: list[list[int]] = []
         for row in rows:
-            own = [row.last_token, *guesses.get(row, ())]
+            own = [row.last_token, *drafts.get(row, ())]
             tokens.append([*own, *[0] * (width - len(own))])
         position_BTQ = torch.tensor([row.positions(width) for row in rows], device=model.device)
         return rows, model.step(tokens, position_BTQ, self.states)
-
-    def guesses(self) -> dict[Row, tuple[int, ...]]:
-        """Guess the next tokens of the rows that want it, where that does not make the pass too large."""
-        found = {row: guess for row in self._ids if (guess := row.guess())}
-        width = 1 + max(map(len, found.values()), default=0)
-        pays = width * len(self._ids) <= MAX_GUESSING_TOKENS
-        return found if pays and self.states.fits(width) else {}
 
     def advance(self, counts: Sequence[int] | None = None) -> None:
         """Count the tokens just read.

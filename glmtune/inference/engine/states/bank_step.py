@@ -71,12 +71,36 @@ def _read(step: BankStep, layer: int) -> KeysValues:
     return keys.read(size, step.num_columns), values.read(size, step.num_columns)
 
 
-def attend_bank(step: BankStep, layer: int, query_BKGH: Tensor, scaling: float) -> Tensor:
-    """Attend to a bank's own columns, ``[n, K, G, H]``."""
+def attend_bank(
+    step: BankStep, layer: int, query_BKGH: Tensor, scaling: float, *, num_tokens: int = 1
+) -> Tensor:
+    """Attend to a bank's own columns, ``[n, K, G, H]``.
+
+    Args:
+        step: of the bank.
+        layer: index of the layer.
+        query_BKGH: of all rows of the batch.
+        scaling: factor of the scores.
+        num_tokens: new tokens per row, Q.
+    """
     keys, values = _read(step, layer)
-    return nn.functional.scaled_dot_product_attention(
-        query_BKGH[step.places], keys, values, attn_mask=step.mask, scale=scaling
-    )
+    query_nKGH = query_BKGH[step.places]
+    if num_tokens == 1 or query_nKGH.device.type != "cpu":
+        return nn.functional.scaled_dot_product_attention(
+            query_nKGH, keys, values, attn_mask=step.mask, scale=scaling
+        )
+    # On CPUs token by token, over the columns that there would be without those behind it: the very product
+    # that a step with this token alone computes. Sums over more columns, or with more queries in a matrix,
+    # come out otherwise in the last bit; this way a draft changes nothing (see docs/serving.md).
+    mixed_nKgQH = torch.empty_like(query_nKGH).unflatten(2, (-1, num_tokens))
+    each = (query_nKGH.unflatten(2, (-1, num_tokens)), step.mask.unflatten(2, (-1, num_tokens)))
+    for token in range(num_tokens):
+        query_nKgH, mask_n1gC = (whole[..., token, :].contiguous() for whole in each)
+        seen = step.num_columns - (num_tokens - 1 - token)
+        mixed_nKgQH[..., token, :] = nn.functional.scaled_dot_product_attention(
+            query_nKgH, keys[:, :, :seen], values[:, :, :seen], attn_mask=mask_n1gC[..., :seen], scale=scaling
+        )
+    return mixed_nKgQH.flatten(2, 3)
 
 
 def attend_apart(

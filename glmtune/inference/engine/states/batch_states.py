@@ -228,7 +228,9 @@ class BatchStates:
             for states, new in zip(step.bank.layers[layer], own, strict=True):
                 states.write(step.where, new[step.places].transpose(1, 2))
         if prefix is None and not segments:
-            parts = [attend_bank(step, layer, query_BKGH, scaling) for step in steps]
+            parts = [
+                attend_bank(step, layer, query_BKGH, scaling, num_tokens=self._num_tokens) for step in steps
+            ]
             mixed_BKGH = parts[0] if len(parts) == 1 else torch.cat(parts)
         else:
             attached = None if prefix is None else AttachedPrefix(*prefix, prefix_strength)

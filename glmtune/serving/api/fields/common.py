@@ -182,7 +182,6 @@ def sampling_of(
     logprobs: int | None,
     vocabulary: int,
     prompt_logprobs: int | None = None,
-    lookup_tokens: int = 0,
 ) -> Sampling:
     """Return how the tokens of a request are chosen.
 
@@ -193,7 +192,6 @@ def sampling_of(
         logprobs: see `Sampling`.
         vocabulary: how many token ids there are.
         prompt_logprobs: see `Sampling`.
-        lookup_tokens: see `Sampling`.
 
     Raises:
         ApiError: a rule is broken, by the field's name.
@@ -221,7 +219,6 @@ def sampling_of(
             ignore_eos=bool(fields.ignore_eos),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
-            lookup_tokens=lookup_tokens,
         )
     except ConfigError as error:
         raise as_api_error(error) from None

@@ -208,7 +208,6 @@ def test_rows_of_nobody_get_nothing_and_logits_stay():
         ({"seed": True}, "`seed` is True"),
         ({"temperature": math.nan}, "`temperature` is nan"),
         ({"temperature": -0.1}, "`temperature` is -0.1"),
-        ({"lookup_tokens": 65}, "`lookup_tokens` is 65, but it must be from 0 to 64"),
         ({"stop": "abc"}, "`stop` is 'abc', but it must be a tuple"),
         ({"logit_bias": {"1": 2.0}}, "token ids"),
         ({"logit_bias": {1: math.nan}}, "-100 to 100"),
