@@ -6,10 +6,13 @@ lm-eval    `lm_eval.models.huggingface.HFLM` around the very same model object
 glmtune    `GlmBackend` with its defaults
 plain      `GlmBackend` without shared prefixes (`engine.share_prefixes=false`)
 
-MMLU: five-shot, log-probabilities of the four letters. BBH: three-shot CoT, greedy. Both: the first questions
-of each subject in file order. A random model never ends a completion, so all run to the limit, and refilling
-slots gains nothing; `bbh-short` generates little (the prompts decide), and `bbh-ragged` ends completions at a
-stop string that the random model happens to write early or late. Choices and texts of the arms are compared.
+MMLU: five-shot, log-probabilities of the four letters. BBH: three-shot CoT, greedy. Both: whole subjects, or
+with `--mmlu-limit` and `--bbh-limit` their first questions in file order. Beside each part stands what
+sharing permits: tokens of all prompts over those that the engine reads, as if the prefill were all.
+
+A random model never ends a completion, so all run to the limit, and refilling slots gains nothing;
+`bbh-short` generates little (the prompts decide), and `bbh-ragged` ends completions at a stop string that the
+random model happens to write early or late. Choices and texts of the arms are compared.
 
 An end token that decodes to nothing, as ChatGLM2's does, makes the harness believe that every prompt begins
 with it and that it is a stop string always there: it leaves out `[gMASK] sop` and stops after one token.
@@ -20,7 +23,7 @@ It is no dependency: `pip install "lm_eval[hf]"` into an environment that also h
     python benchmarks/make_checkpoint.py --hidden 512 --layers 8 --heads 8 --head-dim 64 --ffn 1376 \
         --vocab 4992 --seq-length 4096 --dtype float32 --std 0.05 \
         --tokenizer glmtune/assets/glm-tiny/tokenizer.model --out /tmp/chatglm2-27m
-    python benchmarks/eval_throughput.py --model /tmp/chatglm2-27m --data-dir FOLDER_OF_BENCHMARKS
+    python benchmarks/eval_throughput.py --model /tmp/chatglm2-27m --data-dir FOLDER --parts mmlu bbh
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ from evaluation.sample import Prompt
 ARMS = ("lm-eval", "glmtune", "plain")
 TIE = 1e-4
 """Log-probabilities closer than this are a tie: float32 rounding decides."""
-MMLU_SUBJECTS = ("abstract_algebra", "anatomy", "moral_scenarios", "high_school_psychology")
+MMLU_SUBJECTS = ("abstract_algebra", "anatomy", "astronomy", "business_ethics", "college_biology")
 BBH_SUBJECTS = ("boolean_expressions", "date_understanding", "navigate")
 
 
@@ -69,8 +72,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-dir", required=True, help="folder with the official files of mmlu and bbh")
     parser.add_argument("--mmlu-subjects", nargs="+", default=MMLU_SUBJECTS)
     parser.add_argument("--bbh-subjects", nargs="+", default=BBH_SUBJECTS)
-    parser.add_argument("--mmlu-limit", type=int, default=100, help="questions per subject")
-    parser.add_argument("--bbh-limit", type=int, default=16, help="questions per subject")
+    parser.add_argument("--mmlu-limit", type=int, help="questions per subject; default: all")
+    parser.add_argument("--bbh-limit", type=int, help="questions per subject; default: all")
+    parser.add_argument("--growth-limit", type=int, default=64, help="questions of the part growth")
     parser.add_argument("--new-tokens", type=int, default=128, help="longest completion of bbh")
     parser.add_argument("--short-tokens", type=int, default=8, help="longest completion of bbh-short")
     parser.add_argument("--ragged-stop", nargs="+", default=["e"], help="stop strings of bbh-ragged")
@@ -79,6 +83,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--rounds", type=int, default=3, help="measurements per arm")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="not wall time: where others work on the machine, one thread"
+    )
     return parser.parse_args()
 
 
@@ -166,8 +173,15 @@ def make_harness(model: Any, tokenizer: Any, batch_size: int, max_length: int) -
     )
 
 
-def make_arms(options: argparse.Namespace) -> tuple[dict[str, Callable[[Part], list[Any]]], int]:
-    """Load the model once and put each arm around it; also return its number of parameters."""
+Arms = dict[str, Callable[[Part], list[Any]]]
+
+
+def make_arms(options: argparse.Namespace) -> tuple[Arms, int, Callable[[Part], str]]:
+    """Load the model once and put each arm around it.
+
+    Returns:
+        The arms, the model's number of parameters, and what says how much of a part is shared.
+    """
     from evaluation.backends.glm import GlmBackend
     from glmtune.inference.settings import EngineSettings
     from glmtune.loading import load_model, load_tokenizer
@@ -177,14 +191,29 @@ def make_arms(options: argparse.Namespace) -> tuple[dict[str, Callable[[Part], l
     plain = GlmBackend(
         model, tokenizer, name="random", is_chat=False, settings=EngineSettings(share_prefixes=False)
     )
-    arms: dict[str, Callable[[Part], list[Any]]] = {
+
+    def shares(part: Part) -> str:
+        from evaluation.backends.prompt_encoder import PromptEncoder
+        from glmtune.inference.engine.prompt_groups import group_prompts
+
+        encoder = PromptEncoder(tokenizer)
+        prompts = [tuple(encoder.ids(prompt)) for prompt in part.prompts]
+        groups = group_prompts(prompts, min_gain=EngineSettings().min_shared_gain)
+        asked = sum(map(len, prompts))
+        own = sum(len(prompts[place]) - group.num_shared for group in groups for place in group.members)
+        read = own + sum(group.num_shared for group in groups)
+        return (
+            f"{asked:,} tokens of prompts, {read:,} read: sharing permits {asked / read:.2f}x of the prefill"
+        )
+
+    arms: Arms = {
         "glmtune": lambda part: ask_backend(shared, part),
         "plain": lambda part: ask_backend(plain, part),
     }
     if "lm-eval" in options.arms:
         harness = make_harness(model, tokenizer, options.harness_batch, shared.max_context_tokens)
         arms["lm-eval"] = lambda part: ask_harness(harness, part)
-    return arms, model.num_parameters()
+    return arms, model.num_parameters(), shares
 
 
 def compare(part: Part, mine: Sequence[Any], other: Sequence[Any]) -> str:
@@ -203,23 +232,26 @@ def compare(part: Part, mine: Sequence[Any], other: Sequence[Any]) -> str:
     return f"{same}/{len(mine)} choices identical ({ties} ties), log-probabilities within {largest:.1e}"
 
 
-def run_part(options: argparse.Namespace, arms: dict[str, Callable[[Part], list[Any]]], part: Part) -> None:
+def run_part(options: argparse.Namespace, arms: Arms, part: Part) -> None:
     """Measure all arms in turn and print one row for each."""
+    clock = time.process_time if options.cpu_time else time.perf_counter
     seconds: dict[str, list[float]] = {arm: [] for arm in options.arms}
     answers: dict[str, list[Any]] = {}
     for number in range(options.rounds):
         for arm in options.arms if number % 2 == 0 else reversed(options.arms):
-            began = time.perf_counter()
+            began = clock()
             answers[arm] = arms[arm](part)
-            seconds[arm].append(time.perf_counter() - began)
+            seconds[arm].append(clock() - began)
             print(f"  {part.name} round {number + 1} {arm}: {seconds[arm][-1]:.1f} s", flush=True)
-    base = statistics.median(seconds[options.arms[0]])
+    first = seconds[options.arms[0]]
     for arm in options.arms:
         middle = statistics.median(seconds[arm])
         rate = len(part.prompts) / middle
+        # Of a round: arms that take turns have the same neighbours.
+        ratio = statistics.median(base / own for base, own in zip(first, seconds[arm], strict=True))
         print(
             f"| {part.name} | {arm} | {len(part.prompts)} | {middle:.1f} | {min(seconds[arm]):.1f} to"
-            f" {max(seconds[arm]):.1f} | {rate:.2f} | {base / middle:.2f} |",
+            f" {max(seconds[arm]):.1f} | {rate:.2f} | {ratio:.2f} |",
             flush=True,
         )
     for arm in options.arms:
@@ -227,9 +259,9 @@ def run_part(options: argparse.Namespace, arms: dict[str, Callable[[Part], list[
             print(f"  glmtune against {arm}: {compare(part, answers['glmtune'], answers[arm])}", flush=True)
 
 
-def run_growth(options: argparse.Namespace, arms: dict[str, Callable[[Part], list[Any]]], mmlu: Part) -> None:
+def run_growth(options: argparse.Namespace, arms: Arms, mmlu: Part) -> None:
     """Measure how the cost grows with the questions of one subject."""
-    subject = list(mmlu.prompts)[: options.mmlu_limit]
+    subject = list(mmlu.prompts)[: options.growth_limit]
     size = 1
     while size <= len(subject):
         part = replace(mmlu, name=f"growth {size}", prompts=subject[:size])
@@ -250,13 +282,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     parts = make_parts(options)
-    arms, num_parameters = make_arms(options)
+    arms, num_parameters, shares = make_arms(options)
     print(json.dumps({"parameters": num_parameters, **vars(options)}, default=str), flush=True)
     print("| part | arm | questions | median s | range s | questions/s | x first arm |\n" + "|---" * 7 + "|")
     for name in options.parts:
         if name == "growth":
             run_growth(options, arms, parts["mmlu"])
         else:
+            print(f"  {name}: {shares(parts[name])}", flush=True)
             run_part(options, arms, parts[name])
 
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from glmtune.terminal.console import Console
 
 DEFAULT_FOLDER = Path("runs") / "eval"
+DIGITS = 8
+"""Hexadecimal digits at the end of a folder's name."""
 MAX_WORD = 48
 """Letters of each part of a folder's name, which may have 255 bytes: a server calls its model as it likes."""
 
@@ -49,6 +51,12 @@ def default_run_folder(values: Mapping[str, Any]) -> Path:
     return _named(values["benchmark"], values["split"], protocol, *_model_words(values), _digest([values]))
 
 
+def _runs_beside(folder: Path) -> list[Path]:
+    """Return default folders of runs whose names differ from that of another in their last digits alone."""
+    name, _, _ = folder.name.rpartition("-")
+    return sorted(path for path in folder.parent.glob(f"{name}-{'[0-9a-f]' * DIGITS}") if path != folder)
+
+
 def default_summary_folder(runs: Sequence[Evaluated]) -> Path:
     """Return where the table of several benchmarks goes if no folder is named: it is of what answered them.
 
@@ -62,7 +70,7 @@ def default_summary_folder(runs: Sequence[Evaluated]) -> Path:
 def _digest(several: Sequence[Mapping[str, Any]]) -> str:
     """Return eight digits of what decides the answers: the same weights by another name are the same run."""
     parts = [json.dumps(deciding(dict(values)), sort_keys=True) for values in several]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:DIGITS]
 
 
 def _model_words(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -112,7 +120,16 @@ def evaluate_model(
     # Held by the first process, as it opens the run, and writes the report when all have answered.
     with lock_folder(folder) if not processes.rank else nullcontext():
         with progress_of(task, shown) as progress:
-            finished = run_task(task, backend, folder, resume=resume, processes=processes, progress=progress)
+            finished = run_task(
+                task,
+                backend,
+                folder,
+                resume=resume,
+                processes=processes,
+                progress=progress,
+                # A folder that was named is gone on in with more questions; of the others each has its own.
+                beside=() if output_dir else _runs_beside(folder),
+            )
         if finished is None:
             return None
         evaluated = _report(_result_of(task, finished, backend), folder, values, console)

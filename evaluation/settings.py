@@ -22,7 +22,10 @@ class BenchmarkSettings:
     )
     split: str | None = setting(None, "which split; default: the one that GLM results are reported on")
     subjects: list[str] | None = setting(None, "only these subjects, such as [anatomy,law]")
-    limit: int | None = setting(None, "only the first so many questions of each subject")
+    limit: int | None = setting(
+        None,
+        "only the first so many questions of each subject; raise it and what is answered is not asked again",
+    )
     num_fewshot: int | None = setting(None, "exemplars in a prompt; default: the protocol's")
     max_new_tokens: int | None = setting(
         None, "tokens an answer may have; default: the protocol's (512 for reasoning). Thinking needs more"

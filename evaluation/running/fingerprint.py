@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from evaluation.task import CHOICES, Task
 COMPLETIONS_ENGINE = "saved completions"
 OPTIONAL = ("config_hash", "server", "tuned")
 UNTOLD = ("none", "unknown", "")
+QUESTIONS = ("num_samples", "data_hash", "prompt_hash")
+"""The part of a fingerprint that says which questions are asked; the rest says how, and whom."""
 
 
 def fingerprint(task: Task, model: ModelIdentity, max_context_tokens: int | None) -> dict[str, Any]:
@@ -53,6 +56,18 @@ def deciding(values: dict[str, Any]) -> dict[str, Any]:
         del model["name"]
     model.pop("tuned", None)  # a name, too; `adapter` is the hash of what it names
     return {**values, "model": model}
+
+
+def differ_in_questions_only(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Say whether two runs are of one model that is asked in one way, whatever it is asked.
+
+    Args:
+        there: what `deciding` returned, as it was read back from a file.
+        here: what it returns now.
+    """
+    here = json.loads(json.dumps(here))  # as it would be read back: tuples are lists
+    names = {*there, *here} - {*QUESTIONS}
+    return all(name in there and name in here and there[name] == here[name] for name in names)
 
 
 def described(model: Mapping[str, Any]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.answer import Answer, Key, parse_answer
+from evaluation.running.fingerprint import QUESTIONS, differ_in_questions_only
 from evaluation.running.run_files import EARLIER, IDENTITY_NAME, JOURNAL_PATTERN, files_of_run, is_evaluation
 from glmtune.errors import DataError
 from glmtune.storage.checksums import json_with_checksum
@@ -67,13 +68,25 @@ def lock_run(folder: Path) -> Journal:
     return Journal(journal_path(folder, 0))
 
 
-def open_run(journal: Journal, identity: Mapping[str, Any], *, resume: bool = True) -> OpenedRun:
+RefuseOthers = Callable[[Path, Collection[Answer]], None]
+"""Raises ConfigError where answers of a folder are not to the questions asked now."""
+
+
+def open_run(
+    journal: Journal,
+    identity: Mapping[str, Any],
+    *,
+    resume: bool = True,
+    refuse_others: RefuseOthers | None = None,
+) -> OpenedRun:
     """Begin or continue a run; only one process (rank 0) does this.
 
     Args:
         journal: of the first process, see `lock_run`.
         identity: plain nested values that decide the answers; kept as ``run.json``.
         resume: go on with what is there; otherwise it is moved to ``earlier-N`` and nothing is deleted.
+        refuse_others: asked where the questions alone are others than those the run was begun with; None
+            refuses all such runs.
 
     Returns:
         The answers there; half-written last lines are cut off, damaged ones set aside.
@@ -90,7 +103,7 @@ def open_run(journal: Journal, identity: Mapping[str, Any], *, resume: bool = Tr
         journals = [journal, *(others.enter_context(Journal(path)) for path in paths)]
         if not resume:
             _move_aside(folder)
-        _refuse_other_run(folder, identity)
+        _refuse_other_run(folder, identity, refuse_others)
         answers: list[Answer] = []
         notes: list[str] = []
         for each in journals:
@@ -146,10 +159,16 @@ def _move_aside(folder: Path) -> None:
         path.rename(target / path.name)
 
 
-def _refuse_other_run(folder: Path, identity: Mapping[str, Any]) -> None:
+def _refuse_other_run(folder: Path, identity: Mapping[str, Any], refuse_others: RefuseOthers | None) -> None:
     journals = [path for path in sorted(folder.glob(JOURNAL_PATTERN)) if path.stat().st_size]
-    if journals:
-        _refuse_other_identity(folder, journals[0], identity)
+    if not journals:
+        return
+    there = _identity_in(folder)
+    if refuse_others is not None and there is not None and differ_in_questions_only(there, identity):
+        if any(there.get(name) != value for name, value in identity.items() if name in QUESTIONS):
+            refuse_others(folder, read_journals(folder).values())
+        return
+    _refuse_other_identity(journals[0], there, identity)
 
 
 def refuse_other_run_of(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -162,15 +181,20 @@ def refuse_other_run_of(folder: Path, identity: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: they differ; every difference is named.
     """
-    _refuse_other_identity(folder, folder / IDENTITY_NAME, identity)
+    _refuse_other_identity(folder / IDENTITY_NAME, _identity_in(folder), identity)
 
 
-def _refuse_other_identity(folder: Path, holder: Path, identity: Mapping[str, Any]) -> None:
+def _identity_in(folder: Path) -> Mapping[str, Any] | None:
     path = folder / IDENTITY_NAME
     try:
-        there = read_identity(path)
+        return read_identity(path)
     except ValueError as error:
         raise DataError(f"it is no valid JSON ({error}). {WAY_OUT}", path=path) from None
+
+
+def _refuse_other_identity(
+    holder: Path, there: Mapping[str, Any] | None, identity: Mapping[str, Any]
+) -> None:
     refuse_other_run(
         holder,
         "answers",

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 
 from evaluation.answer import TOO_LONG, Answer, Key
@@ -23,6 +22,7 @@ from evaluation.running.run_folder import (
     read_journals,
     refuse_other_run_of,
 )
+from evaluation.running.same_questions import SameQuestions
 from evaluation.sample import Failure, Prompt, Sample
 from evaluation.task import CHOICES, GENERATE, GENERATE_THEN_CHOICES, Task, hash_prompt
 from glmtune.errors import GlmtuneError
@@ -33,6 +33,11 @@ CHUNK_SAMPLES = 256
 
 Enough for it to sort by length and fill its batches; and a two-stage protocol scores after each piece, so
 that a run that is stopped has most of its questions answered whole and not half.
+"""
+CHUNK_FEWSHOT_SAMPLES = 1024
+"""The same for questions below exemplars: subjects are passed together up to so many.
+
+More than without exemplars, as subjects are not divided, and most of them have 100 to 300 questions.
 """
 
 Advance = Callable[[Sample, Answer | None], None]
@@ -96,6 +101,7 @@ def run_task(
     resume: bool = True,
     processes: Processes | None = None,
     progress: StartProgress | None = None,
+    beside: Sequence[Path] = (),
 ) -> Finished | None:
     """Answer the questions of a task that have no answer in a folder yet.
 
@@ -106,6 +112,8 @@ def run_task(
         resume: see ``evaluation.running.run_folder.open_run``.
         processes: this process among those that share the run; one alone by default.
         progress: shows how far the run is; None shows nothing.
+        beside: folders of other runs; what they have answered of the questions, for the same model asked in
+            the same way, is taken over.
 
     Returns:
         All answers; None in processes other than the first.
@@ -126,10 +134,12 @@ def run_task(
             """Open the run, in rank 0 alone, which holds its journal from here to the end."""
             nonlocal journal, notes
             journal = held.enter_context(lock_run(folder))
-            opened = open_run(journal, identity, resume=resume)
+            same = SameQuestions(task, backend)
+            opened = open_run(journal, identity, resume=resume, refuse_others=same.refuse_others)
             forget_failures(folder)
             known.update(opened.answers)
-            notes = opened.notes
+            taken = _take_over(task, journal, known, same.answers_beside(beside if resume else (), identity))
+            notes = (*opened.notes, *taken)
             return [sample.key for sample in task.samples if not _has(task, known, sample.key)]
 
         share = set(processes.share(folder, unanswered))
@@ -181,6 +191,19 @@ def is_complete(task: Task, answer: Answer) -> bool:
     ]
 
 
+def _take_over(
+    task: Task, journal: Journal, known: dict[Key, Answer], beside: Iterable[tuple[Path, Answer]]
+) -> list[str]:
+    """Write answers of other runs into a run that lacks them, and return what is to be said of it."""
+    taken: dict[Path, int] = {}
+    for folder, answer in beside:
+        if not _has(task, known, answer.key) and is_complete(task, answer):
+            journal.append(answer)
+            known[answer.key] = answer
+            taken[folder] = taken.get(folder, 0) + 1
+    return [f"{count:,} answers are taken over from {folder}." for folder, count in taken.items()]
+
+
 def _has(task: Task, known: dict[Key, Answer], key: Key) -> bool:
     return key in known and is_complete(task, known[key])
 
@@ -202,16 +225,34 @@ def _ask_all(session: _Session, samples: Sequence[Sample]) -> None:
 
 
 def _batches(task: Task, samples: Sequence[Sample]) -> Iterator[list[Sample]]:
-    """Yield questions to pass together: a subject where exemplars are shared, else pieces of the whole.
+    """Yield questions to pass together: whole subjects where exemplars are shared, else pieces of the whole.
 
-    A backend reads what the prompts of one call begin with once, so a subject is never divided.
+    A backend reads what the prompts of one call begin with once, so a subject is never divided, nor are those
+    that have the same exemplars; and it fills the places of rows that end, which the next call could not.
     """
-    if task.num_fewshot:
-        for _, group in groupby(samples, key=lambda sample: sample.subject):
-            yield list(group)
+    if not task.num_fewshot:
+        for start in range(0, len(samples), CHUNK_SAMPLES):
+            yield list(samples[start : start + CHUNK_SAMPLES])
         return
-    for start in range(0, len(samples), CHUNK_SAMPLES):
-        yield list(samples[start : start + CHUNK_SAMPLES])
+    batch: list[Sample] = []
+    for group in _by_exemplars(task, samples):
+        if batch and len(batch) + len(group) > CHUNK_FEWSHOT_SAMPLES:
+            yield batch
+            batch = []
+        batch = [*batch, *group]
+    if batch:
+        yield batch
+
+
+def _by_exemplars(task: Task, samples: Sequence[Sample]) -> Iterable[list[Sample]]:
+    """Group questions by what stands above them, in the order in which that occurs first."""
+    few_shot = task.prepared.few_shot
+    groups: dict[object, list[Sample]] = {}
+    for sample in samples:
+        shown = None if few_shot is None else few_shot.exemplars.get(sample.subject)
+        same = sample.subject if shown is None else tuple(shown[: task.num_fewshot])
+        groups.setdefault(same, []).append(sample)
+    return groups.values()
 
 
 def _first_stage(session: _Session, asked: Sequence[Asked]) -> dict[Key, Answer]:

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from glmtune.errors import ConfigError, MissingExtraError
 from glmtune.memory import WITH_OWN_MEMORY
+from glmtune.training.distributed.deepspeed_engine import leave_unimported
 from glmtune.training.settings import METRICS, OPTIMIZERS, TrainerSettings
 from glmtune.training.tracking.trackers import run_name
 
@@ -96,6 +97,7 @@ def training_arguments(
         MissingExtraError: the optimizer's package is not installed.
     """
     _check_optimizer(settings.optim, device)
+    leave_unimported()
     # The reentrant form of checkpointing finds no gradient where a layer's input has none: a frozen base with
     # a prefix.
     checkpointing: dict[str, Any] = {

@@ -74,6 +74,26 @@ def test_the_embedded_model_is_evaluated_and_a_second_call_asks_nothing(capsys):
     assert timing["num_resumed"] == values["num_samples"]
 
 
+def test_a_higher_limit_goes_on_in_the_folder_and_asks_only_what_is_new(capsys):
+    ask = ["eval", "benchmark=mmlu", "num_threads=1", "protocol=few_shot_direct", "output_dir=out"]
+    assert main([*ask, "benchmark.limit=1", "benchmark.subjects=[miscellaneous]"]) == 0
+    assert results("out")["num_samples"] == 1
+    assert main([*ask, "benchmark.limit=2"]) == 0
+    values = results("out")
+    shown = capsys.readouterr().out
+    assert f"Going on: 1 of {values['num_samples']} questions" in shown
+    assert json.loads(Path("out/timing.json").read_text())["num_answered"] == values["num_samples"] - 1
+    assert main([*ask[:-1], "output_dir=new", "benchmark.limit=2"]) == 0
+    assert results("new")["subjects"] == values["subjects"]
+    assert main([*ask, "benchmark.limit=1"]) == 2
+    shown = capsys.readouterr().err
+    assert "questions that are not asked now" in shown
+    assert "completions=out" in shown
+    assert main(["eval", "benchmark=mmlu", "protocol=few_shot_direct", "benchmark.limit=1",
+                 "completions=out", "output_dir=part"]) == 0  # fmt: skip
+    assert results("part")["num_samples"] == len(values["subjects"])
+
+
 def test_all_runs_the_four_and_prints_the_model_card(capsys):
     assert main(["eval", "benchmark=all", "benchmark.limit=1", "num_threads=1", "output_dir=out"]) == 0
     shown = capsys.readouterr().out

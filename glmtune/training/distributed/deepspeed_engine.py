@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -47,6 +48,18 @@ def prepare(settings: DeepSpeedSettings, device: str) -> None:
     for name in deepspeed.ops.__compatible_ops__:
         if "shm_comm" in name:
             deepspeed.ops.__compatible_ops__[name] = False
+
+
+def leave_unimported() -> None:
+    """Keep accelerate from importing DeepSpeed where nothing uses it, which takes half a second.
+
+    `Trainer.__init__` unwraps its model, and `accelerate.utils.other.extract_model_from_parallel` (1.15)
+    imports DeepSpeed wherever it is installed, to ask whether the model is one of its engines. No model is
+    while nobody has imported it, so that asking for this instead changes no answer.
+    """
+    from accelerate.utils import other
+
+    other.is_deepspeed_available = lambda: "deepspeed" in sys.modules
 
 
 def shard_parameter(parameter: nn.Parameter, config: Mapping[str, Any], like: nn.Parameter | None) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
+from evaluation.fewshot import Exemplar, FewShot
 from evaluation.running.data_parallel import Processes
 from evaluation.running.fitting import fit_extraction, fit_prompt
 from evaluation.running.run_folder import journal_path, read_journals
@@ -58,14 +60,35 @@ def test_a_stopped_run_goes_on_without_asking_twice(kind, fail_after, tmp_path):
     assert again.asked == []
 
 
-def test_calls_are_per_subject_with_exemplars_and_in_pieces_without(tmp_path, monkeypatch):
-    few = TableBackend()
-    run_task(make_task("choices", num_fewshot=3), few, tmp_path / "few")
-    assert [size for _, size, _ in few.calls] == [5, 7]
+def test_without_exemplars_questions_are_passed_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluation.running.runner.CHUNK_SAMPLES", 8)
     zero = TableBackend()
-    run_task(make_task("generate_then_choices"), zero, tmp_path / "zero")
+    run_task(make_task("generate_then_choices"), zero, tmp_path)
     assert [call[:2] for call in zero.calls] == [("generate", 8), ("score", 8), ("generate", 4), ("score", 4)]
+
+
+SIZES = {"law": 5, "art": 7, "sea": 4}
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1024, [16]), (12, [12, 4]), (7, [5, 7, 4]), (1, [5, 7, 4])])
+def test_with_exemplars_whole_subjects_are_passed_together(most, sizes, tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluation.running.runner.CHUNK_FEWSHOT_SAMPLES", most)
+    few = TableBackend()
+    run_task(make_task("choices", num_fewshot=3, sizes=SIZES), few, tmp_path)
+    assert [size for _, size, _ in few.calls] == sizes
+
+
+def test_subjects_with_the_same_exemplars_are_passed_together_however_many_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluation.running.runner.CHUNK_FEWSHOT_SAMPLES", 6)
+    task = make_task("generate", num_fewshot=2, sizes=SIZES)
+    same, other = (Exemplar("1+1?", " 2"), Exemplar("1+2?", " 3")), (Exemplar("5+5?", " 10"),)
+    shots = {"law": [*same, *other], "art": other, "sea": same}  # of the first, the third is not shown
+    prepared = dataclasses.replace(task.prepared, few_shot=FewShot(shots, lambda sample: sample.question))
+    task = dataclasses.replace(task, prepared=prepared)
+    few = TableBackend()
+    finished = run_task(task, few, tmp_path)
+    assert [size for _, size, _ in few.calls] == [9, 7]
+    assert [answer.key for answer in finished.answers] == [sample.key for sample in task.samples]
 
 
 def test_another_model_may_not_continue(tmp_path):
