@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from glmtune.data.dataset import ConversationSet, encode_conversations, load_conversations
+from glmtune.data.conversations import SplitReader
+from glmtune.data.dataset import EncodedSplit, MeasuredSplit, encode_split, measure_split
 from glmtune.data.encode import encode_training_row
-from glmtune.data.lengths import (
-    STEP_TOKENS,
-    RowLengths,
-    chosen_words,
-    limit_for,
-    resolve_lengths,
-    training_lengths,
-)
+from glmtune.data.lengths import STEP_TOKENS, chosen_words, limit_for, resolve_lengths
 from glmtune.data.reading.sources import find_data_files
-from glmtune.data.records import BadRow, Conversation, RowProblem
+from glmtune.data.records import BadRow, Conversation
 from glmtune.data.settings import SPLITS, DataSettings
 from glmtune.data.truncation import TruncationCounts
 from glmtune.errors import ConfigError
@@ -192,25 +185,26 @@ def check_data(
         ConfigError: no file is given for any split.
         DataError: a file cannot be read at all, or has no usable row.
     """
-    loaded, same_file = _load_all(replace(settings, on_bad_row="skip"))
-    asked, reports, lengths = settings, [], []
-    for conversations in loaded:
-        rows = training_lengths(conversations.conversations, tokenizer, settings)
-        settings = resolve_lengths(
-            settings, rows, context=context
-        )  # the first one's, training if there is some
-        reports.append(_check_split(conversations, tokenizer, settings, rows, progress))
-        lengths.append(rows)
+    readers, same_file = _all_splits(replace(settings, on_bad_row="skip"))
+    asked, found = settings, list[tuple[MeasuredSplit, EncodedSplit]]()
+    for reader in readers:
+        measured = measure_split(reader, tokenizer, progress=progress)
+        # The first one's, training if there is some.
+        settings = resolve_lengths(settings, measured.lengths, context=context)
+        encoded = encode_split(reader, tokenizer, replace(settings, on_bad_row="skip"), progress=progress)
+        found.append((measured, encoded))
     assert settings.max_source_length is not None
     assert settings.max_target_length is not None
-    sample, line = _first_sample(loaded[0], tokenizer, settings)
     template = template_for(tokenizer)
+    first, lengths = found[0], [measured.lengths for measured, _ in found]
     return DataReport(
-        splits=tuple(reports),
-        overlaps=tuple(_overlap(loaded[0], other) for other in loaded[1:] if loaded[0].split == "train"),
+        splits=tuple(_report(*each, extra_tokens=not template.bidirectional_context) for each in found),
+        overlaps=tuple(
+            _overlap(first[0], other) for other, _ in found[1:] if first[0].facts.split == "train"
+        ),
         same_file=same_file,
-        sample=sample,
-        sample_line=line,
+        sample=render_sample(tokenizer, first[1].sample, settings),
+        sample_line=first[1].sample.line,
         template=template.name,
         max_source_length=settings.max_source_length,
         max_target_length=settings.max_target_length,
@@ -220,8 +214,8 @@ def check_data(
     )
 
 
-def _load_all(settings: DataSettings) -> tuple[list[ConversationSet], tuple[tuple[str, str], ...]]:
-    loaded: list[ConversationSet] = []
+def _all_splits(settings: DataSettings) -> tuple[list[SplitReader], tuple[tuple[str, str], ...]]:
+    readers: list[SplitReader] = []
     same: list[tuple[str, str]] = []
     seen: dict[str, str] = {}
     for split in [split for split in SPLITS if settings.file_of(split)]:
@@ -232,68 +226,54 @@ def _load_all(settings: DataSettings) -> tuple[list[ConversationSet], tuple[tupl
             same.append((split, seen[key]))
             continue
         seen[key] = split
-        loaded.append(load_conversations(settings, split, warn=False))
-    if not loaded:
+        readers.append(SplitReader(settings, split))
+    if not readers:
         raise ConfigError(
             "`data.train_file` is not set, nor is any other file, so there is nothing to check. Choose a data"
             " set, such as `data=ads`, or give a file: `data=files data.train_file=FILE`."
         )
-    return loaded, tuple(same)
+    return readers, tuple(same)
 
 
-def _check_split(
-    loaded: ConversationSet,
-    tokenizer: TextTokenizer,
-    settings: DataSettings,
-    lengths: RowLengths,
-    progress: bool,
-) -> SplitReport:
-    encoded = encode_conversations(loaded, tokenizer, replace(settings, on_bad_row="skip"), progress=progress)
-    answers = lengths.answers + (not template_for(tokenizer).bidirectional_context)
-    rows = [_key(conversation.messages) for conversation in loaded.conversations]
-    asked = [_key(conversation.prompt) for conversation in loaded.conversations]
+def _report(measured: MeasuredSplit, encoded: EncodedSplit, *, extra_tokens: int) -> SplitReport:
+    facts, prompts = encoded.facts, measured.lengths.prompts
+    answers = measured.lengths.answers + extra_tokens
     return SplitReport(
-        split=loaded.split,
-        path=loaded.path,
-        kind=loaded.kind,
-        encoding=loaded.encoding,
-        layout=loaded.layout.name,
-        columns=loaded.layout.columns,
-        unused_columns=loaded.unused_columns,
+        split=facts.split,
+        path=facts.path,
+        kind=facts.kind,
+        encoding=facts.encoding,
+        layout=facts.layout.name,
+        columns=facts.layout.columns,
+        unused_columns=facts.unused_columns,
         num_rows=encoded.num_conversations,
-        num_training_rows=len(encoded.rows),
-        num_multi_turn=sum(_num_questions(item) > 1 for item in loaded.conversations),
+        num_training_rows=len(encoded.lengths),
+        num_multi_turn=measured.num_multi_turn,
         num_bad_rows=len(encoded.bad),
         num_empty_answers=sum(row.empty_answer for row in encoded.bad),
         bad_rows=tuple(encoded.bad[:10]),
-        prompt_tokens=_stats(lengths.prompts),
+        prompt_tokens=_stats(prompts),
         answer_tokens=_stats(answers),
-        histogram=_histogram(lengths.prompts + answers),
+        histogram=_histogram(prompts + answers),
         truncation=encoded.truncation,
-        num_duplicates=len(rows) - len(set(rows)),
-        num_duplicate_prompts=len(asked) - len(set(asked)),
+        num_duplicates=_num_repeated(measured.row_keys),
+        num_duplicate_prompts=_num_repeated(measured.prompt_keys),
         num_tokens=encoded.num_tokens,
         loss_frac=encoded.num_loss_tokens / encoded.num_tokens,
-        fingerprint=loaded.fingerprint,
+        fingerprint=facts.fingerprint,
     )
 
 
-def _key(messages: Sequence[object]) -> int:
-    return hash(tuple(messages))
+def _num_repeated(keys: np.ndarray) -> int:
+    return len(keys) - len(np.unique(keys))
 
 
-def _num_questions(conversation: Conversation) -> int:
-    return sum(message.role == "user" for message in conversation.messages)
-
-
-def _overlap(train: ConversationSet, other: ConversationSet) -> OverlapReport:
-    prompts = {_key(conversation.prompt) for conversation in train.conversations}
-    rows = {_key(conversation.messages) for conversation in train.conversations}
+def _overlap(train: MeasuredSplit, other: MeasuredSplit) -> OverlapReport:
     return OverlapReport(
-        split=other.split,
-        num_rows=len(other.conversations),
-        num_same_prompt=sum(_key(conversation.prompt) in prompts for conversation in other.conversations),
-        num_same_row=sum(_key(conversation.messages) in rows for conversation in other.conversations),
+        split=other.facts.split,
+        num_rows=len(other.row_keys),
+        num_same_prompt=int(np.isin(other.prompt_keys, train.prompt_keys).sum()),
+        num_same_row=int(np.isin(other.row_keys, train.row_keys).sum()),
     )
 
 
@@ -314,15 +294,6 @@ def _histogram(lengths: np.ndarray) -> tuple[tuple[int, int, int], ...]:
     bins = [(index * width, (index + 1) * width - 1, int(count)) for index, count in enumerate(counts)]
     bins[-1] = (bins[-1][0], max(bins[-1][1], int(lengths.max())), bins[-1][2])
     return tuple(bins[int(np.flatnonzero(counts)[0]) :])
-
-
-def _first_sample(
-    loaded: ConversationSet, tokenizer: TextTokenizer, settings: DataSettings
-) -> tuple[tuple[SamplePart, ...], int]:
-    for conversation in loaded.conversations:
-        with suppress(RowProblem):
-            return render_sample(tokenizer, conversation, settings), conversation.line
-    raise AssertionError("a split without any usable row was refused before")
 
 
 def render_sample(

@@ -76,8 +76,9 @@ def row_set(split: EncodedSplit, settings: DataSettings, *, seed: int) -> RowSet
     Raises:
         ConfigError: a sample is longer than a pack.
     """
-    lengths = split.lengths.tolist()
     if not settings.packing:
-        return RowSet(split.rows, lengths)
-    packed = PackedDataset(cast(Any, split.rows), lengths, settings.packing_length, seed=seed)
+        return RowSet(split.rows, cast(Any, split.lengths))
+    packed = PackedDataset(
+        cast(Any, split.rows), cast(Any, split.lengths), settings.packing_length, seed=seed
+    )
     return RowSet(packed, packed.lengths, packed.packs)

@@ -11,6 +11,7 @@ SPLITS = ("train", "validation", "test")
 LAYOUT_NAMES = ("auto", "columns", "adgen", "alpaca", "sharegpt", "openai")
 LOSS_ON = ("answer", "all_turns", "everything")
 ON_BAD_ROW = ("error", "skip")
+CACHE = ("auto", "always", "never")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,17 @@ class DataSettings:
         1, "round the padded length of a batch up to a multiple of this, in tokens"
     )
 
+    cache: str = setting(
+        "auto",
+        "keep encoded rows on disk: `auto` (those of files above 16 MB in all), `always` or `never`",
+    )
+    cache_dir: str | None = setting(
+        None, "folder of encoded rows; null: `rows` in $GLMTUNE_CACHE, by default ~/.cache/glmtune"
+    )
+    num_workers: int | None = setting(
+        None, "processes that encode; null: as many as cores, 4 at most, and one for small files"
+    )
+
     def __post_init__(self) -> None:
         """Check every rule and report all problems together.
 
@@ -84,13 +96,15 @@ class DataSettings:
             ("data.layout", self.layout, LAYOUT_NAMES),
             ("data.loss_on", self.loss_on, LOSS_ON),
             ("data.on_bad_row", self.on_bad_row, ON_BAD_ROW),
+            ("data.cache", self.cache, CACHE),
         ):
             try:
                 check_choice(path, value, valid)
             except ConfigError as error:
                 problems.append(str(error))
         for name in ("max_source_length", "max_target_length", "packing_length", "pad_to_multiple_of",
-                     "max_train_samples", "max_eval_samples", "max_predict_samples"):  # fmt: skip
+                     "max_train_samples", "max_eval_samples", "max_predict_samples",
+                     "num_workers"):  # fmt: skip
             value = getattr(self, name)
             try:
                 if value is not None:

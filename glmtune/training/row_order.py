@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 # Rows are sorted in pools of so many batches, not all at once: enough for little padding, and few enough that
 # what a batch holds still differs from epoch to epoch.
 BATCHES_SORTED_TOGETHER = 50
-Item = TypeVar("Item")
+_AT_ONCE = 1 << 14  # row numbers that are Python objects at one time
 
 
 class EpochSampler(Sampler[int]):
@@ -55,10 +55,16 @@ class EpochSampler(Sampler[int]):
         # A generator of its own: the global one also draws dropout, and a the order must be known
         # without repeating those draws. The factor keeps (seed 1, epoch 1) and (seed 2, epoch 0) apart.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = list(range(len(self.lengths)))
+        order = np.arange(len(self.lengths))
         if self.shuffle:
-            order = _permuted(order, generator)
-        return iter(self._grouped(order, generator) if self.group_by_length else order)
+            order = order[_permutation(len(order), generator)]
+        if self.group_by_length:
+            order = self._grouped(order, generator)
+        return (
+            row
+            for start in range(0, len(order), _AT_ONCE)
+            for row in order[start : start + _AT_ONCE].tolist()
+        )
 
     def rows_of_step(self, step: int, *, rows_per_step: int) -> list[int]:
         """Return the row numbers of an optimizer step of the chosen epoch, in all processes.
@@ -72,26 +78,30 @@ class EpochSampler(Sampler[int]):
         start = step % steps_per_epoch * rows_per_step
         return order[start : start + rows_per_step]
 
-    def _grouped(self, order: list[int], generator: torch.Generator) -> list[int]:
-        pool_size = self.batch_size * BATCHES_SORTED_TOGETHER
-        batches: list[list[int]] = []
-        short: list[list[int]] = []
+    def _grouped(self, order: np.ndarray, generator: torch.Generator) -> np.ndarray:
+        lengths, size = np.asarray(self.lengths), self.batch_size
+        pool_size = size * BATCHES_SORTED_TOGETHER
+        # Row r of `batches` is a batch. The loader cuts every `batch_size` rows, so the one short batch has
+        # to stay at the end.
+        pools: list[np.ndarray] = []
+        short = order[:0]
         for start in range(0, len(order), pool_size):
-            pool = sorted(order[start : start + pool_size], key=lambda row: self.lengths[row])
-            cut = [pool[at : at + self.batch_size] for at in range(0, len(pool), self.batch_size)]
-            short = [cut.pop()] if len(cut[-1]) < self.batch_size else []
-            batches += cut if self.shuffle else _permuted(cut, generator)
-        if self.shuffle and batches:
-            batches = _permuted(batches, generator)
+            pool = order[start : start + pool_size]
+            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            full = len(pool) // size * size
+            cut, short = pool[:full].reshape(-1, size), pool[full:]
+            pools.append(cut if self.shuffle else cut[_permutation(len(cut), generator)])
+        batches = np.concatenate(pools) if pools else order[:0].reshape(0, size)
+        if self.shuffle and len(batches):
+            batches = batches[_permutation(len(batches), generator)]
             # So that a run whose longest batch does not fit into memory fails now and not after an hour.
-            longest = max(range(len(batches)), key=lambda at: sum(self.lengths[row] for row in batches[at]))
-            batches[0], batches[longest] = batches[longest], batches[0]
-        # The loader cuts every `batch_size` rows, so the one short batch has to stay at the end.
-        return [row for batch in batches + short for row in batch]
+            longest = int(lengths[batches].sum(axis=1).argmax())
+            batches[[0, longest]] = batches[[longest, 0]]
+        return np.concatenate([batches.reshape(-1), short])
 
 
-def _permuted(items: list[Item], generator: torch.Generator) -> list[Item]:
-    return [items[at] for at in torch.randperm(len(items), generator=generator).tolist()]
+def _permutation(count: int, generator: torch.Generator) -> np.ndarray:
+    return torch.randperm(count, generator=generator).numpy()
 
 
 class LengthOrder(Sampler[int]):
@@ -103,7 +113,7 @@ class LengthOrder(Sampler[int]):
         Args:
             lengths: tokens of every row.
         """
-        self.order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        self.order: list[int] = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist()
 
     def __len__(self) -> int:
         return len(self.order)

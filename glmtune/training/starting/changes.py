@@ -44,6 +44,8 @@ FREE = (
         }
         | {f"trainer.{name}" for name in ("dataloader_num_workers", "num_threads", "gradient_checkpointing")}
         | {"trainer.async_save"}
+        # Where rows are encoded and kept, not which they are.
+        | {f"data.{name}" for name in ("cache", "cache_dir", "num_workers")}
         # Measured, not learnt from; that `best` obeys the target is looked after in IMPOSSIBLE.
         | {"retention.exam", "retention.exam_limit"}
         # Fitted to the base, which is as it was: a run may have a switch, another one, or none from here on.
