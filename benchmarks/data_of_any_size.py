@@ -137,9 +137,8 @@ def main() -> None:
         ],
     }  # fmt: skip
     print(f"{options.rows:,} rows, {many.stat().st_size / 1e6:.0f} MB")
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {time.strftime('%Y-%m-%d')}\n"
-    )
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(time.strftime("%Y-%m-%d\n"))
     print("| command | rows | cache | seconds | CPU seconds | peak MiB |\n|---|---|---|---|---|---|")
     for name, words in commands.items():
         for file, state in ((few, "-"), (many, "empty"), (many, "full"), (few, "-"), (many, "full")):

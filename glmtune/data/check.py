@@ -9,12 +9,21 @@ from pathlib import Path
 import numpy as np
 
 from glmtune.data.conversations import SplitReader
-from glmtune.data.dataset import EncodedSplit, MeasuredSplit, encode_split, measure_split
+from glmtune.data.dataset import (
+    EncodedSplit,
+    MeasuredSplit,
+    encode_split,
+    joined_lengths,
+    measure_split,
+    mixed_readers,
+    refuse_streaming,
+)
 from glmtune.data.encode import encode_training_row
-from glmtune.data.lengths import STEP_TOKENS, chosen_words, limit_for, resolve_lengths
+from glmtune.data.encoded.mixture import MixPart, rows_per_epoch
+from glmtune.data.lengths import LENGTHS, STEP_TOKENS, chosen_words, limit_for, resolve_lengths
 from glmtune.data.reading.sources import find_data_files
 from glmtune.data.records import BadRow, Conversation
-from glmtune.data.settings import SPLITS, DataSettings
+from glmtune.data.settings import SPLITS, DataSettings, mixed_sets
 from glmtune.data.truncation import TruncationCounts
 from glmtune.errors import ConfigError
 from glmtune.labels import IGNORE_INDEX
@@ -51,6 +60,8 @@ class SplitReport:
 
     Attributes:
         split: ``train``, ``validation`` or ``test``.
+        mix_name: name of the set of a mixture; empty where there is one set.
+        rows_per_epoch: rows of it in an epoch of the mixture; None where there is one set.
         path: the file or hub id.
         kind: file format.
         encoding: text encoding found, empty for binary sources.
@@ -75,6 +86,8 @@ class SplitReport:
     """
 
     split: str
+    mix_name: str
+    rows_per_epoch: int | None
     path: str
     kind: str
     encoding: str
@@ -103,7 +116,7 @@ class OverlapReport:
     """Rows of another split that occur in the training split.
 
     Attributes:
-        split: ``validation`` or ``test``.
+        split: ``validation`` or ``test``; of a mixture with the name of the set.
         num_rows: its rows.
         num_same_prompt: rows whose prompt occurs in the training split.
         num_same_row: rows whose prompt and answer occur in the training split.
@@ -185,37 +198,55 @@ def check_data(
         ConfigError: no file is given for any split.
         DataError: a file cannot be read at all, or has no usable row.
     """
+    refuse_streaming(settings, "a check")
     readers, same_file = _all_splits(replace(settings, on_bad_row="skip"))
-    asked, found = settings, list[tuple[MeasuredSplit, EncodedSplit]]()
-    for reader in readers:
-        measured = measure_split(reader, tokenizer, progress=progress)
+    asked, template = settings, template_for(tokenizer)
+    found: list[_Checked] = []
+    for split in dict.fromkeys(reader.split for _, reader in readers):
+        own = [(name, reader) for name, reader in readers if reader.split == split]
+        measured = [measure_split(reader, tokenizer, progress=progress) for _, reader in own]
         # The first one's, training if there is some.
-        settings = resolve_lengths(settings, measured.lengths, context=context)
-        encoded = encode_split(reader, tokenizer, replace(settings, on_bad_row="skip"), progress=progress)
-        found.append((measured, encoded))
+        settings = resolve_lengths(settings, joined_lengths(measured), context=context)
+        limits = {name: getattr(settings, name) for name in LENGTHS}
+        for (name, reader), each in zip(own, measured, strict=True):
+            encoded = encode_split(reader, tokenizer, replace(reader.settings, **limits), progress=progress)
+            found.append(_Checked(name, each, encoded))
     assert settings.max_source_length is not None
     assert settings.max_target_length is not None
-    template = template_for(tokenizer)
-    first, lengths = found[0], [measured.lengths for measured, _ in found]
+    first, lengths = found[0].encoded, joined_lengths([each.measured for each in found])
+    train = [each.measured for each in found if each.encoded.split == "train"]
     return DataReport(
-        splits=tuple(_report(*each, extra_tokens=not template.bidirectional_context) for each in found),
-        overlaps=tuple(
-            _overlap(first[0], other) for other, _ in found[1:] if first[0].facts.split == "train"
-        ),
+        splits=_reports(found, settings, extra_tokens=not template.bidirectional_context),
+        overlaps=tuple(_overlap(train, each) for each in found if train and each.encoded.split != "train"),
         same_file=same_file,
-        sample=render_sample(tokenizer, first[1].sample, settings),
-        sample_line=first[1].sample.line,
+        sample=render_sample(tokenizer, first.sample, first.settings),
+        sample_line=first.sample.line,
         template=template.name,
         max_source_length=settings.max_source_length,
         max_target_length=settings.max_target_length,
-        wanted_source_length=limit_for(np.concatenate([rows.prompts for rows in lengths])),
-        wanted_target_length=limit_for(np.concatenate([rows.answers for rows in lengths])),
+        wanted_source_length=limit_for(lengths.prompts),
+        wanted_target_length=limit_for(lengths.answers),
         chosen_lengths=chosen_words(asked, settings),
     )
 
 
-def _all_splits(settings: DataSettings) -> tuple[list[SplitReader], tuple[tuple[str, str], ...]]:
-    readers: list[SplitReader] = []
+@dataclass(frozen=True, slots=True, eq=False)
+class _Checked:
+    """A split, or a set of a mixture in it, as it was measured and encoded."""
+
+    name: str
+    measured: MeasuredSplit
+    encoded: EncodedSplit
+
+
+def _all_splits(
+    settings: DataSettings,
+) -> tuple[list[tuple[str, SplitReader]], tuple[tuple[str, str], ...]]:
+    if settings.mix is not None:
+        splits = ["train", "validation"] if settings.has_validation else ["train"]
+        mixed = [(one.name, reader) for split in splits for one, reader in mixed_readers(settings, split)]
+        return mixed + [("", SplitReader(settings, "test")) for _ in filter(None, [settings.test_file])], ()
+    readers: list[tuple[str, SplitReader]] = []
     same: list[tuple[str, str]] = []
     seen: dict[str, str] = {}
     for split in [split for split in SPLITS if settings.file_of(split)]:
@@ -226,7 +257,7 @@ def _all_splits(settings: DataSettings) -> tuple[list[SplitReader], tuple[tuple[
             same.append((split, seen[key]))
             continue
         seen[key] = split
-        readers.append(SplitReader(settings, split))
+        readers.append(("", SplitReader(settings, split)))
     if not readers:
         raise ConfigError(
             "`data.train_file` is not set, nor is any other file, so there is nothing to check. Choose a data"
@@ -235,11 +266,28 @@ def _all_splits(settings: DataSettings) -> tuple[list[SplitReader], tuple[tuple[
     return readers, tuple(same)
 
 
-def _report(measured: MeasuredSplit, encoded: EncodedSplit, *, extra_tokens: int) -> SplitReport:
+def _reports(
+    found: Sequence[_Checked], settings: DataSettings, *, extra_tokens: int
+) -> tuple[SplitReport, ...]:
+    """Report on each split, or set of a mixture, with what an epoch takes of it."""
+    train = [each for each in found if each.name and each.encoded.split == "train"]
+    weights = {one.name: one.weight for one, _ in mixed_sets(settings)}
+    parts = [MixPart(each.name, weights[each.name], len(each.encoded.lengths)) for each in train]
+    counts = dict(zip([each.name for each in train], rows_per_epoch(parts), strict=True))
+    return tuple(
+        _report(each, counts.get(each.name) if each in train else None, extra_tokens=extra_tokens)
+        for each in found
+    )
+
+
+def _report(checked: _Checked, count: int | None, *, extra_tokens: int) -> SplitReport:
+    measured, encoded = checked.measured, checked.encoded
     facts, prompts = encoded.facts, measured.lengths.prompts
     answers = measured.lengths.answers + extra_tokens
     return SplitReport(
         split=facts.split,
+        mix_name=checked.name,
+        rows_per_epoch=count,
         path=facts.path,
         kind=facts.kind,
         encoding=facts.encoding,
@@ -268,12 +316,16 @@ def _num_repeated(keys: np.ndarray) -> int:
     return len(keys) - len(np.unique(keys))
 
 
-def _overlap(train: MeasuredSplit, other: MeasuredSplit) -> OverlapReport:
+def _overlap(train: Sequence[MeasuredSplit], other: _Checked) -> OverlapReport:
+    """Compare with the training rows of all sets."""
+    prompts, rows = other.measured.prompt_keys, other.measured.row_keys
+    known_prompts = np.concatenate([each.prompt_keys for each in train])
+    known_rows = np.concatenate([each.row_keys for each in train])
     return OverlapReport(
-        split=other.facts.split,
-        num_rows=len(other.row_keys),
-        num_same_prompt=int(np.isin(other.prompt_keys, train.prompt_keys).sum()),
-        num_same_row=int(np.isin(other.row_keys, train.row_keys).sum()),
+        split=other.encoded.split + f" ({other.name})" * bool(other.name),
+        num_rows=len(rows),
+        num_same_prompt=int(np.isin(prompts, known_prompts).sum()),
+        num_same_row=int(np.isin(rows, known_rows).sum()),
     )
 
 

@@ -194,10 +194,17 @@ class PackedDataset(torch.utils.data.Dataset[dict[str, list[int]]]):
     Attributes:
         packs: for each packed row the indices of its samples.
         lengths: tokens of each packed row.
+        rows_of_parts: packed rows of each part, one behind the other.
     """
 
     def __init__(
-        self, rows: Sequence[TokenRow], lengths: Sequence[int], packing_length: int, *, seed: int = 0
+        self,
+        rows: Sequence[TokenRow],
+        lengths: Sequence[int],
+        packing_length: int,
+        *,
+        seed: int = 0,
+        parts: Sequence[int] = (),
     ) -> None:
         """Plan the packed rows; tokens are put together when a row is asked for.
 
@@ -206,12 +213,18 @@ class PackedDataset(torch.utils.data.Dataset[dict[str, list[int]]]):
             lengths: tokens of each sample.
             packing_length: most tokens of a packed row.
             seed: of the shuffles.
+            parts: samples of each part, one behind the other; no row holds samples of two. Empty: one part.
 
         Raises:
             ConfigError: a sample is longer than a packed row.
         """
         self._rows = rows
-        self.packs = pack_lengths(lengths, packing_length, seed=seed)
+        self.packs: list[list[int]] = []
+        self.rows_of_parts: list[int] = []
+        for start, end in pairwise(np.cumsum([0, *(parts or [len(lengths)])]).tolist()):
+            packs = pack_lengths(lengths[start:end], packing_length, seed=seed)
+            self.packs += packs if not start else [[start + sample for sample in pack] for pack in packs]
+            self.rows_of_parts.append(len(packs))
         sizes, counts = np.asarray(lengths), [len(pack) for pack in self.packs]
         flat = np.fromiter(chain.from_iterable(self.packs), dtype=np.int64, count=sum(counts))
         starts = np.cumsum([0, *counts[:-1]], dtype=np.int64)

@@ -126,6 +126,11 @@ class SplitReader:
             ConfigError: no file is given for the split.
             DataError: a file is nowhere.
         """
+        if settings.mix is not None and (split != "test" or not settings.test_file):
+            raise ConfigError(
+                f"`data.mix` names several data sets, but one is read here for its {split} rows. Name it:"
+                f" `data.mix=null data.{split}_file=FILE`."
+            )
         self.settings, self.split = settings, split
         self.part = settings.part_of_training_rows(split)
         # Rows that training cannot use are none to divide either, whoever asks for their questions.

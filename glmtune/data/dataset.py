@@ -22,13 +22,15 @@ from glmtune.data.encode import refuse_settings
 from glmtune.data.encoded import cache
 from glmtune.data.encoded.batches import BATCH_ROWS, MeasuredBatch
 from glmtune.data.encoded.identity import rows_key
+from glmtune.data.encoded.mixture import MixPart, joined_facts, joined_truncation
 from glmtune.data.encoded.table import RowTable, read_table
 from glmtune.data.encoded.workers import run_batches, usual_workers
-from glmtune.data.lengths import RowLengths, has_lengths, resolve_lengths, without_limits
+from glmtune.data.lengths import LENGTHS, RowLengths, has_lengths, resolve_lengths, without_limits
 from glmtune.data.reading.layouts import Layout
 from glmtune.data.records import BadRow, Conversation
-from glmtune.data.settings import DataSettings
+from glmtune.data.settings import DataSettings, MixedSet, mixed_sets
 from glmtune.data.truncation import TruncationCounts, Unseen
+from glmtune.errors import ConfigError
 from glmtune.messages import Message
 from glmtune.models.templates.renderer import TextTokenizer, template_for
 
@@ -39,9 +41,12 @@ __all__ = [
     "EncodedSplit",
     "MeasuredSplit",
     "encode_split",
+    "joined_lengths",
     "load_conversations",
     "load_split",
     "measure_split",
+    "mixed_readers",
+    "refuse_streaming",
 ]
 
 LARGE_BYTES = 16 << 20
@@ -65,6 +70,7 @@ class EncodedSplit:
         bad: rows left out (only with ``on_bad_row="skip"``).
         settings: they were encoded with, the lengths that the data told in place.
         sample: the first conversation behind a row.
+        parts: the sets of a mixture; empty where the rows are of one.
     """
 
     rows: datasets.Dataset
@@ -76,6 +82,7 @@ class EncodedSplit:
     bad: Sequence[BadRow]
     settings: DataSettings
     sample: Conversation
+    parts: tuple[MixPart, ...] = ()
 
     @property
     def unseen(self) -> Unseen:
@@ -161,6 +168,10 @@ def load_split(
         ConfigError: no file is given for the split.
         DataError: as `load_conversations`; also rows that cannot be made to fit the lengths.
     """
+    if split == "train":
+        refuse_streaming(settings, "this command")
+    if settings.mix is not None and not (split == "test" and settings.test_file):
+        return _load_mixture(settings, split, tokenizer, context, progress)
     reader = SplitReader(settings, split)
     if not has_lengths(settings):
         measured = measure_split(reader, tokenizer, progress=progress)
@@ -168,6 +179,85 @@ def load_split(
     encoded = encode_split(reader, tokenizer, settings, progress=progress)
     warn_of_bad_rows(encoded.bad, encoded.num_conversations + len(encoded.bad), encoded.path)
     return encoded
+
+
+def refuse_streaming(settings: DataSettings, what: str) -> None:
+    """Refuse rows that are streamed where all of them are needed.
+
+    Args:
+        settings: of the data.
+        what: needs them, in words.
+
+    Raises:
+        ConfigError: they are streamed.
+    """
+    if settings.streaming:
+        raise ConfigError(
+            f"`data.streaming` is true, but {what} needs all training rows at once; only training streams."
+            " Add `data.streaming=false`, for a part of them with `data.max_train_samples=100000`."
+        )
+
+
+def mixed_readers(settings: DataSettings, split: str) -> list[tuple[MixedSet, SplitReader]]:
+    """Return the sets of a mixture that have rows for a split, and their readers.
+
+    Args:
+        settings: with ``mix``.
+        split: ``train``, ``validation`` or ``test``, which is validation's.
+
+    Raises:
+        ConfigError: none has.
+    """
+    found = [(one, own) for one, own in mixed_sets(settings) if split == "train" or own.has_validation]
+    if not found:
+        raise ConfigError(
+            f"`data.mix` has no {split} rows. Give a set a `validation_file`, or keep some of the training"
+            " rows of each (`data.validation_frac=0.1`)."
+        )
+    return [(one, SplitReader(own, split)) for one, own in found]
+
+
+def joined_lengths(measured: Sequence[MeasuredSplit]) -> RowLengths:
+    """Return the lengths of the rows of several sets, each row counting once whatever the weights."""
+    return RowLengths(
+        np.concatenate([each.lengths.prompts for each in measured]),
+        np.concatenate([each.lengths.answers for each in measured]),
+    )
+
+
+def _load_mixture(
+    settings: DataSettings, split: str, tokenizer: TextTokenizer, context: int | None, progress: bool
+) -> EncodedSplit:
+    import datasets
+
+    sets = mixed_readers(settings, split)
+    if not has_lengths(settings):
+        measured = [measure_split(reader, tokenizer, progress=progress) for _, reader in sets]
+        settings = resolve_lengths(settings, joined_lengths(measured), context=context)
+    limits = {name: getattr(settings, name) for name in LENGTHS}
+    found = [
+        encode_split(reader, tokenizer, replace(reader.settings, **limits), progress=progress)
+        for _, reader in sets
+    ]
+    for each in found:
+        warn_of_bad_rows(each.bad, each.num_conversations + len(each.bad), each.path)
+    names = [one.name for one, _ in sets]
+    # Where only some have rows for evaluation, weights still say how they are mixed in training alone.
+    return EncodedSplit(
+        rows=datasets.concatenate_datasets([each.rows for each in found]),
+        lengths=np.concatenate([each.lengths for each in found]),
+        num_loss_tokens_per_row=np.concatenate([each.num_loss_tokens_per_row for each in found]),
+        num_conversations=sum(each.num_conversations for each in found),
+        truncation=joined_truncation([each.truncation for each in found]),
+        facts=joined_facts(names, [each.facts for each in found]),
+        bad=[replace(row, path=row.path or each.path) for each in found for row in each.bad],
+        settings=settings,
+        sample=found[0].sample,
+        parts=tuple(
+            MixPart(one.name, one.weight, len(each.lengths))
+            for (one, _), each in zip(sets, found, strict=True)
+        ),
+    )
 
 
 def measure_split(reader: SplitReader, tokenizer: TextTokenizer, *, progress: bool = False) -> MeasuredSplit:

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
-import glmtune
 from glmtune.data.conversations import SplitReader
 from glmtune.data.reading.archives import archive_of
 from glmtune.data.reading.readers import is_on_hub, load_hub
@@ -23,7 +22,7 @@ from glmtune.models.templates.renderer import TextTokenizer
 NOT_IN_ROWS = frozenset(
     {"name", "dir", "train_file", "validation_file", "test_file", "validation_frac", "validation_seed"}
     | {"max_train_samples", "max_eval_samples", "max_predict_samples", "on_bad_row"}
-    | {"packing", "packing_length", "pad_to_multiple_of", "cache", "cache_dir", "num_workers"}
+    | {"packing", "packing_length", "pad_to_multiple_of", "cache", "cache_dir", "num_workers", "mix"}
 )
 """Settings that decide no encoded row, or are in the key in other words. All others are, new ones too."""
 _CODE = ("data", "models/templates", "models/tokenizers", "messages.py", "labels.py")
@@ -130,7 +129,7 @@ def _canonical(value: Any, above: tuple[int, ...]) -> list[bytes]:
 @functools.cache
 def _code_digest() -> str:
     digest = hashlib.sha256()
-    root = Path(glmtune.__file__).parent
+    root = Path(__file__).parents[2]
     for place in _CODE:
         for file in sorted([root / place] if place.endswith(".py") else (root / place).rglob("*.py")):
             digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")

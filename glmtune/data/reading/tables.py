@@ -61,6 +61,7 @@ class FileReader:
             hub_subset=settings.hub_subset,
             limit=limit,
             columns=read_columns(settings),
+            hub_streaming=settings.streaming and split == "train",
         )
         self.path, self.kind, self.encoding = self._stream.path, self._stream.kind, self._stream.encoding
         self.layout: Layout | None = None
