@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from glmtune.retention.settings import RetentionSettings
     from glmtune.training.adapt import Tuned
     from glmtune.training.measuring.retention import RetentionMeasure
+    from glmtune.training.starting.data import TrainSplit
     from glmtune.training.starting.switch_fitting import SwitchFitting
     from glmtune.training.trainer import GlmTrainer
 
@@ -95,6 +96,7 @@ def _run(config: TrainConfig, held: ExitStack) -> TrainResult:
     from glmtune.data import as_trained
     from glmtune.training import session
     from glmtune.training.distributed import collectives, deepspeed_engine, sharded_loading
+    from glmtune.training.starting.data import load_rows
     from glmtune.training.starting.tuned_before import as_values, begin_with
     from glmtune.training.tracking.trackers import check_trackers
 
@@ -113,7 +115,9 @@ def _run(config: TrainConfig, held: ExitStack) -> TrainResult:
     # What one process cannot read ends all: the others would wait for it in their first collective.
     with collectives.propagate_errors():
         model, tokenizer = _load(config, device)
-        train, validation = _data(config, model, tokenizer, start.checkpoint)
+        train, validation = load_rows(
+            config, tokenizer, model.config.max_position_embeddings, start.checkpoint
+        )
         prompts = _general_prompts(config)
     config = dataclasses.replace(config, data=train.settings)
     fingerprints = {
@@ -199,37 +203,6 @@ def _load(config: TrainConfig, chosen: torch.device) -> tuple[GlmModel, GlmToken
     return model, tokenizer
 
 
-def _data(
-    config: TrainConfig, model: GlmModel, tokenizer: GlmTokenizer, checkpoint: Path | None
-) -> tuple[EncodedSplit, EncodedSplit | None]:
-    from glmtune.data.as_trained import trained_with
-    from glmtune.data.dataset import load_split
-    from glmtune.data.lengths import LENGTHS, chosen_words, has_lengths
-    from glmtune.tiny.generated import resolve_generated
-    from glmtune.training.distributed import collectives
-
-    data = dataclasses.replace(
-        config.data,
-        train_file=resolve_generated(config.data.train_file),
-        validation_file=resolve_generated(config.data.validation_file),
-    )
-    if checkpoint is not None and not has_lengths(data):  # what the data told when the run began
-        found = trained_with(checkpoint) or {}
-        left = {name: found.get(name) for name in LENGTHS if getattr(data, name) is None}
-        data = dataclasses.replace(data, **left)
-    context = model.config.max_position_embeddings
-    train = load_split(data, "train", tokenizer, context=context, progress=True)
-    splits = [train]
-    if data.has_validation:  # cut as what is learnt
-        splits.append(load_split(train.settings, "validation", tokenizer))
-    if collectives.is_main_process():
-        if chosen := chosen_words(config.data, train.settings):
-            write_error(f"glmtune: {chosen}\n")
-        for split in splits:
-            write_error(f"glmtune: {split.split}: {split.unseen.line()}\n")
-    return train, splits[1] if len(splits) > 1 else None
-
-
 def _adapt(
     config: TrainConfig,
     model: GlmModel,
@@ -261,7 +234,10 @@ def _adapt(
 
 
 def _rows(
-    config: TrainConfig, train: EncodedSplit, validation: EncodedSplit | None, tokenizer: GlmTokenizer
+    config: TrainConfig,
+    train: TrainSplit,
+    validation: EncodedSplit | None,
+    tokenizer: GlmTokenizer,
 ) -> TrainingRows:
     from glmtune.data.collate import DynamicPaddingCollator, PackingCollator
     from glmtune.data.rows import TrainingRows, row_set
@@ -319,14 +295,25 @@ def _trainer(
 
 
 def _switching(
-    config: TrainConfig, tokenizer: GlmTokenizer, train: EncodedSplit, validation: EncodedSplit | None
+    config: TrainConfig,
+    tokenizer: GlmTokenizer,
+    train: TrainSplit,
+    validation: EncodedSplit | None,
 ) -> SwitchFitting | None:
+    from glmtune.data.dataset import EncodedSplit
     from glmtune.switch.fit import MIN_PROMPTS
     from glmtune.training.distributed import collectives
     from glmtune.training.starting.switch_fitting import SwitchFitting
 
     settings = config.prefix or config.lora
     if settings is None or not settings.switch:
+        return None
+    if not isinstance(train, EncodedSplit):
+        if collectives.is_main_process():
+            write_error(
+                "glmtune: no switch is learnt: rows are streamed, and it needs prompts of all."
+                " What is tuned applies to every request.\n"
+            )
         return None
     if (count := len(train.lengths)) < MIN_PROMPTS:  # no error: a recipe asks for the switch by default
         if collectives.is_main_process():
@@ -377,7 +364,7 @@ def _retention(
     trainer: GlmTrainer,
     tokenizer: GlmTokenizer,
     prompts: list[Prompt],
-    train: EncodedSplit,
+    train: TrainSplit,
     checkpoint: Path | None,
 ) -> RetentionMeasure | None:
     """Have the trainer measure retention, and the base asked the exam; None where nothing is measured."""

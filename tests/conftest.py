@@ -44,6 +44,14 @@ def same_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", os.environ)
 
 
+@pytest.fixture(autouse=True)
+def own_cache_of_rows(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep encoded rows of tests out of the user's cache, and the user's rows out of tests."""
+    monkeypatch.setattr(
+        "glmtune.data.encoded.cache.cache_folder", lambda: tmp_path_factory.getbasetemp() / "cache"
+    )
+
+
 @pytest.fixture(scope="session")
 def oracles() -> Path:
     """Golden cases of the released code."""

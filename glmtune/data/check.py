@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from glmtune.data.dataset import ConversationSet, encode_conversations, load_conversations
-from glmtune.data.encode import encode_training_row
-from glmtune.data.lengths import (
-    STEP_TOKENS,
-    RowLengths,
-    chosen_words,
-    limit_for,
-    resolve_lengths,
-    training_lengths,
+from glmtune.data.conversations import SplitReader
+from glmtune.data.dataset import (
+    EncodedSplit,
+    MeasuredSplit,
+    encode_split,
+    joined_lengths,
+    measure_split,
+    mixed_readers,
+    refuse_streaming,
 )
+from glmtune.data.encode import encode_training_row
+from glmtune.data.encoded.mixture import MixPart, rows_per_epoch
+from glmtune.data.lengths import LENGTHS, STEP_TOKENS, chosen_words, limit_for, resolve_lengths
 from glmtune.data.reading.sources import find_data_files
-from glmtune.data.records import BadRow, Conversation, RowProblem
-from glmtune.data.settings import SPLITS, DataSettings
+from glmtune.data.records import BadRow, Conversation
+from glmtune.data.settings import SPLITS, DataSettings, mixed_sets
 from glmtune.data.truncation import TruncationCounts
 from glmtune.errors import ConfigError
 from glmtune.labels import IGNORE_INDEX
@@ -58,6 +60,8 @@ class SplitReport:
 
     Attributes:
         split: ``train``, ``validation`` or ``test``.
+        mix_name: name of the set of a mixture; empty where there is one set.
+        rows_per_epoch: rows of it in an epoch of the mixture; None where there is one set.
         path: the file or hub id.
         kind: file format.
         encoding: text encoding found, empty for binary sources.
@@ -82,6 +86,8 @@ class SplitReport:
     """
 
     split: str
+    mix_name: str
+    rows_per_epoch: int | None
     path: str
     kind: str
     encoding: str
@@ -110,7 +116,7 @@ class OverlapReport:
     """Rows of another split that occur in the training split.
 
     Attributes:
-        split: ``validation`` or ``test``.
+        split: ``validation`` or ``test``; of a mixture with the name of the set.
         num_rows: its rows.
         num_same_prompt: rows whose prompt occurs in the training split.
         num_same_row: rows whose prompt and answer occur in the training split.
@@ -192,36 +198,55 @@ def check_data(
         ConfigError: no file is given for any split.
         DataError: a file cannot be read at all, or has no usable row.
     """
-    loaded, same_file = _load_all(replace(settings, on_bad_row="skip"))
-    asked, reports, lengths = settings, [], []
-    for conversations in loaded:
-        rows = training_lengths(conversations.conversations, tokenizer, settings)
-        settings = resolve_lengths(
-            settings, rows, context=context
-        )  # the first one's, training if there is some
-        reports.append(_check_split(conversations, tokenizer, settings, rows, progress))
-        lengths.append(rows)
+    refuse_streaming(settings, "a check")
+    readers, same_file = _all_splits(replace(settings, on_bad_row="skip"))
+    asked, template = settings, template_for(tokenizer)
+    found: list[_Checked] = []
+    for split in dict.fromkeys(reader.split for _, reader in readers):
+        own = [(name, reader) for name, reader in readers if reader.split == split]
+        measured = [measure_split(reader, tokenizer, progress=progress) for _, reader in own]
+        # The first one's, training if there is some.
+        settings = resolve_lengths(settings, joined_lengths(measured), context=context)
+        limits = {name: getattr(settings, name) for name in LENGTHS}
+        for (name, reader), each in zip(own, measured, strict=True):
+            encoded = encode_split(reader, tokenizer, replace(reader.settings, **limits), progress=progress)
+            found.append(_Checked(name, each, encoded))
     assert settings.max_source_length is not None
     assert settings.max_target_length is not None
-    sample, line = _first_sample(loaded[0], tokenizer, settings)
-    template = template_for(tokenizer)
+    first, lengths = found[0].encoded, joined_lengths([each.measured for each in found])
+    train = [each.measured for each in found if each.encoded.split == "train"]
     return DataReport(
-        splits=tuple(reports),
-        overlaps=tuple(_overlap(loaded[0], other) for other in loaded[1:] if loaded[0].split == "train"),
+        splits=_reports(found, settings, extra_tokens=not template.bidirectional_context),
+        overlaps=tuple(_overlap(train, each) for each in found if train and each.encoded.split != "train"),
         same_file=same_file,
-        sample=sample,
-        sample_line=line,
+        sample=render_sample(tokenizer, first.sample, first.settings),
+        sample_line=first.sample.line,
         template=template.name,
         max_source_length=settings.max_source_length,
         max_target_length=settings.max_target_length,
-        wanted_source_length=limit_for(np.concatenate([rows.prompts for rows in lengths])),
-        wanted_target_length=limit_for(np.concatenate([rows.answers for rows in lengths])),
+        wanted_source_length=limit_for(lengths.prompts),
+        wanted_target_length=limit_for(lengths.answers),
         chosen_lengths=chosen_words(asked, settings),
     )
 
 
-def _load_all(settings: DataSettings) -> tuple[list[ConversationSet], tuple[tuple[str, str], ...]]:
-    loaded: list[ConversationSet] = []
+@dataclass(frozen=True, slots=True, eq=False)
+class _Checked:
+    """A split, or a set of a mixture in it, as it was measured and encoded."""
+
+    name: str
+    measured: MeasuredSplit
+    encoded: EncodedSplit
+
+
+def _all_splits(
+    settings: DataSettings,
+) -> tuple[list[tuple[str, SplitReader]], tuple[tuple[str, str], ...]]:
+    if settings.mix is not None:
+        splits = ["train", "validation"] if settings.has_validation else ["train"]
+        mixed = [(one.name, reader) for split in splits for one, reader in mixed_readers(settings, split)]
+        return mixed + [("", SplitReader(settings, "test")) for _ in filter(None, [settings.test_file])], ()
+    readers: list[tuple[str, SplitReader]] = []
     same: list[tuple[str, str]] = []
     seen: dict[str, str] = {}
     for split in [split for split in SPLITS if settings.file_of(split)]:
@@ -232,68 +257,75 @@ def _load_all(settings: DataSettings) -> tuple[list[ConversationSet], tuple[tupl
             same.append((split, seen[key]))
             continue
         seen[key] = split
-        loaded.append(load_conversations(settings, split, warn=False))
-    if not loaded:
+        readers.append(("", SplitReader(settings, split)))
+    if not readers:
         raise ConfigError(
             "`data.train_file` is not set, nor is any other file, so there is nothing to check. Choose a data"
             " set, such as `data=ads`, or give a file: `data=files data.train_file=FILE`."
         )
-    return loaded, tuple(same)
+    return readers, tuple(same)
 
 
-def _check_split(
-    loaded: ConversationSet,
-    tokenizer: TextTokenizer,
-    settings: DataSettings,
-    lengths: RowLengths,
-    progress: bool,
-) -> SplitReport:
-    encoded = encode_conversations(loaded, tokenizer, replace(settings, on_bad_row="skip"), progress=progress)
-    answers = lengths.answers + (not template_for(tokenizer).bidirectional_context)
-    rows = [_key(conversation.messages) for conversation in loaded.conversations]
-    asked = [_key(conversation.prompt) for conversation in loaded.conversations]
-    return SplitReport(
-        split=loaded.split,
-        path=loaded.path,
-        kind=loaded.kind,
-        encoding=loaded.encoding,
-        layout=loaded.layout.name,
-        columns=loaded.layout.columns,
-        unused_columns=loaded.unused_columns,
-        num_rows=encoded.num_conversations,
-        num_training_rows=len(encoded.rows),
-        num_multi_turn=sum(_num_questions(item) > 1 for item in loaded.conversations),
-        num_bad_rows=len(encoded.bad),
-        num_empty_answers=sum(row.empty_answer for row in encoded.bad),
-        bad_rows=tuple(encoded.bad[:10]),
-        prompt_tokens=_stats(lengths.prompts),
-        answer_tokens=_stats(answers),
-        histogram=_histogram(lengths.prompts + answers),
-        truncation=encoded.truncation,
-        num_duplicates=len(rows) - len(set(rows)),
-        num_duplicate_prompts=len(asked) - len(set(asked)),
-        num_tokens=encoded.num_tokens,
-        loss_frac=encoded.num_loss_tokens / encoded.num_tokens,
-        fingerprint=loaded.fingerprint,
+def _reports(
+    found: Sequence[_Checked], settings: DataSettings, *, extra_tokens: int
+) -> tuple[SplitReport, ...]:
+    """Report on each split, or set of a mixture, with what an epoch takes of it."""
+    train = [each for each in found if each.name and each.encoded.split == "train"]
+    weights = {one.name: one.weight for one, _ in mixed_sets(settings)}
+    parts = [MixPart(each.name, weights[each.name], len(each.encoded.lengths)) for each in train]
+    counts = dict(zip([each.name for each in train], rows_per_epoch(parts), strict=True))
+    return tuple(
+        _report(each, counts.get(each.name) if each in train else None, extra_tokens=extra_tokens)
+        for each in found
     )
 
 
-def _key(messages: Sequence[object]) -> int:
-    return hash(tuple(messages))
+def _report(checked: _Checked, count: int | None, *, extra_tokens: int) -> SplitReport:
+    measured, encoded = checked.measured, checked.encoded
+    facts, prompts = encoded.facts, measured.lengths.prompts
+    answers = measured.lengths.answers + extra_tokens
+    return SplitReport(
+        split=facts.split,
+        mix_name=checked.name,
+        rows_per_epoch=count,
+        path=facts.path,
+        kind=facts.kind,
+        encoding=facts.encoding,
+        layout=facts.layout.name,
+        columns=facts.layout.columns,
+        unused_columns=facts.unused_columns,
+        num_rows=encoded.num_conversations,
+        num_training_rows=len(encoded.lengths),
+        num_multi_turn=measured.num_multi_turn,
+        num_bad_rows=len(encoded.bad),
+        num_empty_answers=sum(row.empty_answer for row in encoded.bad),
+        bad_rows=tuple(encoded.bad[:10]),
+        prompt_tokens=_stats(prompts),
+        answer_tokens=_stats(answers),
+        histogram=_histogram(prompts + answers),
+        truncation=encoded.truncation,
+        num_duplicates=_num_repeated(measured.row_keys),
+        num_duplicate_prompts=_num_repeated(measured.prompt_keys),
+        num_tokens=encoded.num_tokens,
+        loss_frac=encoded.num_loss_tokens / encoded.num_tokens,
+        fingerprint=facts.fingerprint,
+    )
 
 
-def _num_questions(conversation: Conversation) -> int:
-    return sum(message.role == "user" for message in conversation.messages)
+def _num_repeated(keys: np.ndarray) -> int:
+    return len(keys) - len(np.unique(keys))
 
 
-def _overlap(train: ConversationSet, other: ConversationSet) -> OverlapReport:
-    prompts = {_key(conversation.prompt) for conversation in train.conversations}
-    rows = {_key(conversation.messages) for conversation in train.conversations}
+def _overlap(train: Sequence[MeasuredSplit], other: _Checked) -> OverlapReport:
+    """Compare with the training rows of all sets."""
+    prompts, rows = other.measured.prompt_keys, other.measured.row_keys
+    known_prompts = np.concatenate([each.prompt_keys for each in train])
+    known_rows = np.concatenate([each.row_keys for each in train])
     return OverlapReport(
-        split=other.split,
-        num_rows=len(other.conversations),
-        num_same_prompt=sum(_key(conversation.prompt) in prompts for conversation in other.conversations),
-        num_same_row=sum(_key(conversation.messages) in rows for conversation in other.conversations),
+        split=other.encoded.split + f" ({other.name})" * bool(other.name),
+        num_rows=len(rows),
+        num_same_prompt=int(np.isin(prompts, known_prompts).sum()),
+        num_same_row=int(np.isin(rows, known_rows).sum()),
     )
 
 
@@ -314,15 +346,6 @@ def _histogram(lengths: np.ndarray) -> tuple[tuple[int, int, int], ...]:
     bins = [(index * width, (index + 1) * width - 1, int(count)) for index, count in enumerate(counts)]
     bins[-1] = (bins[-1][0], max(bins[-1][1], int(lengths.max())), bins[-1][2])
     return tuple(bins[int(np.flatnonzero(counts)[0]) :])
-
-
-def _first_sample(
-    loaded: ConversationSet, tokenizer: TextTokenizer, settings: DataSettings
-) -> tuple[tuple[SamplePart, ...], int]:
-    for conversation in loaded.conversations:
-        with suppress(RowProblem):
-            return render_sample(tokenizer, conversation, settings), conversation.line
-    raise AssertionError("a split without any usable row was refused before")
 
 
 def render_sample(

@@ -56,6 +56,7 @@ def _show_split(split: SplitReport, console: Console) -> None:
             ("file", f"{split.path} ({split.kind}{encoding})"),
             ("layout", f"{split.layout} ({', '.join(split.columns)}){unused}"),
             ("rows", rows),
+            *_epoch_row(split),
             ("bad rows", plain(bad, "red") if split.num_bad_rows else "none"),
             ("duplicates", f"{duplicates}, {_share(split.num_duplicate_prompts, split.num_rows)} prompts"),
             ("prompt tokens", _stats_line(split.prompt_tokens)),
@@ -64,11 +65,20 @@ def _show_split(split: SplitReport, console: Console) -> None:
             ("loss", loss),
         ]
     )
-    console.print(Text(split.split, style="bold underline"))
+    title = f"{split.split}: {split.mix_name}" if split.mix_name else split.split
+    console.print(Text(title, style="bold underline"))
     console.print(table, highlight=False)
     for row in split.bad_rows:
         console.print(plain(f"  line {row.line}: {row.problem}", "red"))
     _show_histogram(split, console)
+
+
+def _epoch_row(split: SplitReport) -> list[tuple[str, str]]:
+    """Say how much of an epoch a set of a mixture is."""
+    count = split.rows_per_epoch
+    if count is None:
+        return []
+    return [("in an epoch", f"{count} rows, each {count / max(1, split.num_training_rows):.3g} times")]
 
 
 def _stats_line(stats: LengthStats) -> str:

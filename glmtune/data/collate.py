@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -116,8 +118,6 @@ def pack_lengths(lengths: Sequence[int], packing_length: int, *, seed: int = 0) 
     >>> sorted(sorted(row) for row in pack_lengths([6, 5, 4, 3], 10))
     [[0, 2], [1, 3]]
     """
-    import numpy as np
-
     sizes = np.asarray(lengths, dtype=np.int64)
     if sizes.size and sizes.max() > packing_length:
         worst = int(sizes.argmax())
@@ -131,40 +131,58 @@ def pack_lengths(lengths: Sequence[int], packing_length: int, *, seed: int = 0) 
     # Longest first, which leaves least room unused; shuffled before a stable sort, so that only samples of
     # one length change places.
     order = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
-    rows = _first_fit([int(index) for index in order], sizes.tolist(), packing_length)
+    rows = _first_fit(order, sizes, packing_length)
     for row in rows:
         generator.shuffle(row)
     return [rows[index] for index in generator.permutation(len(rows))]
 
 
-def _first_fit(order: Sequence[int], sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Put each sample into the first row with room, found in a tree of the most room.
+def _first_fit(order: np.ndarray, sizes: np.ndarray, capacity: int) -> list[list[int]]:
+    """Put each sample into the first row with room for it.
 
-    The leaves are rows, a node holds the most room below it; going down to the left wherever the sample fits
-    finds the first row in log n steps, where looking at every row would make a million samples quadratic::
+    Samples of one size come one after the other, as the order goes from the longest to the shortest. The
+    first row with room takes as many of them as it holds, then the next row does, so all of one size are
+    placed at once, in as many steps as there are sizes::
 
-                 [90]                 a sample of 60: left has 40 at most, so right;
-             [40]    [90]             there the left leaf has 70, so the third row takes it
-           [40][10][70][90]
+        room     [100][40][70]      five samples of 30
+        taken       3   1   1       the last row would hold a second one
+        left     [ 10][10][40]
+
+    Args:
+        order: sample numbers by decreasing size.
+        sizes: of all samples.
+        capacity: of a row.
+
+    Returns:
+        For each row its samples, in the order in which they were put there.
     """
-    leaves = 1
-    while leaves < max(1, len(order)):
-        leaves *= 2
-    most_room = [capacity] * (2 * leaves)
-    rows: list[list[int]] = []
-    for index in order:
-        node = 1
-        while node < leaves:
-            node = 2 * node if most_room[2 * node] >= sizes[index] else 2 * node + 1
-        number = node - leaves
-        if number == len(rows):
-            rows.append([])
-        rows[number].append(index)
-        most_room[node] -= sizes[index]
-        while node > 1:
-            node //= 2
-            most_room[node] = max(most_room[2 * node], most_room[2 * node + 1])
-    return rows
+    room = np.full(len(order), capacity, dtype=np.int64)
+    num_rows, row_of = 0, np.empty(len(order), dtype=np.int64)
+    sorted_sizes = sizes[order]
+    starts = np.flatnonzero(np.diff(sorted_sizes, prepend=-1)).tolist()
+    for start, end in pairwise([*starts, len(order)]):
+        size, count = int(sorted_sizes[start]), end - start
+        if not size:  # nothing takes no room, so the first row holds any number of it
+            row_of[start:end], num_rows = 0, max(1, num_rows)
+            continue
+        places = np.flatnonzero(room[:num_rows] >= size)
+        fits = room[places] // size
+        before = np.cumsum(fits) - fits
+        places, fits = places[before < count], fits[before < count]
+        missing = count - int(fits.sum())
+        if missing > 0:
+            per_row = capacity // size  # new rows stand behind those begun
+            new = -(-missing // per_row)
+            places = np.concatenate([places, np.arange(num_rows, num_rows + new)])
+            fits = np.concatenate([fits, np.full(new, per_row)])
+            num_rows += new
+        row_of[start:end] = np.repeat(places, fits)[:count]
+        taken = np.bincount(row_of[start:end], minlength=num_rows)
+        room[:num_rows] -= taken[:num_rows] * size
+    # Stable, so that samples of a row stay in the order in which they came into it.
+    by_row = order[np.argsort(row_of, kind="stable")].tolist()
+    ends = np.cumsum(np.bincount(row_of, minlength=num_rows)).tolist()
+    return [by_row[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 class PackedDataset(torch.utils.data.Dataset[dict[str, list[int]]]):
@@ -176,10 +194,17 @@ class PackedDataset(torch.utils.data.Dataset[dict[str, list[int]]]):
     Attributes:
         packs: for each packed row the indices of its samples.
         lengths: tokens of each packed row.
+        rows_of_parts: packed rows of each part, one behind the other.
     """
 
     def __init__(
-        self, rows: Sequence[TokenRow], lengths: Sequence[int], packing_length: int, *, seed: int = 0
+        self,
+        rows: Sequence[TokenRow],
+        lengths: Sequence[int],
+        packing_length: int,
+        *,
+        seed: int = 0,
+        parts: Sequence[int] = (),
     ) -> None:
         """Plan the packed rows; tokens are put together when a row is asked for.
 
@@ -188,13 +213,22 @@ class PackedDataset(torch.utils.data.Dataset[dict[str, list[int]]]):
             lengths: tokens of each sample.
             packing_length: most tokens of a packed row.
             seed: of the shuffles.
+            parts: samples of each part, one behind the other; no row holds samples of two. Empty: one part.
 
         Raises:
             ConfigError: a sample is longer than a packed row.
         """
         self._rows = rows
-        self.packs = pack_lengths(lengths, packing_length, seed=seed)
-        self.lengths = [sum(int(lengths[index]) for index in pack) for pack in self.packs]
+        self.packs: list[list[int]] = []
+        self.rows_of_parts: list[int] = []
+        for start, end in pairwise(np.cumsum([0, *(parts or [len(lengths)])]).tolist()):
+            packs = pack_lengths(lengths[start:end], packing_length, seed=seed)
+            self.packs += packs if not start else [[start + sample for sample in pack] for pack in packs]
+            self.rows_of_parts.append(len(packs))
+        sizes, counts = np.asarray(lengths), [len(pack) for pack in self.packs]
+        flat = np.fromiter(chain.from_iterable(self.packs), dtype=np.int64, count=sum(counts))
+        starts = np.cumsum([0, *counts[:-1]], dtype=np.int64)
+        self.lengths: list[int] = np.add.reduceat(sizes[flat], starts).tolist() if counts else []
 
     def __len__(self) -> int:
         """Return the number of packed rows."""

@@ -2,63 +2,57 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glmtune.data.divide import divide
-from glmtune.data.encode import EncodedRow, encode_training_row
-from glmtune.data.lengths import has_lengths, resolve_lengths, training_lengths
+from glmtune.data.conversations import (
+    SplitFacts,
+    SplitReader,
+    load_conversations,
+    refuse_bad_rows,
+    warn_of_bad_rows,
+)
+from glmtune.data.encode import refuse_settings
+from glmtune.data.encoded import cache
+from glmtune.data.encoded.batches import BATCH_ROWS, MeasuredBatch
+from glmtune.data.encoded.identity import rows_key
+from glmtune.data.encoded.mixture import MixPart, joined_facts, joined_truncation
+from glmtune.data.encoded.table import RowTable, read_table
+from glmtune.data.encoded.workers import run_batches, usual_workers
+from glmtune.data.lengths import LENGTHS, RowLengths, has_lengths, resolve_lengths, without_limits
 from glmtune.data.reading.layouts import Layout
-from glmtune.data.reading.sources import described_files, find_data_files
-from glmtune.data.reading.tables import FileRows, read_file
-from glmtune.data.records import BadRow, Conversation, RowProblem, bad_rows_error, rows_fingerprint
-from glmtune.data.settings import DataSettings
+from glmtune.data.records import BadRow, Conversation
+from glmtune.data.settings import DataSettings, MixedSet, mixed_sets
 from glmtune.data.truncation import TruncationCounts, Unseen
 from glmtune.errors import ConfigError
-from glmtune.labels import IGNORE_INDEX
 from glmtune.messages import Message
-from glmtune.models.templates.renderer import TextTokenizer
+from glmtune.models.templates.renderer import TextTokenizer, template_for
 
 if TYPE_CHECKING:
     import datasets
-    import pyarrow
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "EncodedSplit",
+    "MeasuredSplit",
+    "encode_split",
+    "joined_lengths",
+    "load_conversations",
+    "load_split",
+    "measure_split",
+    "mixed_readers",
+    "refuse_streaming",
+]
 
-_ROWS_PER_TABLE = 50_000  # of up to some thousand tokens: far from 2**31, the limit of 32-bit offsets
-
-
-@dataclass(frozen=True, slots=True)
-class ConversationSet:
-    """The conversations of one split.
-
-    Attributes:
-        conversations: usable rows, in file order.
-        split: ``train``, ``validation`` or ``test``.
-        path: the file or hub id; of several, the first and how many more.
-        kind: ``json``, ``jsonl``, ``csv``, ``tsv``, ``parquet`` or ``hub``; of several files, all.
-        encoding: text encoding found, empty for binary sources; of several files, all.
-        layout: the layout they were read with; of several files, what is read in any.
-        unused_columns: columns that occur in the file but are not read, and keys of messages likewise.
-        bad: rows left out (only with ``on_bad_row="skip"``).
-        fingerprint: sha256 of all messages, independent of file format and layout.
-    """
-
-    conversations: Sequence[Conversation]
-    split: str
-    path: str
-    kind: str
-    encoding: str
-    layout: Layout
-    unused_columns: tuple[str, ...]
-    bad: Sequence[BadRow]
-    fingerprint: str
+LARGE_BYTES = 16 << 20
+"""Files above this in all are encoded by several processes and kept on disk, where nobody says otherwise.
+Smaller ones take a second or two, about what it costs to start the processes."""
+ROWS_FILE = "rows.arrow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,143 +60,88 @@ class EncodedSplit:
     """A split ready for training.
 
     Attributes:
-        rows: columns ``input_ids``, ``labels`` (int32 lists) and ``length`` (tokens, for length grouping).
+        rows: columns ``input_ids``, ``labels`` (int32 lists) and ``length`` (tokens, for length grouping);
+            in memory, or mapped into it from the cache.
         lengths: the column ``length`` as int32 ``[rows]``.
-        num_conversations: conversations behind the rows.
-        num_tokens: tokens of all rows.
         num_loss_tokens_per_row: tokens that carry loss, int32 ``[rows]``.
+        num_conversations: conversations behind the rows.
         truncation: what was cut.
+        facts: of the conversations.
         bad: rows left out (only with ``on_bad_row="skip"``).
-        fingerprint: of the conversations, see `ConversationSet`.
-        path: the file or hub id.
-        split: ``train``, ``validation`` or ``test``.
-        unused_columns: see `ConversationSet`.
         settings: they were encoded with, the lengths that the data told in place.
-        system: the system message that all rows have, None where they have none or several.
-        is_chat: whether rows have questions; False: they are plain text.
+        sample: the first conversation behind a row.
+        parts: the sets of a mixture; empty where the rows are of one.
     """
 
     rows: datasets.Dataset
     lengths: np.ndarray
-    num_conversations: int
-    num_tokens: int
     num_loss_tokens_per_row: np.ndarray
+    num_conversations: int
     truncation: TruncationCounts
+    facts: SplitFacts
     bad: Sequence[BadRow]
-    fingerprint: str
-    path: str
-    split: str
-    unused_columns: tuple[str, ...]
     settings: DataSettings
-    system: str | None
-    is_chat: bool
+    sample: Conversation
+    parts: tuple[MixPart, ...] = ()
 
     @property
     def unseen(self) -> Unseen:
         """What of the rows is not learnt from."""
-        return Unseen(len(self.lengths), self.truncation, self.unused_columns, len(self.bad))
+        return Unseen(len(self.lengths), self.truncation, self.facts.unused_columns, len(self.bad))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows."""
+        return int(self.lengths.sum(dtype=np.int64))
 
     @property
     def num_loss_tokens(self) -> int:
         """Tokens of all rows that carry loss."""
-        return int(self.num_loss_tokens_per_row.sum())
+        return int(self.num_loss_tokens_per_row.sum(dtype=np.int64))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the conversations, see `SplitFacts`."""
+        return self.facts.fingerprint
+
+    @property
+    def path(self) -> str:
+        """The file or hub id; of several, the first and how many more."""
+        return self.facts.path
+
+    @property
+    def split(self) -> str:
+        """``train``, ``validation`` or ``test``."""
+        return self.facts.split
+
+    @property
+    def system(self) -> str | None:
+        """The system message that all rows have, None where they have none or several."""
+        return self.facts.system
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether rows have questions; False: they are plain text."""
+        return self.facts.is_chat
 
 
-def load_conversations(
-    settings: DataSettings, split: str, *, need_answers: bool = True, warn: bool = True
-) -> ConversationSet:
-    """Read the conversations of a split, without tokenizing them.
+@dataclass(frozen=True, slots=True)
+class MeasuredSplit:
+    """How long the rows of a split are, before any truncation, and which are alike.
 
-    Args:
-        settings: the data settings.
-        split: ``train``, ``validation`` or ``test``.
-        need_answers: whether rows without an answer are bad (training) or questions to answer (prediction).
-        warn: log how many rows are left out.
-
-    Returns:
-        The conversations, file by file; at most ``max_*_samples`` rows of them are looked at.
-
-    Raises:
-        ConfigError: no file is given for the split, or the training rows cannot be divided as asked.
-        DataError: the file cannot be read, has no usable row, or (with ``on_bad_row="error"``) bad rows; all
-            of them are reported together.
+    Attributes:
+        lengths: of the rows they give for training.
+        row_keys: of the conversations, uint64 ``[conversations]``: equal where all messages are.
+        prompt_keys: likewise of what comes before the last answer.
+        num_multi_turn: conversations with more than one question.
+        facts: of the conversations.
     """
-    part = settings.part_of_training_rows(split)
-    limit = settings.max_samples_of("train" if part else split)
-    files: list[FileRows] = []
-    for source in find_data_files(settings, split):
-        left = None if limit is None else limit - sum(file.num_rows for file in files)
-        if left == 0:
-            break
-        # Rows that training cannot use are none to divide either, whoever asks for their questions.
-        answers = need_answers or part is not None
-        files.append(read_file(source, settings, split, limit=left, need_answers=answers))
-    path = described_files(file.path for file in files)
-    conversations = [
-        replace(item, messages=_with_system(item.messages, settings.system))
-        for file in files
-        for item in file.conversations
-    ]
-    bad = [replace(row, path="" if len(files) == 1 else file.path) for file in files for row in file.bad]
-    total = len(conversations) + len(bad)
-    _refuse_bad_rows(bad, len(conversations), total, path, settings)
-    if part is not None:
-        conversations, bad = _part(conversations, bad, part, settings, split)
-    if warn:
-        _warn_of_bad_rows(bad, total, path)
-    return ConversationSet(
-        conversations=conversations,
-        split=split,
-        path=path,
-        kind=" and ".join(dict.fromkeys(file.kind for file in files)),
-        encoding=" and ".join(dict.fromkeys(file.encoding for file in files if file.encoding)),
-        layout=_joined_layout([file.layout for file in files if file.layout is not None]),
-        unused_columns=tuple(dict.fromkeys(name for file in files for name in file.unused_columns)),
-        bad=bad,
-        fingerprint=rows_fingerprint(conversations),
-    )
 
-
-def _part(
-    conversations: list[Conversation], bad: list[BadRow], part: str, settings: DataSettings, split: str
-) -> tuple[list[Conversation], list[BadRow]]:
-    """Return the training rows, or those kept from them; bad rows are counted with the former."""
-    learnt, kept = divide(conversations, settings.validation_frac, settings.validation_seed)
-    if not kept or not learnt:
-        raise ConfigError(
-            f"`data.validation_frac` is {settings.validation_frac}, but the {len(conversations)} rows for"
-            " training cannot be divided: rows with the same question stay together, and both parts need one."
-            " Give a file for evaluation (`data.validation_file=FILE`), or more rows."
-        )
-    return (learnt, bad) if part == "train" else (kept[: settings.max_samples_of(split)], [])
-
-
-def _joined_layout(layouts: Sequence[Layout]) -> Layout:
-    """Return the layout that files have; what they are called and read together, where it is not one."""
-    first = layouts[0]
-    return replace(
-        first,
-        name=" and ".join(dict.fromkeys(layout.name for layout in layouts)),
-        columns=tuple(dict.fromkeys(name for layout in layouts for name in layout.columns)),
-    )
-
-
-def _with_system(messages: Sequence[Message], system: str | None) -> tuple[Message, ...]:
-    """Put a system message in front of a conversation that has none; an answer alone is plain text."""
-    is_open = system is not None and messages[0].role not in ("system", "assistant")
-    return (Message("system", system), *messages) if is_open and system is not None else tuple(messages)
-
-
-def common_system(conversations: Sequence[Conversation]) -> str | None:
-    """Return the system message that all conversations begin with, None where there is no such one.
-
-    Args:
-        conversations: of a split. Tools belong to their row: a message that announces some is not common.
-    """
-    first = conversations[0].messages[0] if conversations else None
-    if first is None or first.role != "system" or first.tools:
-        return None
-    return first.content if all(each.messages[0] == first for each in conversations) else None
+    lengths: RowLengths
+    row_keys: np.ndarray
+    prompt_keys: np.ndarray
+    num_multi_turn: int
+    facts: SplitFacts
 
 
 def load_split(
@@ -213,7 +152,7 @@ def load_split(
     context: int | None = None,
     progress: bool = False,
 ) -> EncodedSplit:
-    """Read and encode a split for training.
+    """Read and encode a split for training, or take it from the cache.
 
     Args:
         settings: the data settings; lengths that are null are those of this split.
@@ -229,150 +168,331 @@ def load_split(
         ConfigError: no file is given for the split.
         DataError: as `load_conversations`; also rows that cannot be made to fit the lengths.
     """
-    loaded = load_conversations(settings, split, warn=False)
+    if split == "train":
+        refuse_streaming(settings, "this command")
+    if settings.mix is not None and not (split == "test" and settings.test_file):
+        return _load_mixture(settings, split, tokenizer, context, progress)
+    reader = SplitReader(settings, split)
     if not has_lengths(settings):
-        counted = _with_progress(loaded.conversations, f"measuring {split}", progress)
-        settings = resolve_lengths(settings, training_lengths(counted, tokenizer, settings), context=context)
-    encoded = encode_conversations(loaded, tokenizer, settings, progress=progress)
-    _warn_of_bad_rows(encoded.bad, encoded.num_conversations + len(encoded.bad), encoded.path)
+        measured = measure_split(reader, tokenizer, progress=progress)
+        settings = resolve_lengths(settings, measured.lengths, context=context)
+    encoded = encode_split(reader, tokenizer, settings, progress=progress)
+    warn_of_bad_rows(encoded.bad, encoded.num_conversations + len(encoded.bad), encoded.path)
     return encoded
 
 
-def encode_conversations(
-    loaded: ConversationSet, tokenizer: TextTokenizer, settings: DataSettings, *, progress: bool = False
-) -> EncodedSplit:
-    """Encode conversations for training.
+def refuse_streaming(settings: DataSettings, what: str) -> None:
+    """Refuse rows that are streamed where all of them are needed.
 
     Args:
-        loaded: from `load_conversations`, every row with an answer.
-        tokenizer: a GLM tokenizer; it decides the template.
-        settings: the data settings.
-        progress: show a progress bar on the error stream.
-
-    Returns:
-        The encoded rows.
+        settings: of the data.
+        what: needs them, in words.
 
     Raises:
-        DataError: rows that cannot be made to fit the lengths or the template.
+        ConfigError: they are streamed.
     """
-    buffer = _RowBuffer()
-    bad: list[BadRow] = []
-    for conversation in _with_progress(loaded.conversations, f"encoding {loaded.split}", progress):
-        try:
-            encoded = encode_training_row(tokenizer, conversation, settings)
-        except RowProblem as problem:
-            path = "" if conversation.path == loaded.path else conversation.path
-            bad.append(BadRow(conversation.line, str(problem), path=path))
-            continue
-        buffer.count(encoded)
-        for row in encoded:
-            buffer.add(row)
-    total = len(loaded.conversations)
-    _refuse_bad_rows(bad, total - len(bad), total, loaded.path, settings)
-    return EncodedSplit(
-        rows=buffer.dataset(),
-        lengths=np.frombuffer(buffer.lengths, dtype=np.int32),
-        num_conversations=total - len(bad),
-        num_tokens=sum(buffer.lengths),
-        num_loss_tokens_per_row=np.frombuffer(buffer.num_loss_tokens, dtype=np.int32),
-        truncation=TruncationCounts(**buffer.truncation),
-        bad=[*loaded.bad, *bad],
-        fingerprint=loaded.fingerprint,
-        path=loaded.path,
-        split=loaded.split,
-        unused_columns=loaded.unused_columns,
-        settings=settings,
-        system=common_system(loaded.conversations),
-        is_chat=any(len(each.messages) > 1 for each in loaded.conversations),
+    if settings.streaming:
+        raise ConfigError(
+            f"`data.streaming` is true, but {what} needs all training rows at once; only training streams."
+            " Add `data.streaming=false`, for a part of them with `data.max_train_samples=100000`."
+        )
+
+
+def mixed_readers(settings: DataSettings, split: str) -> list[tuple[MixedSet, SplitReader]]:
+    """Return the sets of a mixture that have rows for a split, and their readers.
+
+    Args:
+        settings: with ``mix``.
+        split: ``train``, ``validation`` or ``test``, which is validation's.
+
+    Raises:
+        ConfigError: none has.
+    """
+    found = [(one, own) for one, own in mixed_sets(settings) if split == "train" or own.has_validation]
+    if not found:
+        raise ConfigError(
+            f"`data.mix` has no {split} rows. Give a set a `validation_file`, or keep some of the training"
+            " rows of each (`data.validation_frac=0.1`)."
+        )
+    return [(one, SplitReader(own, split)) for one, own in found]
+
+
+def joined_lengths(measured: Sequence[MeasuredSplit]) -> RowLengths:
+    """Return the lengths of the rows of several sets, each row counting once whatever the weights."""
+    return RowLengths(
+        np.concatenate([each.lengths.prompts for each in measured]),
+        np.concatenate([each.lengths.answers for each in measured]),
     )
 
 
-def _refuse_bad_rows(bad: list[BadRow], num_good: int, total: int, path: str, settings: DataSettings) -> None:
-    if bad and (settings.on_bad_row == "error" or not num_good):
-        raise bad_rows_error(path, bad, total)
+def _load_mixture(
+    settings: DataSettings, split: str, tokenizer: TextTokenizer, context: int | None, progress: bool
+) -> EncodedSplit:
+    import datasets
+
+    sets = mixed_readers(settings, split)
+    if not has_lengths(settings):
+        measured = [measure_split(reader, tokenizer, progress=progress) for _, reader in sets]
+        settings = resolve_lengths(settings, joined_lengths(measured), context=context)
+    limits = {name: getattr(settings, name) for name in LENGTHS}
+    found = [
+        encode_split(reader, tokenizer, replace(reader.settings, **limits), progress=progress)
+        for _, reader in sets
+    ]
+    for each in found:
+        warn_of_bad_rows(each.bad, each.num_conversations + len(each.bad), each.path)
+    names = [one.name for one, _ in sets]
+    # Where only some have rows for evaluation, weights still say how they are mixed in training alone.
+    return EncodedSplit(
+        rows=datasets.concatenate_datasets([each.rows for each in found]),
+        lengths=np.concatenate([each.lengths for each in found]),
+        num_loss_tokens_per_row=np.concatenate([each.num_loss_tokens_per_row for each in found]),
+        num_conversations=sum(each.num_conversations for each in found),
+        truncation=joined_truncation([each.truncation for each in found]),
+        facts=joined_facts(names, [each.facts for each in found]),
+        bad=[replace(row, path=row.path or each.path) for each in found for row in each.bad],
+        settings=settings,
+        sample=found[0].sample,
+        parts=tuple(
+            MixPart(one.name, one.weight, len(each.lengths))
+            for (one, _), each in zip(sets, found, strict=True)
+        ),
+    )
 
 
-def _warn_of_bad_rows(bad: Sequence[BadRow], total: int, path: str) -> None:
-    if bad:
-        logger.warning(
-            "%s: %d of %d rows left out (data.on_bad_row=skip); the first, %sline %d: %s",
-            path, len(bad), total, f"{bad[0].path}, " * bool(bad[0].path), bad[0].line, bad[0].problem,
-        )  # fmt: skip
+def measure_split(reader: SplitReader, tokenizer: TextTokenizer, *, progress: bool = False) -> MeasuredSplit:
+    """Measure the rows of a split, or take that from the cache.
+
+    Args:
+        reader: of the split.
+        tokenizer: a GLM tokenizer; it decides the template.
+        progress: show a progress bar on the error stream.
+
+    Raises:
+        DataError: see `load_conversations`.
+    """
+    settings = reader.settings
+    names = ("prompts", "answers", "row_keys", "prompt_keys")
+
+    def measure() -> tuple[dict[str, np.ndarray], int, SplitFacts]:
+        results = [
+            result
+            for _, result in _passed(
+                "measure", reader, tokenizer, settings, f"measuring {reader.split}", progress
+            )
+        ]
+        return _measured_arrays(results, names), sum(each.num_multi_turn for each in results), reader.facts()
+
+    def fill(folder: Path) -> dict[str, Any]:
+        arrays, num_multi_turn, facts = measure()
+        for name, values in arrays.items():
+            np.save(folder / f"{name}.npy", values, allow_pickle=False)
+        return {"num_multi_turn": num_multi_turn, "facts": asdict(facts)}
+
+    def built(arrays: Mapping[str, np.ndarray], num_multi_turn: int, facts: SplitFacts) -> MeasuredSplit:
+        lengths = RowLengths(arrays["prompts"], arrays["answers"])
+        return MeasuredSplit(lengths, arrays["row_keys"], arrays["prompt_keys"], num_multi_turn, facts)
+
+    def read(entry: cache.Entry) -> MeasuredSplit:
+        arrays = {name: entry.array(name) for name in names}
+        return built(arrays, int(entry.meta["num_multi_turn"]), _facts(entry.meta["facts"]))
+
+    if not is_cached(reader):
+        return built(*measure())
+    key = rows_key("lengths", reader, tokenizer, _of_lengths(settings))
+    measured = cache.keep(cache.cache_root(settings.cache_dir), key, fill, read)
+    facts = measured.facts
+    refuse_bad_rows(facts.bad, facts.total - len(facts.bad), facts.total, facts.path, settings)
+    return measured
 
 
-def _with_progress(
-    conversations: Sequence[Conversation], title: str, progress: bool
-) -> Iterable[Conversation]:
-    if not progress:
-        yield from conversations
-        return
-    from glmtune.terminal.progress import Meter
+def encode_split(
+    reader: SplitReader, tokenizer: TextTokenizer, settings: DataSettings, *, progress: bool = False
+) -> EncodedSplit:
+    """Encode a split for training, or take it from the cache.
 
-    with Meter(title, total=len(conversations), transient=True) as meter:
-        for number, conversation in enumerate(conversations):
-            meter.update(number)
-            yield conversation
-        meter.update(len(conversations))
+    Args:
+        reader: of the split, every row with an answer.
+        tokenizer: a GLM tokenizer; it decides the template.
+        settings: the reader's, lengths in place.
+        progress: show a progress bar on the error stream.
+
+    Raises:
+        ConfigError: a setting that the model's way of reading its context excludes.
+        DataError: see `load_conversations`; also rows that cannot be made to fit the lengths or the template.
+    """
+    refuse_settings(template_for(tokenizer), settings)
+
+    def fill(folder: Path) -> dict[str, Any]:
+        table = RowTable(folder / ROWS_FILE)
+        made = _encode(reader, tokenizer, settings, table, progress)
+        table.close()
+        np.save(folder / "lengths.npy", table.lengths, allow_pickle=False)
+        np.save(folder / "num_loss_tokens.npy", table.num_loss_tokens, allow_pickle=False)
+        return {**asdict(made), "truncation": asdict(table.truncation)}
+
+    def read(entry: cache.Entry) -> EncodedSplit:
+        meta, key = entry.meta, entry.folder.name
+        rows, lengths = read_table(entry.folder / ROWS_FILE, key), entry.array("lengths")
+        if len(rows) != len(lengths):
+            raise ValueError(f"{len(rows)} rows have {len(lengths)} lengths")
+        return EncodedSplit(
+            rows=rows,
+            lengths=lengths,
+            num_loss_tokens_per_row=entry.array("num_loss_tokens"),
+            num_conversations=int(meta["num_conversations"]),
+            truncation=TruncationCounts(**meta["truncation"]),
+            facts=_facts(meta["facts"]),
+            bad=[BadRow(**row) for row in meta["bad"]],
+            settings=settings,
+            sample=_conversation(meta["sample"]),
+        )
+
+    if is_cached(reader):
+        root = cache.cache_root(settings.cache_dir)
+        split = cache.keep(root, rows_key("rows", reader, tokenizer, settings), fill, read)
+        _refuse(split.facts, split.bad, settings)
+        return split
+    table = RowTable()
+    made = _encode(reader, tokenizer, settings, table, progress)
+    return EncodedSplit(
+        rows=table.dataset(),
+        lengths=table.lengths,
+        num_loss_tokens_per_row=table.num_loss_tokens,
+        num_conversations=made.num_conversations,
+        truncation=table.truncation,
+        facts=made.facts,
+        bad=made.bad,
+        settings=settings,
+        sample=made.sample,
+    )
 
 
-@dataclass(slots=True)
-class _RowBuffer:
-    """Rows as flat 32-bit arrays: a fifth of the memory of Python lists.
+def is_cached(reader: SplitReader) -> bool:
+    """Say whether the encoded rows of a split are kept on disk."""
+    asked = reader.settings.cache
+    return asked == "always" or (asked == "auto" and reader.num_bytes >= LARGE_BYTES)
 
-    Arrow tables take such arrays without a copy, so a split is never held as lists, and forked or spawned
-    loader processes share it. The digest names the data set for `datasets`' cache without hashing everything
-    again.
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What is said of encoded rows.
+
+    Attributes:
+        facts: of the conversations.
+        bad: rows left out: those that could not be read, then those that could not be encoded.
+        num_conversations: conversations behind the rows.
+        sample: the first of them.
     """
 
-    input_ids: array[int] = field(default_factory=lambda: array("i"))
-    labels: array[int] = field(default_factory=lambda: array("i"))
-    lengths: array[int] = field(default_factory=lambda: array("i"))
-    tables: list[pyarrow.Table] = field(default_factory=list)
-    num_loss_tokens: array[int] = field(default_factory=lambda: array("i"))
-    num_flushed: int = 0
-    truncation: dict[str, int] = field(default_factory=dict)
-    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+    facts: SplitFacts
+    bad: Sequence[BadRow]
+    num_conversations: int
+    sample: Conversation
 
-    def add(self, row: EncodedRow) -> None:
-        self.input_ids.extend(row.input_ids)
-        self.labels.extend(row.labels)
-        self.lengths.append(len(row.input_ids))
-        self.num_loss_tokens.append(len(row.labels) - row.labels.count(IGNORE_INDEX))
-        if len(self.lengths) - self.num_flushed == _ROWS_PER_TABLE:
-            self._flush()
 
-    def count(self, rows: Iterable[EncodedRow]) -> None:
-        for row in rows:
-            for name, total, amount in (
-                ("rows_with_dropped_turns", "dropped_turns", row.dropped_turns),
-                ("rows_with_cut_question", "cut_question_tokens", row.cut_question_tokens),
-                ("rows_with_cut_answer", "cut_answer_tokens", row.cut_answer_tokens),
-            ):
-                self.truncation[name] = self.truncation.get(name, 0) + (amount > 0)
-                self.truncation[total] = self.truncation.get(total, 0) + amount
+def _encode(
+    reader: SplitReader, tokenizer: TextTokenizer, settings: DataSettings, table: RowTable, progress: bool
+) -> _Made:
+    problems: list[tuple[str, BadRow]] = []
+    sample: Conversation | None = None
+    for batch, result in _passed("encode", reader, tokenizer, settings, f"encoding {reader.split}", progress):
+        for place, problem in result.problems:
+            problems.append((batch[place].path, BadRow(batch[place].line, problem)))
+        wrong = {place for place, _ in result.problems}
+        if sample is None:
+            sample = next((each for place, each in enumerate(batch) if place not in wrong), None)
+        table.add(result)
+    facts = reader.facts()
+    bad = [BadRow(row.line, row.problem, path="" if path == facts.path else path) for path, row in problems]
+    _refuse(facts, [*facts.bad, *bad], settings)
+    assert sample is not None, "a split without any usable row is refused"
+    return _Made(facts, [*facts.bad, *bad], facts.num_conversations - len(bad), sample)
 
-    def _flush(self) -> None:
-        import pyarrow as pa
 
-        lengths = np.frombuffer(self.lengths, dtype=np.int32)[self.num_flushed :].copy()
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-        columns = {
-            name: pa.ListArray.from_arrays(offsets, pa.array(np.frombuffer(values, dtype=np.int32)))
-            for name, values in (("input_ids", self.input_ids), ("labels", self.labels))
-        }
-        self.tables.append(pa.table({**columns, "length": pa.array(lengths)}))
-        for values in (lengths, self.input_ids, self.labels):
-            self.digest.update(values.tobytes())
-        # New arrays, not cleared ones: the table just made reads the old ones in place. `lengths` is kept for
-        # the sampler, so its share was copied above.
-        self.num_flushed = len(self.lengths)
-        self.input_ids, self.labels = array("i"), array("i")
+def _refuse(facts: SplitFacts, bad: Sequence[BadRow], settings: DataSettings) -> None:
+    """Refuse bad rows: those that could not be read, or else those that could not be encoded."""
+    refuse_bad_rows(facts.bad, facts.total - len(facts.bad), facts.total, facts.path, settings)
+    unfit, total = bad[len(facts.bad) :], facts.num_conversations
+    refuse_bad_rows(unfit, total - len(unfit), total, facts.path, settings)
 
-    def dataset(self) -> datasets.Dataset:
-        """Return all rows as a `datasets.Dataset` held in memory."""
-        import datasets
-        import pyarrow as pa
 
-        if self.num_flushed < len(self.lengths):
-            self._flush()
-        return datasets.Dataset(pa.concat_tables(self.tables), fingerprint=self.digest.hexdigest()[:16])
+def _passed(
+    task: str,
+    reader: SplitReader,
+    tokenizer: TextTokenizer,
+    settings: DataSettings,
+    title: str,
+    progress: bool,
+) -> Iterator[tuple[Sequence[Conversation], Any]]:
+    """Pass a split through a task, batch by batch, in the order of the rows."""
+    usual = usual_workers() if reader.num_bytes >= LARGE_BYTES else 1
+    num_workers = settings.num_workers or usual
+    with ExitStack() as held:
+        shown = held.enter_context(_Progress(title, reader)).show if progress else None
+        count = 0
+        for batch, result in run_batches(
+            task, _batches(reader, settings), tokenizer, settings, num_workers=num_workers
+        ):
+            count += len(batch)
+            if shown is not None:
+                shown(count)
+            yield batch, result
+
+
+def _batches(reader: SplitReader, settings: DataSettings) -> Iterator[tuple[Conversation, ...]]:
+    conversations = iter(reader)
+    while batch := tuple(islice(conversations, BATCH_ROWS)):
+        # Nothing will come of the rows where one is refused; the others are read, to say all at once.
+        if not (reader.has_bad and settings.on_bad_row == "error"):
+            yield batch
+
+
+class _Progress:
+    """Shows how far a split is, of as many rows as its bytes let expect."""
+
+    def __init__(self, title: str, reader: SplitReader) -> None:
+        from glmtune.terminal.progress import Meter
+
+        self._meter, self._reader = Meter(title, transient=True), reader
+
+    def __enter__(self) -> _Progress:
+        self._meter.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._meter.__exit__(*error)
+
+    def show(self, count: int) -> None:
+        fraction = self._reader.fraction
+        self._meter.update(count, total=max(count, round(count / fraction)) if fraction else None)
+
+
+def _measured_arrays(results: Sequence[MeasuredBatch], names: Sequence[str]) -> dict[str, np.ndarray]:
+    kinds = {"prompts": np.int64, "answers": np.int64, "row_keys": np.uint64, "prompt_keys": np.uint64}
+    return {
+        name: np.concatenate([np.zeros(0, kinds[name]), *(getattr(each, name) for each in results)])
+        for name in names
+    }
+
+
+def _of_lengths(settings: DataSettings) -> DataSettings:
+    """Return what decides the lengths of whole rows: no limit does."""
+    whole = without_limits(settings)
+    return replace(whole, loss_on="all_turns") if settings.loss_on == "all_turns" else whole
+
+
+def _facts(values: Mapping[str, Any]) -> SplitFacts:
+    known = {field.name: values[field.name] for field in fields(SplitFacts)}
+    layout: dict[str, Any] = values["layout"]
+    known |= {
+        "layout": replace(Layout(**layout), columns=tuple(layout["columns"])),
+        "unused_columns": tuple(values["unused_columns"]),
+        "bad": [BadRow(**row) for row in values["bad"]],
+    }
+    return SplitFacts(**known)
+
+
+def _conversation(values: Mapping[str, Any]) -> Conversation:
+    messages = tuple(Message(**message) for message in values["messages"])
+    return Conversation(messages, str(values["path"]), int(values["line"]))

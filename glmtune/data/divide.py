@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
 
 from glmtune.data.records import Conversation
 
 
-def divide(
-    conversations: Sequence[Conversation], frac: float, seed: int
-) -> tuple[list[Conversation], list[Conversation]]:
+def kept_for_evaluation(keys: Sequence[bytes], frac: float) -> list[bool]:
     """Divide rows into those to learn and those kept from it.
 
     Rows with the same question go to the same side, however often and wherever they occur: a question whose
@@ -19,32 +18,34 @@ def divide(
     the seed alone, so the order of the files does not matter, nor does another number of processes.
 
     Args:
-        conversations: all rows.
+        keys: of all rows, see `question_key`.
         frac: share of the rows to keep; the number is met as closely as groups of equal questions allow, and
             is never above it, except that at least one group is kept where it leaves something to learn.
-        seed: decides which.
 
     Returns:
-        Rows to learn and rows kept, each in the order given.
+        For each row whether it is kept.
     """
-    groups: dict[bytes, list[int]] = {}
-    for place, conversation in enumerate(conversations):
-        groups.setdefault(_key(conversation, seed), []).append(place)
-    wanted = max(1, round(frac * len(conversations)))
-    kept: set[int] = set()
-    for _, places in sorted(groups.items()):
-        if len(kept) + len(places) <= wanted:
-            kept.update(places)
-    if not kept:
-        smallest = min(groups.values(), key=len, default=[])
-        kept.update(smallest if len(smallest) < len(conversations) else [])
-    return (
-        [item for place, item in enumerate(conversations) if place not in kept],
-        [item for place, item in enumerate(conversations) if place in kept],
-    )
+    groups = Counter(keys)
+    wanted = max(1, round(frac * len(keys)))
+    chosen: set[bytes] = set()
+    count = 0
+    for key, size in sorted(groups.items()):
+        if count + size <= wanted:
+            chosen.add(key)
+            count += size
+    if not chosen and groups:
+        smallest = min(groups, key=lambda key: groups[key])  # of several the one that occurs first
+        chosen.update([smallest] if groups[smallest] < len(keys) else [])
+    return [key in chosen for key in keys]
 
 
-def _key(conversation: Conversation, seed: int) -> bytes:
+def question_key(conversation: Conversation, seed: int) -> bytes:
+    """Return what rows with the same question have in common.
+
+    Args:
+        conversation: a row.
+        seed: decides which are kept.
+    """
     # Plain texts answer nothing: they are told apart by themselves.
     messages = conversation.prompt or conversation.messages
     texts = [(message.role, message.content.strip(), message.tools) for message in messages]

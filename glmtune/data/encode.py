@@ -88,7 +88,7 @@ def encode_training_row(
         RowProblem: the row does not fit the template, or not even its fixed parts fit ``max_source_length``.
     """
     template = template_for(tokenizer)
-    _refuse_settings(template, settings)
+    refuse_settings(template, settings)
     messages = _refusable(lambda: write_tools(template, conversation.messages))
     learnt = messages if settings.loss_on == "all_turns" else messages[-1:]
     if not any(message.role == "assistant" and message.has_loss for message in learnt):
@@ -147,8 +147,16 @@ def encode_reference_row(tokenizer: TextTokenizer, answer: str, max_target_lengt
     return [*before, *tokenizer.text_ids(answer)[:room], *after]
 
 
-def _refuse_settings(template: Template, settings: DataSettings) -> None:
-    """Refuse what would show a model that reads its context in both directions what it is to predict."""
+def refuse_settings(template: Template, settings: DataSettings) -> None:
+    """Refuse what would show a model that reads its context in both directions what it is to predict.
+
+    Args:
+        template: of the tokenizer.
+        settings: of the data.
+
+    Raises:
+        ConfigError: there is such a setting.
+    """
     if not template.bidirectional_context:
         return
     if settings.loss_on == "everything":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -131,21 +131,22 @@ def bad_rows_error(path: str, bad: Sequence[BadRow], total: int, *, way_out: str
     return DataError(f"{len(bad)} of {total} rows cannot be used:\n{shown}{more}\n{way_out}", path=path)
 
 
-def rows_fingerprint(conversations: Iterable[Conversation]) -> str:
-    """Identify a set of conversations, whatever file format and layout held them.
+class RowsDigest:
+    """Identifies conversations as they pass, whatever file format and layout held them."""
 
-    Args:
-        conversations: the rows in order.
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._digest = sha256()
 
-    Returns:
-        The hexadecimal sha256 of all that the messages hold.
-    """
-    digest = sha256()
-    for conversation in conversations:
+    def add(self, conversation: Conversation) -> None:
+        """Take the next one in."""
         messages = [_identity(message) for message in conversation.messages]
-        digest.update(json.dumps(messages, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-        digest.update(b"\n")
-    return digest.hexdigest()
+        self._digest.update(json.dumps(messages, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        self._digest.update(b"\n")
+
+    def hexdigest(self) -> str:
+        """Return the hexadecimal sha256 of all that the messages hold."""
+        return self._digest.hexdigest()
 
 
 def _identity(message: Message) -> tuple[object, ...]:

@@ -2,15 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from glmtune.errors import ConfigError
-from glmtune.settings import check_choice, check_range, setting
+from glmtune.settings import build_settings, check_choice, check_range, setting
 
 SPLITS = ("train", "validation", "test")
 LAYOUT_NAMES = ("auto", "columns", "adgen", "alpaca", "sharegpt", "openai")
 LOSS_ON = ("answer", "all_turns", "everything")
 ON_BAD_ROW = ("error", "skip")
+CACHE = ("auto", "always", "never")
+
+
+@dataclass(frozen=True)
+class MixedSet:
+    """One data set of a mixture; what it leaves out is as in the settings around it."""
+
+    name: str = setting("", "what it is called in reports: letters, digits, `_` and `-`")
+    weight: float | None = setting(
+        None, "its share of an epoch's rows, relative to the others'; null: as many as it has"
+    )
+    train_file: str | list[str] | None = setting(None, "as data.train_file")
+    validation_file: str | list[str] | None = setting(None, "as data.validation_file")
+    dir: str | None = setting(None, "as data.dir")
+    hub_subset: str | None = setting(None, "as data.hub_subset")
+    layout: str | None = setting(None, "as data.layout")
+    prompt_column: str | None = setting(None, "as data.prompt_column")
+    response_column: str | None = setting(None, "as data.response_column")
+    history_column: str | None = setting(None, "as data.history_column")
+    source_prefix: str | None = setting(None, "as data.source_prefix")
+    system: str | None = setting(None, "as data.system")
+    max_train_samples: int | None = setting(None, "as data.max_train_samples")
+    max_eval_samples: int | None = setting(None, "as data.max_eval_samples")
+
+    def __post_init__(self) -> None:
+        """Check name, weight and file.
+
+        Raises:
+            ConfigError: one is missing, or not as it must be.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", self.name):
+            raise ConfigError(
+                f"`data.mix[].name` is `{self.name}`, but every set needs one of letters, digits, `_` and"
+                " `-`, 40 at most: `data.mix=[{name:ads,train_file:ads.jsonl},...]`."
+            )
+        if self.weight is not None and not 0 < self.weight < float("inf"):
+            raise ConfigError(
+                f"`weight` of `{self.name}` in `data.mix` is {self.weight}, but it must be above 0. Leave a"
+                " set out that is not to be learnt."
+            )
+        if not self.train_file:
+            raise ConfigError(f"`train_file` of `{self.name}` in `data.mix` is not set. Name its rows.")
 
 
 @dataclass(frozen=True)
@@ -28,6 +73,11 @@ class DataSettings:
         None, "rows for evaluation during training, named likewise"
     )
     test_file: str | list[str] | None = setting(None, "rows for prediction, named likewise")
+    mix: list[dict[str, Any]] | None = setting(
+        None,
+        "several data sets instead of train_file, each {name, weight, train_file, validation_file, layout,"
+        " ...}; see docs/data.md",
+    )
     validation_frac: float = setting(
         0.0, "without a validation file: share of the training rows that is kept for evaluation, not learnt"
     )
@@ -73,6 +123,25 @@ class DataSettings:
         1, "round the padded length of a batch up to a multiple of this, in tokens"
     )
 
+    streaming: bool = setting(
+        False,
+        "read training rows as they are learnt, encoded by then and never kept; needs trainer.max_steps",
+    )
+    shuffle_buffer: int | None = setting(
+        None, "with streaming: rows among which the next one is drawn; null: 10,000"
+    )
+
+    cache: str = setting(
+        "auto",
+        "keep encoded rows on disk: `auto` (those of files above 16 MB in all), `always` or `never`",
+    )
+    cache_dir: str | None = setting(
+        None, "folder of encoded rows; null: `rows` in $GLMTUNE_CACHE, by default ~/.cache/glmtune"
+    )
+    num_workers: int | None = setting(
+        None, "processes that encode; null: as many as cores, 4 at most, and one for small files"
+    )
+
     def __post_init__(self) -> None:
         """Check every rule and report all problems together.
 
@@ -84,21 +153,23 @@ class DataSettings:
             ("data.layout", self.layout, LAYOUT_NAMES),
             ("data.loss_on", self.loss_on, LOSS_ON),
             ("data.on_bad_row", self.on_bad_row, ON_BAD_ROW),
+            ("data.cache", self.cache, CACHE),
         ):
             try:
                 check_choice(path, value, valid)
             except ConfigError as error:
                 problems.append(str(error))
         for name in ("max_source_length", "max_target_length", "packing_length", "pad_to_multiple_of",
-                     "max_train_samples", "max_eval_samples", "max_predict_samples"):  # fmt: skip
+                     "max_train_samples", "max_eval_samples", "max_predict_samples",
+                     "num_workers", "shuffle_buffer"):  # fmt: skip
             value = getattr(self, name)
             try:
                 if value is not None:
                     check_range(f"data.{name}", value, low=1)
             except ConfigError as error:
                 problems.append(str(error))
-        problems += self._column_problems() + self._validation_problems()
-        problems += self._packing_problems()
+        problems += self._column_problems() + self._validation_problems() + self._mix_problems()
+        problems += self._packing_problems() + self._streaming_problems()
         if self.loss_on == "everything" and not self.loss_on_thoughts:
             problems.append(
                 "`data.loss_on_thoughts` is false, but `data.loss_on` is `everything`, thoughts included. Use"
@@ -106,6 +177,34 @@ class DataSettings:
             )
         if problems:
             raise ConfigError("\n".join(problems))
+
+    def _streaming_problems(self) -> list[str]:
+        if not self.streaming:
+            if self.shuffle_buffer is not None:
+                return [
+                    f"`data.shuffle_buffer` is {self.shuffle_buffer}, but `data.streaming` is false: without"
+                    " it all rows are shuffled. Leave it out."
+                ]
+            return []
+        unknown = "but `data.streaming` is true, and rows are read one by one:"
+        found = [
+            f"`data.{name}` is null, {unknown} nobody knows the lengths of all. Give a number, such as 512."
+            for name in ("max_source_length", "max_target_length")
+            if getattr(self, name) is None
+        ]
+        for name, why, way in (
+            ("packing", "packs are planned by the lengths of all", "`data.packing=false`"),
+            ("mix", "a mixture is planned by the sizes of its sets", "`data.mix=null`"),
+            (
+                "validation_frac",
+                "which are kept from training is told by all",
+                "give a `data.validation_file`",
+            ),
+        ):
+            if value := getattr(self, name):
+                shown = "given" if name == "mix" else value
+                found.append(f"`data.{name}` is {shown}, {unknown} {why}. Use {way}.")
+        return found
 
     def _packing_problems(self) -> list[str]:
         if self.max_source_length is None or self.max_target_length is None:
@@ -141,6 +240,32 @@ class DataSettings:
             ]
         return []
 
+    def _mix_problems(self) -> list[str]:
+        if self.mix is None:
+            return []
+        for name in ("train_file", "validation_file"):
+            if value := getattr(self, name):
+                return [
+                    f"`data.mix` is given and `data.{name}` is `{value}`, but the rows are those of the sets"
+                    f" in the mixture. Add `data=files`, or `data.{name}=null`; each set has its own {name}."
+                ]
+        try:
+            sets = mixed_sets(self)
+        except ConfigError as error:
+            return [str(error)]
+        names, weights = [each.name for each, _ in sets], [each.weight for each, _ in sets]
+        if len(names) < 2 or len(set(names)) < len(names):
+            return [
+                f"`data.mix` names the sets {', '.join(names) or 'none'}, but a mixture is of two at least,"
+                " each with a name of its own. One set alone is `data.train_file`."
+            ]
+        if None in weights and any(weights):
+            return [
+                f"`data.mix` gives {sum(each is not None for each in weights)} of {len(names)} sets a weight,"
+                " but weights are relative to each other. Give each one, or none: then every row counts once."
+            ]
+        return []
+
     def _validation_problems(self) -> list[str]:
         if not 0 <= self.validation_frac < 1:
             return [
@@ -170,7 +295,8 @@ class DataSettings:
     @property
     def has_validation(self) -> bool:
         """Whether there are rows for evaluation: of a file, or kept from the training rows."""
-        return bool(self.validation_file) or self.validation_frac > 0
+        mixed = any(each.get("validation_file") for each in self.mix or ())
+        return bool(self.validation_file) or self.validation_frac > 0 or mixed
 
     def file_of(self, split: str) -> str | list[str] | None:
         """Return what is given for a split: names of files, hub ids or shipped files; None where nothing is.
@@ -203,3 +329,31 @@ class DataSettings:
             "test": self.max_predict_samples,
         }
         return limits[split]
+
+
+def mixed_sets(settings: DataSettings) -> list[tuple[MixedSet, DataSettings]]:
+    """Return the data sets of a mixture, each with the settings that its rows are read with.
+
+    Args:
+        settings: with ``mix``.
+
+    Raises:
+        ConfigError: a set is not described as it must be; all of its problems are reported.
+    """
+    found: list[tuple[MixedSet, DataSettings]] = []
+    for number, values in enumerate(settings.mix or (), start=1):
+        try:
+            if not isinstance(values, Mapping):
+                raise ConfigError(f"it must be a mapping of settings, but it is {values!r:.60}.")
+            one = build_settings(MixedSet, values)
+            own = {each.name: getattr(one, each.name) for each in fields(one) if each.name not in _OF_MIX}
+            given = {name: value for name, value in own.items() if value is not None}
+            frac = 0.0 if one.validation_file else settings.validation_frac
+            found.append((one, replace(settings, mix=None, validation_frac=frac, **given)))
+        except ConfigError as error:
+            name = values.get("name") if isinstance(values, Mapping) else None
+            raise ConfigError(f"`data.mix`, set {number} ({name or 'without a name'}): {error}") from None
+    return found
+
+
+_OF_MIX = ("name", "weight")

@@ -79,6 +79,7 @@ class Lock:
         *,
         guards: Path,
         made: bool = False,
+        waits: bool = False,
         unwritable: Callable[[Path, OSError], GlmtuneError] = write_error,
     ) -> None:
         """Take the lock; a holder that is about to end is waited for.
@@ -87,6 +88,7 @@ class Lock:
             path: the lock's own file.
             guards: the file or folder that it keeps others from, for the message.
             made: its folder was made for it, and goes with it if nothing else comes into it.
+            waits: until its holder is done, however long that takes.
             unwritable: words the failure to make its file.
 
         Raises:
@@ -94,7 +96,7 @@ class Lock:
             GlmtuneError: its file cannot be made.
         """
         self.path = path
-        self._made = made
+        self._made, self._waits = made, waits
         self._signed = False
         self._handle: int | None = None
         self._is_exclusive = True  # whether the operating system keeps others out, here at least
@@ -140,6 +142,7 @@ class Lock:
     def _acquire(self, guards: Path) -> None:
         began = time.monotonic()
         first_seen: tuple[str, float] | None = None
+        has_said = False
         while True:
             handle = _open(self.path)
             try:
@@ -157,18 +160,27 @@ class Lock:
             first_seen = first_seen or beat
             patience = found.patience
             waited = time.monotonic() - began
-            if waited > patience or (not found.is_certain and beat != first_seen):
+            if self._waits:
+                has_said = has_said or self._say_wait(guards, found, waited)
+            elif waited > patience or (not found.is_certain and beat != first_seen):
                 raise ConfigError(
                     f"{guards} is being written by another process{f' ({found.who})' if found.who else ''}:"
                     " two runs cannot share an `output_dir`. Wait for it, end it, or choose another"
                     " `output_dir`."
                 )
-            if waited < POLL_SECONDS and patience > PATIENCE_SECONDS:
+            if not self._waits and waited < POLL_SECONDS and patience > PATIENCE_SECONDS:
                 LOGGER.warning(
                     "%s is held by %s. Waiting up to %.0f seconds to see whether it is still there.",
                     guards, found.who, patience,
                 )  # fmt: skip
             time.sleep(POLL_SECONDS)
+
+    def _say_wait(self, guards: Path, found: _Held, waited: float) -> bool:
+        """Say what is waited for, once it takes longer than a moment."""
+        if waited < PATIENCE_SECONDS:
+            return False
+        LOGGER.warning("Waiting for %s, which another process writes (%s).", guards, found.who or "unnamed")
+        return True
 
     def _try(self, handle: int) -> _Held | _Gone | None:
         """Take the lock of an open file; None if that was possible."""
@@ -250,11 +262,12 @@ def lock_folder(folder: Path) -> Lock:
     return Lock(folder / FOLDER_LOCK, guards=folder, made=made, unwritable=_unwritable)
 
 
-def lock_beside(folder: Path) -> Lock:
+def lock_beside(folder: Path, *, waits: bool = False) -> Lock:
     """Lock a folder that a new one will replace, by a file beside it; a context manager.
 
     Args:
         folder: need not exist; the one above it is made.
+        waits: until whoever holds it is done, instead of refusing.
 
     Raises:
         ConfigError: another process writes it, or the folder above cannot be made or written.
@@ -264,7 +277,7 @@ def lock_beside(folder: Path) -> Lock:
     except OSError as error:
         raise _unwritable(folder, error) from None
     path = folder.with_name(f".{folder.name}{LOCK_SUFFIX}")
-    return Lock(path, guards=folder, unwritable=_unwritable)
+    return Lock(path, guards=folder, waits=waits, unwritable=_unwritable)
 
 
 def time_of_file_system(path: Path) -> float:

@@ -69,6 +69,16 @@ def compute_precision(
     return "no" if settings.precision == "fp32" else settings.precision
 
 
+def rows_per_step(settings: TrainerSettings) -> int:
+    """Return the rows of one optimizer step, over all processes.
+
+    Args:
+        settings: of the trainer.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return settings.per_device_train_batch_size * settings.gradient_accumulation_steps * processes
+
+
 def training_arguments(
     settings: TrainerSettings,
     *,

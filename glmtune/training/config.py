@@ -76,6 +76,12 @@ class RunConfig:
                     f"Add `{name}=null`."
                 )
         self.data.check_answers()
+        self._check_streaming()
+        if self.data.mix is not None and not self.trainer.shuffle:
+            raise ConfigError(
+                "`data.mix` is given and `trainer.shuffle` is false, but the rows of several sets have no"
+                " order of one file to keep. Leave one of them out."
+            )
         self._check_beginning()
         self._check_retain()
         self._check_sharding()
@@ -109,6 +115,28 @@ class RunConfig:
                     f"`trainer.{name}` is {value}, but `data.validation_file` is null, so nothing can be "
                     "evaluated. Name a file, keep some training rows for it (`data.validation_frac=0.1`), or "
                     f"add `trainer.{name}=null`."
+                )
+
+    def _check_streaming(self) -> None:
+        """Check that nothing is asked of streamed rows that all of them would have to tell."""
+        if not self.data.streaming:
+            return
+        for name, wanted, why in (
+            (
+                "max_steps",
+                None,
+                "nobody knows how many make an epoch; `trainer.num_train_epochs=null` with it",
+            ),
+            ("group_by_length", False, "nobody knows their lengths before"),
+            ("dataloader_num_workers", 0, "one process reads them, in one order"),
+        ):
+            value = getattr(self.trainer, name)
+            if (value is None) if wanted is None else value != wanted:
+                way = "1000" if wanted is None else str(wanted).lower()
+                raise ConfigError(
+                    f"`trainer.{name}` is {'null' if value is None else str(value).lower()}, but"
+                    f" `data.streaming` is true: rows are read as they are learnt, and {why}. Use"
+                    f" `trainer.{name}={way}`."
                 )
 
     def _check_retain(self) -> None:

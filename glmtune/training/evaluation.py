@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainingArguments
+from transformers.trainer_callback import TrainerState
 
+from glmtune.data.rows import RowSet
 from glmtune.labels import IGNORE_INDEX
 from glmtune.memory import WITH_OWN_MEMORY
+from glmtune.training.row_order import LengthOrder
 
 
 def sum_over_tokens(
@@ -61,6 +66,24 @@ def undisturbed(model: nn.Module, device: torch.device) -> Generator[None]:
         model.train(was_training)
 
 
+def eval_orders(rows: RowSet | None) -> dict[str, LengthOrder]:
+    """Return the rows to evaluate on: all under "", those of a mixture's sets by their names.
+
+    Long rows come first: little padding, and a batch that does not fit into memory fails at once.
+
+    Args:
+        rows: to evaluate on.
+    """
+    assert rows is not None, "nothing is evaluated without rows"
+    if not rows.parts:
+        return {"": LengthOrder(rows.lengths)}
+    starts = accumulate((part.num_rows for part in rows.parts), initial=0)
+    return {
+        part.name: LengthOrder(rows.lengths, range(start, end))
+        for part, (start, end) in zip(rows.parts, pairwise(starts), strict=True)
+    }
+
+
 def per_token(sums: Tensor, *, prefix: str) -> dict[str, float]:
     """Return the metrics of an evaluation.
 
@@ -74,3 +97,28 @@ def per_token(sums: Tensor, *, prefix: str) -> dict[str, float]:
         f"{prefix}_accuracy": hits / max(tokens, 1),
         f"{prefix}_tokens": int(tokens),
     }
+
+
+def real_tokens(inputs: Mapping[str, Tensor], pad_token_id: int) -> Tensor:
+    """Return which tokens of a batch are those of rows, bool ``[B, S]``.
+
+    Args:
+        inputs: of the model, with ``labels``.
+        pad_token_id: written where there is no token.
+    """
+    mask = inputs.get("attention_mask")
+    real = mask if mask is not None else inputs["input_ids"] != pad_token_id
+    # A filler is alone in its batch, which then has no label; tokens of a batch without labels do not count.
+    return real & (inputs["labels"] != IGNORE_INDEX).any()
+
+
+def evaluations_since_best(args: TrainingArguments, state: TrainerState) -> int:
+    """Return how many evaluations there were since the best one.
+
+    Args:
+        args: tell what is compared.
+        state: of the trainer.
+    """
+    key = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+    best = state.best_global_step or 0
+    return sum(key in entry and entry["step"] > best for entry in state.log_history)

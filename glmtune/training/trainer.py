@@ -31,10 +31,10 @@ from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from glmtune.data.rows import TrainingRows
-from glmtune.labels import IGNORE_INDEX
 from glmtune.models.placeholders import pending_weights
 from glmtune.quantization.kernels.for_training import prepare_for_training
 from glmtune.retention.replay import Replay
+from glmtune.training import evaluation as by_token
 from glmtune.training.adapt import Tuned
 from glmtune.training.callbacks import Flow
 from glmtune.training.checkpoints import folder as checkpoints
@@ -42,7 +42,6 @@ from glmtune.training.checkpoints import saving
 from glmtune.training.distributed import collectives, deepspeed_engine, fsdp
 from glmtune.training.distributed.sharded_loading import load_sharded_for_zero
 from glmtune.training.distributed.zero_state import load_state
-from glmtune.training.evaluation import per_token, sum_over_tokens
 from glmtune.training.rank_batches import rank_loader
 from glmtune.training.row_order import EpochSampler, LengthOrder
 from glmtune.training.settings import TrainerSettings
@@ -96,12 +95,13 @@ class GlmTrainer(Trainer):
             batch_size=args.per_device_train_batch_size * args.world_size,
             group_by_length=settings.group_by_length,
             seed=args.seed,
-            shuffle=settings.shuffle,
+            shuffle=settings.shuffle and rows.train.stream is None,  # a stream draws its rows itself
+            parts=rows.train.parts,
         )
         self.watch = TrainingWatch(settings, self.run_folder)
         self.saves = saving.Saves(asynchronous=settings.async_save, timeout_seconds=args.ddp_timeout)
         self._improved = self._stopped_early = False
-        self._resumed_loss: dict[str, float] | None = None
+        self._resumed_loss: dict[str, Any] | None = None
         super().__init__(
             model=tuned.model,
             args=args,
@@ -234,20 +234,15 @@ class GlmTrainer(Trainer):
             self.watch.report(evidence.alert())
         return NotFiniteError(evidence, checkpoints.latest_checkpoint(self.run_folder))
 
-    # Called once per micro-batch. The parent counts by the attention mask, which packed rows do not have, and
-    # would count fillers, which stand in where a process has no row left.
+    # Called once per micro-batch. The parent counts by the attention mask, which packed rows do not have.
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        mask = inputs.get("attention_mask")
-        real = mask if mask is not None else inputs["input_ids"] != self.rows.collator.pad_token_id
-        # A filler is alone in its batch, which then has no label; tokens of a batch without labels do not
-        # count.
-        real = real & (inputs["labels"] != IGNORE_INDEX).any()
+        real = by_token.real_tokens(inputs, self.rows.collator.pad_token_id)
         count = real.sum() + (0 if self.replay is None else self.replay.num_tokens)
         self.state.num_input_tokens_seen += int(cast(Tensor, self.accelerator.gather(count)).sum())
 
     # Called once per micro-batch, for total_flos in trainer_state.json.
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Count nothing: nobody reads it, and counting walks all parameters at every step."""
+        """Count nothing: nobody reads it, and counting walks all parameters."""
         return 0
 
     # Called by _maybe_log_save_evaluate through _evaluate, and by us before training. Replaced as a whole:
@@ -267,13 +262,18 @@ class GlmTrainer(Trainer):
 
         Returns:
             ``eval_loss`` (nats per answer token), ``eval_accuracy`` (share of answer tokens predicted right),
-            ``eval_tokens``, ``eval_runtime`` (seconds); with a switch ``eval_switched_loss``.
+            ``eval_tokens``, ``eval_runtime`` (seconds); with a switch ``eval_switched_loss``; each set of a
+            mixture has its own, such as ``eval_NAME_loss``.
         """
         start = time.monotonic()
         with self.accelerator.autocast():
-            sums = sum_over_tokens(cast(Any, self.model_wrapped), self._eval_inputs(), self.args.device)
-            total = cast(Tensor, self.accelerator.reduce(sums))
-            metrics = per_token(total, prefix=metric_key_prefix)
+            sums = {
+                name: self._sum(rows) for name, rows in by_token.eval_orders(self.rows.validation).items()
+            }
+            total = torch.stack(list(sums.values())).sum(dim=0)
+            metrics = by_token.per_token(total, prefix=metric_key_prefix)
+            for name in filter(None, sums):
+                metrics |= by_token.per_token(sums[name], prefix=f"{metric_key_prefix}_{name}")
             metrics |= self.switching.evaluate(self, total, metric_key_prefix) if self.switching else {}
         metrics[f"{metric_key_prefix}_runtime"] = time.monotonic() - start
         metrics |= self.also_measured()
@@ -281,9 +281,13 @@ class GlmTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _eval_inputs(self) -> Iterator[dict[str, Any]]:
-        # Long rows first: little padding, and a batch that does not fit into memory fails at once.
-        order = LengthOrder(cast(Any, self.rows.validation).lengths)
+    def _sum(self, order: LengthOrder) -> Tensor:
+        sums = by_token.sum_over_tokens(
+            cast(Any, self.model_wrapped), self._eval_inputs(order), self.args.device
+        )
+        return cast(Tensor, self.accelerator.reduce(sums))
+
+    def _eval_inputs(self, order: LengthOrder) -> Iterator[dict[str, Any]]:
         for batch in self._rank_loader(self.eval_dataset, order, self.args.per_device_eval_batch_size):
             yield self._prepare_inputs(batch)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
@@ -293,14 +297,8 @@ class GlmTrainer(Trainer):
         self._improved = self.may_be_best(metrics) and super()._determine_best_metric(metrics, trial)
         if self._improved and self.is_sharded:
             self.control.should_save = True  # only a checkpoint gathers sharded weights, so `best` needs one
-        key = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
-        since = [
-            entry["step"]
-            for entry in self.state.log_history
-            if key in entry and entry["step"] > (self.state.best_global_step or 0)
-        ]
         patience = self.settings.early_stopping_patience
-        if patience is not None and len(since) >= patience:
+        if patience is not None and by_token.evaluations_since_best(self.args, self.state) >= patience:
             self._stopped_early = True
             self.control.should_training_stop = True
             self.control.should_save = True
@@ -330,9 +328,10 @@ class GlmTrainer(Trainer):
         self.saves.finish()  # the one before, or its error
         # A collective, so outside the block below, which an error may end in one process alone.
         loss = self._mean_of_processes(cast(Tensor, self._tr_loss).clone())
-        loss_state = {"sum": loss.item(), "last_logged_step": self._globalstep_last_logged}
+        loss_state: dict[str, Any] = {"sum": loss.item(), "last_logged_step": self._globalstep_last_logged}
         if self.replay is not None:
             loss_state |= self.replay.loss_state(self._mean_of_processes)
+        loss_state |= self.rows.train.place(self.state.global_step * self._rows_per_step())
         staged = checkpoints.StagedCheckpoint(
             self.run_folder / f"checkpoint-{self.state.global_step}",
             self._manifest(),
@@ -369,7 +368,7 @@ class GlmTrainer(Trainer):
         args = self.args
         return args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
 
-    def _save_small_parts(self, folder: Path, loss_state: Mapping[str, float]) -> None:
+    def _save_small_parts(self, folder: Path, loss_state: Mapping[str, Any]) -> None:
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))  # each process its own
         if not self.args.should_save:
@@ -396,7 +395,8 @@ class GlmTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         self.tuned.load(folder)
-        self._resumed_loss = json.loads((folder / checkpoints.LOSS_STATE).read_text(encoding="utf-8"))
+        self._resumed_loss = state = json.loads((folder / checkpoints.LOSS_STATE).read_text(encoding="utf-8"))
+        self.rows.train.seek((checkpoints.step_of(folder) or 0) * self._rows_per_step(), state)
         # Rows keep the order they began with, though other processes may share them now; unless a step takes
         # another number of them from here on.
         manifest = checkpoints.read_manifest(folder) or {}

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from glmtune.data import dataset
 from glmtune.data.dataset import load_conversations, load_split
 from glmtune.data.encode import encode_training_row
+from glmtune.data.encoded import table
 from glmtune.data.settings import DataSettings
 from glmtune.errors import DataError
 from glmtune.labels import IGNORE_INDEX
@@ -27,7 +27,7 @@ def settings(path: str, **more: object) -> DataSettings:
 
 @pytest.mark.parametrize("rows_per_table", [7, 50, 1000])
 def test_rows_lengths_and_counts(chatglm2, rows_path, monkeypatch, rows_per_table: int) -> None:
-    monkeypatch.setattr(dataset, "_ROWS_PER_TABLE", rows_per_table)
+    monkeypatch.setattr(table, "ROWS_PER_TABLE", rows_per_table)
     split = load_split(settings(rows_path), "train", chatglm2)
     loaded = load_conversations(settings(rows_path), "train")
     expected = [encode_training_row(chatglm2, item, settings(rows_path))[0] for item in loaded.conversations]

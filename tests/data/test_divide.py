@@ -10,7 +10,7 @@ import pytest
 
 from glmtune.data.check import check_data
 from glmtune.data.dataset import load_conversations
-from glmtune.data.divide import divide
+from glmtune.data.divide import kept_for_evaluation, question_key
 from glmtune.data.settings import DataSettings
 from glmtune.errors import ConfigError
 
@@ -71,8 +71,9 @@ def test_too_few_rows(write, talk) -> None:
     path = write("a.jsonl", '{"prompt": "q", "response": "a"}\n' * 5)
     with pytest.raises(ConfigError, match=r"validation_frac.*5 rows.*same question stay together"):
         load_conversations(DataSettings(train_file=path, validation_frac=0.2), "train")
-    assert divide([], 0.1, 1) == ([], [])
-    assert [len(part) for part in divide([talk("a", "b"), talk("c", "d")], 0.01, 1)] == [1, 1]
+    assert kept_for_evaluation([], 0.1) == []
+    keys = [question_key(each, 1) for each in (talk("a", "b"), talk("c", "d"))]
+    assert sorted(kept_for_evaluation(keys, 0.01)) == [False, True]
 
 
 def test_the_check_reports_both_parts(rows: str, chatglm2) -> None:

@@ -9,7 +9,7 @@ import pytest
 from glmtune.data.dataset import load_conversations
 from glmtune.data.encode import encode_training_row
 from glmtune.data.reading.layouts import convert, detect_layout
-from glmtune.data.records import Conversation, RawRow, RowProblem, rows_fingerprint
+from glmtune.data.records import Conversation, RawRow, RowProblem, RowsDigest
 from glmtune.data.settings import DataSettings
 from glmtune.labels import IGNORE_INDEX
 from glmtune.messages import Message
@@ -168,11 +168,17 @@ def test_keys_that_nothing_reads_are_reported(tmp_path):
     assert loaded.unused_columns == ("id", "messages[].annotator")
 
 
+def fingerprint(conversation: Conversation) -> str:
+    digest = RowsDigest()
+    digest.add(conversation)
+    return digest.hexdigest()
+
+
 def test_plain_rows_keep_their_fingerprint_and_tools_change_it():
     plain = Conversation((Message("user", "q"), Message("assistant", "a")), "rows", 1)
     others = [
         Conversation((Message("user", "q"), Message("assistant", "a", has_loss=False)), "rows", 1),
         Conversation((Message("system", "", tools="[]"), *plain.messages), "rows", 1),
     ]
-    assert rows_fingerprint([plain]) == "b509fb61509a04de3445f87141a266d2eacaa1e9b600ea3c68e4129efddb5b52"
-    assert len({rows_fingerprint([each]) for each in (plain, *others)}) == 3
+    assert fingerprint(plain) == "b509fb61509a04de3445f87141a266d2eacaa1e9b600ea3c68e4129efddb5b52"
+    assert len({fingerprint(each) for each in (plain, *others)}) == 3

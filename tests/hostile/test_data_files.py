@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glmtune.data.dataset import load_conversations
-from glmtune.data.reading import readers
+from glmtune.data.reading import parquet_rows, text_rows
 from glmtune.data.reading.json_values import MAX_DEPTH, MAX_DIGITS
 from glmtune.data.reading.readers import read_rows
 from glmtune.data.settings import DataSettings
@@ -111,13 +111,13 @@ def test_wide_tables_keep_what_is_read(tmp_path: Path) -> None:
 
 def counted_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
-    parse = readers._parse_text
+    parse = text_rows._parsed
 
     def counting(raw: bytes, *rest: object) -> object:
         sizes.append(len(raw))
         return parse(raw, *rest)
 
-    monkeypatch.setattr(readers, "_parse_text", counting)
+    monkeypatch.setattr(text_rows, "_parsed", counting)
     return sizes
 
 
@@ -151,7 +151,7 @@ def test_only_the_beginning_is_read_where_few_rows_are_wanted(name: str, tmp_pat
     assert [item.messages[0].content for item in loaded.conversations] == [
         row["content"] for row in rows[:100]
     ]
-    assert max(sizes) <= readers._PREFIX_BYTES < path.stat().st_size
+    assert max(sizes) <= text_rows._PREFIX_BYTES < path.stat().st_size
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -163,7 +163,7 @@ def test_any_beginning_gives_the_same_rows(name: str, tmp_path: Path, monkeypatc
     whole = [dict(row.values) for row in read_rows(path).rows]
     assert whole == rows
     for num_bytes in range(1, path.stat().st_size):
-        monkeypatch.setattr(readers, "_PREFIX_BYTES", num_bytes)
+        monkeypatch.setattr(text_rows, "_PREFIX_BYTES", num_bytes)
         for limit in (1, 4, 9, 10):
             assert [dict(row.values) for row in read_rows(path, limit=limit).rows] == whole[:limit]
 
@@ -197,8 +197,8 @@ def test_parquet_is_read_as_far_and_as_wide_as_asked(tmp_path: Path, monkeypatch
 
 
 def test_parquet_that_unpacks_beyond_measure(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(readers, "_MIN_ROWS_READ", 1000)
-    monkeypatch.setattr(readers, "_MIN_BYTES_READ", 1 << 20)
+    monkeypatch.setattr(parquet_rows, "_MIN_ROWS_READ", 1000)
+    monkeypatch.setattr(parquet_rows, "_MIN_BYTES_READ", 1 << 20)
     rows = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"content": ["q"] * 200_000, "summary": ["a"] * 200_000}), rows)
     texts = tmp_path / "texts.parquet"

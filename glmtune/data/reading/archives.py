@@ -11,8 +11,10 @@ import io
 import lzma
 import zipfile
 import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, BinaryIO
 
 from glmtune.errors import DataError
 
@@ -64,6 +66,33 @@ def members(archive: Path) -> list[str]:
     return sorted(name for name in names if not any(part[:1] in "._" for part in name.split("/")))
 
 
+@contextmanager
+def open_packed(path: Path) -> Generator[BinaryIO]:
+    """Open a data file to be read from its beginning, unpacked if its content says that it is packed.
+
+    Args:
+        path: a file, or a member of an archive as `archive_of` understands it.
+
+    Raises:
+        DataError: the archive is damaged, encrypted, of another kind, lacks the member, or (while reading)
+            unpacks to more than its size allows.
+        OSError: the file cannot be read.
+    """
+    archive = archive_of(path)
+    if archive is not None:
+        with _opened(archive) as opened, _member(opened, archive, path) as member:
+            yield _buffered(_Unpacked(member, path, archive), path)
+        return
+    with path.open("rb") as file:
+        head = file.read(8)
+        file.seek(0)
+        if head.startswith(b"\x1f\x8b"):
+            yield _buffered(_Unpacked(gzip.GzipFile(fileobj=file), path, path), path)
+            return
+        _refuse_other_kinds(head, path)
+        yield file
+
+
 def read_packed(path: Path) -> bytes:
     """Return the bytes of a data file, unpacked if its content says that it is packed.
 
@@ -71,41 +100,21 @@ def read_packed(path: Path) -> bytes:
         path: a file, or a member of an archive as `archive_of` understands it.
 
     Raises:
-        DataError: the archive is damaged, encrypted, of another kind, lacks the member, or unpacks to more
-            than its size allows.
-        OSError: the file cannot be read.
+        DataError: see `open_packed`; so is OSError.
     """
-    archive = archive_of(path)
-    if archive is not None:
-        return _read_member(archive, path)
-    with path.open("rb") as file:
-        head = file.read(8)
-        file.seek(0)
-        if head.startswith(b"\x1f\x8b"):
-            return _text_content(_unpacked(gzip.GzipFile(fileobj=file), path, path), path)
-        _refuse_other_kinds(head, path)
+    with open_packed(path) as file:
         return file.read()
 
 
-def _read_member(archive: Path, path: Path) -> bytes:
-    name = path.relative_to(archive).as_posix()
-    with _opened(archive) as opened:
-        try:
-            member = opened.open(name)
-        except KeyError:
-            raise DataError(
-                f"{archive} holds no such file. It holds: {_some(members(archive))}.", path=path
-            ) from None
-        except (
-            RuntimeError,
-            NotImplementedError,
-            zipfile.BadZipFile,
-        ) as error:  # encrypted, or a rare method
-            raise DataError(
-                f"it cannot be unpacked: {error}. Unpack the archive yourself.", path=path
-            ) from None
-        with member:
-            return _text_content(_unpacked(member, path, archive), path)
+def _member(opened: zipfile.ZipFile, archive: Path, path: Path) -> IO[bytes]:
+    try:
+        return opened.open(path.relative_to(archive).as_posix())
+    except KeyError:
+        raise DataError(
+            f"{archive} holds no such file. It holds: {_some(members(archive))}.", path=path
+        ) from None
+    except (RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:  # encrypted, or a rare method
+        raise DataError(f"it cannot be unpacked: {error}. Unpack the archive yourself.", path=path) from None
 
 
 def _opened(archive: Path) -> zipfile.ZipFile:
@@ -117,43 +126,61 @@ def _opened(archive: Path) -> zipfile.ZipFile:
         raise DataError(f"the file cannot be read: {error.strerror or error}.", path=archive) from None
 
 
-def _unpacked(packed: IO[bytes] | gzip.GzipFile, path: Path, archive: Path) -> bytes:
-    """Read to the end, or to the bound: what an archive says of its own sizes is not asked."""
-    size = archive.stat().st_size
-    most = max(MIN_BYTES_READ, MOST_UNPACKED_TIMES * size)
-    content = io.BytesIO()
-    try:
-        while chunk := packed.read(_CHUNK_BYTES):
-            content.write(chunk)
-            if content.tell() > most:
-                raise DataError(
-                    f"the {size} bytes of {archive.name} unpack to more than {most} bytes, the most that is"
-                    " read of a file of this size. Unpack it yourself, and give the file.",
-                    path=path,
-                )
-    # A damaged stream ends in one of these, by the method that packed it.
-    except (
-        EOFError,
-        zlib.error,
-        lzma.LZMAError,
-        zipfile.BadZipFile,
-        gzip.BadGzipFile,
-        RuntimeError,
-    ) as error:
-        raise DataError(f"it is damaged: {error}. Copy or download it again.", path=path) from None
-    return content.getvalue()
+class _Unpacked(io.RawIOBase):
+    """Unpacked bytes up to the bound: what an archive says of its own sizes is not asked."""
+
+    def __init__(self, packed: IO[bytes] | gzip.GzipFile, path: Path, archive: Path) -> None:
+        self._packed, self._path, self._archive = packed, path, archive
+        self._size = archive.stat().st_size
+        self._most = max(MIN_BYTES_READ, MOST_UNPACKED_TIMES * self._size)
+        self._num_bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        try:
+            chunk = self._packed.read(len(view))
+        # A damaged stream ends in one of these, by the method that packed it.
+        except (
+            EOFError,
+            zlib.error,
+            lzma.LZMAError,
+            zipfile.BadZipFile,
+            gzip.BadGzipFile,
+            RuntimeError,
+        ) as error:
+            raise DataError(f"it is damaged: {error}. Copy or download it again.", path=self._path) from None
+        self._num_bytes += len(chunk)
+        if self._num_bytes > self._most:
+            raise DataError(
+                f"the {self._size} bytes of {self._archive.name} unpack to more than {self._most} bytes, the"
+                " most that is read of a file of this size. Unpack it yourself, and give the file.",
+                path=self._path,
+            )
+        view[: len(chunk)] = chunk
+        return len(chunk)
 
 
-def _text_content(content: bytes, path: Path) -> bytes:
-    """Refuse what is packed once more, in whose bounds those of the first packing would be multiplied."""
-    _refuse_other_kinds(content[:8], path)
-    if content[257:262] == b"ustar":
+def _buffered(unpacked: _Unpacked, path: Path) -> BinaryIO:
+    """Buffer what is unpacked, and refuse what is packed once more or no text.
+
+    In the bounds of what is packed twice those of the first packing would be multiplied.
+    """
+    buffered = io.BufferedReader(unpacked, _CHUNK_BYTES)
+    _check_text(buffered.peek(512), path)
+    return buffered
+
+
+def _check_text(head: bytes, path: Path) -> None:
+    _refuse_other_kinds(head[:8], path)
+    if head[257:262] == b"ustar":
         raise DataError(
             f"this is a tar archive, of which no single file is meant. Unpack it (`tar xf {path.name}`), and"
             " name a file or the folder.",
             path=path,
         )
-    return content
 
 
 def _refuse_other_kinds(head: bytes, path: Path) -> None:

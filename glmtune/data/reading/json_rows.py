@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from glmtune.data.reading.json_values import end_of_value, kind_of, read_value
 from glmtune.data.records import BadRow, RawRow, RowProblem
@@ -47,11 +48,31 @@ def parse_json_rows(text: str, path: str, limit: int | None = None) -> JsonRows:
         Rows and bad rows with 1-based line numbers.
 
     Raises:
-        DataError: the file is no JSON, or it breaks off or goes wrong where no further row can be found.
+        DataError: see `iterate_json_rows`.
+    """
+    bad: list[BadRow] = []
+    kind, rows = iterate_json_rows(text, path, bad)
+    return JsonRows(list(islice(rows, limit)), bad, kind)
+
+
+def iterate_json_rows(text: str, path: str, bad: list[BadRow]) -> tuple[str, Iterator[RawRow]]:
+    """Read the rows of a JSON file one by one, whatever its extension says about arrays or lines.
+
+    Args:
+        text: the decoded file, not blank.
+        path: the file, for messages.
+        bad: takes the rows that cannot be used, as they are met.
+
+    Returns:
+        ``json`` or ``jsonl``, and the rows.
+
+    Raises:
+        DataError: the file is no JSON, or (while reading) it breaks off or goes wrong where no further row
+            can be found.
     """
     start = _skip_blank(text, 0)
     if text[start] == "[":
-        return _parse_array(text, start + 1, path, limit)
+        return "json", _array_rows(text, start + 1, path, bad)
     if text[start] != "{":
         raise DataError(
             f"a JSON data file starts with `[` or `{{`, but this one starts with"
@@ -59,10 +80,30 @@ def parse_json_rows(text: str, path: str, limit: int | None = None) -> JsonRows:
             path=path,
             line=text.count("\n", 0, start) + 1,
         )
-    first_line = text[start:].split("\n", 1)[0]
-    if _is_json(first_line.strip().rstrip(",")) or not _starts_object_over_lines(text, start):
-        return _parse_lines(text, limit)
-    return _parse_objects(text, start, path, limit)
+    first_line = text[start : _line_end(text, start)]
+    if is_row(first_line) or not _starts_object_over_lines(text, start):
+        return "jsonl", line_rows(_lines_of(text), bad)
+    return "json", _object_rows(text, start, path, bad)
+
+
+def is_row(line: str) -> bool:
+    """Say whether the first line of a file is a row of its own, as in JSON Lines."""
+    return _is_json(line.strip().rstrip(","))
+
+
+def _line_end(text: str, start: int) -> int:
+    end = text.find("\n", start)
+    return len(text) if end < 0 else end
+
+
+def _lines_of(text: str) -> Iterator[str]:
+    # Not str.splitlines: U+2028 and friends are legal inside JSON strings. Nor str.split, which would hold
+    # the file twice.
+    start = 0
+    while start <= len(text):
+        end = _line_end(text, start)
+        yield text[start:end]
+        start = end + 1
 
 
 def _skip_blank(text: str, position: int) -> int:
@@ -100,16 +141,17 @@ class _Lines:
         return bisect_right(self._ends, position - 1) + 1
 
 
-def _parse_lines(text: str, limit: int | None) -> JsonRows:
-    rows: list[RawRow] = []
-    bad: list[BadRow] = []
-    # Not str.splitlines: U+2028 and friends are legal inside JSON strings.
-    for number, line in enumerate(text.split("\n"), start=1):
-        line = line.strip()
+def line_rows(lines: Iterable[str], bad: list[BadRow]) -> Iterator[RawRow]:
+    """Read JSON Lines.
+
+    Args:
+        lines: of the file, from the first one on, with or without their ends.
+        bad: takes the rows that cannot be used, as they are met.
+    """
+    for number, text in enumerate(lines, start=1):
+        line = text.strip()
         if not line:
             continue
-        if len(rows) == limit:
-            break
         try:
             value, end = read_value(line)
             if end < len(line):
@@ -119,8 +161,7 @@ def _parse_lines(text: str, limit: int | None) -> JsonRows:
         except RowProblem as problem:
             bad.append(BadRow(number, str(problem)))
         else:
-            _add(value, number, rows, bad)
-    return JsonRows(rows, bad, "jsonl")
+            yield from _row_of(value, number, bad)
 
 
 def _explain_line(line: str, error: json.JSONDecodeError) -> str:
@@ -134,26 +175,25 @@ def _explain_line(line: str, error: json.JSONDecodeError) -> str:
     return f"no valid JSON at column {error.colno} ({error.msg.lower()}), near {near!r}. Correct the line."
 
 
-def _add(value: object, line: int, rows: list[RawRow], bad: list[BadRow]) -> None:
+def _row_of(value: object, line: int, bad: list[BadRow]) -> Iterator[RawRow]:
     if isinstance(value, dict):
-        rows.append(RawRow(value, line))
+        yield RawRow(value, line)
     else:
         bad.append(BadRow(line, f"a row must be a JSON object like {{...}}, but it is {kind_of(value)}."))
 
 
-def _parse_array(text: str, position: int, path: str, limit: int | None) -> JsonRows:
-    rows: list[RawRow] = []
-    bad: list[BadRow] = []
+def _array_rows(text: str, position: int, path: str, bad: list[BadRow]) -> Iterator[RawRow]:
     lines = _Lines(text)
     position = _skip_blank(text, position)
     after_comma = False
+    is_empty = True
     while text[position : position + 1] != "]" or after_comma:
-        if len(rows) == limit:
-            return JsonRows(rows, bad, "json")
         line = lines.of(position)
         if after_comma and text[position : position + 1] == "]":
             raise DataError("a comma stands before the closing `]`. Delete it.", path=path, line=line)
-        position = _take(text, position, line, path, rows, bad)
+        row, position = _take(text, position, line, path, bad)
+        is_empty = False
+        yield from row
         mark = text[position : position + 1]
         after_comma = mark == ","
         if after_comma:
@@ -175,28 +215,25 @@ def _parse_array(text: str, position: int, path: str, limit: int | None) -> Json
             path=path,
             line=lines.of(len(text) - len(rest)),
         )
-    if not rows and not bad:
+    if is_empty:
         raise DataError("the array is empty. A data file needs at least one row.", path=path)
-    return JsonRows(rows, bad, "json")
 
 
-def _parse_objects(text: str, position: int, path: str, limit: int | None) -> JsonRows:
-    rows: list[RawRow] = []
-    bad: list[BadRow] = []
+def _object_rows(text: str, position: int, path: str, bad: list[BadRow]) -> Iterator[RawRow]:
     lines = _Lines(text)
-    while position < len(text) and len(rows) != limit:
-        position = _take(text, position, lines.of(position), path, rows, bad)
+    while position < len(text):
+        row, position = _take(text, position, lines.of(position), path, bad)
+        yield from row
         if text[position : position + 1] == ",":
             raise DataError(
                 "a comma stands between two objects outside an array. Put the whole file in `[` and `]`.",
                 path=path,
                 line=lines.of(position),
             )
-    return JsonRows(rows, bad, "json")
 
 
-def _take(text: str, position: int, line: int, path: str, rows: list[RawRow], bad: list[BadRow]) -> int:
-    """Read one value, file it as row or bad row, and return where the next non-blank character is."""
+def _take(text: str, position: int, line: int, path: str, bad: list[BadRow]) -> tuple[Iterator[RawRow], int]:
+    """Read one value; return its row, if it is one, and where the next non-blank character is."""
     try:
         value, position = read_value(text, position)
     except RowProblem as problem:
@@ -204,12 +241,10 @@ def _take(text: str, position: int, line: int, path: str, rows: list[RawRow], ba
         end = _end_behind(text, position, line, path)
         if end is None:
             raise DataError(f"no row can be read from here on: {problem}", path=path, line=line) from None
-        position = end
+        return iter(()), _skip_blank(text, end)
     except json.JSONDecodeError as error:
         raise _broken(text, error, line, path) from None
-    else:
-        _add(value, line, rows, bad)
-    return _skip_blank(text, position)
+    return _row_of(value, line, bad), _skip_blank(text, position)
 
 
 def _end_behind(text: str, position: int, line: int, path: str) -> int | None:

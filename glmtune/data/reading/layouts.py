@@ -16,7 +16,7 @@ from glmtune.models.templates.tool_calls import read_tools
 
 logger = logging.getLogger(__name__)
 
-_DETECTION_ROWS = 20
+DETECTION_ROWS = 20
 """Rows looked at for columns: some leave out what is empty in them, such as a history."""
 _ANSWER = "the answer"
 _PAIRS = (
@@ -84,7 +84,7 @@ def detect_layout(
         DataError: no layout fits, or a named column occurs in none of the first rows; those found are listed.
     """
     columns: dict[str, object] = {}
-    for row in rows[:_DETECTION_ROWS]:
+    for row in rows[:DETECTION_ROWS]:
         columns.update(
             {name: value for name, value in row.values.items() if value is not None or name not in columns}
         )

@@ -129,6 +129,16 @@ def described_files(files: Iterable[str]) -> str:
     return first if not rest else f"{first} and {len(rest)} more file{'s' if len(rest) > 1 else ''}"
 
 
+def size_of(source: str) -> int:
+    """Return the bytes of a data file, of an archive for its members; 0 for a data set of the hub."""
+    path = Path(source)
+    file = archive_of(path) or path
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0  # reading it says better what is wrong
+
+
 def _given(settings: DataSettings, split: str) -> str | list[str]:
     if split not in SPLITS:
         raise ConfigError(unknown_name("Split", split, SPLITS))

@@ -5,97 +5,130 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice
 
-from glmtune.data.reading.layouts import Layout, convert, detect_layout, number_columns, read_columns
+from glmtune.data.reading.layouts import (
+    DETECTION_ROWS,
+    Layout,
+    convert,
+    detect_layout,
+    number_columns,
+    read_columns,
+)
 from glmtune.data.reading.message_items import unread_keys
-from glmtune.data.reading.readers import read_rows
-from glmtune.data.records import BadRow, Conversation, RowProblem, RowTable
+from glmtune.data.reading.readers import open_rows
+from glmtune.data.reading.row_stream import RowStream
+from glmtune.data.records import BadRow, Conversation, RawRow, RowProblem
 from glmtune.data.settings import DataSettings
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class FileRows:
-    """What a file holds.
+class FileReader:
+    """The conversations of one file or hub data set, to be gone through once.
+
+    What is said of the whole file is complete when they are at their end.
 
     Attributes:
-        conversations: usable rows, in file order.
-        bad: the others, in file order.
         path: the file or hub id.
         kind: see `glmtune.data.records.RowTable`.
         encoding: likewise.
         layout: the layout of all rows; None where none could be read.
-        unused_columns: columns that occur but are not read, and keys of messages likewise.
+        bad: rows that cannot be used, so far.
         num_rows: rows that could be read, good or bad.
     """
 
-    conversations: Sequence[Conversation]
-    bad: Sequence[BadRow]
-    path: str
-    kind: str
-    encoding: str
-    layout: Layout | None
-    unused_columns: tuple[str, ...]
-    num_rows: int
+    def __init__(
+        self, source: str, settings: DataSettings, split: str, *, limit: int | None, need_answers: bool
+    ) -> None:
+        """Open the file.
 
+        Args:
+            source: from `glmtune.data.reading.sources.find_data_files`.
+            settings: layout and columns.
+            split: taken from a hub data set that names none.
+            limit: rows looked at, at most.
+            need_answers: whether rows without an answer are bad.
 
-def read_file(
-    source: str, settings: DataSettings, split: str, *, limit: int | None, need_answers: bool
-) -> FileRows:
-    """Read the conversations of one file or hub data set.
+        Raises:
+            DataError: the file cannot be read.
+        """
+        self._settings, self._need_answers = settings, need_answers
+        self._stream: RowStream = open_rows(
+            source,
+            split=split,
+            hub_subset=settings.hub_subset,
+            limit=limit,
+            columns=read_columns(settings),
+            hub_streaming=settings.streaming and split == "train",
+        )
+        self.path, self.kind, self.encoding = self._stream.path, self._stream.kind, self._stream.encoding
+        self.layout: Layout | None = None
+        self.bad: list[BadRow] = self._stream.bad
+        self.num_rows = 0
+        self._columns: set[str] = set()
+        self._keys: set[str] = set()
+        self._numbers: Counter[str] = Counter()
 
-    Args:
-        source: from `glmtune.data.reading.sources.find_data_files`.
-        settings: layout and columns.
-        split: taken from a hub data set that names none.
-        limit: rows looked at, at most.
-        need_answers: whether rows without an answer are bad.
+    @property
+    def fraction(self) -> float:
+        """How much of the file is read, from 0 to 1; 0 where that is not known."""
+        return self._stream.fraction()
 
-    Raises:
-        DataError: the file cannot be read, or its layout cannot be told.
-    """
-    table = read_rows(
-        source, split=split, hub_subset=settings.hub_subset, limit=limit, columns=read_columns(settings)
-    )
-    if not table.rows:  # the other files of a split, if there are any, may hold some
-        return FileRows([], table.bad, table.path, table.kind, table.encoding, None, (), 0)
-    # One layout for the file, told by its first rows: row by row, a single odd one would be read as something
-    # it is not instead of being reported.
-    layout = detect_layout(table.rows, settings, table.path, names=table.columns, need_answers=need_answers)
-    conversations: list[Conversation] = []
-    bad = list(table.bad)
-    numbers: Counter[str] = Counter()
-    for row in table.rows:
+    def raw_rows(self) -> Iterator[RawRow]:
+        """Yield the rows as the file holds them; the layout is told before the first one.
+
+        Raises:
+            DataError: the file cannot be read on, or its layout cannot be told.
+        """
+        # One layout for the file, told by its first rows: row by row, a single odd one would be read as
+        # something it is not instead of being reported.
+        first = list(islice(self._stream, DETECTION_ROWS))
+        if first:  # the other files of a split, if there are any, may hold some
+            self.layout = detect_layout(
+                first,
+                self._settings,
+                self.path,
+                names=self._stream.columns,
+                need_answers=self._need_answers,
+            )
+        yield from chain(first, self._stream)
+
+    def conversation(self, row: RawRow) -> Conversation | None:
+        """Convert a row; None where it cannot be used, and then it is counted among the bad ones."""
+        assert self.layout is not None
+        self.num_rows += 1
+        self._columns.update(row.values)
+        self._keys |= unread_keys(row.values.get(self.layout.prompt))
         try:
-            messages = convert(layout, row.values, need_answer=need_answers)
-            conversations.append(Conversation(messages, table.path, row.line))
+            messages = convert(self.layout, row.values, need_answer=self._need_answers)
         except RowProblem as problem:
-            bad.append(BadRow(row.line, str(problem), problem.empty_answer))
-        else:
-            numbers.update(number_columns(layout, row.values))
-    _tell_numbers(table.path, numbers)
-    return FileRows(
-        conversations,
-        sorted(bad, key=lambda row: row.line),
-        table.path,
-        table.kind,
-        table.encoding,
-        layout,
-        _unused_columns(table, layout),
-        len(table.rows),
-    )
+            self.bad.append(BadRow(row.line, str(problem), problem.empty_answer))
+            return None
+        self._numbers.update(number_columns(self.layout, row.values))
+        return Conversation(messages, self.path, row.line)
 
+    def __iter__(self) -> Iterator[Conversation]:
+        """Yield the conversations in the order of the file.
 
-def _unused_columns(table: RowTable, layout: Layout) -> tuple[str, ...]:
-    columns = {*table.columns, *(name for row in table.rows for name in row.values)}
-    keys = {key for row in table.rows for key in unread_keys(row.values.get(layout.prompt))}
-    return (
-        *sorted(columns - set(layout.columns)),
-        *(f"{layout.prompt}[].{key}" for key in sorted(keys)),
-    )
+        Raises:
+            DataError: see `raw_rows`.
+        """
+        for row in self.raw_rows():
+            conversation = self.conversation(row)
+            if conversation is not None:
+                yield conversation
+        self.bad.sort(key=lambda row: row.line)
+        _tell_numbers(self.path, self._numbers)
+
+    @property
+    def unused_columns(self) -> tuple[str, ...]:
+        """Columns that occur but are not read, and keys of messages likewise."""
+        if self.layout is None:
+            return ()
+        columns = {*self._stream.columns, *self._columns} - set(self.layout.columns)
+        return (*sorted(columns), *(f"{self.layout.prompt}[].{key}" for key in sorted(self._keys)))
 
 
 def _tell_numbers(path: str, numbers: Mapping[str, int]) -> None:

@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from glmtune.storage.cache_place import cache_folder
 from glmtune.storage.files import sync
 
 LOGGER = logging.getLogger(__name__)
@@ -30,21 +31,6 @@ COMPILE_SECONDS = 300
 """It takes about ten on an idle machine; a limit, so that a compiler that hangs does not hang
 `load_model`."""
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
-
-
-def cache_folder() -> Path:
-    """Return where compiled libraries lie.
-
-    Raises:
-        OSError: the user has no home folder, and no other place is named.
-    """
-    given, base = os.environ.get("GLMTUNE_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    try:
-        if given:
-            return Path(given).expanduser().absolute()
-        return (Path(base) if base else Path.home() / ".cache").absolute() / "glmtune"
-    except RuntimeError:  # neither HOME nor an entry of the user's in the system's list
-        raise OSError("there is no home folder to keep them in (GLMTUNE_CACHE names another place)") from None
 
 
 def cached_library(command: Sequence[str], sources: Sequence[Path], made_of: bytes) -> Path:

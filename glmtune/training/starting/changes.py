@@ -44,6 +44,8 @@ FREE = (
         }
         | {f"trainer.{name}" for name in ("dataloader_num_workers", "num_threads", "gradient_checkpointing")}
         | {"trainer.async_save"}
+        # Where rows are encoded and kept, not which they are.
+        | {f"data.{name}" for name in ("cache", "cache_dir", "num_workers")}
         # Measured, not learnt from; that `best` obeys the target is looked after in IMPOSSIBLE.
         | {"retention.exam", "retention.exam_limit"}
         # Fitted to the base, which is as it was: a run may have a switch, another one, or none from here on.
@@ -201,6 +203,11 @@ def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     parts = [launch.get("num_processes") or 1, *(flat.pop(path, None) or 1 for path in ROW_FACTORS)]
     if bits := flat.pop("model.quantization_bit", None):
         flat["model.quantization"] = f"int{bits}"
+    if isinstance(sets := flat.get("data.mix"), list):  # where each lies, its fingerprint is compared for
+        flat["data.mix"] = [
+            {name: value for name, value in each.items() if name not in ("dir", "train_file")}
+            for each in sets
+        ]
     # A factor from the environment is written as its reference, and compared as that.
     numbers = [part for part in parts if not isinstance(part, str)]
     references = sorted(part for part in parts if isinstance(part, str))

@@ -13,6 +13,7 @@ from glmtune.terminal.console import Console
 from glmtune.training.distributed.parent import LAUNCHED, is_started
 
 if TYPE_CHECKING:
+    from glmtune.data.rows import RowSet
     from glmtune.retention.replay import Replay
     from glmtune.training.trainer import GlmTrainer
 
@@ -77,7 +78,7 @@ def header(trainer: GlmTrainer, settings: Mapping[str, Any]) -> list[tuple[str, 
     return [
         ("model", f"{_model(settings['model'])}, {dtype}{autocast} on {args.device.type}"),
         ("trained", f"{_method(settings)}: {trained:,} of {total:,} parameters ({trained / total:.2%})"),
-        ("data", f"{settings['data']['train_file']}: {num_rows:,} rows, {sum(rows.train.lengths):,} tokens"),
+        ("data", _data(settings["data"], rows.train)),
         ("evaluation", f"{held_out} held out"),
         ("batch", f"{batch:,} rows = {per_device} x {accumulated} accumulated x {args.world_size} {many}"),
         *replay,
@@ -85,6 +86,16 @@ def header(trainer: GlmTrainer, settings: Mapping[str, Any]) -> list[tuple[str, 
         ("steps", _steps(trainer, batch, num_rows)),
         ("folder", str(trainer.run_folder)),
     ]
+
+
+def _data(settings: Mapping[str, Any], rows: RowSet) -> str:
+    """Say which rows are learnt, and how many."""
+    import numpy as np
+
+    if rows.stream is not None:
+        return f"{settings['train_file']}, streamed: {len(rows.lengths):,} rows in all steps"
+    name = settings["train_file"] or " + ".join(part.name for part in rows.parts)
+    return f"{name}: {len(rows.lengths):,} rows, {int(np.sum(rows.lengths, dtype=np.int64)):,} tokens"
 
 
 def _beyond_official(settings: Mapping[str, Any]) -> list[tuple[str, str]]:

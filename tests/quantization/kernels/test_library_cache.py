@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from glmtune.quantization.kernels import native
-from glmtune.quantization.kernels.library_cache import cache_folder, cached_library
+from glmtune.quantization.kernels.library_cache import cached_library
 from glmtune.quantization.kernels.native import native_library
+from glmtune.storage.cache_place import cache_folder
 
 MADE_OF = bytes(range(32))
 
