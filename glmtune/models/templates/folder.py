@@ -152,11 +152,8 @@ class FolderTemplate:
         parts = [[behind], [between]]
         if self._pattern is not None:
             parts = [[part for part in self._pattern.split(text) if part] for text in (behind, between)]
-        common = [
-            mine
-            for mine, other in itertools.takewhile(lambda two: two[0] == two[1], zip(*parts, strict=False))
-        ]
-        return behind[len("".join(common)) :]
+        alike = itertools.takewhile(lambda two: two[0] == two[1], zip(*parts, strict=False))
+        return behind[sum(len(part) for part, _ in alike) :]
 
     def _probed(self, messages: Sequence[Message]) -> str | None:
         try:
