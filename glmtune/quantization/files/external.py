@@ -109,8 +109,8 @@ def quantizer_config(method: str, dtype: torch.dtype) -> Any:
 
     if method == "torchao-int8":
         return TorchAoConfig(quant_type=Int8WeightOnlyConfig())
-    # The tiles of PyTorch's own INT4 product for GPUs, which older versions of torchao always take. The format
-    # that newer ones (0.18) take by default needs a further package, mslk, and raises ImportError without it.
+    # The tiles of PyTorch's own INT4 product for GPUs, as older versions of torchao have it. The format
+    # that 0.18 takes by default needs a further package, mslk, and raises ImportError without it.
     fields = {field.name for field in dataclasses.fields(Int4WeightOnlyConfig)}
     how = {"int4_packing_format": "tile_packed_to_4d"} if "int4_packing_format" in fields else {}
     return TorchAoConfig(quant_type=Int4WeightOnlyConfig(group_size=128, **how))
