@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import importlib.util
 from typing import Any
 
 import torch
 from torch import nn
+
+from glmtune.quantization.files.external import quantizer_config
 
 RIVALS = {"nf4": "bitsandbytes", "torchao-int4": "torchao"}
 """Method → the package that computes it."""
@@ -55,14 +56,8 @@ def _nf4(blocks: nn.Module, device: str) -> str:
 
 
 def _torchao(blocks: nn.Module, device: str) -> str:
-    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+    from torchao.quantization import quantize_
 
-    if device == "cpu":  # torchao 0.18 has no INT4 for CPUs: a dry run takes its INT8
-        quantize_(blocks, Int8WeightOnlyConfig())
-        return "INT8 (its INT4 is for GPUs)"
-    fields = {field.name for field in dataclasses.fields(Int4WeightOnlyConfig)}
-    # The format of PyTorch's own INT4 product; the default one of 0.14 and later needs another package.
-    how = {"int4_packing_format": "tile_packed_to_4d"} if "int4_packing_format" in fields else {}
-    quantize_(blocks, Int4WeightOnlyConfig(group_size=128, **how))
-    torch.cuda.empty_cache()
-    return "INT4, groups of 128, tiles of PyTorch's product"
+    method = "torchao-int4" if device == "cuda" else "torchao-int8"  # its INT4 is for GPUs: so a dry run
+    quantize_(blocks, quantizer_config(method, torch.bfloat16).quant_type)
+    return "INT4, groups of 128, tiles of PyTorch's product" if device == "cuda" else "INT8"

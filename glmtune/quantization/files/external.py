@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -106,9 +107,13 @@ def quantizer_config(method: str, dtype: torch.dtype) -> Any:
         Int8WeightOnlyConfig,
     )
 
-    # 128: the group size of torchao's INT4 GPU kernels by default.
-    four = method == "torchao-int4"
-    return TorchAoConfig(quant_type=Int4WeightOnlyConfig(group_size=128) if four else Int8WeightOnlyConfig())
+    if method == "torchao-int8":
+        return TorchAoConfig(quant_type=Int8WeightOnlyConfig())
+    # The tiles of PyTorch's own INT4 product for GPUs, as older versions of torchao have it. The format
+    # that 0.18 takes by default needs a further package, mslk, and raises ImportError without it.
+    fields = {field.name for field in dataclasses.fields(Int4WeightOnlyConfig)}
+    how = {"int4_packing_format": "tile_packed_to_4d"} if "int4_packing_format" in fields else {}
+    return TorchAoConfig(quant_type=Int4WeightOnlyConfig(group_size=128, **how))
 
 
 def _fingerprint(method: str, parent: str) -> str:

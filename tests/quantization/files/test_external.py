@@ -63,6 +63,8 @@ def test_what_transformers_is_told() -> None:
 def test_torchao_configs() -> None:
     four = external.quantizer_config("torchao-int4", torch.bfloat16).quant_type
     assert (type(four).__name__, four.group_size) == ("Int4WeightOnlyConfig", 128)
+    # Not torchao's default format, which needs a further package.
+    assert getattr(four, "int4_packing_format", "tile_packed_to_4d") == "tile_packed_to_4d"
     eight = external.quantizer_config("torchao-int8", torch.bfloat16).quant_type
     assert type(eight).__name__ == "Int8WeightOnlyConfig"
 

@@ -14,7 +14,7 @@ from glmtune.export.export import WRITERS
 from glmtune.training.tracking.header import header, intention, next_commands
 from recipes.export import COMMAND as EXPORT
 from recipes.predict import COMMAND as PREDICT
-from recipes.train import COMMAND, run
+from recipes.train import COMMAND
 from recipes.words.compose import load_settings
 
 
@@ -83,7 +83,7 @@ def test_a_run_opens_with_its_header_and_ends_with_the_next_command(
         "trainer.report_to=[]",
         f"output_dir={tmp_path}/r",
     ]
-    run(load_settings(COMMAND, words))
+    assert COMMAND.run(load_settings(COMMAND, words)) == 0
     said = capsys.readouterr()
     assert said.err.startswith(f"P-Tuning v2 of {tiny_base} on {rows}, into {tmp_path}/r.\n")
     assert said.err.index("held out") < said.err.index("step 2/2")
