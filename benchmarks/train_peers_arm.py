@@ -239,8 +239,6 @@ def run_llamafactory(job: dict[str, Any]) -> None:
     }  # fmt: skip
     if job["grouped"]:
         values["train_sampling_strategy"] = "group_by_length"
-    if job["arm"].endswith("-packed"):
-        values |= {"packing": True, "neat_packing": True, "cutoff_len": job["packing_length"]}
     run_exp(values)
 
 
@@ -271,7 +269,6 @@ ARMS = {
     "trainer": run_trainer,
     "official": run_trainer,
     "llamafactory": run_llamafactory,
-    "llamafactory-packed": run_llamafactory,
     "swift": run_swift,
 }
 
