@@ -44,7 +44,8 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
 PEERS = ("llamafactory", "swift")
 TOLERANCE = 0.01
 """Nats between the mean losses of arms that compute the same; prefixes begin with other random values."""
-MAX_LENGTH = 4096
+TEMPLATE_TOKENS = 32
+"""More than a template adds to a question or an answer."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,15 @@ def write_rows(options: argparse.Namespace, part: str) -> Path:
     return path
 
 
-def mean_tokens(rows: Path, model: Path) -> int:
-    """Return the tokens of an average row, for the number of packed rows that makes an equal batch."""
+def row_lengths(rows: Path, model: Path) -> dict[str, int]:
+    """Count tokens: of an average row, and of the longest question and answer, with room for the template."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     texts = [json.loads(line)["messages"] for line in rows.read_text(encoding="utf-8").splitlines()]
-    ids = [len(tokenizer.encode("".join(turn["content"] for turn in each)).ids) for each in texts]
-    return sum(ids) // len(ids)
+    sizes = [[len(tokenizer.encode(turn["content"]).ids) for turn in each] for each in texts]
+    source, target = (max(size) + TEMPLATE_TOKENS for size in zip(*sizes, strict=True))
+    return {"mean": sum(map(sum, sizes)) // len(sizes), "source": source, "target": target}
 
 
 def measure(options: argparse.Namespace, job: dict[str, Any], python: str) -> dict[str, Any]:
@@ -167,12 +169,14 @@ def run_part(options: argparse.Namespace, name: str, pythons: dict[str, str]) ->
         raise SystemExit(f"the part `{name}` needs {'--start-model' if name == 'start' else '--model'}")
     rows = write_rows(options, name)
     arms = list(options.arms or (*part.arms, *(pythons if part.takes_peers else ())))
+    lengths = row_lengths(rows, model)
+    longest = lengths["source"] + lengths["target"] + 1
     job = {
         "method": part.method, "model": str(model.resolve()), "rows": str(rows), "learning_rate": 1e-7,
         "micro_batch": options.micro_batch, "accumulation": options.accumulation, "rank": options.rank,
-        "targets": TARGETS, "threads": options.threads, "max_length": MAX_LENGTH, "pad_token_id": 0,
-        "packing_length": options.packing_length, "pre_seq_len": options.pre_seq_len,
-        "mean_tokens": mean_tokens(rows, model),
+        "targets": TARGETS, "threads": options.threads, "lengths": lengths, "max_length": longest,
+        "packing_length": max(options.packing_length, longest), "pre_seq_len": options.pre_seq_len,
+        "pad_token_id": 0,
     }  # fmt: skip
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for turn in range(options.rounds):

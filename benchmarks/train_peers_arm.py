@@ -95,8 +95,8 @@ def run_glmtune(job: dict[str, Any]) -> None:
         "model.dtype": "float32",
         "data.train_file": job["rows"],
         "data.layout": "openai",
-        "data.max_source_length": job["max_length"] // 2,
-        "data.max_target_length": job["max_length"] // 2,
+        "data.max_source_length": job["lengths"]["source"],
+        "data.max_target_length": job["lengths"]["target"],
         "retention": "null",  # the others measure nothing beside the task
         "output_dir": job["out"],
         "seed": 1,
@@ -119,9 +119,11 @@ def run_glmtune(job: dict[str, Any]) -> None:
         recipe = "ptuning_official"
         words |= {"prefix.pre_seq_len": job["pre_seq_len"], "prefix.prefix_projection": "false"}
     if job["arm"].endswith("-packed"):
-        rows = max(1, job["micro_batch"] * job["mean_tokens"] // job["packing_length"])
+        # As many rows in an optimizer step as the others have, a packed row at a time.
+        rows = job["micro_batch"] * job["accumulation"]
+        count = max(1, round(rows * job["lengths"]["mean"] / job["packing_length"]))
         words |= {"data.packing": "true", "data.packing_length": job["packing_length"]}
-        words |= {"trainer.per_device_train_batch_size": rows}
+        words |= {"trainer.per_device_train_batch_size": 1, "trainer.gradient_accumulation_steps": count}
     sys.exit(main(["train", f"+recipe={recipe}", "data=files", *(f"{k}={v}" for k, v in words.items())]))
 
 
@@ -237,8 +239,6 @@ def run_llamafactory(job: dict[str, Any]) -> None:
     }  # fmt: skip
     if job["grouped"]:
         values["train_sampling_strategy"] = "group_by_length"
-    if job["arm"].endswith("-packed"):
-        values |= {"packing": True, "neat_packing": True, "cutoff_len": job["packing_length"]}
     run_exp(values)
 
 
@@ -269,7 +269,6 @@ ARMS = {
     "trainer": run_trainer,
     "official": run_trainer,
     "llamafactory": run_llamafactory,
-    "llamafactory-packed": run_llamafactory,
     "swift": run_swift,
 }
 

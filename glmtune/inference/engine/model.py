@@ -18,12 +18,13 @@ from glmtune.inference.engine.attention import (
     register_engine_attention,
 )
 from glmtune.inference.engine.prompt_groups import SharedPrompt, TokenIds
-from glmtune.inference.engine.reading import Before, ReadStates
+from glmtune.inference.engine.reading import Before, ReadStates, last_tokens_only
 from glmtune.inference.engine.states.batch_states import BatchStates
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.architectures.chatglm_inputs import token_positions
 from glmtune.models.architectures.unwrap import unwrapped
 from glmtune.models.checkpoints.finite import check_output
+from glmtune.models.later import LaterModel
 from glmtune.models.placement import layer_devices
 from glmtune.switch.model import base_alone
 
@@ -33,7 +34,8 @@ class Reading:
     """What reading some prompts left behind.
 
     Attributes:
-        hidden_BSD: hidden states after the final norm, padded on the right.
+        hidden_BSD: hidden states after the final norm, padded on the right; of the last tokens alone,
+            ``[B, 1, D]``, unless those of all were asked for.
         layers: keys and values of the prompts' own tokens, padded on the right; empty where not kept.
         lengths: own tokens per prompt.
         positions: of the token that follows every prompt, and what each further one adds, int64
@@ -48,6 +50,8 @@ class Reading:
     @property
     def last_hidden_BD(self) -> Tensor:
         """Hidden state of every prompt's last token."""
+        if self.hidden_BSD.shape[1] == 1:
+            return self.hidden_BSD[:, 0]
         rows = torch.arange(len(self.lengths), device=self.hidden_BSD.device)
         return self.hidden_BSD[rows, torch.tensor(self.lengths, device=rows.device) - 1]
 
@@ -88,6 +92,8 @@ class EngineModel:
         # Embeddings may be codes: the model says what their rows become.
         self.dtype: torch.dtype = weight.dtype if weight.is_floating_point() else self.base.dtype
         self._is_base_alone = False
+        # Of architectures whose layers are known to be called as `last_tokens_only` says.
+        self._last_layer: Any = self._stack.layers[-1] if isinstance(self.base, LaterModel) else None
         self.can_share = not isinstance(self.config, ChatGlmConfig)
         register_engine_attention()
 
@@ -101,13 +107,16 @@ class EngineModel:
             self._is_base_alone = before
 
     @torch.no_grad()
-    def read(self, prompts: Sequence[TokenIds], before: Sequence[Before], *, keep: bool) -> Reading:
+    def read(
+        self, prompts: Sequence[TokenIds], before: Sequence[Before], *, keep: bool, every: bool = False
+    ) -> Reading:
         """Read what follows tokens that were read already.
 
         Args:
             prompts: token ids without those that were read, none empty; ChatGLM-6B: whole prompts.
             before: what stands in front of each prompt, or a single one that stands in front of all.
             keep: whether to keep keys and values.
+            every: whether the hidden state of every token is asked for, not of the last ones alone.
         """
         width, pad = max(map(len, prompts)), self.config.pad_token_id or 0
         # Padding stands behind a row: causal attention never looks there, so no mask is needed for it.
@@ -118,8 +127,16 @@ class EngineModel:
         # number), and evenly from there on, so two numbers tell all that come.
         behind = torch.full((len(rows), 2), pad, device=self.device)
         streams_BTS = self._positions(torch.cat([input_ids_BS, behind], dim=1), before)
-        states = ReadStates(before, keep=keep)
-        hidden_BSD = self._forward(states, input_ids=input_ids_BS, position_ids=streams_BTS[..., :width])
+        inputs = {"input_ids": input_ids_BS, "position_ids": streams_BTS[..., :width]}
+        if every or self._last_layer is None or width == 1:
+            states = ReadStates(before, keep=keep)
+            hidden_BSD = self._forward(states, **inputs)
+        else:
+            sizes = [len(prompt) for prompt in prompts]
+            last = self.config.num_hidden_layers - 1
+            states = ReadStates(before, keep=keep, last_layer=last, lengths=sizes)
+            with last_tokens_only(self._last_layer, sizes):
+                hidden_BSD = self._forward(states, **inputs)
         streams_BTS = streams_BTS if streams_BTS.dim() == 3 else streams_BTS[:, None]
         streams_BTS = streams_BTS.expand(len(rows), -1, -1)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)

@@ -10,14 +10,22 @@ only on those before it::
 The rows of a pass may stand behind the same tokens (questions behind the examples of a benchmark), or each
 behind its own: then what is shorter is filled up with columns that nothing sees.
 
+What follows a prompt is told by its last token alone. Of the other tokens the last layer owes nothing but
+keys and values, so its attention and its MLP are computed for the last token of each row::
+
+    layers 1 .. L-1   x x x x x x x x
+    layer L           k k k k k k k x        k: keys and values only
+
 Shapes: B rows, N query heads, K key/value heads, S own tokens, P columns in front of them, H head width.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +69,10 @@ class Before:
         return [*found, *self.layers[layer : layer + 1]]
 
 
+class KeysValuesKnown(Exception):
+    """Ends the last layer's pass over all tokens, of which nothing more is needed."""
+
+
 class ReadStates:
     """The attention of one pass over prompts.
 
@@ -68,16 +80,23 @@ class ReadStates:
         own: keys and values of the prompts' own tokens per layer, each ``[B, K, S, H]``, where kept.
     """
 
-    def __init__(self, before: Sequence[Before], *, keep: bool) -> None:
+    def __init__(
+        self, before: Sequence[Before], *, keep: bool, last_layer: int = -1, lengths: Sequence[int] = ()
+    ) -> None:
         """Start before the first layer.
 
         Args:
             before: what stands in front of each row, or a single one that stands in front of all.
             keep: whether to remember the tokens' keys and values.
+            last_layer: the layer that is asked for each row's last token alone; -1: none is.
+            lengths: own tokens of each row; needed where a layer is.
         """
         self.own: list[KeysValues] = []
         self._before, self._keep = before, keep
-        self._masks: dict[torch.device, Tensor] = {}  # one serves all layers of a device
+        self._last_layer, self._lengths = last_layer, lengths
+        self._last_own: KeysValues | None = None
+        # One serves all layers of a device but the last.
+        self._masks: dict[tuple[torch.device, bool], Tensor] = {}
         self._gated: dict[torch.device, list[GatedRows]] = {}
 
     def attend(
@@ -91,9 +110,19 @@ class ReadStates:
         prefix_strength: float = 1.0,
         scaling: float,
     ) -> Tensor:
-        """Attend to what stands in front and, causally, to the row's own; see `AttentionStates`."""
-        if self._keep:
-            self.own.append(own)
+        """Attend to what stands in front and, causally, to the row's own; see `AttentionStates`.
+
+        Raises:
+            KeysValuesKnown: it is the last layer, called with all tokens; see `last_tokens_only`.
+        """
+        if self._last_own is not None:
+            own, mask = self._last_own, self._before_end(query.device)
+        else:
+            if self._keep:
+                self.own.append(own)
+            if layer == self._last_layer:
+                self._last_own = own
+                raise KeysValuesKnown
         mixed_BQNH = self._attend_columns(layer, query, own, mask, prefix, prefix_strength, scaling)
         if query.device not in self._gated:
             self._gated[query.device] = gated_rows([each.prefix for each in self._before], query.device)
@@ -120,9 +149,17 @@ class ReadStates:
         # separate parts needs; reading is bound by arithmetic, so the copies hardly count.
         join = self._beside_each if len(self._before) > 1 else self._before_all
         keys, values = join(layer, own, prefix, width)
-        if query.device not in self._masks:
-            self._masks[query.device] = self._visible(query, mask, attached, width, prefix_strength)
-        return _attend_grouped(query, keys, values, self._masks[query.device], scaling).transpose(1, 2)
+        key = (query.device, self._last_own is not None)
+        if key not in self._masks:
+            self._masks[key] = self._visible(query, mask, attached, width, prefix_strength)
+        return _attend_grouped(query, keys, values, self._masks[key], scaling).transpose(1, 2)
+
+    def _before_end(self, device: torch.device) -> Tensor:
+        """Show the last token of each row the row's own tokens and no padding, ``[B, 1, 1, S]``."""
+        assert self._last_own is not None
+        lengths_B = torch.tensor(self._lengths, device=device)
+        column_S = torch.arange(self._last_own[0].shape[2], device=device)
+        return (column_S < lengths_B[:, None])[:, None, None]
 
     def _before_all(
         self, layer: int, own: KeysValues, prefix: KeysValues | None, width: int
@@ -191,6 +228,45 @@ class ReadStates:
         if mask.dtype == torch.bool:
             mask = torch.zeros(mask.shape, dtype=query.dtype, device=device).masked_fill(~mask, -torch.inf)
         return _beside(front[:, None, None], mask.to(query.dtype))
+
+
+@contextmanager
+def last_tokens_only(layer: Any, lengths: Sequence[int]) -> Generator[None]:
+    """Compute a model's last layer for the last token of each row, for the time of a block.
+
+    The layer is called twice: with all tokens, until its attention has keys and values and `ReadStates` ends
+    that pass; and with the last tokens.
+
+    Args:
+        layer: a decoder layer of transformers (5.x): called with hidden states ``[B, S, D]`` and keywords, of
+            which ``position_embeddings`` and ``position_ids`` have a place for every token.
+        lengths: own tokens of each row.
+    """
+    whole: Callable[..., Tensor] = layer.forward
+    own = [value for name, value in layer.__dict__.items() if name == "forward"]  # of accelerate's hooks
+
+    def forward(hidden_BSD: Tensor, **kwargs: Any) -> Tensor:
+        try:
+            return whole(hidden_BSD, **kwargs)
+        except KeysValuesKnown:
+            pass
+        ends_B = torch.tensor(lengths, device=hidden_BSD.device) - 1
+
+        def last(values: Tensor) -> Tensor:
+            every = values.expand(len(ends_B), *values.shape[1:])
+            return every[torch.arange(len(ends_B), device=values.device), ends_B.to(values.device)][:, None]
+
+        kwargs["position_embeddings"] = tuple(map(last, kwargs["position_embeddings"]))
+        kwargs["position_ids"] = last(kwargs["position_ids"])
+        return whole(last(hidden_BSD), **kwargs)
+
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward
+        if own:
+            layer.forward = own[0]
 
 
 def _beside(front: Tensor, own: Tensor) -> Tensor:

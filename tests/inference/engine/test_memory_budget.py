@@ -117,9 +117,9 @@ def test_requests_that_come_together_read_what_they_share_once(
     model_type = type(engine._model)
     real = model_type.read
 
-    def counted(self: Any, prompts: Any, before: Any, *, keep: bool) -> Any:
+    def counted(self: Any, prompts: Any, before: Any, **how: Any) -> Any:
         read.extend(map(len, prompts))
-        return real(self, prompts, before, keep=keep)
+        return real(self, prompts, before, **how)
 
     monkeypatch.setattr(model_type, "read", counted)
     generations = [engine.submit(request) for request in requests]

@@ -105,9 +105,11 @@ class PromptReader:
             if all(not row.layers and row.adapter.prefix is rows[0].adapter.prefix for row in rows):
                 before = before[:1]  # the same in front of all
             parts = [row.own[row.num_read : row.num_read + count] for row, count in piece]
-            reading = self._model.read(parts, before, keep=True)
+            scored = any(row.request.sampling.prompt_logprobs is not None for row in rows)
+            reading = self._model.read(parts, before, keep=True, every=scored)
             for place, (row, count) in enumerate(piece):
-                self._score(row, reading.hidden_BSD[place, :count])
+                if scored:
+                    self._score(row, reading.hidden_BSD[place, :count])
             decided = _decisions([(rows[place], reading.last_hidden_BD[place]) for place in done])
             done = [place for place in done if not decided.get(rows[place])]
             logits = self._model.unchecked_logits(reading.last_hidden_BD[done]) if done else None
