@@ -27,7 +27,7 @@ from recipes.words.compose import Command, given_settings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from glmtune.data.dataset import ConversationSet
+    from glmtune.data.conversations import ConversationSet
     from glmtune.data.truncation import Unseen
     from glmtune.inference.predict.predict import PredictedSplit
     from glmtune.inference.predict.questions import Question

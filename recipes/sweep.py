@@ -20,7 +20,8 @@ from recipes.words.compose import Command, given_settings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from glmtune.data.dataset import ConversationSet, EncodedSplit
+    from glmtune.data.conversations import ConversationSet
+    from glmtune.data.dataset import EncodedSplit
     from glmtune.models.load import GlmModel
     from glmtune.retention.prompts import Prompt
     from glmtune.sweep.measure import Sweep

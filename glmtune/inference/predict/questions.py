@@ -8,7 +8,7 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from glmtune.data.dataset import ConversationSet
+from glmtune.data.conversations import ConversationSet
 from glmtune.data.encode import encode_prompt_row, encode_reference_row
 from glmtune.data.records import BadRow, Conversation, RowProblem, bad_rows_error
 from glmtune.data.settings import DataSettings
