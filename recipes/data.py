@@ -1,4 +1,4 @@
-"""`glmtune data`: check a data set before training on it, or fetch a benchmark."""
+"""`glmtune data`: check a data set before training on it, fetch a benchmark, or clear encoded rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from glmtune.models.templates.renderer import TextTokenizer
     from glmtune.terminal.console import Console
 
-ACTIONS = ("check", "fetch")
+ACTIONS = ("check", "fetch", "clear")
 TUNED = ("run", "prefix_path", "adapter_path", "init_from")
 """Settings that name something whose data settings count."""
 
@@ -30,7 +30,8 @@ class DataConfig(RunConfig):
     """What to check as which run would read it (``+recipe=`` fits, too); or what to fetch."""
 
     action: str = setting(
-        "check", "what to do: check (a data set), fetch (the official files of a benchmark)"
+        "check",
+        "what to do: check (a data set), fetch (the files of a benchmark), clear (delete encoded rows)",
     )
     name: str | None = setting(None, "with fetch: the benchmark, such as mmlu")
     benchmark_file: str | None = setting(
@@ -74,29 +75,29 @@ class DataConfig(RunConfig):
                 " mmlu`. Use `glmtune data check benchmark=...`."
             )
         for key in ("name", "fetch_dir"):
-            if self.action == "check" and (value := getattr(self, key)) is not None:
+            if self.action != "fetch" and (value := getattr(self, key)) is not None:
                 raise ConfigError(
-                    f"`{key}` is `{value}`, but `glmtune data check` reads no benchmark. Name the data set"
-                    " with `data=...`, or use `glmtune data fetch`."
+                    f"`{key}` is `{value}`, but `glmtune data {self.action}` reads no benchmark. Name the"
+                    " data set with `data=...`, or use `glmtune data fetch`."
                 )
 
 
 def run(config: DataConfig, words: Sequence[str] = ()) -> DataReport | None:
-    """Check a data set and show what was found, or fetch a benchmark.
+    """Check a data set and show what was found, fetch a benchmark, or delete encoded rows.
 
     Args:
         config: the settings.
         words: overrides as they were typed: what they name stays as given, where a run says otherwise.
 
     Returns:
-        The report shown; None after fetching.
+        The report shown; None after anything but a check.
 
     Raises:
         ConfigError: no file is given, or the report file cannot be written.
         DataError: a file cannot be read; after the report, if rows are bad and ``on_bad_row`` is ``error``.
     """
-    if config.action == "fetch":
-        _fetch(config)
+    if config.action != "check":
+        _fetch(config) if config.action == "fetch" else _clear(config)
         return None
     if config.benchmark_file is not None:
         _check_benchmark(Path(config.benchmark_file).expanduser())
@@ -210,6 +211,23 @@ def _fetch(config: DataConfig) -> None:
     console.print(f"Ready: {len(files)} files. Use: {use}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _clear(config: DataConfig) -> None:
+    """Delete the encoded rows that are kept, and say how much that was."""
+    from glmtune.data.encoded.cache import cache_root, clear
+    from glmtune.terminal.console import Console
+
+    try:
+        root = cache_root(config.data.cache_dir)
+        done = clear(root)
+    except OSError as error:
+        raise ConfigError(
+            f"The encoded rows cannot be deleted: {error.strerror or error}. They are files: delete the"
+            " folder by other means."
+        ) from None
+    size = f"{done.num_bytes / 1e6:,.0f} MB"
+    Console().print(f"deleted {done.num_sets} sets of encoded rows ({size}) from {root}", highlight=False)
+
+
 def _write_report(report: DataReport, path: Path) -> None:
     from glmtune.storage.files import write_json
 
@@ -224,7 +242,7 @@ def _write_report(report: DataReport, path: Path) -> None:
 
 COMMAND = Command(
     name="data",
-    summary="Check a data set before training on it, or fetch the official files of a benchmark.",
+    summary="Check a data set before training on it, fetch a benchmark, or clear encoded rows.",
     schema=DataConfig,
     run=run,
     takes_words=True,
@@ -235,6 +253,7 @@ COMMAND = Command(
         "glmtune data check +recipe=ptuning_chat data=files data.train_file=mine.jsonl",
         "glmtune data check run=runs/mine",
         "glmtune data fetch mmlu",
+        "glmtune data clear",
         "glmtune data check data=files data.train_file=mine.jsonl report_file=report.json",
     ),
 )

@@ -17,6 +17,10 @@ ON_BAD_ROW = ("error", "skip")
 CACHE = ("auto", "always", "never")
 
 
+_TAKEN = ("switched",)
+"""Of what evaluation measures beside the sets of a mixture: `eval_switched_loss`."""
+
+
 @dataclass(frozen=True)
 class MixedSet:
     """One data set of a mixture; what it leaves out is as in the settings around it."""
@@ -44,10 +48,11 @@ class MixedSet:
         Raises:
             ConfigError: one is missing, or not as it must be.
         """
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", self.name):
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", self.name) or self.name in _TAKEN:
             raise ConfigError(
                 f"`data.mix[].name` is `{self.name}`, but every set needs one of letters, digits, `_` and"
-                " `-`, 40 at most: `data.mix=[{name:ads,train_file:ads.jsonl},...]`."
+                " `-`, 40 at most, and `switched` is another figure's:"
+                " `data.mix=[{name:ads,train_file:ads.jsonl},...]`."
             )
         if self.weight is not None and not 0 < self.weight < float("inf"):
             raise ConfigError(

@@ -21,7 +21,7 @@ from glmtune.memory import peak_bytes
 from glmtune.signals import leave_closed_terminal, stopping_signals
 from glmtune.terminal.console import Console
 from glmtune.terminal.progress import Meter, error_console, short_number, short_time
-from glmtune.training.log import append_entry, read_log, write_log
+from glmtune.training.log import append_entry, read_log, sets_of, write_log
 
 
 class Flow(TrainerCallback):
@@ -279,12 +279,17 @@ def describe_evaluation(entry: Mapping[str, Any]) -> str:
 
     >>> describe_evaluation({"eval_loss": 1.25, "eval_accuracy": 0.5})
     'eval loss 1.2500  accuracy 50.0 %'
+    >>> describe_evaluation({"eval_loss": 1.25, "eval_accuracy": 0.5, "eval_ads_loss": 1.25})
+    'eval loss 1.2500 (ads 1.2500)  accuracy 50.0 %'
     >>> describe_evaluation({"eval_retention": 0.125, "eval_leak_rate": 0.6})
     'kept 12.5 %  leaks 60.0 %'
     """
     parts: list[str] = []
     if "eval_loss" in entry:
-        parts.append(f"eval loss {entry['eval_loss']:.4f}  accuracy {entry['eval_accuracy']:.1%}")
+        sets = {name: entry[f"eval_{name}_loss"] for name in sets_of(entry)}
+        apart = ", ".join(f"{name} {loss:.4f}" for name, loss in sets.items())
+        parts.append(f"eval loss {entry['eval_loss']:.4f}" + f" ({apart})" * bool(apart))
+        parts.append(f"accuracy {entry['eval_accuracy']:.1%}")
     if "eval_retention" in entry:
         parts.append(f"kept {entry['eval_retention']:.1%}  leaks {entry['eval_leak_rate']:.1%}")
     if "eval_retention_switched_off" in entry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,3 +92,13 @@ def _entry(line: bytes) -> dict[str, Any]:
         if not isinstance(entry.get(name), int | float):
             raise ValueError(f"damaged: `{name}` is no number")
     return entry
+
+
+def sets_of(entry: Mapping[str, Any]) -> list[str]:
+    """Return the sets of a mixture that were evaluated apart.
+
+    Args:
+        entry: a line of ``trainer_log.jsonl``.
+    """
+    found = (re.fullmatch(r"eval_(.+)_loss", name) for name in entry)
+    return [match[1] for match in found if match is not None and match[1] != "switched"]

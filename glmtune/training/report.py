@@ -23,7 +23,7 @@ from glmtune.models.devices import list_devices
 from glmtune.settings import as_given
 from glmtune.storage.checksums import checked_json, json_with_checksum
 from glmtune.storage.files import write_json
-from glmtune.training.log import BRANCHED
+from glmtune.training.log import BRANCHED, sets_of
 from glmtune.training.measuring.report import retention_section
 from glmtune.training.settings import METRICS
 from glmtune.training.starting.switch_fitting import SwitchOutcome
@@ -140,6 +140,8 @@ def summarize_run(
         key = f"eval_{metric}"
         numbers["final_eval_loss"] = tuned[-1]["eval_loss"]
         numbers["final_eval_accuracy"] = tuned[-1]["eval_accuracy"]
+        for name in sets_of(tuned[-1]):
+            numbers[f"final_eval_{name}_loss"] = tuned[-1][f"eval_{name}_loss"]
         if "eval_switched_loss" in tuned[-1]:
             numbers["switched_eval_loss"] = tuned[-1]["eval_switched_loss"]
         allowed = [entry for entry in tuned if target is None or entry.get("eval_retention", 0.0) >= target]

@@ -195,8 +195,8 @@ _EPOCHS = _renamed({"epochs epoch num_epochs n_epochs num_train_epochs max_epoch
 _NEEDLESS = _needless(
     {
         "predict_with_generate": "`glmtune predict` always generates, and training never does",
-        "overwrite_cache": "rows are read anew each time",
-        "preprocessing_num_workers": "rows become tokens in the time that one process needs",
+        "overwrite_cache": "what is kept of a file is told by its content, so a changed one is read anew",
+        "preprocessing_num_workers": "large files are encoded by several processes (data.num_workers)",
         "ignore_pad_token_for_loss": "padding is never learnt",
         "remove_unused_columns": "only the columns of the layout are read",
         "dataloader_pin_memory": "that follows from the device",
