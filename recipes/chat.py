@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmtune.errors import ConfigError
-from glmtune.inference.settings import EngineSettings
+from glmtune.inference.settings import DraftSettings, EngineSettings
 from glmtune.models.settings import ModelSettings
 from glmtune.settings import SCALE_HELP, STRENGTH_HELP, setting
 from recipes.words.compose import Command
@@ -25,6 +25,7 @@ LOCAL_ONLY = (
     "use_switch",
     "model",
     "engine",
+    "draft",
     "quantization",
     "quantization_bit",
 )
@@ -39,6 +40,7 @@ class ChatConfig:
 
     model: ModelSettings = setting(ModelSettings, "the base model")
     engine: EngineSettings = setting(EngineSettings, "how it computes")
+    draft: DraftSettings = setting(DraftSettings, "a smaller model that drafts tokens for it")
     prefix_path: dict[str, str] | list[str] | str | None = setting(
         None, "tuned prefixes: a run, several [A,B], or with names {style:runs/a,polite:runs/b}"
     )
@@ -124,6 +126,7 @@ def _local(config: ChatConfig, is_terminal: bool) -> tuple[Answerer, str]:
         adapters=adapters,
         settings=config.engine,
         use_switch=config.use_switch,
+        draft=config.draft,
     )
     return LocalAnswerer(chat, config.model.described), next(iter([*prefixes, *adapters]), "")
 

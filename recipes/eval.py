@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.backends.endpoint import EndpointSettings
 from evaluation.settings import ALL, BenchmarkSettings
 from glmtune.errors import ConfigError
-from glmtune.inference.settings import EngineSettings
+from glmtune.inference.settings import DraftSettings, EngineSettings
 from glmtune.models.settings import ModelSettings
 from glmtune.settings import (
     SCALE_HELP,
@@ -52,6 +52,7 @@ class EvalConfig:
     benchmark: BenchmarkSettings = setting(BenchmarkSettings, "the questions")
     model: ModelSettings = setting(ModelSettings, "the base model")
     engine: EngineSettings = setting(EngineSettings, "how much is computed at once")
+    draft: DraftSettings = setting(DraftSettings, "a smaller model that drafts tokens for it")
     protocol: str | None = setting(
         None,
         "zero_shot_cot, few_shot_direct, few_shot_cot, ...; default: that of the published GLM tables for"
@@ -137,6 +138,10 @@ class EvalConfig:
                     f"`{name}` is `{value}`, but {who}, so it would be ignored. Leave it out (a merged model"
                     " for a server is written by `glmtune export`)."
                 )
+        if self.draft.source is not None:
+            raise ConfigError(
+                f"`draft.source` is `{self.draft.source}`, but {who}, so it would be ignored. Leave it out."
+            )
         for name, usual in UNUSED_OF_MODEL.items():
             if (value := getattr(self.model, name)) != usual:
                 raise ConfigError(
@@ -317,6 +322,7 @@ def _backend(config: EvalConfig, trained: Mapping[str, Any]) -> Backend:
         num_threads=config.num_threads,
         system=trained.get("system"),
         use_switch=config.use_switch,
+        draft=config.draft,
     )
 
 

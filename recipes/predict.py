@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from glmtune.data.settings import SPLITS, DataSettings
 from glmtune.errors import ConfigError
-from glmtune.inference.settings import GenerationSettings
+from glmtune.inference.settings import DraftSettings, GenerationSettings
 from glmtune.models.settings import ModelSettings
 from glmtune.settings import (
     SCALE_HELP,
@@ -46,6 +46,7 @@ class PredictConfig:
     model: ModelSettings = setting(ModelSettings, "the base model")
     data: DataSettings = setting(DataSettings, "the questions and reference answers")
     generation: GenerationSettings = setting(GenerationSettings, "how answers are generated")
+    draft: DraftSettings = setting(DraftSettings, "a smaller model that drafts tokens for it")
     prefix_path: str | None = setting(
         None,
         "tuned prefix: a run folder, one of its checkpoints, or a file (also the official pytorch_model.bin)",
@@ -92,6 +93,8 @@ class PredictConfig:
                 "`use_switch` is False, but nothing that was tuned is given, which could have a switch. Leave"
                 " it out."
             )
+        if self.draft.source is not None and self.generation.num_beams > 1:
+            raise ConfigError(f"`draft.source` is `{self.draft.source}`, but beams take none. Leave it out.")
         if self.compare_base and self.prefix_path is None and self.adapter_path is None:
             raise ConfigError(
                 "`compare_base` is True, but no prefix is given and no adapter. Add `prefix_path=RUN` or"
@@ -147,6 +150,7 @@ def run(config: PredictConfig, words: Sequence[str] | None = None) -> PredictRes
     Raises:
         GlmtuneError: a setting, the data, the checkpoint, the prefix or the adapter cannot be used.
     """
+    from glmtune.inference.load_draft import load_draft
     from glmtune.inference.predict.predict import predict_split
     from glmtune.inference.predict.run_identity import BASE_FOLDER, open_journal
     from glmtune.loading import load_base, load_tokenizer
@@ -177,6 +181,7 @@ def run(config: PredictConfig, words: Sequence[str] | None = None) -> PredictRes
         prepare_for_inference(
             model, activations=source.quantization_activations, embeddings=source.quantization_embeddings
         )
+        draft = load_draft(config.draft, source)
         _announce(console, config, asked, tuning, folder)
 
         def predict(into: Journal, tuning: _Tuning) -> PredictedSplit:
@@ -190,6 +195,7 @@ def run(config: PredictConfig, words: Sequence[str] | None = None) -> PredictRes
                 resume=config.resume,
                 facts={"unseen": asked.unseen.values()},
                 progress=True,
+                draft=draft,
             )
 
         base = None
@@ -416,7 +422,7 @@ def _announce(
 
 def _report(console: Console, tuned: PredictedSplit, base: PredictedSplit | None) -> tuple[Difference, ...]:
     """Print tables and samples; return the paired comparison if there is one."""
-    from glmtune.inference.predict.report import before_and_after, samples_table, write_comparison
+    from glmtune.inference.predict import report
     from glmtune.metrics.significance import paired_bootstrap
     from glmtune.metrics.tables import comparison_table, report_table
 
@@ -429,7 +435,7 @@ def _report(console: Console, tuned: PredictedSplit, base: PredictedSplit | None
         differences = paired_bootstrap(base.scores, tuned.scores)
         table = comparison_table(differences, a="before", b="after", num_rows=len(tuned.scores))
         console.print(table)
-        write_comparison(
+        report.write_comparison(
             tuned.folder,
             differences,
             a=str(base.folder),
@@ -440,20 +446,13 @@ def _report(console: Console, tuned: PredictedSplit, base: PredictedSplit | None
         main = next(item for item in differences if item.metric == "bleu-4")
         console.print(main.verdict("before", "after"), highlight=False, soft_wrap=True)
     console.print(
-        samples_table(tuned.predictions)
+        report.samples_table(tuned.predictions)
         if base is None
-        else before_and_after(base.predictions, tuned.predictions)
+        else report.before_and_after(base.predictions, tuned.predictions)
     )
-    decided = [row.is_tuned for row in tuned.predictions if row.is_tuned is not None]
-    if decided:
-        console.print(
-            f"switch: off for {decided.count(False)} of {len(decided)} prompts, which the base answered",
-            markup=False,
-            highlight=False,
-        )
-    if tuned.looked_up.line:
-        console.print(tuned.looked_up.line, highlight=False, soft_wrap=True)
-    console.print(f"Written: {tuned.folder}", markup=False, highlight=False, soft_wrap=True)
+    for line in (report.switch_line(tuned.predictions), tuned.looked_up.line, f"Written: {tuned.folder}"):
+        if line:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     return differences
 
 

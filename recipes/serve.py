@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import ConfigError
-from glmtune.inference.settings import EngineSettings
+from glmtune.inference.settings import DraftSettings, EngineSettings
 from glmtune.models.settings import ModelSettings
 from glmtune.serving.settings import (
     ADMIN_KEYS_VARIABLE,
@@ -34,6 +34,7 @@ class ServeConfig:
 
     model: ModelSettings = setting(ModelSettings, "the base model")
     engine: EngineSettings = setting(EngineSettings, "how it computes")
+    draft: DraftSettings = setting(DraftSettings, "a smaller model that drafts tokens for it")
     prefix_path: dict[str, str] | list[str] | str | None = setting(
         None, "tuned prefixes: a run, several [A,B], or with names {style:runs/a,polite:runs/b}"
     )
@@ -108,6 +109,7 @@ def run(config: ServeConfig) -> None:
             adapters=adapters,
             settings=config.engine,
             use_switch=config.use_switch,
+            draft=config.draft,
         )
 
     def listening() -> None:

@@ -23,9 +23,11 @@ from evaluation.backends.prompt_encoder import PromptEncoder, is_chat_model
 from evaluation.sample import ChoiceScores, Completion, Prompt, WindowLoss
 from glmtune.adapter import find_adapter, load_adapter
 from glmtune.errors import ConfigError
+from glmtune.inference.engine.model import Drafting
 from glmtune.inference.engine.plain import PlainEngine, engine_for
+from glmtune.inference.load_draft import load_draft
 from glmtune.inference.perplexity import token_losses
-from glmtune.inference.settings import EngineSettings
+from glmtune.inference.settings import DraftSettings, EngineSettings
 from glmtune.loading import load_tokenizer, load_tuned
 from glmtune.memory import WITH_OWN_MEMORY, device_name
 from glmtune.models.architectures.unwrap import unwrapped
@@ -58,6 +60,7 @@ class GlmBackend:
         embeddings: str | None = None,
         system: str | None = None,
         tuned: str = "",
+        draft: Drafting | None = None,
     ) -> None:
         """Take a model as `glmtune.load_model` returns it, with what was attached to it since.
 
@@ -72,10 +75,11 @@ class GlmBackend:
             embeddings: what embedding and head are rounded to, if they are.
             system: system message of conversations, where the model was tuned with one.
             tuned: what was attached to the model, as the user named it.
+            draft: a model that drafts tokens.
         """
         self._model = model
         self._encoder = PromptEncoder(tokenizer, system=system)
-        self._engine = engine_for(model, settings)
+        self._engine = engine_for(model, settings, draft)
         # What changes how numbers come out stands in the identity, so that a journal is not continued
         # otherwise.
         if is_chat is None and not self._encoder.has_chat_template:
@@ -201,6 +205,7 @@ def load_backend(
     num_threads: int | None = None,
     system: str | None = None,
     use_switch: bool = True,
+    draft: DraftSettings | None = None,
 ) -> GlmBackend:
     """Load a model with what was tuned, ready to answer.
 
@@ -216,6 +221,7 @@ def load_backend(
         system: see `GlmBackend`.
         use_switch: obey the switch of what was tuned, if it has one. Perplexity has no prompts to decide by:
             there what was tuned always applies.
+        draft: a smaller model that drafts tokens, if any.
 
     Raises:
         GlmtuneError: see `glmtune.loading.load_model`.
@@ -246,6 +252,7 @@ def load_backend(
     options: dict[str, Any] = {
         "is_chat": is_chat, "settings": settings, "activations": activations,
         "embeddings": model.quantization_embeddings, "tuned": tuned, "system": system,
+        "draft": None if draft is None else load_draft(draft, model),
     }  # fmt: skip
     backend = GlmBackend(loaded, tokenizer, name=model.source, **options)
     prepare_for_inference(loaded, activations=activations, embeddings=model.quantization_embeddings)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from glmtune.inference.engine.engine import Engine
 from glmtune.inference.engine.plain import check_engine_computes
+from glmtune.inference.load_draft import load_draft
 from glmtune.inference.requests.chat import ChatEngine
-from glmtune.inference.settings import EngineSettings
+from glmtune.inference.settings import DraftSettings, EngineSettings
 from glmtune.loading import load_base, load_tokenizer
 from glmtune.models.settings import ModelSettings
 from glmtune.quantization.kernels.dispatch import prepare_for_inference
@@ -21,6 +22,7 @@ def load_engine(
     adapters: Mapping[str, str | Path] | None = None,
     settings: EngineSettings | None = None,
     use_switch: bool = True,
+    draft: DraftSettings | None = None,
 ) -> ChatEngine:
     """Load a model and what was tuned; the engine is not started yet.
 
@@ -30,6 +32,7 @@ def load_engine(
         adapters: LoRA adapters by name.
         settings: how the engine computes.
         use_switch: obey the switches of what was tuned.
+        draft: a smaller model that drafts tokens, if any.
 
     Raises:
         GlmtuneError: the model cannot be loaded, or what was tuned does not belong to it: file and reason.
@@ -46,7 +49,7 @@ def load_engine(
         loaded, activations=model.quantization_activations, embeddings=model.quantization_embeddings
     )
     check_engine_computes(loaded)
-    engine = Engine(loaded, settings)
+    engine = Engine(loaded, settings, None if draft is None else load_draft(draft, model))
     for name, path in (prefixes or {}).items():
         engine.add_adapter(name, path, kind="prefix", use_switch=use_switch)
     for name, path in (adapters or {}).items():

@@ -139,6 +139,30 @@ class GenerationSettings:
 
 
 @dataclass(frozen=True)
+class DraftSettings:
+    """A smaller model that drafts tokens, which the other checks in one pass; answers stay the same."""
+
+    source: str | None = setting(
+        None, "a smaller model of the same vocabulary, or the model itself with draft.quantization"
+    )
+    quantization: str | None = setting(None, "of the model that drafts, on loading: int4, int8, ...")
+    max_tokens: int = setting(4, "most tokens drafted at once")
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: a number out of range, or a setting of a model that is not there.
+        """
+        check_range("draft.max_tokens", self.max_tokens, low=1, high=MAX_PROMPT_LOOKUP_TOKENS)
+        if self.source is None and self.quantization is not None:
+            raise ConfigError(
+                f"`draft.quantization` is `{self.quantization}`, but no model is to draft. Add"
+                " `draft.source=MODEL`, or leave it out."
+            )
+
+
+@dataclass(frozen=True)
 class EngineSettings:
     """How the engine computes; results do not depend on it, but for the error of ``kv_cache=int8``."""
 

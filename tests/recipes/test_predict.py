@@ -17,7 +17,7 @@ from glmtune.cli import main
 from glmtune.data.settings import DataSettings
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.inference.predict import predict as inference_run
-from glmtune.inference.settings import EngineSettings, GenerationSettings
+from glmtune.inference.settings import DraftSettings, EngineSettings, GenerationSettings
 from glmtune.models.settings import ModelSettings
 from recipes.predict import PredictConfig, run
 
@@ -183,28 +183,35 @@ def test_drafts_change_no_answer_and_what_came_of_them_is_told(tmp_path, capsys)
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
-    found = {}
-    for most in (0, 7):
-        config = PredictConfig(
-            model=ModelSettings(source="glm-tiny", dtype="float32"),
-            data=DataSettings(test_file=str(path), source_prefix="详细介绍下面的商品：\n"),
-            generation=GenerationSettings(max_new_tokens=60, batch_size=1, prompt_lookup_tokens=most),
-            output_dir=str(tmp_path / f"{most}"),
-        )
-        found[most] = run(config).tuned
-    assert [row.prediction for row in found[7].predictions] == [
-        row.prediction for row in found[0].predictions
-    ]
-    assert found[0].looked_up.num_draft_tokens == 0
-    told = found[7].looked_up
-    assert told.num_draft_tokens >= told.num_accepted_tokens > 0
-    written = json.loads((tmp_path / "7" / "predict_results.json").read_text(encoding="utf-8"))
-    assert written["num_accepted_tokens"] == told.num_accepted_tokens
-    assert written["num_new_tokens"] == sum(row.num_new_tokens for row in found[7].predictions)
-    assert f"{told.num_accepted_tokens} of {told.num_draft_tokens} drafted tokens" in capsys.readouterr().out
+    config = PredictConfig(
+        model=ModelSettings(source="glm-tiny", dtype="float32"),
+        data=DataSettings(test_file=str(path), source_prefix="详细介绍下面的商品：\n"),
+        generation=GenerationSettings(max_new_tokens=60, batch_size=1),
+        output_dir=str(tmp_path / "plain"),
+    )
+    plain = run(config).tuned
+    assert plain.looked_up.num_draft_tokens == 0
+    assert "num_draft_tokens" not in json.loads(
+        (tmp_path / "plain" / "predict_results.json").read_text(encoding="utf-8")
+    )
+    looked_up = dataclasses.replace(config.generation, prompt_lookup_tokens=7)
+    by_model = DraftSettings(source="glm-tiny", quantization="int4")
+    for changes in ({"generation": looked_up}, {"draft": by_model}):
+        folder = tmp_path / next(iter(changes))
+        found = run(dataclasses.replace(config, output_dir=str(folder), **changes)).tuned
+        assert [row.prediction for row in found.predictions] == [row.prediction for row in plain.predictions]
+        told = found.looked_up
+        assert told.num_draft_tokens >= told.num_accepted_tokens > 0
+        written = json.loads((folder / "predict_results.json").read_text(encoding="utf-8"))
+        assert written["num_accepted_tokens"] == told.num_accepted_tokens
+        assert written["num_new_tokens"] == sum(row.num_new_tokens for row in found.predictions)
+        line = f"drafts: {told.num_accepted_tokens} of {told.num_draft_tokens} drafted tokens were right"
+        assert line in capsys.readouterr().out
 
 
 def test_drafts_are_refused_for_beams_and_beyond_their_length():
+    with pytest.raises(ConfigError, match=r"`draft.source` is `glm-tiny`, but beams take none"):
+        PredictConfig(draft=DraftSettings(source="glm-tiny"), generation=GenerationSettings(num_beams=2))
     with pytest.raises(
         ConfigError, match=r"`generation.prompt_lookup_tokens` is 7, but beams take no drafts"
     ):

@@ -36,7 +36,7 @@ from glmtune.inference.engine.adapters import (
 )
 from glmtune.inference.engine.batching.continuous_batching import ContinuousBatch
 from glmtune.inference.engine.batching.row import Row
-from glmtune.inference.engine.budget import Budget, bytes_per_token, tokens_that_fit
+from glmtune.inference.engine.budget import Budget, tokens_that_fit
 from glmtune.inference.engine.many_prompts import (
     GeneratedIds,
     GeneratedText,
@@ -44,7 +44,7 @@ from glmtune.inference.engine.many_prompts import (
     complete_texts,
     score_next_tokens,
 )
-from glmtune.inference.engine.model import EngineModel
+from glmtune.inference.engine.model import Drafting, EngineModel
 from glmtune.inference.engine.request_limits import most_new_tokens
 from glmtune.inference.engine.stop_text import Decode, StopText
 from glmtune.inference.requests.engine_state import (
@@ -82,16 +82,20 @@ class Engine:
         max_context_tokens: of the model: prompt and answer together.
     """
 
-    def __init__(self, model: PreTrainedModel, settings: EngineSettings | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, settings: EngineSettings | None = None, draft: Drafting | None = None
+    ) -> None:
         """Take a causal GLM (with prefix, LoRA or quantized layers as it is) and switch it to evaluation.
 
         Raises:
-            ConfigError: it is to be compiled, and there is no compiler.
+            ConfigError: it is to be compiled, and there is no compiler; ``draft`` has another vocabulary.
         """
         self.settings = settings or EngineSettings()
         if self.settings.compile:
             compile_parts(model)
         self._model = EngineModel(model)
+        if draft is not None:
+            self._model.use_drafts(draft)
         self.max_context_tokens: int = self._model.config.max_position_embeddings
         # What other threads hand over, under one lock, and the engine's thread takes between two steps.
         self._changed = threading.Condition()
@@ -474,7 +478,7 @@ class Engine:
 
     def _budget(self) -> Budget:
         model = self._model
-        token_bytes = bytes_per_token(model.config, self.settings.kv_cache, model.dtype)
+        token_bytes = model.token_bytes(self.settings.kv_cache)
         room = tokens_that_fit(token_bytes, model.layer_devices)
         return Budget(
             rows=self.settings.batch_size,

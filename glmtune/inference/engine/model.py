@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from glmtune.errors import ConfigError
 from glmtune.inference.engine.attention import (
     ENGINE_ATTENTION,
     AttentionStates,
     KeysValues,
     register_engine_attention,
 )
+from glmtune.inference.engine.budget import bytes_per_token
 from glmtune.inference.engine.prompt_groups import SharedPrompt, TokenIds
 from glmtune.inference.engine.reading import Before, ReadStates, last_tokens_only
 from glmtune.inference.engine.states.batch_states import BatchStates
@@ -64,6 +66,34 @@ class Reading:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """A model that is to draft tokens, as it is handed to an engine.
+
+    Attributes:
+        model: a causal LM with the vocabulary of the one that answers.
+        max_tokens: most tokens of a draft.
+    """
+
+    model: PreTrainedModel
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class DraftModel:
+    """A smaller model that drafts tokens for a larger one.
+
+    Attributes:
+        model: the smaller one.
+        max_tokens: most tokens of a draft.
+        cost: what a token of it costs, a token of the larger one being 1: by the bytes of their weights.
+    """
+
+    model: EngineModel
+    max_tokens: int
+    cost: float
+
+
 class EngineModel:
     """A model for inference; weights, attached prefix and adapters are used as they are.
 
@@ -77,7 +107,10 @@ class EngineModel:
         dtype: of the hidden state.
         can_share: whether prompts that begin alike may be read as one, and a prompt in pieces; not with
             ChatGLM-6B, whose context is seen in both directions.
+        draft_model: drafts tokens for it; None: none does.
     """
+
+    draft_model: DraftModel | None = None
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Take a causal LM, wrapped by PEFT or not, and put it into evaluation mode."""
@@ -96,6 +129,32 @@ class EngineModel:
         self._last_layer: Any = self._stack.layers[-1] if isinstance(self.base, LaterModel) else None
         self.can_share = not isinstance(self.config, ChatGlmConfig)
         register_engine_attention()
+
+    def use_drafts(self, given: Drafting) -> None:
+        """Let a smaller model, in evaluation mode from now on, draft tokens.
+
+        Raises:
+            ConfigError: it has another vocabulary.
+        """
+        drafting = EngineModel(given.model)
+        ours, its = self.config.vocab_size, drafting.config.vocab_size
+        if ours != its:
+            raise ConfigError(
+                f"The model that drafts has {its:,} tokens, but the one that answers has {ours:,}, and"
+                " a draft is in tokens of both. Use a smaller model of the release, or this one quantized."
+            )
+        self.draft_model = DraftModel(drafting, given.max_tokens, drafting.weight_bytes / self.weight_bytes)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its weights and codes."""
+        return sum(weight.nbytes for weight in self.base.parameters())
+
+    def token_bytes(self, kv_cache: str) -> float:
+        """Return what keys and values of a token take, those of a model that drafts included."""
+        own = bytes_per_token(self.config, kv_cache, self.dtype)
+        small = self.draft_model
+        return own if small is None else own + small.model.token_bytes("plain")
 
     @contextmanager
     def base_alone(self) -> Generator[None]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.inference.engine.engine import Engine
 from glmtune.inference.engine.many_prompts import GeneratedText
+from glmtune.inference.engine.model import Drafting
 from glmtune.inference.engine.stop_text import Decode, StopText
 from glmtune.inference.settings import EngineSettings
 from glmtune.models.architectures.unwrap import unwrapped
@@ -137,10 +138,21 @@ class PlainEngine:
             )
 
 
-def engine_for(model: PreTrainedModel, settings: EngineSettings | None = None) -> Engine | PlainEngine:
-    """Return what answers with a model: the engine, or, for a foreign one it cannot compute, `generate`."""
+def engine_for(
+    model: PreTrainedModel, settings: EngineSettings | None = None, draft: Drafting | None = None
+) -> Engine | PlainEngine:
+    """Return what answers with a model: the engine, or, for a foreign one it cannot compute, `generate`.
+
+    Raises:
+        ConfigError: a setting or a draft that only the engine obeys.
+    """
     if not isinstance(unwrapped(model), OtherModel) or engine_computes(model):
-        return Engine(model, settings)
+        return Engine(model, settings, draft)
+    if draft is not None:
+        raise ConfigError(
+            f"`draft.source` is given, but model_type `{unwrapped(model).config.model_type}` is answered for"
+            " by transformers' `generate`, which takes no drafts here. Leave it out."
+        )
     return PlainEngine(model, settings)
 
 

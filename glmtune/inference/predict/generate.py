@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from glmtune.errors import ConfigError
 from glmtune.inference.engine.engine import Engine
 from glmtune.inference.engine.many_prompts import GeneratedIds
+from glmtune.inference.engine.model import Drafting
 from glmtune.inference.engine.plain import check_engine_computes
 from glmtune.inference.predict.beams import search_beams
 from glmtune.inference.requests.sampling import Sampling
@@ -59,6 +60,7 @@ def generate_completions(
     settings: GenerationSettings,
     *,
     rows: Sequence[int] | None = None,
+    draft: Drafting | None = None,
 ) -> Iterator[GeneratedAnswer]:
     """Answer prompts, yielding each as it ends (not in the order of the prompts).
 
@@ -68,6 +70,7 @@ def generate_completions(
         prompts: token ids, special prefix and generation prompt included (``Template.encode_prompt``).
         settings: how to generate.
         rows: a lasting number per prompt that fixes its random stream; its place in ``prompts`` by default.
+        draft: a smaller model that drafts tokens; not for beams.
 
     Yields:
         One completion per prompt.
@@ -79,7 +82,7 @@ def generate_completions(
     ours = cast("TextTokenizer", tokenizer)
     template = template_for(ours)
     stop_ids, pad_id = template.stop_ids(ours), cast("int", tokenizer.pad_token_id)
-    answers = generate_ids(model, prompts, settings, stop_ids=stop_ids, pad_id=pad_id, rows=rows)
+    answers = generate_ids(model, prompts, settings, stop_ids=stop_ids, pad_id=pad_id, rows=rows, draft=draft)
     for answer in answers:
         text = tokenizer.decode(list(answer.token_ids), skip_special_tokens=True)
         thinks = ours.family is Family.TRANSFORMERS
@@ -104,6 +107,7 @@ def generate_ids(
     stop_ids: Sequence[int],
     pad_id: int,
     rows: Sequence[int] | None = None,
+    draft: Drafting | None = None,
 ) -> Iterator[GeneratedIds]:
     """Answer prompts given and returned as token ids.
 
@@ -117,6 +121,7 @@ def generate_ids(
         stop_ids: tokens that end an answer, at least one.
         pad_id: what beam search puts left of shorter prompts, masked out.
         rows: a lasting number per prompt that fixes its random stream; its place in ``prompts`` by default.
+        draft: a smaller model that drafts tokens; not for beams.
 
     Yields:
         One answer per prompt, the longest prompts' first.
@@ -135,7 +140,7 @@ def generate_ids(
         else:
             samplings = [_sampling(settings, row) for row in rows or range(len(prompts))]
             check_engine_computes(model)
-            engine = Engine(model, _engine_settings(settings))
+            engine = Engine(model, _engine_settings(settings), draft)
             yield from engine.complete(prompts, samplings, stop_ids=stop_ids)
     finally:
         model.train(was_training)

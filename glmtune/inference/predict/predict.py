@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from glmtune.inference.engine.model import Drafting
 from glmtune.inference.predict.generate import generate_completions
 from glmtune.inference.predict.predictions import Prediction
 from glmtune.inference.predict.questions import Question
@@ -26,7 +27,7 @@ from glmtune.terminal.progress import Meter
 
 @dataclass(frozen=True, slots=True)
 class LookedUp:
-    """What came of prompt lookup, summed over the rows that this call answered.
+    """What came of drafts, summed over the rows that this call answered.
 
     Attributes:
         num_new_tokens: of their answers, end tokens included.
@@ -46,7 +47,7 @@ class LookedUp:
         accepted, share = self.num_accepted_tokens, 100 * self.num_accepted_tokens / self.num_draft_tokens
         of_new = 100 * accepted / max(1, self.num_new_tokens)
         return (
-            f"prompt lookup: {accepted:,} of {self.num_draft_tokens:,} drafted tokens were right"
+            f"drafts: {accepted:,} of {self.num_draft_tokens:,} drafted tokens were right"
             f" ({share:.0f} %), {of_new:.0f} % of the {self.num_new_tokens:,} new tokens"
         )
 
@@ -62,7 +63,7 @@ class PredictedSplit:
         report: the scores over all rows; None if some row has no reference.
         num_resumed: rows that were there before this call.
         seconds: time this call took for the others.
-        looked_up: what came of prompt lookup in it.
+        looked_up: what came of drafts in it.
     """
 
     folder: Path
@@ -85,6 +86,7 @@ def predict_split(
     resume: str = "auto",
     facts: Mapping[str, Any] | None = None,
     progress: bool = False,
+    draft: Drafting | None = None,
 ) -> PredictedSplit:
     """Answer the questions that have no answer in the journal yet.
 
@@ -98,6 +100,7 @@ def predict_split(
         resume: ``auto`` or ``never``, see ``answered_rows``.
         facts: what else ``predict_results.json`` says.
         progress: show it, on standard error.
+        draft: see `generate_ids`.
 
     Returns:
         The answers and their scores.
@@ -114,7 +117,7 @@ def predict_split(
     counts = Counter[str]()
     meter = Meter(folder.name, total=len(questions), done=num_resumed) if progress and waiting else None
     with meter or nullcontext():
-        for prediction, scored in _answer(model, tokenizer, waiting, settings, counts):
+        for prediction, scored in _answer(model, tokenizer, waiting, settings, counts, draft):
             journal.append(prediction)
             done[prediction.row], fresh[prediction.row] = prediction, scored
             if meter is not None:
@@ -147,6 +150,7 @@ def _answer(
     questions: Sequence[Question],
     settings: GenerationSettings,
     counts: Counter[str],
+    draft: Drafting | None,
 ) -> Iterator[tuple[Prediction, RowScores | None]]:
     """Answer and score questions as they finish; None where there is no reference to score against."""
     answers = generate_completions(
@@ -155,6 +159,7 @@ def _answer(
         [question.input_ids for question in questions],
         settings,
         rows=[question.row for question in questions],
+        draft=draft,
     )
     for answer in answers:
         question = questions[answer.index]

@@ -61,6 +61,18 @@ def before_and_after(before: Sequence[Prediction], after: Sequence[Prediction]) 
     return table
 
 
+def switch_line(predictions: Sequence[Prediction]) -> str:
+    """Word how often a switch decided for the base; empty where there was none.
+
+    Args:
+        predictions: all rows.
+    """
+    decided = [row.is_tuned for row in predictions if row.is_tuned is not None]
+    if not decided:
+        return ""
+    return f"switch: off for {decided.count(False)} of {len(decided)} prompts, which the base answered"
+
+
 def _shown_places(num_rows: int) -> list[int]:
     num_shown = min(SHOWN_SAMPLES, num_rows)
     return [number * num_rows // num_shown for number in range(num_shown)]

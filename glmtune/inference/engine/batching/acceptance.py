@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-EXPECTED = {4: 0.7, 3: 0.5, 2: 0.2}
+BY_MODEL = 0
+"""Stands for the length of a run where a model drafted."""
+EXPECTED = {4: 0.7, 3: 0.5, 2: 0.2, BY_MODEL: 0.7}
 """Chance of a token of a draft by the length of the run that was found, before a request has tried any: about
 what worked problems and advertisements have (``benchmarks/prompt_lookup.py``)."""
 WEIGHT = 2.0
@@ -53,7 +55,12 @@ class AcceptanceRates:
 
 
 def best_width(
-    drafts: Sequence[tuple[int, float]], *, num_rows: int, token_cost: float, max_tokens: int
+    drafts: Sequence[tuple[int, float]],
+    *,
+    num_rows: int,
+    token_cost: float,
+    max_tokens: int,
+    draft_cost: float = 0.0,
 ) -> int:
     """Return how many tokens of every row to read in a pass, 1 where drafts are not worth it.
 
@@ -62,6 +69,7 @@ def best_width(
         num_rows: rows of the pass; each takes its width, with or without a draft.
         token_cost: what a further token in a pass costs, a pass with one token being 1.
         max_tokens: most tokens of a pass.
+        draft_cost: what drafting a further token costs, for all rows together.
 
     >>> best_width([(7, 0.95)], num_rows=1, token_cost=0.15, max_tokens=64)
     8
@@ -77,7 +85,7 @@ def best_width(
             if width * num_rows > max_tokens:
                 break
             gained += sum(rate ** (width - 1) for length, rate in drafts if length >= width - 1)
-        value = (num_rows + gained) / (1 + token_cost * (width * num_rows - 1))
+        value = (num_rows + gained) / (1 + token_cost * (width * num_rows - 1) + draft_cost * (width - 1))
         if value > most:
             best, most = width, value
     return best

@@ -104,7 +104,7 @@ class ContinuousBatch:
         self.switched: Mapping[str, tuple[int, int]] = {}
         self._model, self._budget, self._kv_cache = model, budget, kv_cache
         self._chooser = TokenChooser()
-        self.drafter = Drafter(prompt_lookup_tokens, model.device.type, shares_answers=shares_answers)
+        self.drafter = Drafter(prompt_lookup_tokens, model, shares_answers=shares_answers)
         self._piece_tokens, self._raises_errors = piece_tokens, raises_errors
         # Codes of keys and values are not what was read: a later row would not compute the same.
         self._kept = KeptCaches() if reuses_caches and model.can_share and kv_cache == "plain" else None
@@ -410,7 +410,7 @@ class ContinuousBatch:
         """Hand out a piece; with the last one the row is over."""
         if piece.finish_reason is not None:
             self._ended.append(row)
-            self.drafter.keep_answer(row)
+            self.drafter.end(row)
         try:
             row.give(piece)
         except Exception:

@@ -147,6 +147,11 @@ class Row:
             for begin, each in zip(first, step, strict=True)
         ]
 
+    @property
+    def num_to_draft(self) -> int:
+        """Tokens that can be right at most: the one behind a draft is chosen in any case."""
+        return self.limit - len(self.generated) - 1
+
     def draft(self, max_tokens: int, answers: TokenLookup | None = None) -> Draft | None:
         """Return tokens that may follow the last one, as many as the request allows; often there are none.
 
@@ -154,7 +159,7 @@ class Row:
             max_tokens: most tokens.
             answers: others' answers, in which a longer run may stand than in prompt and answer of this one.
         """
-        count = min(max_tokens, self.limit - len(self.generated) - 1)
+        count = min(max_tokens, self.num_to_draft)
         if count < 1:
             return None
         if self._lookup is None:

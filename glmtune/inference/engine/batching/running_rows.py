@@ -86,6 +86,10 @@ class RunningRows:
         position_BTQ = torch.tensor([row.positions(width) for row in rows], device=model.device)
         return rows, model.step(tokens, position_BTQ, self.states)
 
+    def take_back(self, row: Row, count: int) -> None:
+        """Let a row's last tokens be none: their keys and values will be written over."""
+        self.states.take_back(self._ids[row], count)
+
     def advance(self, counts: Sequence[int] | None = None) -> None:
         """Count the tokens just read.
 

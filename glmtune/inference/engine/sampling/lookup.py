@@ -25,7 +25,8 @@ class Draft:
 
     Attributes:
         token_ids: at least one.
-        num_matched: length of the run before them that stood somewhere earlier, one of `SIZES`.
+        num_matched: length of the run before them that stood somewhere earlier, one of `SIZES`; 0 where a
+            model drafted.
     """
 
     token_ids: tuple[int, ...]

@@ -251,6 +251,10 @@ class BatchStates:
             row.length += count
         self._steps_to_plan -= 1
 
+    def take_back(self, row_id: int, count: int) -> None:
+        """Let the last own tokens of a row be none, as if they had not been counted."""
+        self._find(row_id)[1].length -= count
+
     # ---- attention ----
 
     def _bank_steps(self, num_tokens: int) -> list[BankStep]:
