@@ -22,6 +22,7 @@ def context_tokens(source: str | Path, family: str | None = None) -> int:
     folder = resolve_source(source)
     if (stored := stored_context_tokens(read_config(folder))) is not None:
         return stored
-    from glmtune.models.load import load_config  # the release's own number, with PyTorch
+    # A folder in transformers' format may leave it to transformers' default; an official one is refused.
+    from glmtune.models.load import load_config
 
     return load_config(source, folder, family).max_position_embeddings

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from glmtune.export.export import WRITERS
-from glmtune.training.tracking.header import header, intention, next_commands
+from glmtune.training.tracking.header import announce, header, intention, next_commands
 from recipes.export import COMMAND as EXPORT
 from recipes.predict import COMMAND as PREDICT
 from recipes.train import COMMAND
@@ -90,6 +90,30 @@ def test_a_run_opens_with_its_header_and_ends_with_the_next_command(
     predict, export = said.out.splitlines()[-2:]
     assert predict.startswith(f"next: glmtune predict prefix_path={tmp_path}/r model={tiny_base} data=files")
     assert export.startswith(f"or:   glmtune export prefix_path={tmp_path}/r ")
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({}, True),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, True),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, False),
+        ({"RANK": "0", "WORLD_SIZE": "2", "GLMTUNE_LAUNCHED": "1"}, False),
+    ],
+    ids=["alone", "torchrun, first", "torchrun, second", "ours"],
+)
+def test_one_process_says_what_is_about_to_be_done(
+    environment: dict[str, str],
+    says: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "GLMTUNE_LAUNCHED"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    announce(settings())
+    assert capsys.readouterr().err.startswith("P-Tuning v2 of glm-tiny") is says
 
 
 def test_a_prefix_on_a_base_without_an_official_form_goes_as_it_is() -> None:
