@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,11 +19,11 @@ from glmtune.data.conversations import (
 )
 from glmtune.data.encode import refuse_settings
 from glmtune.data.encoded import cache
-from glmtune.data.encoded.batches import BATCH_ROWS, MeasuredBatch
+from glmtune.data.encoded.batches import MeasuredBatch
 from glmtune.data.encoded.identity import rows_key
 from glmtune.data.encoded.mixture import MixPart, joined_facts, joined_truncation
+from glmtune.data.encoded.passing import is_large, passed
 from glmtune.data.encoded.table import RowTable, read_table
-from glmtune.data.encoded.workers import run_batches, usual_workers
 from glmtune.data.lengths import LENGTHS, RowLengths, has_lengths, resolve_lengths, without_limits
 from glmtune.data.reading.layouts import Layout
 from glmtune.data.records import BadRow, Conversation
@@ -49,10 +48,10 @@ __all__ = [
     "refuse_streaming",
 ]
 
-LARGE_BYTES = 16 << 20
-"""Files above this in all are encoded by several processes and kept on disk, where nobody says otherwise.
-Smaller ones take a second or two, about what it costs to start the processes."""
+logger = logging.getLogger(__name__)
+
 ROWS_FILE = "rows.arrow"
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +276,7 @@ def measure_split(reader: SplitReader, tokenizer: TextTokenizer, *, progress: bo
     def measure() -> tuple[dict[str, np.ndarray], int, SplitFacts]:
         results = [
             result
-            for _, result in _passed(
+            for _, result in passed(
                 "measure", reader, tokenizer, settings, f"measuring {reader.split}", progress
             )
         ]
@@ -297,10 +296,10 @@ def measure_split(reader: SplitReader, tokenizer: TextTokenizer, *, progress: bo
         arrays = {name: entry.array(name) for name in names}
         return built(arrays, int(entry.meta["num_multi_turn"]), _facts(entry.meta["facts"]))
 
-    if not is_cached(reader):
+    of_lengths = _of_lengths(settings)
+    measured = _kept(settings, reader, lambda: rows_key("lengths", reader, tokenizer, of_lengths), fill, read)
+    if measured is None:
         return built(*measure())
-    key = rows_key("lengths", reader, tokenizer, _of_lengths(settings))
-    measured = cache.keep(cache.cache_root(settings.cache_dir), key, fill, read)
     facts = measured.facts
     refuse_bad_rows(facts.bad, facts.total - len(facts.bad), facts.total, facts.path, settings)
     return measured
@@ -348,9 +347,8 @@ def encode_split(
             sample=_conversation(meta["sample"]),
         )
 
-    if is_cached(reader):
-        root = cache.cache_root(settings.cache_dir)
-        split = cache.keep(root, rows_key("rows", reader, tokenizer, settings), fill, read)
+    split = _kept(settings, reader, lambda: rows_key("rows", reader, tokenizer, settings), fill, read)
+    if split is not None:
         _refuse(split.facts, split.bad, settings)
         return split
     table = RowTable()
@@ -371,7 +369,26 @@ def encode_split(
 def is_cached(reader: SplitReader) -> bool:
     """Say whether the encoded rows of a split are kept on disk."""
     asked = reader.settings.cache
-    return asked == "always" or (asked == "auto" and reader.num_bytes >= LARGE_BYTES)
+    return asked == "always" or (asked == "auto" and is_large(reader))
+
+
+def _kept(
+    settings: DataSettings,
+    reader: SplitReader,
+    key: Callable[[], str],
+    fill: Callable[[Path], dict[str, Any]],
+    read: Callable[[cache.Entry], Kept],
+) -> Kept | None:
+    """Return what the cache holds or comes to hold; None where there is none, or it was not asked for."""
+    if not is_cached(reader):
+        return None
+    try:
+        return cache.keep(cache.cache_root(settings.cache_dir), key(), fill, read)
+    except cache.CacheError as error:
+        if settings.cache == "always" or settings.cache_dir is not None:
+            raise
+        logger.warning("%s Until then rows are encoded at every start, and held in memory.", error)
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,7 +413,7 @@ def _encode(
 ) -> _Made:
     problems: list[tuple[str, BadRow]] = []
     sample: Conversation | None = None
-    for batch, result in _passed("encode", reader, tokenizer, settings, f"encoding {reader.split}", progress):
+    for batch, result in passed("encode", reader, tokenizer, settings, f"encoding {reader.split}", progress):
         for place, problem in result.problems:
             problems.append((batch[place].path, BadRow(batch[place].line, problem)))
         wrong = {place for place, _ in result.problems}
@@ -415,57 +432,6 @@ def _refuse(facts: SplitFacts, bad: Sequence[BadRow], settings: DataSettings) ->
     refuse_bad_rows(facts.bad, facts.total - len(facts.bad), facts.total, facts.path, settings)
     unfit, total = bad[len(facts.bad) :], facts.num_conversations
     refuse_bad_rows(unfit, total - len(unfit), total, facts.path, settings)
-
-
-def _passed(
-    task: str,
-    reader: SplitReader,
-    tokenizer: TextTokenizer,
-    settings: DataSettings,
-    title: str,
-    progress: bool,
-) -> Iterator[tuple[Sequence[Conversation], Any]]:
-    """Pass a split through a task, batch by batch, in the order of the rows."""
-    usual = usual_workers() if reader.num_bytes >= LARGE_BYTES else 1
-    num_workers = settings.num_workers or usual
-    with ExitStack() as held:
-        shown = held.enter_context(_Progress(title, reader)).show if progress else None
-        count = 0
-        for batch, result in run_batches(
-            task, _batches(reader, settings), tokenizer, settings, num_workers=num_workers
-        ):
-            count += len(batch)
-            if shown is not None:
-                shown(count)
-            yield batch, result
-
-
-def _batches(reader: SplitReader, settings: DataSettings) -> Iterator[tuple[Conversation, ...]]:
-    conversations = iter(reader)
-    while batch := tuple(islice(conversations, BATCH_ROWS)):
-        # Nothing will come of the rows where one is refused; the others are read, to say all at once.
-        if not (reader.has_bad and settings.on_bad_row == "error"):
-            yield batch
-
-
-class _Progress:
-    """Shows how far a split is, of as many rows as its bytes let expect."""
-
-    def __init__(self, title: str, reader: SplitReader) -> None:
-        from glmtune.terminal.progress import Meter
-
-        self._meter, self._reader = Meter(title, transient=True), reader
-
-    def __enter__(self) -> _Progress:
-        self._meter.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._meter.__exit__(*error)
-
-    def show(self, count: int) -> None:
-        fraction = self._reader.fraction
-        self._meter.update(count, total=max(count, round(count / fraction)) if fraction else None)
 
 
 def _measured_arrays(results: Sequence[MeasuredBatch], names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 from glmtune.data.dataset import load_conversations
 from glmtune.data.lengths import LENGTHS, RowLengths, has_lengths, resolve_lengths, training_lengths
 from glmtune.data.reading.sources import find_data_files
-from glmtune.data.settings import DataSettings
+from glmtune.data.settings import DataSettings, mixed_sets
 from glmtune.errors import GlmtuneError
 from glmtune.models.context import context_tokens
 from glmtune.models.releases.presets import PRESETS
@@ -60,13 +60,25 @@ def is_here(config: RunConfig) -> bool:
 
 
 def _measured(config: RunConfig) -> DataSettings | None:
-    files = [Path(name) for name in find_data_files(config.data, "train")]
+    sets = [config.data] if config.data.mix is None else [own for _, own in mixed_sets(config.data)]
+    files = [Path(name) for one in sets for name in find_data_files(one, "train")]
     if not all(file.is_file() for file in files) or sum(file.stat().st_size for file in files) > MAX_BYTES:
         return None
-    first = min(MEASURED_ROWS, config.data.max_train_samples or MEASURED_ROWS)
-    data = dataclasses.replace(config.data, max_train_samples=first, on_bad_row="skip")
     source, family = config.model.source, config.model.family
     tokenizer = cast("TextTokenizer", load_tokenizer(source, family=family))
+<<<<<<< HEAD
     context = context_tokens(source, family)
     rows = load_conversations(data, "train", warn=False).conversations
     return resolve_lengths(config.data, training_lengths(rows, tokenizer, data), context=context)
+=======
+    context = load_config(source, resolve_source(source), family).max_position_embeddings
+    found: list[RowLengths] = []
+    for one in sets:
+        first = min(MEASURED_ROWS, one.max_train_samples or MEASURED_ROWS)
+        data = dataclasses.replace(one, max_train_samples=first, on_bad_row="skip")
+        rows = load_conversations(data, "train", warn=False).conversations
+        found.append(training_lengths(rows, tokenizer, data))
+    prompts, answers = ([getattr(each, name) for each in found] for name in ("prompts", "answers"))
+    lengths = RowLengths(np.concatenate(prompts), np.concatenate(answers))
+    return resolve_lengths(config.data, lengths, context=context)
+>>>>>>> data

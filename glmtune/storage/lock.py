@@ -262,12 +262,11 @@ def lock_folder(folder: Path) -> Lock:
     return Lock(folder / FOLDER_LOCK, guards=folder, made=made, unwritable=_unwritable)
 
 
-def lock_beside(folder: Path, *, waits: bool = False) -> Lock:
+def lock_beside(folder: Path) -> Lock:
     """Lock a folder that a new one will replace, by a file beside it; a context manager.
 
     Args:
         folder: need not exist; the one above it is made.
-        waits: until whoever holds it is done, instead of refusing.
 
     Raises:
         ConfigError: another process writes it, or the folder above cannot be made or written.
@@ -277,7 +276,7 @@ def lock_beside(folder: Path, *, waits: bool = False) -> Lock:
     except OSError as error:
         raise _unwritable(folder, error) from None
     path = folder.with_name(f".{folder.name}{LOCK_SUFFIX}")
-    return Lock(path, guards=folder, waits=waits, unwritable=_unwritable)
+    return Lock(path, guards=folder, unwritable=_unwritable)
 
 
 def time_of_file_system(path: Path) -> float:

@@ -13,6 +13,7 @@ SCRIPT = """
 import json, sys
 import psutil
 from glmtune.data import dataset
+from glmtune.data.encoded import passing
 from glmtune.data.check import check_data
 from glmtune.data.reading import text_rows
 from glmtune.data.rows import row_set
@@ -20,18 +21,18 @@ from glmtune.data.settings import DataSettings
 from glmtune.loading import load_tokenizer
 from glmtune.training.row_order import EpochSampler
 
-dataset.LARGE_BYTES = text_rows.STREAMED_BYTES = 1
+passing.LARGE_BYTES = text_rows.STREAMED_BYTES = 1
 process, peak = psutil.Process(), 0
 tokenizer = load_tokenizer("glm-tiny")
 few, many, cache = sys.argv[1:]
 calls = []
-real = dataset.run_batches
+real = passing.run_batches
 def counted(task, *args, **settings):
     for each in real(task, *args, **{**settings, "num_workers": 1}):
         calls.append(task)
         look()
         yield each
-dataset.run_batches = counted
+passing.run_batches = counted
 
 def look():
     global peak

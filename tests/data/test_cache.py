@@ -17,7 +17,7 @@ import pytest
 from glmtune.data import dataset
 from glmtune.data.check import check_data
 from glmtune.data.dataset import EncodedSplit, load_split
-from glmtune.data.encoded import cache, table, workers
+from glmtune.data.encoded import cache, passing, table, workers
 from glmtune.data.encoded.identity import tokenizer_digest
 from glmtune.data.reading import text_rows
 from glmtune.data.settings import DataSettings
@@ -59,7 +59,7 @@ def forbid_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **settings: object) -> Any:
         raise AssertionError("rows are encoded again")
 
-    monkeypatch.setattr(dataset, "run_batches", refuse)
+    monkeypatch.setattr(passing, "run_batches", refuse)
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
@@ -184,14 +184,15 @@ def test_a_killed_encoding_leaves_nothing_that_is_taken_for_whole(tiny, kept: Da
         "import os, signal, json, sys\n"
         "from dataclasses import replace\n"
         "from glmtune.data import dataset\n"
+        "from glmtune.data.encoded import passing\n"
         "from glmtune.data.settings import DataSettings\n"
         "from glmtune.loading import load_tokenizer\n"
-        "real = dataset.run_batches\n"
+        "real = passing.run_batches\n"
         "def dying(*args, **settings):\n"
         "    for number, each in enumerate(real(*args, **settings)):\n"
         "        yield each\n"
         "        if number == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "dataset.run_batches = dying\n"
+        "passing.run_batches = dying\n"
         "settings = DataSettings(**json.loads(sys.argv[1]))\n"
         "dataset.load_split(settings, 'train', load_tokenizer('glm-tiny'))\n"
     )
@@ -211,8 +212,8 @@ def test_a_killed_encoding_leaves_nothing_that_is_taken_for_whole(tiny, kept: Da
 
 def _encode(values: dict[str, Any], started: Any, results: Any) -> None:
     calls = []
-    real = dataset.run_batches
-    dataset.run_batches = lambda *args, **settings: calls.append(args[0]) or real(*args, **settings)
+    real = passing.run_batches
+    passing.run_batches = lambda *args, **settings: calls.append(args[0]) or real(*args, **settings)
     tokenizer: Any = load_tokenizer("glm-tiny")
     started.wait()
     split = load_split(DataSettings(**values), "train", tokenizer)
@@ -238,6 +239,39 @@ def test_an_unwritable_place_is_said(tiny, kept: DataSettings, write) -> None:
     settings = replace(kept, cache_dir=write("file", "x"))
     with pytest.raises(ConfigError, match=r"cannot be kept in .*data\.cache_dir=FOLDER.*data\.cache=never"):
         load_split(settings, "train", tiny)
+
+
+def test_a_usual_place_that_is_unwritable_costs_time_alone(
+    tiny, kept: DataSettings, monkeypatch, caplog, write
+) -> None:
+    monkeypatch.setattr(passing, "LARGE_BYTES", 1)
+    usual = replace(kept, cache="auto", cache_dir=None)
+    expected = content(load_split(replace(kept, cache="never"), "train", tiny))
+
+    def nowhere() -> Path:
+        raise OSError("there is no home folder")
+
+    for place in (nowhere, lambda: Path(write("file", "x"))):
+        caplog.clear()
+        monkeypatch.setattr(cache, "cache_folder", place)
+        assert content(load_split(usual, "train", tiny)) == expected
+        assert "cannot be kept" in caplog.text
+        assert "held in memory" in caplog.text
+
+
+def test_a_lock_that_cannot_be_made_is_said(tiny, kept: DataSettings, monkeypatch) -> None:
+    def refuse(path: Path) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("glmtune.storage.lock._open", refuse)
+    with pytest.raises(ConfigError, match=r"cannot be kept in .*kept: Permission denied.*data\.cache_dir"):
+        load_split(kept, "train", tiny)
+
+
+def test_what_is_no_file_is_not_waited_for(tiny, kept: DataSettings, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataError, match="a pipe or a device"):
+        load_split(replace(kept, train_file=str(tmp_path / "pipe.jsonl")), "train", tiny)
 
 
 def test_clearing(tiny, kept: DataSettings) -> None:

@@ -15,6 +15,8 @@ from glmtune.data.settings import DataSettings
 from glmtune.data.streaming.rows import Place, StreamedRows, place_from, stream_split
 from glmtune.data.streaming.shuffle import shuffled
 from glmtune.errors import ConfigError, DataError
+from glmtune.training.rank_batches import RankBatches
+from glmtune.training.row_order import EpochSampler
 
 COUNT = 50
 
@@ -143,6 +145,47 @@ def test_commands_that_need_all_rows_refuse(settings, chatglm2) -> None:
     for call in (lambda: check_data(settings, chatglm2), lambda: load_split(settings, "train", chatglm2)):
         with pytest.raises(ConfigError, match=r"`data\.streaming` is true.*max_train_samples"):
             call()
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_processes_share_what_one_would_learn(settings, chatglm2, num_processes: int) -> None:
+    expected = all_rows(stream(settings, chatglm2, num_rows=96))
+    order = EpochSampler(range(96), batch_size=4, group_by_length=False, seed=1, shuffle=False)
+    found: dict[int, tuple[int, ...]] = {}
+    for rank in range(num_processes):
+        rows = stream(settings, chatglm2, num_rows=96)
+        for batch in RankBatches(order, batch_size=4, rank=rank, num_processes=num_processes):
+            found |= {number: tuple(rows[number]["input_ids"]) for number in batch}
+        assert rows.place_of(96) == stream(settings, chatglm2, num_rows=96).place_of(96)
+    assert [found[number] for number in range(96)] == expected
+
+
+def test_rows_of_the_hub_are_fetched_as_they_are_asked_for(chatglm2, monkeypatch) -> None:
+    fetched: list[int] = []
+    asked: list[dict[str, Any]] = []
+
+    def load_dataset(name: str, subset: str | None, **how: Any) -> Any:
+        asked.append({"name": name, "subset": subset, **how})
+
+        def rows() -> Any:
+            for number in range(1000):
+                fetched.append(number)
+                yield {"prompt": f"q{number}", "response": f"a{number}"}
+
+        return rows()
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    settings = DataSettings(
+        train_file="owner/name", streaming=True, shuffle_buffer=5, max_source_length=60, max_target_length=9
+    )
+    rows = stream(settings, chatglm2, num_rows=2000)
+    first = [tuple(rows[number]["input_ids"]) for number in range(10)]
+    assert len(set(first)) == 10
+    assert max(fetched) < 60, "the layout is told by 20 rows, and the buffer holds 5"
+    assert asked[0] == {"name": "owner/name", "subset": None, "split": "train", "streaming": True}
+    resumed = stream(settings, chatglm2, num_rows=2000)
+    resumed.seek(6, place_from(stream(settings, chatglm2, num_rows=2000).place_of(6)))
+    assert [tuple(resumed[number]["input_ids"]) for number in range(6, 10)] == first[6:]
 
 
 def test_drawing_depends_on_seed_and_number_alone() -> None:

@@ -24,7 +24,7 @@ from glmtune.errors import ConfigError
 from glmtune.storage.cache_place import cache_folder
 from glmtune.storage.files import begin_folder, partial_of, put_in_place
 from glmtune.storage.json_files import parse_json
-from glmtune.storage.lock import lock_beside
+from glmtune.storage.lock import LOCK_SUFFIX, Lock
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,10 @@ META = "meta.json"
 FORMAT = 1
 """Of the folder; a change of what is encoded is in the key."""
 Kept = TypeVar("Kept")
+
+
+class CacheError(ConfigError):
+    """Encoded rows cannot be kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +70,12 @@ def cache_root(given: str | None) -> Path:
         given: ``data.cache_dir``.
 
     Raises:
-        OSError: none is given, and the user has no home folder.
+        CacheError: none is given, and the user has no home folder.
     """
-    return Path(given).expanduser().absolute() if given else cache_folder() / "rows"
+    try:
+        return Path(given).expanduser().absolute() if given else cache_folder() / "rows"
+    except OSError as error:
+        raise _unwritable(Path("~/.cache"), error) from None
 
 
 def keep(root: Path, key: str, fill: Callable[[Path], dict[str, Any]], read: Callable[[Entry], Kept]) -> Kept:
@@ -81,7 +88,7 @@ def keep(root: Path, key: str, fill: Callable[[Path], dict[str, Any]], read: Cal
         read: takes them back; raises OSError, ValueError, KeyError or TypeError where they are damaged.
 
     Raises:
-        ConfigError: the cache cannot be written.
+        CacheError: it cannot be written.
     """
     folder = root / key
     found = _read(folder, read)
@@ -90,17 +97,29 @@ def keep(root: Path, key: str, fill: Callable[[Path], dict[str, Any]], read: Cal
             root.mkdir(
                 parents=True, exist_ok=True, mode=0o700
             )  # rows are as private as the files they are of
-            with lock_beside(folder, waits=True):
+            with _locked(folder):
                 found = _read(folder, read)  # by whoever was waited for
                 if found is None:
                     _fill(folder, fill)
                     found = read(_opened(folder))
         except OSError as error:
-            raise ConfigError(
-                f"The encoded rows cannot be kept in {root}: {error.strerror or error}. Name another folder"
-                " (`data.cache_dir=FOLDER`), or keep them in memory (`data.cache=never`)."
-            ) from error
+            raise _unwritable(root, error) from error
     return found
+
+
+def _locked(folder: Path) -> Lock:
+    """Lock a folder of the cache, by a file beside it."""
+    path = folder.with_name(f".{folder.name}{LOCK_SUFFIX}")
+    return Lock(
+        path, guards=folder, waits=True, unwritable=lambda _, error: _unwritable(folder.parent, error)
+    )
+
+
+def _unwritable(root: Path, error: OSError) -> CacheError:
+    return CacheError(
+        f"The encoded rows cannot be kept in {root}: {error.strerror or error}. Name another folder"
+        " (`data.cache_dir=FOLDER`), or keep them in memory (`data.cache=never`)."
+    )
 
 
 def _read(folder: Path, read: Callable[[Entry], Kept]) -> Kept | None:
@@ -165,7 +184,7 @@ def clear(root: Path) -> Cleared:
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
         is_entry = folder.is_dir() and _is_key(folder.name.removeprefix(".").split(".")[0])
         if is_entry and ((folder / META).is_file() or folder == partial_of(root / _stem(folder))):
-            with lock_beside(root / _stem(folder), waits=True):
+            with _locked(root / _stem(folder)):
                 num_bytes += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
                 num_sets += 1
                 shutil.rmtree(folder)

@@ -15,7 +15,7 @@ from typing import Any
 
 from glmtune.data.conversations import SplitReader
 from glmtune.data.reading.archives import archive_of
-from glmtune.data.reading.readers import is_on_hub, load_hub
+from glmtune.data.reading.readers import is_on_hub, load_hub, unreadable
 from glmtune.data.settings import DataSettings
 from glmtune.models.templates.renderer import TextTokenizer
 
@@ -50,7 +50,7 @@ def rows_key(kind: str, reader: SplitReader, tokenizer: TextTokenizer, settings:
         32 hexadecimal digits.
 
     Raises:
-        OSError: a file cannot be read.
+        DataError: a file cannot be read.
     """
     values = {field.name: getattr(settings, field.name) for field in fields(settings)}
     of = reader.settings
@@ -76,8 +76,13 @@ def _source(source: str, settings: DataSettings, split: str) -> list[str]:
         name, split, loaded = load_hub(source, split, settings.hub_subset)
         return ["hub", name, split, str(getattr(loaded, "_fingerprint", ""))]
     file = archive_of(Path(source)) or Path(source)
-    with file.open("rb") as opened:
-        return [source, hashlib.file_digest(opened, "sha256").hexdigest()]
+    if not file.is_file():  # a pipe, perhaps, which would be waited for: reading says what is wrong
+        return [source, ""]
+    try:
+        with file.open("rb") as opened:
+            return [source, hashlib.file_digest(opened, "sha256").hexdigest()]
+    except OSError as error:
+        raise unreadable(file, error) from None
 
 
 def tokenizer_digest(tokenizer: TextTokenizer) -> str:

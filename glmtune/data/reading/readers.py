@@ -86,7 +86,7 @@ def open_rows(
             return open_parquet(path, limit, columns)
         stream = open_text(path, limit, columns)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     stream.rows = islice(_readable(stream.rows, path), limit)
     return stream
 
@@ -103,10 +103,11 @@ def _readable(rows: Iterator[RawRow], path: Path) -> Iterator[RawRow]:
     try:
         yield from rows
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
+def unreadable(path: Path, error: OSError) -> DataError:
+    """Word that the system does not give a file."""
     return DataError(f"the file cannot be read: {error.strerror}. Check its permissions.", path=path)
 
 
