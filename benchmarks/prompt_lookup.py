@@ -46,6 +46,7 @@ from glmtune.quantization.kernels.dispatch import prepare_for_inference
 ROOT = Path(__file__).resolve().parents[1]
 Clock = Callable[[], float]
 NUM_SHOTS = 3
+KINDS = ("ads", "few-shot", "prose")
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Tokens of a pass whose time is measured."""
 
@@ -201,6 +202,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--configurations", nargs="+", choices=list(GLMTUNE), default=["int4", "int4 e8", "int4 a8 e8"]
     )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--tiny", action="store_true", help="glm-tiny, with answers of its own")
     parser.add_argument("--dtype", default="bfloat16", help="with --tiny")
     parser.add_argument("--llama-python", help="a Python that has llama-cpp-python and gguf")
@@ -223,6 +225,8 @@ def main() -> int:
     models = tiny_models(arguments) if arguments.tiny else random_models(arguments)
     kinds: dict[str, list[Text]] = {}
     for text in texts(arguments.texts):
+        if text.kind not in arguments.kinds:
+            continue
         kinds.setdefault(text.kind, []).append(text)
     if not arguments.tiny:
         GivenAnswers.answers = {text.prompt: text.answer for given in kinds.values() for text in given}

@@ -23,4 +23,4 @@ def load_draft(settings: DraftSettings, model: ModelSettings) -> Drafting | None
         return None
     loaded = load_base(settings.source, dtype=model.dtype, **model.where, quantization=settings.quantization)
     prepare_for_inference(loaded)
-    return Drafting(loaded, settings.max_tokens)
+    return Drafting(loaded, settings.num_tokens)

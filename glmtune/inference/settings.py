@@ -146,7 +146,7 @@ class DraftSettings:
         None, "a smaller model of the same vocabulary, or the model itself with draft.quantization"
     )
     quantization: str | None = setting(None, "of the model that drafts, on loading: int4, int8, ...")
-    max_tokens: int = setting(4, "most tokens drafted at once")
+    num_tokens: int = setting(4, "most tokens drafted at once")
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -154,7 +154,7 @@ class DraftSettings:
         Raises:
             ConfigError: a number out of range, or a setting of a model that is not there.
         """
-        check_range("draft.max_tokens", self.max_tokens, low=1, high=MAX_PROMPT_LOOKUP_TOKENS)
+        check_range("draft.num_tokens", self.num_tokens, low=1, high=MAX_PROMPT_LOOKUP_TOKENS)
         if self.source is None and self.quantization is not None:
             raise ConfigError(
                 f"`draft.quantization` is `{self.quantization}`, but no model is to draft. Add"

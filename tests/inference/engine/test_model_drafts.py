@@ -116,5 +116,5 @@ def test_another_vocabulary_and_settings_without_a_model_are_refused():
         Engine(load("chatglm2"), draft=Drafting(other, 4))
     with pytest.raises(ConfigError, match=r"`draft.quantization` is `int4`, but no model is to draft"):
         DraftSettings(quantization="int4")
-    with pytest.raises(ConfigError, match=r"`draft.max_tokens` is 0"):
-        DraftSettings(source="glm-tiny", max_tokens=0)
+    with pytest.raises(ConfigError, match=r"`draft.num_tokens` is 0"):
+        DraftSettings(source="glm-tiny", num_tokens=0)
