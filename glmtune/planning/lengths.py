@@ -66,12 +66,7 @@ def _measured(config: RunConfig) -> DataSettings | None:
         return None
     source, family = config.model.source, config.model.family
     tokenizer = cast("TextTokenizer", load_tokenizer(source, family=family))
-<<<<<<< HEAD
     context = context_tokens(source, family)
-    rows = load_conversations(data, "train", warn=False).conversations
-    return resolve_lengths(config.data, training_lengths(rows, tokenizer, data), context=context)
-=======
-    context = load_config(source, resolve_source(source), family).max_position_embeddings
     found: list[RowLengths] = []
     for one in sets:
         first = min(MEASURED_ROWS, one.max_train_samples or MEASURED_ROWS)
@@ -81,4 +76,3 @@ def _measured(config: RunConfig) -> DataSettings | None:
     prompts, answers = ([getattr(each, name) for each in found] for name in ("prompts", "answers"))
     lengths = RowLengths(np.concatenate(prompts), np.concatenate(answers))
     return resolve_lengths(config.data, lengths, context=context)
->>>>>>> data
