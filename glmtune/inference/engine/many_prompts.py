@@ -35,7 +35,7 @@ class GeneratedIds:
         num_prompt_tokens: length of the prompt.
         is_tuned: what the switch of what is attached decided; None: there is none.
         stop_id: the token that ended it; None where none did.
-        num_draft_tokens: tokens drafted by prompt lookup and computed.
+        num_draft_tokens: tokens drafted and computed.
         num_accepted_tokens: how many of these were what the model chose anyway: so many passes were saved.
     """
 

@@ -62,7 +62,7 @@ class EngineStats:
         new_tokens: tokens generated since the start.
         allocated_tokens: tokens that there is memory for now, room for those to come included.
         token_bytes: that keys and values of one token take.
-        num_draft_tokens: tokens drafted by prompt lookup and computed since the start.
+        num_draft_tokens: tokens drafted and computed since the start.
         num_accepted_tokens: how many of these were what the model chose anyway.
         switched: by adapter, what its switch decided since the start: how often on, how often off.
     """

@@ -65,7 +65,7 @@ class EngineCollector(Collector):
                 stats.cached_prompt_tokens,
             ),
             ("generated_tokens", "Tokens generated.", stats.new_tokens),
-            ("draft_tokens", "Tokens drafted by prompt lookup.", stats.num_draft_tokens),
+            ("draft_tokens", "Tokens drafted, by lookup or a model.", stats.num_draft_tokens),
             ("accepted_draft_tokens", "Drafted tokens that were right.", stats.num_accepted_tokens),
         ):
             yield CounterMetricFamily(f"glmtune_{name}", text, value=value)
