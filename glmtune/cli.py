@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 # Name -> (module holding COMMAND, one line). Kept here so that `glmtune --help` imports no recipe.
 COMMANDS = {
-    "quickstart": ("recipes.quickstart", "tune the embedded model and see what changed, in five minutes"),
+    "quickstart": (
+        "recipes.flows.quickstart",
+        "tune the embedded model, and see what changed",
+    ),
     "train": ("recipes.train", "tune a model: P-Tuning v2 (+recipe=ptuning), LoRA, or all its weights"),
     "plan": ("recipes.plan", "say what memory and time a run needs, and the cheapest setting that fits"),
     "predict": ("recipes.predict", "generate answers for a data set and score them"),

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.train import TrainConfig
+from glmtune.terminal.text import write_now
+from glmtune.training.config import RunConfig
 from recipes.words.compose import Command
 
 
-def run(config: TrainConfig, words: Sequence[str] = ()) -> int:
+def run(config: RunConfig, words: Sequence[str] = ()) -> int:
     """Run the three commands one after the other, as whoever learns them would type them.
 
     Args:
@@ -30,7 +31,7 @@ def run(config: TrainConfig, words: Sequence[str] = ()) -> int:
     )
     for command in commands:
         # A process for each: none leaves anything behind in memory that the next would not have by itself.
-        print(f"\n$ glmtune {' '.join(command)}", flush=True)
+        write_now(f"\n$ glmtune {' '.join(command)}\n")
         code = subprocess.run([sys.executable, "-m", "glmtune", *command], check=False).returncode  # noqa: S603
         if code:
             return code
@@ -40,7 +41,7 @@ def run(config: TrainConfig, words: Sequence[str] = ()) -> int:
 COMMAND = Command(
     name="quickstart",
     summary="check the shipped data, tune the embedded model on it, predict before and after",
-    schema=TrainConfig,
+    schema=RunConfig,
     run=run,
     takes_words=True,
     examples=("glmtune quickstart", "glmtune quickstart trainer.max_steps=100"),
