@@ -77,6 +77,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (adgen / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     shutil.copy(adgen / "train.json", folder / "my_train.json")
     shutil.copy(adgen / "dev.json", folder / "my_dev.json")
+    shutil.copytree(REPO / "data" / "own_benchmark", folder / "data" / "own_benchmark")
     return folder
 
 

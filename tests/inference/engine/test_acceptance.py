@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from glmtune.inference.engine.batching.acceptance import EXPECTED, AcceptanceRates, best_width
+from glmtune.inference.engine.batching.acceptance import BY_MODEL, EXPECTED, AcceptanceRates, best_width
 from glmtune.inference.engine.sampling.lookup import SIZES
 
 
@@ -13,7 +13,7 @@ def width(*drafts: tuple[int, float], rows: int = 1, cost: float = 0.15, most: i
 
 
 def test_every_length_of_a_run_has_an_expectation():
-    assert set(EXPECTED) == set(SIZES)
+    assert set(EXPECTED) == {*SIZES, BY_MODEL}
 
 
 def test_a_draft_is_as_long_as_it_pays():

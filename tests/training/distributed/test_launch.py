@@ -33,8 +33,9 @@ def test_port_in_use(taken_port: int, capsys: pytest.CaptureFixture[str], tmp_pa
     overrides = ["+recipe=full", f"output_dir={tmp_path / 'run'}", "launch.num_processes=2"]
     assert main(["train", *overrides, f"launch.master_port={taken_port}"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"glmtune: `launch.master_port` is {taken_port}, but that port cannot be used")
-    assert said.count("\n") == 1
+    intention, problem = said.splitlines()
+    assert intention.startswith("Tuning of all weights of glm-tiny")
+    assert problem.startswith(f"glmtune: `launch.master_port` is {taken_port}, but that port cannot be used")
     assert not (tmp_path / "run").exists()
 
 
