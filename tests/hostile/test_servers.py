@@ -427,8 +427,11 @@ class TestAnswersAreBounded:
         assert shown("a\r\nb\tc") == "a b c"
 
 
+# What is started in the background of a shell inherits that Ctrl-C is ignored, and Python leaves it at that.
 RUN = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from evaluation.backends.endpoint import EndpointSettings
 from evaluation.backends.openai_api import OpenAIBackend
