@@ -82,17 +82,21 @@ def test_a_lora_answers_otherwise_as_far_as_its_scale_goes(command, open_page) -
     opened = open_page(command.url)
     greedy(opened)
     answers = []
-    for name in ("low (lora)", "low (lora)", "the base model"):
-        choose(opened, name)
-        if "lora" in name:
-            opened.page.locator("#strength input:visible").first.wait_for()
-            opened.set_number("strength", 0 if answers else 1)
-        else:
-            opened.wait(lambda: opened.page.locator("#strength input:visible").count() == 0, "no strength")
+
+    def asked() -> None:
         opened.ask("Hello, who are you?")
         answers.append(opened.wait_for_answer())
         opened.page.locator("#new").click()
         opened.wait(lambda: opened.answers() == [], "new chat")
+
+    choose(opened, "low (lora)")
+    opened.page.locator("#strength input:visible").first.wait_for()
+    for strength in (1, 0):  # chosen once: what shows the slider must not come after what is set
+        opened.set_number("strength", strength)
+        asked()
+    choose(opened, "the base model")
+    opened.wait(lambda: opened.page.locator("#strength input:visible").count() == 0, "no strength")
+    asked()
     assert answers[2].startswith("I am glm-tiny")
     assert answers[1] == answers[2], "a LoRA of scale 0 is none"
     assert answers[0] != answers[1]
