@@ -100,6 +100,10 @@ def run(config: DataConfig, words: Sequence[str] = ()) -> DataReport | None:
         _fetch(config) if config.action == "fetch" else _clear(config)
         return None
     if config.benchmark_file is not None:
+        if others := sorted(given_settings(COMMAND, words) - {"action", "benchmark_file"}):
+            raise ConfigError(
+                f"`{others[0]}` is set, but a benchmark is checked by its file alone. Leave it out."
+            )
         _check_benchmark(Path(config.benchmark_file).expanduser())
         return None
     from glmtune.data.check import check_data

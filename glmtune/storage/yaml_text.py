@@ -51,12 +51,17 @@ def read_yaml(path: Path) -> Any:
         OSError: it cannot be read.
         yaml.YAMLError: it is no YAML, or (`YamlTooLarge`) goes beyond a bound.
     """
+    return load_yaml(read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """Read the text of a YAML file; see `read_yaml`, also for errors."""
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)  # a device has no size to ask for
     if len(content) > MAX_BYTES:
         raise YamlTooLarge(f"it is larger than {MAX_BYTES // 2**20} MiB, the most that is read as YAML")
     try:
-        return load_yaml(content.decode("utf-8-sig"))
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise yaml.YAMLError(f"it is not UTF-8 (byte {error.start})") from None
 

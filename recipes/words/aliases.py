@@ -101,6 +101,7 @@ _RENAMED = _renamed(
         "lora_target lora_targets lora_target_modules target_modules": "lora.targets",
         # answers and evaluation
         "task tasks": "benchmark",
+        "benchmark": "benchmark_file",  # of `data check`, which has no such group
         "limit": "benchmark.limit",
         "subjects": "benchmark.subjects",
         "num_shots shots few_shot": "benchmark.num_fewshot",

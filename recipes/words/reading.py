@@ -22,8 +22,6 @@ BOOLEANS = {"true": "true", "yes": "true", "on": "true", "1": "true"} | {
     "false": "false", "no": "false", "off": "false", "0": "false",
 }  # fmt: skip
 NO_VALUE = ("false", "none", "null", "")
-FILES_OF_GROUPS = {"benchmark": "benchmark_file"}
-"""Groups whose name stands for a file where a command has no such group: Hydra would look for an option."""
 
 
 @dataclass
@@ -207,7 +205,7 @@ class _Reader:
         """
         overrides, why = self._meaning(typed, name, value, value if literal is None else literal)
         self.reading.overrides += overrides
-        is_ours = name.lstrip("+") in (*SHORT_NAMES, *self.command.groups, *FILES_OF_GROUPS)
+        is_ours = name.lstrip("+") in (*SHORT_NAMES, *self.command.groups)
         if why:
             self.reading.needless.append((typed, why))
         elif not is_ours and overrides != [f"{name}={value if literal is None else literal}"]:
@@ -219,8 +217,6 @@ class _Reader:
         bare = name[len(plus) :]
         if bare in command.groups and value[:1] not in ("'", '"', "{", "["):
             return self._option(bare, value), ""
-        if (file := FILES_OF_GROUPS.get(bare)) in command.types and bare not in command.groups:
-            return [f"{file}={_exact(value)}"], ""
         if bare in SHORT_NAMES and f"model.{bare}" in command.types:
             return [f"{bare}={literal}"], ""
         if bare in command.types:

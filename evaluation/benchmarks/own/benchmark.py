@@ -8,10 +8,10 @@ from typing import Any
 
 from evaluation.backend import Limits
 from evaluation.benchmarks.benchmark import Ask, Benchmark
-from evaluation.benchmarks.own.description import Description, line_of, read_description
+from evaluation.benchmarks.own.description import FewShotPart, read_description
 from evaluation.benchmarks.own.prompts import Templates
 from evaluation.benchmarks.own.reading import ANY, rules_of
-from evaluation.benchmarks.own.rows import Row, read_rows
+from evaluation.benchmarks.own.rows import HUB, Row, read_rows
 from evaluation.fewshot import Exemplar, FewShot, as_text, turns_prompt
 from evaluation.metrics import MACRO, MICRO, Groups
 from evaluation.sample import LETTERS, Prompt, Sample
@@ -37,13 +37,13 @@ class OwnBenchmark:
         Raises:
             DataError: see `read_description`; a rule, or a test of one, does not hold.
         """
-        self.path, self.description = path, read_description(path)
-        text = path.read_text(encoding="utf-8-sig")
-        lines = {name: line_of(text, [name]) for name in Description.model_fields}
-        self._lines, self._templates = lines, Templates(path, lines)
-        self.rules = rules_of(self.description, path, lines)
+        self.path = path
+        self.description, self._lines = read_description(path)
+        self._templates = Templates(path, self._lines)
+        self.rules = rules_of(self.description, path, self._lines)
         self._rows: dict[str, list[Row]] = {}
-        self._values: dict[tuple[str, int, str], Mapping[str, Any]] = {}
+        # Of the split that was loaded last: its questions are asked, and their templates need whole rows.
+        self._values: dict[tuple[str, int], Mapping[str, Any]] = {}
 
     def load(self, folder: Path, split: str, subjects: Sequence[str]) -> list[Sample]:
         """Return the questions of some subjects of a split, in the order of the file.
@@ -52,6 +52,7 @@ class OwnBenchmark:
             DataError: a file cannot be read, or a row lacks what the description names.
         """
         del folder
+        self._values.clear()
         samples: list[Sample] = []
         counts: dict[str, int] = {}
         for row in self._of(split):
@@ -61,7 +62,7 @@ class OwnBenchmark:
             if subject not in subjects:
                 continue
             sample = self._sample(row, split, subject, index)
-            self._values[sample.subject, sample.index, sample.question] = row.values
+            self._values[sample.key] = row.values
             samples.append(sample)
         wanted = {subject: place for place, subject in enumerate(subjects)}
         return sorted(samples, key=lambda sample: (wanted[sample.subject], sample.index))
@@ -120,7 +121,7 @@ class OwnBenchmark:
             if about.kind != "both"
             else lambda sample, said: self._second(sample, said, ask),
             num_fewshot=min(map(len, shots.values())) if shots else 0,
-            few_shot=FewShot(shots, lambda sample: self._text(sample)) if shots else None,
+            few_shot=FewShot(shots, lambda sample: self._text(self._names(sample))) if shots else None,
         )
 
     # ---- questions ----
@@ -231,19 +232,19 @@ class OwnBenchmark:
 
     # ---- prompts ----
 
-    def _names(self, sample: Sample) -> dict[str, Any]:
-        row = self._values[sample.subject, sample.index, sample.question]
+    def _names(self, sample: Sample, row: Mapping[str, Any] | None = None) -> dict[str, Any]:
         return {
-            **row,
+            **(self._values[sample.key] if row is None else row),
             "question": sample.question,
             "options": list(sample.choices),
             "letters": list(LETTERS[: len(sample.choices)]),
             "subject": sample.subject,
         }
 
-    def _text(self, sample: Sample) -> str:
+    def _text(self, names: Mapping[str, Any]) -> str:
         assert self.description.prompt is not None
-        return self._templates.render("prompt", self.description.prompt, self._names(sample)).rstrip("\n")
+        # YAML's `|` ends with a line break, behind which a model would begin an answer otherwise.
+        return self._templates.render("prompt", self.description.prompt, names).rstrip("\n")
 
     def _prompt(self, sample: Sample, shots: Sequence[Exemplar], is_chat: bool) -> Prompt:
         if self.description.turns is not None:
@@ -253,50 +254,56 @@ class OwnBenchmark:
                 for place, turn in enumerate(self.description.turns)
             )
             return Prompt(turns=tuple(turns))
+        asked = self._text(self._names(sample))
         if is_chat:
-            return turns_prompt("", shots, self._text(sample))
-        return Prompt(text=as_text("", shots, self._text(sample)), num_fewshot=len(shots))
+            return turns_prompt("", shots, asked)
+        return Prompt(text=as_text("", shots, asked), num_fewshot=len(shots))
 
     def _second(self, sample: Sample, completion: str, ask: Ask) -> Prompt:
         assert self.description.second_prompt is not None
-        first = "" if self.description.prompt is None else self._text(sample)
-        names = {**self._names(sample), "prompt": first, "completion": completion}
+        names = self._names(sample)
+        names |= {"prompt": self._text(names), "completion": completion}
         text = self._templates.render("second_prompt", self.description.second_prompt, names).rstrip("\n")
         return Prompt(turns=(Message("user", text),)) if ask.is_chat else Prompt(text=text)
 
     def _exemplars(self, subjects: Sequence[str]) -> dict[str, list[Exemplar]]:
+        """Return the examples of each subject: its own where their rows name one, else the same for all."""
         part = self.description.few_shot
         if part is None:
             return {}
-        rows = self._of(part.split)
-        column = self.description.subject
-        is_by_subject = column is not None and all(column in row.values for row in rows)
-        there = self.subjects(part.split) if is_by_subject else (self.path.stem,)
-        if not is_by_subject and column is not None:  # the same examples for every subject
-            samples = [
-                self._sample(row, part.split, "", place) for place, row in enumerate(rows[: part.number])
-            ]
-            for sample, row in zip(samples, rows, strict=False):
-                self._values[sample.subject, sample.index, sample.question] = row.values
-            shared = [self._exemplar(sample) for sample in samples]
-            return dict.fromkeys(subjects, shared)
+        column, rows = self.description.subject, self._of(part.split)
+        has_subjects = column is not None and all(column in row.values for row in rows)
         shots: dict[str, list[Exemplar]] = {}
         for subject in subjects:
-            found = self.load(self.path, part.split, [subject])[: part.number] if subject in there else []
-            if not found:
+            own = [row for row in rows if not has_subjects or self._subject(row, part.split) == subject]
+            if len(own) < part.number:
                 raise DataError(
-                    f"`few_shot.split` is `{part.split}`, which has no row of the subject `{subject}`.",
+                    f"`few_shot.number` is {part.number}, but `{part.split}` has {len(own)} rows for the"
+                    f" subject `{subject}`. Lower it, or add examples.",
                     path=self.path,
                     line=self._lines["few_shot"],
                 )
-            shots[subject] = [self._exemplar(sample) for sample in found]
+            shots[subject] = [
+                self._exemplar(row, part, subject, place) for place, row in enumerate(own[: part.number])
+            ]
         return shots
 
-    def _exemplar(self, sample: Sample) -> Exemplar:
-        assert self.description.few_shot is not None
-        names = {**self._names(sample), "answer": sample.answer.split(ANY)[0]}
-        answer = self._templates.render("few_shot.answer", self.description.few_shot.answer, names)
-        return Exemplar(self._text(sample), answer if answer[:1].isspace() else f" {answer}")
+    def _exemplar(self, row: Row, part: FewShotPart, subject: str, place: int) -> Exemplar:
+        sample = self._sample(row, part.split, subject, place)
+        names = self._names(sample, row.values)
+        answer = self._templates.render(
+            "few_shot.answer", part.answer, {**names, "answer": sample.answer.split(ANY)[0]}
+        )
+        return Exemplar(self._text(names), answer if answer[:1].isspace() else f" {answer}")
+
+
+def reads_files_only(path: Path) -> bool:
+    """Say whether all questions of a YAML file are in files, and none on the hub.
+
+    Raises:
+        DataError: see `read_description`.
+    """
+    return not any(name.startswith(HUB) for name in read_description(path)[0].files.values())
 
 
 def own_benchmark(path: Path, split: str | None) -> Benchmark:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.benchmarks.own.benchmark import OwnBenchmark
 from evaluation.benchmarks.tasks import make_task
 from evaluation.sample import Prompt
 
@@ -68,11 +69,10 @@ def check_own(path: Path, *, is_chat: bool = True) -> OwnReport:
         if sample.choices:
             keys[sample.answer] = keys.get(sample.answer, 0) + 1
         if sample.subject not in first:
+            # A rule that does not find a key in the key alone will not find it in an answer.
             read = {} if task.kind == "choices" else task.answers(sample, text=sample.answer)
             first[sample.subject] = Shown(sample.subject, _text(prompt), sample.answer, read)
     splits = {task.split: len(task.samples)}
-    from evaluation.benchmarks.own.benchmark import OwnBenchmark
-
     own = OwnBenchmark(path)
     for split in own.description.files:
         if split not in splits:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from evaluation.sample import LETTERS
 from glmtune.errors import DataError
 from glmtune.storage.records import shown
-from glmtune.storage.yaml_text import load_yaml
+from glmtune.storage.yaml_text import load_yaml, read_text
 
 SUFFIXES = (".yaml", ".yml")
 RULES = ("number", "letter", "first_line", "last_line", "whole")
@@ -134,14 +134,21 @@ class Description(_Part):
             raise ValueError(f"`kind: {self.kind}` compares letters, so it needs `options`")
         if (self.kind == "both") != (self.second_prompt is not None):
             raise ValueError("`kind: both` and `second_prompt` belong together")
-        if self.kind == "choices" and (self.stop or self.extract is not None):
-            raise ValueError("`kind: choices` generates nothing, so it has no `stop` and no `extract`")
+        if self.kind == "choices" and self.model_fields_set & {"stop", "extract", "max_new_tokens"}:
+            raise ValueError(
+                "`kind: choices` generates nothing, so it has no `stop`, `extract` or `max_new_tokens`"
+            )
+        if self.kind == "both" and self.prompt is None:
+            raise ValueError("`kind: both` needs `prompt`, which `second_prompt` goes on from")
         if self.few_shot is not None and self.few_shot.split not in self.files:
             raise ValueError(
                 f"`few_shot.split` is `{self.few_shot.split}`, but `files` has {', '.join(self.files)}"
             )
-        if self.kind != "generate" and self.score != "exact":
-            raise ValueError(f"`kind: {self.kind}` reads letters, which `score: exact` compares")
+        # With options a key becomes its letter, whatever the file has: no other score could ever be right.
+        if self.options is not None and self.score != "exact":
+            raise ValueError(
+                f"`options` make every key a letter, which `score: exact` compares, not {self.score}"
+            )
         return self
 
 
@@ -150,17 +157,20 @@ def is_description(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def read_description(path: Path) -> Description:
+def read_description(path: Path) -> tuple[Description, dict[str, int]]:
     """Read the file of a benchmark.
 
     Args:
         path: UTF-8 YAML.
 
+    Returns:
+        What it says, and the line, from 1, of each of its keys; of one that is left out 1.
+
     Raises:
         DataError: it is absent, no YAML, or holds what it may not; the line is named.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         values = load_yaml(text)
     except FileNotFoundError:
         raise DataError(
@@ -168,8 +178,6 @@ def read_description(path: Path) -> Description:
         ) from None
     except OSError as error:
         raise DataError(f"it cannot be read ({error.strerror or error}).", path=path) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"it is not UTF-8 (byte {error.start}). Save it as UTF-8.", path=path) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error)
@@ -180,10 +188,11 @@ def read_description(path: Path) -> Description:
     if not isinstance(values, dict):
         raise DataError(f"keys were expected ({', '.join(Description.model_fields)}).", path=path, line=1)
     try:
-        return Description.model_validate(values)
+        found = Description.model_validate(values)
     except ValidationError as error:
-        found = error.errors(include_url=False)[0]
-    raise DataError(_worded(found), path=path, line=line_of(text, found["loc"]))
+        problem = error.errors(include_url=False)[0]
+        raise DataError(_worded(problem), path=path, line=line_of(text, problem["loc"])) from None
+    return found, {name: line_of(text, [name]) for name in Description.model_fields}
 
 
 def _worded(found: Any) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import html
 from collections.abc import Mapping
+from pathlib import Path
 
+from evaluation.benchmarks.own.benchmark import reads_files_only
 from evaluation.benchmarks.tasks import make_task
 from evaluation.compare.pairing.match import Pair
 from evaluation.compare.pairing.runs import JudgedAnswer, Run
@@ -48,6 +50,8 @@ def find_questions(run: Run, data_dir: str | None) -> Mapping[tuple[str, int], S
     own: object = run.results.get("own_benchmark")
     file = own.get("file") if isinstance(own, dict) else None
     try:
+        if file is not None and not reads_files_only(Path(str(file))):
+            return {}  # a run's folder may be anybody's: it sends nobody to the network
         task = make_task(
             str(file or values["benchmark"]),
             protocol=str(values["protocol_version"]).partition("/")[0],

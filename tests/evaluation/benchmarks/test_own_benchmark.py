@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from evaluation.benchmarks.own.benchmark import own_benchmark
+from evaluation.benchmarks.own.benchmark import own_benchmark, reads_files_only
 from evaluation.benchmarks.own.reading import ANY
 from evaluation.benchmarks.tasks import make_task
 from evaluation.sample import ChoiceScores
@@ -140,6 +140,21 @@ def test_examples_before_a_question(tmp_path: Path) -> None:
         made(write(tmp_path, BASE, files={"test": "rows.jsonl", "dev": "rows.jsonl"}, few_shot=few_shot))
 
 
+def test_an_example_and_a_question_alike_but_for_their_columns(tmp_path: Path) -> None:
+    """Both are the first of their file and ask the same words, as choices often do."""
+    rows = [{"q": "Which is right?", "x": name, "key": "A", "y": "no"} for name in ("asked", "shown")]
+    (tmp_path / "dev.jsonl").write_text(json.dumps(rows[1]), encoding="utf-8")
+    about = {**LETTERS, "prompt": "{{ q }} {{ x }}", "files": {"test": "rows.jsonl", "dev": "dev.jsonl"}}
+    task = made(write(tmp_path, about, rows[:1], few_shot={"split": "dev", "number": 1}), is_chat=False)
+    assert texts(task) == ["Which is right? shown A\n\nWhich is right? asked"]
+
+
+def test_a_run_of_others_sends_nobody_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.load_dataset", None)
+    assert not reads_files_only(write(tmp_path, BASE, files={"test": "hub:me/mine"}))
+    assert reads_files_only(write(tmp_path, BASE))
+
+
 def test_turns(tmp_path: Path) -> None:
     about = {name: value for name, value in BASE.items() if name != "prompt"}
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "{{ q }} ({{ field }})"}]
@@ -259,6 +274,17 @@ MISTAKES = {
         ["Needs `prompt` or `turns`, and not both"],
     ),
     "choices without options": (GOOD + "kind: choices\n", 1, ["needs `options`"]),
+    "limits without an answer": (
+        GOOD + "kind: choices\noptions: [a, q]\nmax_new_tokens: 5\n",
+        1,
+        ["generates nothing"],
+    ),
+    "letters by their number": (GOOD + "options: [a, q]\nscore: number\n", 1, ["make every key a letter"]),
+    "too few examples": (
+        GOOD.replace("rows.jsonl}", "rows.jsonl, dev: rows.jsonl}") + "few_shot: {split: dev, number: 9}\n",
+        8,
+        ["`few_shot.number` is 9, but `dev` has 3 rows"],
+    ),
     "a split that is none": (GOOD + "few_shot: {split: dev}\n", 1, ["`few_shot.split` is `dev`", "test"]),
     "a template that is none": (GOOD.replace("Q: {{ question", "Q: {% question"), 6, ["`prompt`", "Syntax"]),
     "a column that is none": (
@@ -346,6 +372,8 @@ def test_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "test 50 questions" in shown
     assert shown.count("[user]") == 3
     assert "letter reads in the key itself" in shown
+    assert main(["data", "check", f"benchmark={quiz}", f"report_file={tmp_path / 'r.json'}"]) == 2
+    assert "`report_file` is set" in capsys.readouterr().err
     runs = [tmp_path / "plain", tmp_path / "int4"]
     asked = [f"benchmark={quiz}", "benchmark.limit=2"]
     assert main(["eval", *asked, f"output_dir={runs[0]}"]) == 0
