@@ -37,3 +37,14 @@ def test_what_is_run(
     assert [command[3] for command in ran] == ["data", "train", "predict"][: 2 if failing else 3]
     if failing is None:
         assert ran[2][4:] == ["data=ads", f"prefix_path={place / 'last'}", "compare_base=true"]
+
+
+@pytest.mark.parametrize(
+    "word", ["model=chatglm2-6b", "quantization=int4", "data=chat", "data.train_file=my.jsonl"]
+)
+def test_what_the_next_commands_would_not_know_is_refused(
+    word: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "run", None)
+    assert main(["quickstart", word]) == 2
+    assert "use `glmtune train`" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from tests.inference.engine.requests import load, write_lora, write_prefix
 NAMES = ["chatglm2", "chatglm2-32k", "chatglm3", "glm4", "per-head"]
 
 
-def read_both(model: EngineModel, prompts: list[list[int]], before: list[Before]) -> None:
+def assert_same_reading(model: EngineModel, prompts: list[list[int]], before: list[Before]) -> None:
     """Read with the last layer for every token and for the last ones, and compare all that comes of it."""
     every = model.read(prompts, before, keep=True, every=True)
     last = model.read(prompts, before, keep=True)
@@ -50,19 +50,19 @@ def test_it_is_the_same_alone_and_behind_what_was_read(name: str, what: str, tmp
         attach_prefix(base, load_prefix(folder, base))
     model = EngineModel(base)
     prompts = shared_prompts(model.config)
-    read_both(model, prompts, [Before()])
+    assert_same_reading(model, prompts, [Before()])
     first = model.read([prompts[0]], [Before()], keep=True).layers
-    read_both(model, prompts, [Before(tuple(first))])
+    assert_same_reading(model, prompts, [Before(tuple(first))])
     # Each row behind its own tokens, of unlike number.
     rows = [Before(tuple(model.read([prompts[place]], [Before()], keep=True).layers)) for place in (1, 2, 3)]
-    read_both(model, prompts[4:7], rows)
+    assert_same_reading(model, prompts[4:7], rows)
 
 
 def test_a_single_token_and_twins(tmp_path: Path) -> None:
     model = EngineModel(load("chatglm2"))
     assert model.read([[5]], [Before()], keep=False).hidden_BSD.shape[:2] == (1, 1)
-    read_both(model, [[5, 6], [7]], [Before()])
-    read_both(model, [[5, 6], [5, 6]], [Before()])
+    assert_same_reading(model, [[5, 6], [7]], [Before()])
+    assert_same_reading(model, [[5, 6], [5, 6]], [Before()])
 
 
 def test_the_layer_is_left_as_it_was() -> None:
@@ -86,7 +86,7 @@ def test_over_codes(oracles: Path) -> None:
         oracles / "v2/checkpoint_safetensors", quantization="int4", dtype="float32", device="cpu"
     )
     model = EngineModel(tuned)
-    read_both(model, shared_prompts(model.config), [Before()])
+    assert_same_reading(model, shared_prompts(model.config), [Before()])
 
 
 def test_chatglm_6b_computes_every_token() -> None:
