@@ -267,9 +267,8 @@ class GlmTrainer(Trainer):
         """
         start = time.monotonic()
         with self.accelerator.autocast():
-            sums = {
-                name: self._sum(rows) for name, rows in by_token.eval_orders(self.rows.validation).items()
-            }
+            orders = by_token.eval_orders(self.rows.validation)
+            sums = {name: self._sum(order) for name, order in orders.items()}
             total = torch.stack(list(sums.values())).sum(dim=0)
             metrics = by_token.per_token(total, prefix=metric_key_prefix)
             for name in filter(None, sums):
