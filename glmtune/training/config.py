@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glmtune.data.settings import DataSettings
 from glmtune.errors import ConfigError
@@ -76,6 +76,10 @@ class RunConfig:
                     f"Add `{name}=null`."
                 )
         self.data.check_answers()
+        if self.trainer.group_by_length is None:
+            # Decided here, so that a run's folder and all behind it know one or the other.
+            decided = replace(self.trainer, group_by_length=not self.data.streaming)
+            object.__setattr__(self, "trainer", decided)
         self._check_streaming()
         if self.data.mix is not None and not self.trainer.shuffle:
             raise ConfigError(

@@ -111,7 +111,9 @@ class TrainerSettings(OptimizationSettings, RecordSettings, WatchSettings):
     per_device_eval_batch_size: int = setting(8, "rows in one forward pass of the evaluation")
     gradient_accumulation_steps: int = setting(16, "forward passes in one optimizer step")
     shuffle: bool = setting(True, "draw rows at random; false keeps the file's order, for a curriculum")
-    group_by_length: bool = setting(True, "put rows of similar length into one batch: less padding")
+    group_by_length: bool | None = setting(
+        None, "put rows of similar length into one batch: less padding; null: true, but with data.streaming"
+    )
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, a third slower")
     torch_compile: bool = setting(
         False, "compile the layers: faster steps after minutes of compiling; for GPUs and long runs"

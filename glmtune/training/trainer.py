@@ -495,5 +495,4 @@ class GlmTrainer(Trainer):
             self._tr_loss += self._resumed_loss["sum"]
             self._globalstep_last_logged = int(self._resumed_loss["last_logged_step"])
             self._resumed_loss = None
-        if not self.is_sharded:  # native kernels take whole weights
-            prepare_for_training(self.tuned.model)  # here, as moving the model would undo it
+        prepare_for_training(self.tuned.model)  # here, as moving the model would undo it

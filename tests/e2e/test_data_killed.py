@@ -35,10 +35,7 @@ def ways(rows: dict[str, Path], folder: Path) -> dict[str, list[str]]:
         "cached": [*alone, "data.cache=always", f"data.cache_dir={folder / 'cache'}", "data.num_workers=2"],
         "mix": ["data.layout=auto", mix],
         "packed mix": ["data.layout=auto", mix, *LENGTHS, "data.packing=true", "data.packing_length=128"],
-        "streaming": [
-            *(*alone, *LENGTHS, "data.streaming=true", "data.shuffle_buffer=9"),
-            "trainer.group_by_length=false",
-        ],
+        "streaming": [*alone, *LENGTHS, "data.streaming=true", "data.shuffle_buffer=9"],
     }
 
 

@@ -127,13 +127,16 @@ STREAMED: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("trainer", "words"),
     [
-        ({}, r"`trainer\.group_by_length` is true.*streaming.*trainer\.group_by_length=false"),
         (
-            {"group_by_length": False, "max_steps": None, "num_train_epochs": 1.0},
+            {"group_by_length": True},
+            r"`trainer\.group_by_length` is true.*streaming.*trainer\.group_by_length=false",
+        ),
+        (
+            {"max_steps": None, "num_train_epochs": 1.0},
             r"`trainer\.max_steps` is null.*streaming.*how many make an epoch",
         ),
         (
-            {"group_by_length": False, "dataloader_num_workers": 2},
+            {"dataloader_num_workers": 2},
             r"`trainer\.dataloader_num_workers` is 2.*streaming.*one process",
         ),
     ],
@@ -144,9 +147,17 @@ def test_training_refuses_what_needs_all_streamed_rows(trainer: dict[str, Any], 
         RunConfig(data=DataSettings(**STREAMED), trainer=TrainerSettings(**trainer))
 
 
+def test_rows_are_grouped_by_length_unless_they_are_streamed() -> None:
+    streamed = RunConfig(data=DataSettings(**STREAMED), trainer=TrainerSettings())
+    assert streamed.trainer.group_by_length is False
+    assert RunConfig(data=DataSettings(train_file="x.jsonl")).trainer.group_by_length is True
+    given = RunConfig(data=DataSettings(train_file="x.jsonl"), trainer=TrainerSettings(group_by_length=False))
+    assert given.trainer.group_by_length is False
+
+
 def test_the_check_refuses_streams(files, capsys) -> None:
     words = [f"data.train_file={files['ads']}", "data.streaming=true"]
-    words += ["data.max_source_length=60", "data.max_target_length=60", "trainer.group_by_length=false"]
+    words += ["data.max_source_length=60", "data.max_target_length=60"]
     assert main(["data", "check", "data=files", *words]) == 2
     assert "`data.streaming` is true, but a check needs all" in capsys.readouterr().err
 

@@ -158,9 +158,12 @@ class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleV
         product: a faster forward than the plain one. Parameters in its storage are on the meta device here
             meanwhile: they keep their shape, take no memory, and reading them by mistake is an error. Saving,
             copies, casts and moves unpack them first, so from outside nothing has changed.
+        number: int64, by which a compiled graph finds this layer (`glmtune.quantization.layers.compiled`);
+            None where the compiler follows the product itself.
     """
 
     product: Product | None
+    number: Tensor | None
 
     def __init__(
         self,
@@ -180,7 +183,7 @@ class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleV
         """
         nn.Module.__init__(self)  # a float weight is never made
         self.in_features, self.out_features = in_features, out_features
-        self.product = None
+        self.product = self.number = None
         self._make_codes(out_features, in_features, layout)
         self.register_parameter("bias", bias)
 
@@ -189,6 +192,10 @@ class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleV
         device = input.device.type
         if torch.is_autocast_enabled(device):  # autocast knows `nn.functional.linear`, not our product
             input = input.to(torch.get_autocast_dtype(device))
+        number = self.number
+        if number is not None and input.dtype in WEIGHT_DTYPES and torch.compiler.is_compiling():
+            found: Tensor = torch.ops.glmtune.multiply_codes(input, number, self.out_features)
+            return found if self.bias is None else found + self.bias.to(found.dtype)
         codes = (self.weight, self.weight_scale, self.weight_zero)
         product = self.product
         if product is not None and not torch.is_grad_enabled():
@@ -198,6 +205,11 @@ class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleV
         output: Tensor = _CodesProduct.apply(input, *codes, self.bits, self.group_size, product)  # type: ignore[assignment]
         return output if self.bias is None else output + self.bias.to(output.dtype)
 
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        """Return ``gradient @ weight``, ``[..., O]`` to ``[..., I]``, as the backward pass does."""
+        codes = (self.weight, self.weight_scale, self.weight_zero)
+        return _input_gradient(gradient, _WeightPieces(self, codes, gradient.dtype))
+
     def use(self, product: Product | None) -> None:
         """Take a product, which may hold codes and scales from now on; None: hold them here again."""
         taken = () if product is None or product.storage is None else product.storage.names
@@ -205,7 +217,7 @@ class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleV
             tensor = torch.empty_like(held, device="meta") if name in taken else held
             if tensor is not getattr(self, name):
                 setattr(self, name, _frozen(tensor))
-        self.product = product
+        self.product, self.number = product, None
 
     def stored_tensor(self, name: str) -> Tensor:
         """Return codes, scales or zero points, even while a product holds them instead."""
@@ -343,7 +355,13 @@ class _WeightPieces:
     """
 
     def __init__(self, ctx: Any, tensors: Sequence[Tensor | None], dtype: torch.dtype) -> None:
-        """Take codes, scales and zero points as the layer has them, and the type of the weight."""
+        """Take codes, scales and zero points as the layer has them, and the type of the weight.
+
+        Args:
+            ctx: of autograd, or the layer: what has a product, bits and a group size.
+            tensors: in the order of `CODE_PARAMETERS`.
+            dtype: of the weight.
+        """
         product = ctx.product
         self._storage, self._fast = (None, None) if product is None else (product.storage, product.weight)
         self._tensors: dict[str, Tensor | None] = dict(zip(CODE_PARAMETERS, tensors, strict=True))

@@ -124,10 +124,42 @@ def test_the_product_of_training_changes_no_gradient(
     assert_same(*results, autocast)
 
 
-def test_a_compiled_model_stays_on_the_plain_path(source: Path) -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+def test_layers_of_codes_stay_in_one_compiled_graph(source: Path, autocast: bool) -> None:
+    """The native product is an operator: no graph breaks, one graph for layers of a kind, same gradients."""
+    from torch._dynamo.testing import CompileCounter
+
+    results = []
+    for compiles in (False, True):
+        model = load_base(source, dtype="float32", device="cpu", quantization="int4")
+        mlps = [block.mlp for block in model.modules() if hasattr(block, "mlp")]
+        counter = CompileCounter()
+        if compiles:
+            for mlp in mlps:
+                mlp.compile(backend=counter, fullgraph=True)
+        if not prepare_for_training(model):
+            pytest.skip(f"no native kernels: {native_library().refusal}")
+        x = torch.linspace(-1, 1, 2 * 3 * model.config.hidden_size).reshape(2, 3, -1).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            output = x
+            for mlp in mlps:
+                output = output + mlp(output)
+        output.float().sin().sum().backward()
+        assert x.grad is not None
+        assert len(mlps) > 1
+        assert counter.frame_count == int(compiles)
+        results.append((output.detach(), x.grad))
+    for plain, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(plain, compiled, rtol=0, atol=0)
+
+
+def test_weights_that_are_divided_between_processes_stay_on_the_plain_path(source: Path) -> None:
     model = load_base(source, dtype="float32", device="cpu", quantization="int4")
-    next(module for module in model.modules() if isinstance(module, QuantizedLinear)).compile()
-    assert prepare_for_training(model) == 0
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    layers[0].weight.ds_id = 0  # as DeepSpeed marks what ZeRO-3 divides
+    taken = prepare_for_training(model)
+    assert taken == (0 if native_library().refusal else len(layers) - 1)
+    assert layers[0].product is None
 
 
 @pytest.mark.parametrize("folder", OFFICIAL)
