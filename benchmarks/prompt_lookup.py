@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quantized_inference import GLMTUNE, measure_llama, prepare, random_model
+from quantized_inference import GLMTUNE, measure_llama, prepare, shaped_model
 from torch import Tensor
 
 from glmtune.inference.engine.batching import continuous_batching
@@ -179,7 +179,7 @@ def random_models(arguments: argparse.Namespace) -> dict[str, Any]:
     models: dict[str, Any] = {}
     for name in arguments.configurations:
         method, how = GLMTUNE[name]
-        models[name] = random_model(arguments, method)
+        models[name] = shaped_model(arguments, method)
         prepare(models[name], how)
     return models
 

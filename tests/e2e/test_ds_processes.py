@@ -46,9 +46,11 @@ PACKS = {
     "packed-zero3-accumulated": ("zero3", ACCUMULATED),
 }
 SOME_PACKS = tuple(PACKS)[:2]
+LENGTHS = ("data.max_source_length=40", "data.max_target_length=55", "trainer.max_steps=5")
+OTHER_ROWS = ("streamed", "mixed")
 
 
-def sessions(base: list[str], slow_too: bool) -> list[dict[str, Any]]:
+def sessions(base: list[str], train: Path, slow_too: bool) -> list[dict[str, Any]]:
     """The plan: each session with its overrides, processes, and what befalls one of them."""
     plan: list[dict[str, Any]] = []
 
@@ -67,6 +69,14 @@ def sessions(base: list[str], slow_too: bool) -> list[dict[str, Any]]:
         if name not in SOME_PACKS and not slow_too:
             continue
         session(name, *PACKED, f"deepspeed={stage}", *rows.split())
+    sets = ",".join(
+        f"{{name:{name},weight:{weight},train_file:'{train}'}}" for name, weight in (("a", 1), ("b", 3))
+    )
+    words = {"streamed": ["data.streaming=true", "data.shuffle_buffer=9"], "mixed": [f"data.mix=[{sets}]"]}
+    for rows in OTHER_ROWS if slow_too else ():
+        more = ["data.train_file=null", "data.validation_file=null"] if rows == "mixed" else []
+        session(f"{rows}-one", *LENGTHS, *words[rows], *more, count=1)
+        session(f"{rows}-two", *LENGTHS, *words[rows], *more, "deepspeed=zero2")
     session("killed", "deepspeed=zero2", fate="killed_in_step", step=8)
     session("killed-again", "deepspeed=zero2", run="killed", fate="killed_while_saving", step=10)
     session("killed-resumed", "deepspeed=zero2", run="killed")
@@ -86,7 +96,7 @@ def story(
 ) -> Story:
     folder = tmp_path_factory.mktemp("processes")
     files = [f"data.{name}_file={tiny_rows[name]}" for name in ("train", "validation")]
-    plan = sessions([*COMMON, f"model.source={tiny_base}", *files], slow_too)
+    plan = sessions([*COMMON, f"model.source={tiny_base}", *files], tiny_rows["train"], slow_too)
     return run_sessions(folder, plan)
 
 
@@ -109,6 +119,16 @@ def test_packed_rows_too(story: Story, name: str) -> None:
     assert story.losses(name) == pytest.approx(story.losses("packed-one"), rel=2e-5)
     expected, found = story.weights("packed-one"), story.weights(name)
     assert max(float((expected[key] - found[key]).abs().max()) for key in expected) < 2e-5
+
+
+@pytest.mark.parametrize("rows", slow_except((), OTHER_ROWS))
+def test_rows_streamed_and_mixed_too(story: Story, rows: str) -> None:
+    """Every process draws the same sequence of rows and learns its share of each step."""
+    one, two = f"{rows}-one", f"{rows}-two"
+    assert story.codes(one) == [0], story.said(one, 0)
+    assert story.codes(two) == [0, 0], story.said(two, 0) + story.said(two, 1)
+    assert len(story.losses(two)) == 5
+    assert story.losses(two) == pytest.approx(story.losses(one), rel=2e-5)
 
 
 def test_evaluation_counts_every_row_once(story: Story, slow_too: bool) -> None:
