@@ -33,7 +33,7 @@ COMMANDS = {
     "predict": ("recipes.predict", "generate answers for a data set and score them"),
     "score": ("recipes.score", "score existing predictions, or compare two runs"),
     "eval": ("recipes.eval", "evaluate on C-Eval, MMLU, GSM8K, BBH by the published protocols"),
-    "sweep": ("recipes.sweep", "measure task score and retention of a prefix or LoRA at several strengths"),
+    "dial": ("recipes.dial", "measure task score and retention of a prefix or LoRA at several strengths"),
     "compare": (
         "recipes.compare",
         "what a quantized or tuned model loses, on paired questions: may it ship?",

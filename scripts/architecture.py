@@ -76,7 +76,7 @@ FLOORS = (
             "glmtune.training.callbacks",
             "glmtune.training.watching glmtune.retention",
             "glmtune.training glmtune.export",
-            "glmtune.serving glmtune.interactive glmtune.sweep",
+            "glmtune.serving glmtune.interactive glmtune.dial",
         ),
     ),
     Floor("planning", ("glmtune.planning",)),

@@ -1,4 +1,4 @@
-"""`glmtune sweep`: loss and retention at several strengths, kept as they come, from the run's own data."""
+"""`glmtune dial`: loss and retention at several strengths, kept as they come, from the run's own data."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 import yaml
 
 from glmtune.cli import main
+from glmtune.dial.measure import Dial
+from glmtune.dial.points import DialPoint, parse_point
+from glmtune.dial.report import best_point
 from glmtune.errors import ConfigError
 from glmtune.loading import load_model, load_tokenizer
 from glmtune.retention.settings import RetentionSettings
-from glmtune.sweep.measure import Sweep
-from glmtune.sweep.points import SweepPoint, parse_point
-from glmtune.sweep.report import best_point
-from recipes.sweep import SweepConfig, run
+from recipes.dial import DialConfig, run
 
 ROWS = (("红裙子", "颜色很红。"), ("白衬衫", "面料柔软，穿着舒服。"), ("hat", "A warm hat."))
 FEW = RetentionSettings(num_prompts=5, max_new_tokens=6)
@@ -36,7 +36,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from glmtune.training.checkpoints.folder import writing
     from glmtune.training.settings import LoraSettings
 
-    folder = tmp_path_factory.mktemp("sweep")
+    folder = tmp_path_factory.mktemp("dial")
     rows = [json.dumps({"prompt": question, "response": answer}) for question, answer in ROWS]
     (folder / "dev.jsonl").write_text("\n".join(rows), encoding="utf-8")
     data = {
@@ -47,7 +47,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     model = load_official("glm-tiny")
     facts = {"base_fingerprint": model.fingerprint()}
     encoder = PrefixEncoder(prefix_shape(model.config), pre_seq_len=4)
-    # It leaves every request to the base: a sweep measures the prefix all the same.
+    # It leaves every request to the base: a dial measures the prefix all the same.
     facts_of_switch = SwitchFacts("one_class", None, 0.0, None, 1, 0)
     encoder.switch = Switch(torch.zeros(model.config.hidden_size), -1.0, facts_of_switch)
     save_prefix(encoder, folder / "prefix" / "last", meta=PrefixMeta(**facts))
@@ -63,10 +63,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"prefix_path": folder / "prefix", "adapter_path": folder / "lora"}
 
 
-def config_of(runs: dict[str, Path], name: str, folder: Path, **changes: Any) -> SweepConfig:
+def config_of(runs: dict[str, Path], name: str, folder: Path, **changes: Any) -> DialConfig:
     settings: dict[str, Any] = {"strengths": [0.0, 0.5, 1.0], "retention": FEW, "output_dir": str(folder)}
     settings |= {name: str(runs[name]), **changes}
-    return SweepConfig(**settings)
+    return DialConfig(**settings)
 
 
 def loss_by_hand(runs: dict[str, Path], **tuned: Any) -> float:
@@ -110,13 +110,13 @@ def test_every_strength_is_what_it_is_measured_as(
     out = capsys.readouterr().out
     assert f"as in the training of {runs[name] / 'last'}" in out.replace("/prefix_encoder.safetensors", "")
     assert "100.0 %" in out
-    written = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    assert [SweepPoint(**point) for point in written["points"]] == list(result.points)
-    assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    written = json.loads((tmp_path / "out" / "dial.json").read_text())
+    assert [DialPoint(**point) for point in written["points"]] == list(result.points)
+    assert (tmp_path / "out" / "dial.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_strength_1_is_what_a_command_measures_without_one(runs: dict[str, Path], tmp_path: Path) -> None:
-    """Answers of the sweep are those of `glmtune predict` at the same strength."""
+    """Answers at a strength are those of `glmtune predict` at the same strength."""
     found = run(config_of(runs, "prefix_path", tmp_path / "out", strengths=[0.5], rouge=True)).points[0]
     words = [f"prefix_path={runs['prefix_path']}", "prefix_strength=0.5", "use_switch=false", "data=files"]
     words += [f"data.test_file={runs['prefix_path'].parent / 'dev.jsonl'}", "data.max_source_length=32"]
@@ -125,23 +125,23 @@ def test_strength_1_is_what_a_command_measures_without_one(runs: dict[str, Path]
     assert found.rouge_l == pytest.approx(scores["metrics"]["rouge-l"]["value"], abs=1e-9)
 
 
-def test_a_sweep_that_was_killed_goes_on(
+def test_a_dial_that_was_killed_goes_on(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(runs, "prefix_path", tmp_path / "out")
     whole = run(dataclasses.replace(config, output_dir=str(tmp_path / "whole")))
-    real, measured = Sweep.measure, []
+    real, measured = Dial.measure, []
 
-    def spy(self: Sweep, strength: float, *rest: Any) -> SweepPoint:
+    def spy(self: Dial, strength: float, *rest: Any) -> DialPoint:
         measured.append(strength)
         if len(measured) == 2:
             raise KeyboardInterrupt
         return real(self, strength, *rest)
 
-    monkeypatch.setattr(Sweep, "measure", spy)
+    monkeypatch.setattr(Dial, "measure", spy)
     with pytest.raises(KeyboardInterrupt):
         run(config)
-    journal = tmp_path / "out" / "sweep.jsonl"
+    journal = tmp_path / "out" / "dial.jsonl"
     assert parse_point(journal.read_text()).strength == 0.0
     answers = (tmp_path / "out" / "base.jsonl").stat().st_mtime_ns
     resumed = run(config)
@@ -163,10 +163,10 @@ def test_the_command(runs: dict[str, Path], tmp_path: Path, capsys: pytest.Captu
     rows.write_text(json.dumps({"prompt": "hat", "response": "A warm hat."}), encoding="utf-8")
     words = [f"adapter_path={runs['adapter_path']}", "strengths=[1,0]", "retention.target=1", *WORDS]
     words += [f"data.validation_file={rows}", f"output_dir={tmp_path / 'out'}"]
-    assert main(["sweep", *words]) == 0
+    assert main(["dial", *words]) == 0
     out = capsys.readouterr().out
     assert "1 rows" in out
-    written = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    written = json.loads((tmp_path / "out" / "dial.json").read_text())
     assert (written["num_rows"], written["strength"]) == (1, "adapter_scale")
     assert [point["strength"] for point in written["points"]] == [0, 1]
     assert "among those that keep at least 100 %: adapter_scale 0" in out
@@ -179,7 +179,7 @@ def test_rows_that_nobody_names(runs: dict[str, Path], tmp_path: Path) -> None:
     import shutil
 
     alone = shutil.copytree(runs["prefix_path"] / "last", tmp_path / "alone")
-    config = SweepConfig(prefix_path=str(alone), retention=FEW)
+    config = DialConfig(prefix_path=str(alone), retention=FEW)
     with pytest.raises(ConfigError, match=r"`data` is not set, and no run beside .*tells which rows"):
         run(config)
     (alone / "config.yaml").write_text("tune: prefix\ndata: {validation_file: '${oc.env:ROWS}'}\n")
@@ -193,24 +193,24 @@ def test_rows_that_nobody_names(runs: dict[str, Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, r"`prefix_path` and `adapter_path` are not set, .* `glmtune sweep prefix_path=RUN`"),
+        ({}, r"`prefix_path` and `adapter_path` are not set, .* `glmtune dial prefix_path=RUN`"),
         ({"prefix_path": "a", "adapter_path": "b"}, r"are both set"),
         ({"prefix_path": "a", "strengths": []}, r"`strengths` is empty"),
         ({"prefix_path": "a", "strengths": [0.5, -1.0]}, r"`strengths` is -1.0, but .* from 0"),
         ({"prefix_path": "a", "strengths": [0.5, 0.5]}, r"each may stand there once"),
         ({"prefix_path": "a", "batch_size": 0}, r"`batch_size` is 0"),
         ({"prefix_path": "a", "resume": "yes"}, r"`resume` is `yes`"),
-        ({"prefix_path": "a", "retention": RetentionSettings(exam="exam")}, r"a sweep asks no exam"),
+        ({"prefix_path": "a", "retention": RetentionSettings(exam="exam")}, r"`glmtune dial` asks no exam"),
     ],
 )
 def test_wrong_settings_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        run(SweepConfig(**values))
+        run(DialConfig(**values))
 
 
 def test_the_best_point_keeps_enough() -> None:
     points = [
-        SweepPoint(strength, loss, kept, 0.0, 0.0, None, 1.0)
+        DialPoint(strength, loss, kept, 0.0, 0.0, None, 1.0)
         for strength, loss, kept in ((0.0, 5.0, 1.0), (0.5, 2.0, 0.9), (1.0, 1.0, 0.1))
     ]
     assert best_point(points, None) == points[2]

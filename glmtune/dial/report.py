@@ -1,4 +1,4 @@
-"""A sweep for readers: its table, its picture, the strength that a rule would choose."""
+"""A dial for readers: its table, its picture, the strength that a rule would choose."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from glmtune.dial.points import PICTURE_FILE, RESULTS_FILE, DialPoint
 from glmtune.storage.files import json_text, write_atomically, write_error, write_text_atomically
-from glmtune.sweep.points import PICTURE_FILE, RESULTS_FILE, SweepPoint
 from glmtune.tables import TextTable
 from glmtune.version import __version__
 
 
-def best_point(points: Sequence[SweepPoint], target: float | None) -> SweepPoint | None:
+def best_point(points: Sequence[DialPoint], target: float | None) -> DialPoint | None:
     """Return the point with the lowest loss among those that keep enough of the base's answers.
 
     Args:
@@ -27,7 +27,7 @@ def best_point(points: Sequence[SweepPoint], target: float | None) -> SweepPoint
     return min(allowed, key=lambda point: point.loss_nats, default=None)
 
 
-def sweep_table(points: Sequence[SweepPoint], title: str, *, name: str) -> TextTable:
+def dial_table(points: Sequence[DialPoint], title: str, *, name: str) -> TextTable:
     """Lay the points out, a row for every strength.
 
     Args:
@@ -55,30 +55,30 @@ def sweep_table(points: Sequence[SweepPoint], title: str, *, name: str) -> TextT
     )
 
 
-def write_sweep(folder: Path, points: Sequence[SweepPoint], facts: Mapping[str, Any], *, name: str) -> None:
-    """Write ``sweep.json`` and ``sweep.png``.
+def write_dial(folder: Path, points: Sequence[DialPoint], facts: Mapping[str, Any], *, name: str) -> None:
+    """Write ``dial.json`` and ``dial.png``.
 
     Args:
-        folder: of the sweep.
+        folder: of the points.
         points: by strength.
         facts: what they are of: plain values.
-        name: see `sweep_table`.
+        name: see `dial_table`.
 
     Raises:
         GlmtuneError: a file cannot be written.
     """
     values = {**facts, "points": [asdict(point) for point in points], "glmtune_version": __version__}
     write_text_atomically(folder / RESULTS_FILE, json_text(values))
-    draw_sweep(points, folder / PICTURE_FILE, name=name)
+    draw_dial(points, folder / PICTURE_FILE, name=name)
 
 
-def draw_sweep(points: Sequence[SweepPoint], path: Path, *, name: str) -> None:
+def draw_dial(points: Sequence[DialPoint], path: Path, *, name: str) -> None:
     """Draw the task's loss against what is kept of the base, every point named by its strength.
 
     Args:
         points: by strength, which the line follows.
         path: the PNG to write.
-        name: see `sweep_table`.
+        name: see `dial_table`.
 
     Raises:
         GlmtuneError: it cannot be written.
