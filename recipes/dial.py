@@ -69,8 +69,9 @@ class DialConfig:
         check_choice("resume", self.resume, ("auto", "never"))
         if self.retention.exam is not None:
             raise ConfigError(
-                f"`retention.exam` is `{self.retention.exam}`, but `glmtune dial` asks no exam. Leave it out; at"
-                " one strength `glmtune compare candidate.prefix_path=RUN candidate.prefix_strength=X` asks one."
+                f"`retention.exam` is `{self.retention.exam}`, but `glmtune dial` asks no exam. Leave it out;"
+                " `glmtune compare candidate.prefix_path=RUN candidate.prefix_strength=X` asks one at a"
+                " strength."
             )
 
     @property
