@@ -106,8 +106,8 @@ def verdict(ranking: Ranking, metric: Metric) -> list[str]:
     total = sum(result.p_value is not None for result in ranking.results)
     if others:
         lines.append(
-            f"its chance to be truly the best is {100 * best.chance:.0f} %: {others} of {total - 1} others cannot"
-            " be told apart from it. More seeds (`sweep.repeats`) tell more."
+            f"its chance to be truly the best is {100 * best.chance:.0f} %: {others} of {total - 1} others"
+            " cannot be told apart from it. More seeds (`sweep.repeats`) tell more."
         )
     else:
         lines.append(
@@ -116,8 +116,8 @@ def verdict(ranking: Ranking, metric: Metric) -> list[str]:
         )
     if ranking.left_out is not None:
         lines.append(
-            f"expect {_number(ranking.left_out)} of a new seed: chosen by the other seeds, the best one scored so"
-            " on the seed left out"
+            f"expect {_number(ranking.left_out)} of a new seed: the best by the other seeds scored so on the"
+            " seed left out"
         )
     return lines
 

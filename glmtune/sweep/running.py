@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from glmtune.command_line import without_secrets
 from glmtune.errors import GlmtuneError
 from glmtune.storage.journal import Journal
 from glmtune.sweep.metrics import Metric, figures_of_run, score_of
 from glmtune.sweep.processes import progress_of, run_command
+from glmtune.sweep.scoring import Score
 from glmtune.sweep.trials import DONE, FAILED, Trial, TrialRecord
 from glmtune.terminal.progress import Meter
 
@@ -19,19 +19,6 @@ START_ANEW = 75
 """A run that went back to a checkpoint asks for it by this exit code, a few times at most."""
 STOPPED = 128
 """Exit codes above it: a signal asked the run to stop, and it did so in order."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """The command that measures a trial's metric, where its training does not.
-
-    Attributes:
-        words: of the command.
-        folder: where it writes what is read.
-    """
-
-    words: tuple[str, ...]
-    folder: Path
 
 
 @dataclass
@@ -120,7 +107,7 @@ class Runner:
         meter.update(num_ended + progress_of(trial.folder, trainer), state=trial.name)
 
     def _measure(self, trial: Trial, meter: Meter) -> None:
-        """Add the figure that training has not measured; what goes wrong is tried again by a later command."""
+        """Add the figure that training has not measured; what goes wrong is tried again by later commands."""
         if self.metric.command == "train":
             self.problems[trial.name] = f"its results tell no {self.metric.name}"
             return
@@ -149,8 +136,8 @@ class Runner:
         if len(failed) == len(self.records) and len(failed) >= self.max_failed:
             raise GlmtuneError(
                 f"{len(failed)} trials have failed and none has succeeded (`sweep.max_failed`). The last one:"
-                f" {failed[-1].reason}\nMend it and run the command again: with other settings they are trained"
-                " anew, with the same ones by `sweep.retry_failed=true`."
+                f" {failed[-1].reason}\nMend it and run the command again: with other settings they are"
+                " trained anew, with the same ones by `sweep.retry_failed=true`."
             )
 
     @staticmethod

@@ -1,8 +1,8 @@
 """Points that Optuna chooses by what came out before: TPE, asked and told one point after the other.
 
-The study lies in the sweep's folder as a journal of Optuna's, so a sweep that was killed goes on with all that
-it has learnt. The sampler is made anew for every point from the sweep's seed and the point's number: what it
-draws does not depend on how often the sweep was interrupted.
+The study lies in the sweep's folder as a journal of Optuna's, so a sweep that was killed goes on with all
+that it has learnt. The sampler is made anew for every point from the sweep's seed and the point's number:
+what it draws does not depend on how often the sweep was interrupted.
 """
 
 from __future__ import annotations

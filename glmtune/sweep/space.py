@@ -144,8 +144,8 @@ def grid(axes: Sequence[Axis]) -> list[Point]:
         if isinstance(axis, Interval):
             raise ConfigError(
                 f"`{axis.key}` is an interval from {axis.low:g} to {axis.high:g}, but `sweep.search` is"
-                f" `grid`, which trains every value. Name some, `{axis.key}={axis.low:g},{axis.high:g}`, or use"
-                " `sweep.search=optuna`."
+                f" `grid`, which trains every value. Name some, `{axis.key}={axis.low:g},{axis.high:g}`, or"
+                " use `sweep.search=optuna`."
             )
     return [
         Point(values)

@@ -189,8 +189,8 @@ def welch(means: np.ndarray, errors: np.ndarray, freedom: np.ndarray) -> np.ndar
         freedom: ``[k]``, values of each less one.
 
     Returns:
-        ``[k, k]``, one-sided p-values of "row i is truly smaller than column j". Where neither has any spread,
-        0 for the smaller and 1 for others.
+        ``[k, k]``, one-sided p-values of "row i is truly smaller than column j". Where neither has any
+        spread, 0 for the smaller and 1 for others.
     """
     from scipy import stats
 

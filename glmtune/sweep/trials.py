@@ -4,6 +4,7 @@
     SWEEP/sweep_config.json    what decides whether a command goes on with them
     SWEEP/trials/NAME          the run folder of a trial, which `glmtune train` resumes by itself
     SWEEP/logs/NAME.log        what it said
+    SWEEP/scores/NAME/METRIC   what `predict` or `eval` measured of it, where the metric is theirs
 
 A trial is named by its values and its seed, so the folder tells what is there without any table, and values
 that are added later find those that are trained already.
@@ -26,7 +27,7 @@ from glmtune.sweep.space import Point
 LOGGER = logging.getLogger(__name__)
 JOURNAL_FILE = "sweep.jsonl"
 IDENTITY_FILE = "sweep_config.json"
-TRIALS, LOGS = "trials", "logs"
+TRIALS, LOGS, SCORES = "trials", "logs", "scores"
 DONE, FAILED = "done", "failed"
 
 

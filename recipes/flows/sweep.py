@@ -25,7 +25,7 @@ from recipes.words.compose import (
 
 if TYPE_CHECKING:
     from glmtune.sweep.metrics import Metric
-    from glmtune.sweep.running import Runner, Score
+    from glmtune.sweep.running import Runner
     from glmtune.sweep.space import Axis, Point
     from glmtune.sweep.statistics import PointResult
     from glmtune.sweep.trials import Trial
@@ -40,7 +40,7 @@ CHOSEN_HERE = {
 }
 """Settings of a run that the sweep gives every trial, and what to do instead."""
 CHECKED = 64
-"""Of a search so many corners of its space are checked before it starts; of a larger one every value, in turn."""
+"""Corners of its space that are checked before a search starts; of a larger space every value, in turn."""
 LISTED = 6
 SOME_FAILED = 5
 """Exit code: the table is written, but some trials failed."""
@@ -136,7 +136,8 @@ def run(config: SweepConfig, words: Sequence[str] | None = None, extra_configs: 
     """
     from glmtune.command_line import without_secrets
     from glmtune.sweep.running import Runner
-    from glmtune.sweep.trials import known_records, open_sweep, refuse_other_runs
+    from glmtune.sweep.scoring import score_command
+    from glmtune.sweep.trials import SCORES, known_records, open_sweep, refuse_other_runs
     from glmtune.terminal.console import Console
 
     sweep = _read(config, words, extra_configs)
@@ -159,7 +160,7 @@ def run(config: SweepConfig, words: Sequence[str] | None = None, extra_configs: 
             journal,
             records,
             sweep.metric,
-            lambda trial: _score(sweep, trial),
+            lambda trial: score_command(trial, sweep.metric, config.sweep.score_words, sweep.folder / SCORES),
             retry_failed=config.sweep.retry_failed,
             max_failed=config.sweep.max_failed,
         )
@@ -372,35 +373,6 @@ def _result(sweep: _Sweep, runner: Runner, point: Point) -> PointResult:
         else:
             by_seed[seed] = value
     return PointResult(point, by_seed, failed)
-
-
-def _score(sweep: _Sweep, trial: Trial) -> Score:
-    """Word the command that measures what training has not: of the trial as it ended, on rows not learnt."""
-    from glmtune.command_line import model_words
-    from glmtune.sweep.running import Score
-
-    settings, metric = trial.settings, sweep.metric
-    own = {"prefix": "prefix_path", "lora": "adapter_path"}.get(settings["tune"])
-    tuned = {own: trial.folder, **model_words(settings["model"])} if own else {"model": trial.folder / "last"}
-    words = [f"{name}={value}" for name, value in tuned.items() if value is not None]
-    name = Path(metric.name).stem
-    folder = sweep.folder / "scores" / trial.name / name
-    if metric.command == "predict":
-        words += [*_data_words(settings["data"]), "split=validation"]
-    else:
-        words.append(f"benchmark={metric.name}")
-    words += [*sweep.config.sweep.score_words, f"output_dir={folder}"]
-    return Score((metric.command, *words), folder)
-
-
-def _data_words(data: dict[str, object]) -> list[str]:
-    """Return the settings by which `predict` reads the rows that the run evaluated on."""
-    from glmtune.data.settings import DataSettings
-
-    default = dataclasses.asdict(DataSettings())
-    left_out = ("packing", "packing_length", "cache", "cache_dir", "num_workers", "max_train_samples")
-    given = [name for name in data if name not in left_out and data[name] != default.get(name)]
-    return ["data=files", *(f"data.{name}={'null' if data[name] is None else data[name]}" for name in given)]
 
 
 def _report(sweep: _Sweep, console: Console, runner: Runner, points: Sequence[Point]) -> int:
