@@ -52,3 +52,8 @@ class SweepSettings:
                     f"`sweep.score_words` holds `{word}`, but each must be a setting with its value:"
                     " `sweep.score_words=[benchmark.limit=50]`."
                 )
+            if word.startswith("output_dir="):
+                raise ConfigError(
+                    f"`sweep.score_words` holds `{word}`, but the scores of every trial have a folder in that of"
+                    " the sweep. Leave it out."
+                )

@@ -17,9 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glmtune.sweep.space import Point
 
+Numbers = NDArray[np.float64]
 CONFIDENCE = 0.95
 NUM_DRAWS = 20_000
 """The chance of a point is known to 0.7 percentage points then."""
@@ -128,11 +130,11 @@ def rank(results: Sequence[PointResult], *, larger_is_better: bool) -> Ranking:
     return Ranking(tuple(found), _left_out(ordered, sign))
 
 
-def _values(result: PointResult) -> np.ndarray:
+def _values(result: PointResult) -> Numbers:
     return np.array(list(result.by_seed.values()), dtype=np.float64)
 
 
-def interval(values: np.ndarray) -> tuple[float | None, float | None]:
+def interval(values: Numbers) -> tuple[float | None, float | None]:
     """Return the 95 % interval of a mean by Student's t; None for fewer than two values.
 
     Args:
@@ -149,11 +151,11 @@ def interval(values: np.ndarray) -> tuple[float | None, float | None]:
     return float(values.mean()) - half, float(values.mean()) + half
 
 
-def _standard_error(values: np.ndarray) -> float:
+def _standard_error(values: Numbers) -> float:
     return float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
-def _chances(points: Sequence[np.ndarray]) -> list[float]:
+def _chances(points: Sequence[Numbers]) -> list[float]:
     """Return the probability of each to have the largest mean; equal draws share it."""
     if not points:
         return []
@@ -168,7 +170,7 @@ def _chances(points: Sequence[np.ndarray]) -> list[float]:
     return [float(share) for share in (is_best / is_best.sum(axis=0)).mean(axis=1)]
 
 
-def _p_values(points: Sequence[np.ndarray]) -> list[float]:
+def _p_values(points: Sequence[Numbers]) -> list[float]:
     """Return the smallest one-sided p-value of each against the others, times their number."""
     if len(points) < 2:
         return [1.0] * len(points)
@@ -180,7 +182,7 @@ def _p_values(points: Sequence[np.ndarray]) -> list[float]:
     return [float(value) for value in np.minimum(1.0, (len(points) - 1) * worse.min(axis=1))]
 
 
-def welch(means: np.ndarray, errors: np.ndarray, freedom: np.ndarray) -> np.ndarray:
+def welch(means: Numbers, errors: Numbers, freedom: Numbers) -> Numbers:
     """Return how probable so much smaller a mean is by chance, of each against each.
 
     Args:

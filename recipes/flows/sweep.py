@@ -208,12 +208,13 @@ def _read(config: SweepConfig, words: Sequence[str] | None, extra_configs: Path 
             raise ConfigError(f"`{key}` has several values, but {why}. Give it one, or leave it out.")
     if "resume" in given_settings(COMMAND, words):
         raise ConfigError(f"`resume` is `{config.resume}`, but {CHOSEN_HERE['resume']}. Leave it out.")
+    metric = metric_of(config.sweep.metric, [name for name in config_groups()["benchmark"] if name != "all"])
+    _refuse_unused(config.sweep, metric, given_settings(COMMAND, words))
     if not axes:
         raise ConfigError(
             "No setting has several values, so there is nothing to sweep. Give some, as"
             " `glmtune sweep +recipe=ptuning trainer.learning_rate=1e-3,5e-3 prefix.pre_seq_len=16,32`."
         )
-    benchmarks = [name for name in config_groups()["benchmark"] if name != "all"]
     # Recipes name a folder for one run.
     folder = Path(config.output_dir if "output_dir" in given_settings(COMMAND, words) else FOLDER)
     return _Sweep(
@@ -221,9 +222,23 @@ def _read(config: SweepConfig, words: Sequence[str] | None, extra_configs: Path 
         folder.expanduser(),
         tuple(word for word in fixed if _key(word) not in CHOSEN_HERE),
         tuple(axes),
-        metric_of(config.sweep.metric, benchmarks),
+        metric,
         extra_configs,
     )
+
+
+def _refuse_unused(settings: SweepSettings, metric: Metric, given: frozenset[str]) -> None:
+    """Refuse settings that nobody would read."""
+    if settings.search == "grid" and "sweep.trials" in given:
+        raise ConfigError(
+            f"`sweep.trials` is {settings.trials}, but `sweep.search` is `grid`, which trains every point. Leave"
+            " it out, or use `sweep.search=optuna`."
+        )
+    if settings.score_words and metric.command == "train":
+        raise ConfigError(
+            f"`sweep.score_words` is {settings.score_words}, but training measures `{metric.name}` itself. Leave"
+            " it out, or use a metric of predict or eval, such as `sweep.metric=rouge-l`."
+        )
 
 
 def _key(word: str) -> str:
