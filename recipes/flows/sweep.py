@@ -206,17 +206,18 @@ def _read(config: SweepConfig, words: Sequence[str] | None, extra_configs: Path 
         if key in CHOSEN_HERE or key.startswith(OWN):
             why = CHOSEN_HERE.get(key, "it is of the sweep as a whole")
             raise ConfigError(f"`{key}` has several values, but {why}. Give it one, or leave it out.")
-    if "resume" in given_settings(COMMAND, words):
+    given = given_settings(COMMAND, words)
+    if "resume" in given:
         raise ConfigError(f"`resume` is `{config.resume}`, but {CHOSEN_HERE['resume']}. Leave it out.")
     metric = metric_of(config.sweep.metric, [name for name in config_groups()["benchmark"] if name != "all"])
-    _refuse_unused(config.sweep, metric, given_settings(COMMAND, words))
+    _refuse_unused(config.sweep, metric, given)
     if not axes:
         raise ConfigError(
             "No setting has several values, so there is nothing to sweep. Give some, as"
             " `glmtune sweep +recipe=ptuning trainer.learning_rate=1e-3,5e-3 prefix.pre_seq_len=16,32`."
         )
     # Recipes name a folder for one run.
-    folder = Path(config.output_dir if "output_dir" in given_settings(COMMAND, words) else FOLDER)
+    folder = Path(config.output_dir if "output_dir" in given else FOLDER)
     return _Sweep(
         config,
         folder.expanduser(),
@@ -231,13 +232,13 @@ def _refuse_unused(settings: SweepSettings, metric: Metric, given: frozenset[str
     """Refuse settings that nobody would read."""
     if settings.search == "grid" and "sweep.trials" in given:
         raise ConfigError(
-            f"`sweep.trials` is {settings.trials}, but `sweep.search` is `grid`, which trains every point. Leave"
-            " it out, or use `sweep.search=optuna`."
+            f"`sweep.trials` is {settings.trials}, but `sweep.search` is `grid`, which trains every point."
+            " Leave it out, or use `sweep.search=optuna`."
         )
     if settings.score_words and metric.command == "train":
         raise ConfigError(
-            f"`sweep.score_words` is {settings.score_words}, but training measures `{metric.name}` itself. Leave"
-            " it out, or use a metric of predict or eval, such as `sweep.metric=rouge-l`."
+            f"`sweep.score_words` is {settings.score_words}, but training measures `{metric.name}` itself."
+            " Leave it out, or use a metric of predict or eval, such as `sweep.metric=rouge-l`."
         )
 
 
@@ -256,16 +257,19 @@ def _check_points(sweep: _Sweep) -> list[Point]:
     """
     from glmtune.planning.check import check_run
     from glmtune.sweep.space import corners, grid
+    from glmtune.terminal.progress import Meter
     from glmtune.terminal.text import write_error
 
     is_grid = sweep.config.sweep.search == "grid"
     points = grid(sweep.axes) if is_grid else corners(sweep.axes, limit=CHECKED)
     problems: list[str] = []
-    for point in points:
-        try:
-            _check_measured(sweep.metric, sweep.settings(point)[0])
-        except ConfigError as error:
-            problems.append(f"- {point.shown}: {error}")
+    with Meter("checking", total=len(points), unit="points", transient=True) as meter:
+        for number, point in enumerate(points, start=1):
+            try:
+                _check_measured(sweep.metric, sweep.settings(point)[0])
+            except ConfigError as error:
+                problems.append(f"- {point.shown}: {error}")
+            meter.update(number)
     if problems:
         more = len(problems) - LISTED
         lines = [*problems[:LISTED], *([f"- and {more} more"] if more > 0 else [])]
