@@ -67,7 +67,7 @@ class OptunaSearch:
             )
         except OSError as error:
             raise write_error(file, error) from None
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"it is no study of Optuna ({error}). Name another `output_dir`.", path=file
             ) from None
@@ -141,9 +141,9 @@ def _distribution(axis: Axis) -> BaseDistribution:
 
 def _storage(file: Path) -> Any:
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import BaseJournalLock, JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-    class Unlocked(BaseJournalLock):
+    class Unlocked(JournalFileOpenLock):
         """No lock of its own, which a kill would leave behind: the folder's goes with its process."""
 
         def acquire(self) -> bool:
@@ -152,7 +152,7 @@ def _storage(file: Path) -> Any:
         def release(self) -> None:
             pass
 
-    return JournalStorage(JournalFileBackend(str(file), lock_obj=Unlocked()))
+    return JournalStorage(JournalFileBackend(str(file), lock_obj=Unlocked(str(file))))
 
 
 def _drop_torn_line(file: Path) -> None:

@@ -54,6 +54,6 @@ class SweepSettings:
                 )
             if word.startswith("output_dir="):
                 raise ConfigError(
-                    f"`sweep.score_words` holds `{word}`, but the scores of every trial have a folder of their"
+                    f"`sweep.score_words` holds `{word}`, but scores of every trial have a folder of their"
                     " own. Leave it out."
                 )

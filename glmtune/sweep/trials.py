@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,16 +113,26 @@ def parse_record(line: str) -> TrialRecord:
     return record
 
 
-def open_sweep(folder: Path) -> Journal:
-    """Make the folder of a sweep and lock it; a context manager.
+def open_sweep(folder: Path, identity: Mapping[str, Any]) -> Journal:
+    """Make the folder of a sweep and lock it, or go on with the one that is there; a context manager.
+
+    Args:
+        folder: of the sweep.
+        identity: what decides whether this is the sweep that is there, plain values by name.
 
     Raises:
-        ConfigError: the folder cannot be written, holds something else, or is that of another process.
+        ConfigError: the folder cannot be written, holds something else or another sweep, or another process
+            has it.
     """
     make_run_folder(folder, lambda place: (place / IDENTITY_FILE).is_file(), result="sweep")
-    for name in (TRIALS, LOGS):
-        (folder / name).mkdir(exist_ok=True)
-    return Journal(folder / JOURNAL_FILE)
+    with ExitStack() as held:
+        journal = held.enter_context(Journal(folder / JOURNAL_FILE))
+        # First of all files: without it nobody knows that the folder is a sweep's.
+        _begin_or_continue(folder, identity)
+        for name in (TRIALS, LOGS):
+            (folder / name).mkdir(exist_ok=True)
+        held.pop_all()
+    return journal
 
 
 def known_records(journal: Journal) -> dict[str, TrialRecord]:
@@ -132,16 +143,8 @@ def known_records(journal: Journal) -> dict[str, TrialRecord]:
     return {record.name: record for record in content.entries}
 
 
-def begin_or_continue(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Keep what decides whether a later command goes on with this sweep, or refuse to go on.
-
-    Args:
-        folder: of the sweep.
-        identity: plain values by name: all must be as they were.
-
-    Raises:
-        ConfigError: some are not.
-    """
+def _begin_or_continue(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Keep what decides whether a later command goes on with this sweep, or refuse to go on."""
     path = folder / IDENTITY_FILE
     try:
         there = read_identity(path)

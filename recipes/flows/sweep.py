@@ -153,9 +153,8 @@ def run(config: SweepConfig, words: Sequence[str] | None = None, extra_configs: 
         for trial in grid:
             console.print(f"$ {without_secrets(['glmtune', 'train', *trial.words])}")
         return 0
-    with open_sweep(sweep.folder) as journal:
+    with open_sweep(sweep.folder, _identity(sweep)) as journal:
         records = known_records(journal)
-        _begin(sweep)
         runner = Runner(
             journal,
             records,
@@ -328,10 +327,8 @@ def _values(axis: Axis) -> str:
     return f"{ends}{', by its logarithm' if axis.is_log else ''}{', whole' if axis.is_int else ''}"
 
 
-def _begin(sweep: _Sweep) -> None:
-    """Refuse to go on with a sweep over other things."""
-    from glmtune.sweep.trials import begin_or_continue
-
+def _identity(sweep: _Sweep) -> dict[str, object]:
+    """Return what another command must have in common to go on with the sweep."""
     settings = sweep.config.sweep
     identity: dict[str, object] = {
         "settings": sorted(_key(axis.key) for axis in sweep.axes),
@@ -344,7 +341,7 @@ def _begin(sweep: _Sweep) -> None:
             "repeats": settings.repeats,
             "seed": sweep.config.seed,
         }
-    begin_or_continue(sweep.folder, identity)
+    return identity
 
 
 def _search(sweep: _Sweep, runner: Runner, num_trials: int) -> list[Point]:

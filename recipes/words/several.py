@@ -134,7 +134,7 @@ def _written(element: Any) -> str:
     """Write one of several values as it is typed alone."""
     if hasattr(element, "with_quotes"):
         return str(element.with_quotes())
-    return element if isinstance(element, str) else literal(element)
+    return _element(element)
 
 
 def _choices(key: str, values: Sequence[str]) -> Choices:

@@ -66,7 +66,7 @@ def trials(folder: Path, *names: str) -> list[Trial]:
 
 
 def run(folder: Path, names: str, *, metric: Metric = LOSS, **options: Any) -> Runner:
-    with open_sweep(folder) as journal:
+    with open_sweep(folder, {}) as journal:
         runner = Runner(
             journal,
             known_records(journal),
@@ -114,7 +114,7 @@ def test_a_trial_that_fails_is_recorded_and_the_rest_go_on(
 
 
 def test_other_words_are_another_trial(tmp_path: Path, commands: Commands) -> None:
-    with open_sweep(tmp_path / "s") as journal:
+    with open_sweep(tmp_path / "s", {}) as journal:
         journal.append(TrialRecord("1", ("p=1", "old=2"), "failed", reason="no"))
     assert run(tmp_path / "s", "1").value("1") == 1.0
 

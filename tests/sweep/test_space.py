@@ -52,7 +52,7 @@ def test_numbers_of_an_interval_are_rounded_and_stay_in_it(value: float, expecte
 
 def test_rounding_does_not_leave_the_interval() -> None:
     assert Interval("a", 0.12346, 0.99994).written(0.99994) == "0.9999"
-    assert Interval("a", 0.123456, 0.5).written(0.123456) == "0.123456"
+    assert Interval("a", 0.12344, 0.5).written(0.12344) == "0.12344"
     assert Interval("a", 1, 8, is_int=True).written(7.6) == "8"
 
 

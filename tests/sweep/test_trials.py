@@ -14,7 +14,6 @@ from glmtune.sweep.space import Point
 from glmtune.sweep.trials import (
     Trial,
     TrialRecord,
-    begin_or_continue,
     known_records,
     open_sweep,
     parse_record,
@@ -22,6 +21,7 @@ from glmtune.sweep.trials import (
 )
 
 POINT = Point((("trainer.learning_rate", "0.001"),))
+GRID = {"settings": ["a"], "search": "grid"}
 DONE = TrialRecord("a", ("x=1",), "done", {"eval_loss": 1.5}, 2.0)
 SETTINGS: dict[str, Any] = {
     "tune": "prefix", "seed": 42, "output_dir": "a", "trainer": {"learning_rate": 0.001, "logging_steps": 10,
@@ -45,26 +45,29 @@ def test_lines_that_are_no_records(line: str) -> None:
 
 
 def test_the_last_record_of_a_trial_counts_and_a_torn_line_none(tmp_path: Path) -> None:
-    with open_sweep(tmp_path / "s") as journal:
+    with open_sweep(tmp_path / "s", GRID) as journal:
         journal.append(TrialRecord("a", ("x=1",), "failed", reason="no"))
         journal.append(DONE)
     with (tmp_path / "s" / "sweep.jsonl").open("a") as file:
         file.write('{"name": "b", "wor')
-    with open_sweep(tmp_path / "s") as journal:
+    with open_sweep(tmp_path / "s", GRID) as journal:
         assert known_records(journal) == {"a": DONE}
         with pytest.raises(ConfigError, match="another process"):
-            open_sweep(tmp_path / "s")
+            open_sweep(tmp_path / "s", GRID)
 
 
 def test_a_sweep_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
-    begin_or_continue(tmp_path, {"settings": ["a"], "search": "grid"})
-    begin_or_continue(tmp_path, {"settings": ["a"], "search": "grid"})
+    for _ in range(2):
+        with open_sweep(tmp_path / "s", GRID):
+            pass
     with pytest.raises(ConfigError, match=r"another sweep \(settings: \['a'\] then, \['a', 'b'\] now\)"):
-        begin_or_continue(tmp_path, {"settings": ["a", "b"], "search": "grid"})
+        open_sweep(tmp_path / "s", {**GRID, "settings": ["a", "b"]})
+    with open_sweep(tmp_path / "s", GRID):  # what is refused holds no lock
+        pass
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="no sweep of glmtune"):
-        open_sweep(tmp_path / "other")
+        open_sweep(tmp_path / "other", GRID)
 
 
 @pytest.mark.parametrize(
@@ -101,5 +104,6 @@ def test_a_trial_whose_folder_is_gone_is_known_by_its_words(tmp_path: Path) -> N
 
 def test_a_damaged_identity_does_not_lock_out(tmp_path: Path) -> None:
     (tmp_path / "sweep_config.json").write_text("{")
-    begin_or_continue(tmp_path, {"search": "grid"})
+    with open_sweep(tmp_path, GRID):
+        pass
     assert json.loads((tmp_path / "sweep_config.json").read_text())["search"] == "grid"
