@@ -12,7 +12,9 @@ from glmtune.storage.journal import Journal
 from glmtune.sweep.metrics import Metric, figures_of_run, score_of
 from glmtune.sweep.processes import progress_of, run_command
 from glmtune.sweep.scoring import Score
-from glmtune.sweep.trials import DONE, FAILED, Trial, TrialRecord
+from glmtune.sweep.space import Point
+from glmtune.sweep.statistics import PointResult
+from glmtune.sweep.trials import DONE, FAILED, Trial, TrialRecord, trial_name
 from glmtune.terminal.progress import Meter
 
 START_ANEW = 75
@@ -64,6 +66,24 @@ class Runner:
                 num_ended += 1
                 meter.update(num_ended, state="")
                 self._refuse_hopeless()
+
+    def result(self, point: Point, seeds: Iterable[int]) -> PointResult:
+        """Return what a point scored with every seed, or why it has no figure.
+
+        Args:
+            point: of the sweep.
+            seeds: those that count.
+        """
+        by_seed: dict[int, float] = {}
+        failed: dict[int, str] = {}
+        for seed in seeds:
+            name = trial_name(point, seed)
+            value = self.value(name)
+            if value is None:
+                failed[seed] = self.problem(name)
+            else:
+                by_seed[seed] = value
+        return PointResult(point, by_seed, failed)
 
     def value(self, name: str) -> float | None:
         """Return the figure of a trial; None where it has none."""

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from glmtune.sweep.metrics import Metric
     from glmtune.sweep.running import Runner
     from glmtune.sweep.space import Axis, Point
-    from glmtune.sweep.statistics import PointResult
     from glmtune.sweep.trials import Trial
     from glmtune.terminal.console import Console
 
@@ -193,6 +192,11 @@ def _read(config: SweepConfig, words: Sequence[str] | None, extra_configs: Path 
         )
     if config.sweep.search == "optuna":
         require_optuna()
+    if own := [word for word in words if _key(word).startswith("hydra.")]:
+        raise ConfigError(
+            f"`{own[0]}` is of Hydra's own sweepers, which are not run here. Their counterparts are"
+            " `sweep.search`, `sweep.trials` and `sweep.metric`."
+        )
     over = long_forms(words_over(config.sweep.over or {}), COMMAND, extra_configs)
     words = long_forms(words, COMMAND, extra_configs)
     typed = [word for word in words if not _key(word).startswith(OWN)]
@@ -357,8 +361,12 @@ def _search(sweep: _Sweep, runner: Runner, num_trials: int) -> list[Point]:
     )
     chosen: dict[Point, None] = {}
 
+    def told(point: Point) -> float | None:
+        result = runner.result(point, sweep.seeds)
+        return None if result.failed else result.mean
+
     def trials() -> Iterator[Trial]:
-        for point in search.points(sweep.config.sweep.trials, lambda each: _mean(sweep, runner, each)):
+        for point in search.points(sweep.config.sweep.trials, told):
             chosen[point] = None
             for seed in sweep.seeds:
                 trial = sweep.trial(point, seed)
@@ -369,28 +377,6 @@ def _search(sweep: _Sweep, runner: Runner, num_trials: int) -> list[Point]:
     return list(chosen)
 
 
-def _mean(sweep: _Sweep, runner: Runner, point: Point) -> float | None:
-    """Return what Optuna is told of a point: the mean over seeds, or that it failed with one of them."""
-    result = _result(sweep, runner, point)
-    return None if result.failed else result.mean
-
-
-def _result(sweep: _Sweep, runner: Runner, point: Point) -> PointResult:
-    from glmtune.sweep.statistics import PointResult
-    from glmtune.sweep.trials import trial_name
-
-    by_seed: dict[int, float] = {}
-    failed: dict[int, str] = {}
-    for seed in sweep.seeds:
-        name = trial_name(point, seed)
-        value = runner.value(name)
-        if value is None:
-            failed[seed] = runner.problem(name)
-        else:
-            by_seed[seed] = value
-    return PointResult(point, by_seed, failed)
-
-
 def _report(sweep: _Sweep, console: Console, runner: Runner, points: Sequence[Point]) -> int:
     """Print and write the table, and what to type next."""
     from glmtune.sweep.report import failures, sweep_table, verdict, write_sweep
@@ -398,7 +384,7 @@ def _report(sweep: _Sweep, console: Console, runner: Runner, points: Sequence[Po
     from glmtune.sweep.trials import TRIALS, trial_name
 
     metric = sweep.metric
-    results = [_result(sweep, runner, point) for point in points]
+    results = [runner.result(point, sweep.seeds) for point in points]
     ranking = rank(results, larger_is_better=metric.is_larger_better)
     title = f"{sweep.folder}: {len(points)} points"
     commands: dict[str, str] = {}

@@ -117,11 +117,14 @@ def _axis(word: str, name: str, command: Command, extra_configs: Path | None) ->
     if override.is_interval_sweep():
         return _interval(key, override.value())
     if hasattr(override.value(), "filter"):  # glob(): the options of a group
-        options = override.value().filter(group_options(name, extra_configs))
-        if not options:
+        there = group_options(name, extra_configs)
+        if not there:
             raise ConfigError(
-                f"`{word}` matches none of {', '.join(group_options(name, extra_configs)) or 0}."
+                f"`{word}` is to choose among options, but `{name}` is no group. List its values."
             )
+        options = override.value().filter(there)
+        if not options:
+            raise ConfigError(f"`{word}` matches none of {', '.join(there)}.")
         return _choices(key, options)
     return _choices(key, [_written(element) for element in override.sweep_iterator()])
 

@@ -85,6 +85,7 @@ def test_one_value_stays_as_it_is(word: str) -> None:
         ("a=tag(log,interval(0,1))", r"from 0 to 1, but its lower end must be above 0"),
         ("a=tag(odd,interval(0,1))", r"has the tag `odd`"),
         ("data=glob(q*)", r"`data=glob\(q\*\)` matches none of adgen"),
+        ("trainer.optim=glob(*)", r"but `trainer.optim` is no group"),
     ],
 )
 def test_what_is_refused(word: str, message: str) -> None:
