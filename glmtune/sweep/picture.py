@@ -17,7 +17,10 @@ MAX_COLUMNS = 3
 LOG_RATIO = 20.0
 """Values of one sign that span so much more than themselves are shown by their ratios."""
 SHOWN_CHARS = 18
+MAX_TICKS = 7
+"""Of so many values each is named."""
 COLOURS = {"other": "#8899aa", "candidate": "#4477aa", "best": "#cc3311"}
+NAMES = {"best": "best mean", "candidate": "may be the best", "other": "other points; small: seeds"}
 
 
 def draw_sweep(ranking: Ranking, metric: Metric, path: Path) -> None:
@@ -48,6 +51,7 @@ def draw_sweep(ranking: Ranking, metric: Metric, path: Path) -> None:
             panels[place].set_ylabel(f"{metric.name} ({way} is better)")
     for panel in panels[len(keys) :]:
         panel.set_visible(False)
+    _explain(figure, panels[0], shown)
     heights = [value for result in shown for value in result.by_seed.values()]
     if heights and _is_wide(heights):
         panels[0].set_yscale("log")  # one learning rate that diverges would flatten all others
@@ -68,17 +72,37 @@ def _panel(axes: Any, results: Sequence[PointResult], place: int, name: str) -> 
         places = known
         if known and _is_wide(known):
             axes.set_xscale("log")
+        if len(set(known)) <= MAX_TICKS:
+            axes.minorticks_off()
+            axes.set_xticks(sorted(set(known)), [f"{number:g}" for number in sorted(set(known))])
     else:
         names = sorted(set(texts))
         places = [float(names.index(text)) for text in texts]
         axes.set_xticks(range(len(names)), [_ascii(text) for text in names], rotation=20, ha="right")
     for number, (result, x) in reversed(list(enumerate(zip(results, places, strict=True)))):
-        kind = "best" if number == 0 else "candidate" if result.may_be_best else "other"
+        kind = _kind(number, result)
         values = list(result.by_seed.values())
         axes.plot([x] * len(values), values, ".", color=COLOURS[kind], markersize=3, alpha=0.6)
         axes.plot([x], [result.mean], "D" if kind == "best" else "o", color=COLOURS[kind], markersize=6)
+    axes.margins(x=0.15)
     axes.set_xlabel(name)
     axes.grid(alpha=0.3)
+
+
+def _kind(number: int, result: PointResult) -> str:
+    return "best" if number == 0 else "candidate" if result.may_be_best else "other"
+
+
+def _explain(figure: Any, axes: Any, results: Sequence[PointResult]) -> None:
+    """Say what the colours are of those that are there."""
+    there = {_kind(number, result) for number, result in enumerate(results)}
+    marks = [
+        axes.plot([], [], "D" if kind == "best" else "o", color=COLOURS[kind], label=name)[0]
+        for kind, name in NAMES.items()
+        if kind in there
+    ]
+    if marks:
+        figure.legend(handles=marks, loc="outside upper right", ncols=len(marks), fontsize=8, frameon=False)
 
 
 def _number(text: str) -> float | None:

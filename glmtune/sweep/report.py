@@ -32,21 +32,22 @@ def sweep_table(ranking: Ranking, metric: Metric, title: str) -> TextTable:
     keys = [key for key, _ in ranking.results[0].point.values]
     repeated = any(result.low is not None for result in ranking.results)
     failed = any(result.failed for result in ranking.results)
-    columns = [*short_names(keys), metric.name]
+    columns = ["rank", *short_names(keys), metric.name]
     if repeated:
         columns += ["95 % interval", "seeds", "chance of best", "p", "verdict"]
     if failed:
         columns.append("failed")
     rows = []
     for place, result in enumerate(ranking.results):
-        row = [value for _, value in result.point.values]
+        row = [str(place + 1), *(value for _, value in result.point.values)]
         row.append(_number(result.mean) if result.by_seed else "-")
         if repeated:
             row += _told(result, is_first=place == 0)
         if failed:
             row.append(str(len(result.failed)) if result.failed else "")
         rows.append(tuple(row))
-    return TextTable(title, tuple(columns), tuple(rows), caption=_caption(metric, repeated=repeated))
+    caption = _caption(metric, repeated=repeated)
+    return TextTable(title, tuple(columns), tuple(rows), caption, text_columns=("verdict",))
 
 
 def _told(result: PointResult, *, is_first: bool) -> list[str]:

@@ -395,8 +395,10 @@ def _report(sweep: _Sweep, console: Console, runner: Runner, points: Sequence[Po
             "already trained": str(sweep.folder / TRIALS / name),
         }
     written = write_sweep(sweep.folder, ranking, metric, runner.records, title=title, commands=commands)
-    sweep_table(ranking, metric, title).show(console)
-    for line in (*failures(ranking.results), *verdict(ranking, metric)):
+    table = sweep_table(ranking, metric, title)
+    # The caption is a sentence: under a table in parts it would be as narrow as the last one.
+    dataclasses.replace(table, caption="").show(console)
+    for line in (table.caption, *failures(ranking.results), *verdict(ranking, metric)):
         console.print(line)
     console.print(f"Written: {', '.join(str(path) for path in written)}")
     if best is None:

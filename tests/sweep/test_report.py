@@ -31,8 +31,8 @@ def ranking(*seeds: int) -> Ranking:
 
 def test_one_seed_says_so() -> None:
     table = sweep_table(ranking(1), LOSS, "title")
-    assert table.columns == ("lr", "recipe", "eval_loss")
-    assert table.rows == (("0.02", "训练", "1.0000"), ("0.001", "lora", "2.0000"))
+    assert table.columns == ("rank", "lr", "recipe", "eval_loss")
+    assert table.rows == (("1", "0.02", "训练", "1.0000"), ("2", "0.001", "lora", "2.0000"))
     assert "one seed a point" in table.caption
     said = verdict(ranking(1), LOSS)
     assert said[0] == "best: trainer.lr=0.02 +recipe=训练 (eval_loss 1.0000)"
@@ -41,8 +41,8 @@ def test_one_seed_says_so() -> None:
 
 def test_several_seeds_tell_how_sure_it_is() -> None:
     table = sweep_table(ranking(1, 2, 3), LOSS, "title")
-    assert table.columns[2:] == ("eval_loss", "95 % interval", "seeds", "chance of best", "p", "verdict")
-    assert table.rows[0][2:5] == ("1.0100", "0.9852 to 1.0348", "3")
+    assert table.columns[3:] == ("eval_loss", "95 % interval", "seeds", "chance of best", "p", "verdict")
+    assert table.rows[0][3:6] == ("1.0100", "0.9852 to 1.0348", "3")
     assert table.rows[0][-1] == "best mean"
     assert table.rows[1][-3:] == ("0 %", "< 0.001", "worse")
     said = " ".join(verdict(ranking(1, 2, 3), LOSS))
