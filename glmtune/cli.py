@@ -33,7 +33,11 @@ COMMANDS = {
     "predict": ("recipes.predict", "generate answers for a data set and score them"),
     "score": ("recipes.score", "score existing predictions, or compare two runs"),
     "eval": ("recipes.eval", "evaluate on C-Eval, MMLU, GSM8K, BBH by the published protocols"),
-    "sweep": ("recipes.sweep", "measure task score and retention of a prefix or LoRA at several strengths"),
+    "sweep": (
+        "recipes.flows.sweep",
+        "train with several values of settings (grid, Optuna), and tell the best from the lucky",
+    ),
+    "dial": ("recipes.dial", "measure task score and retention of a prefix or LoRA at several strengths"),
     "compare": (
         "recipes.compare",
         "what a quantized or tuned model loses, on paired questions: may it ship?",
@@ -64,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 wrong usage or configuration, 128 + N stopped by signal N (130
         is Ctrl-C); `compare` also 3 (exceeds its tolerance) and 4 (undecided), `eval` 5 (some questions got
-        no answer), `train` 75 (went back to a checkpoint: start it again).
+        no answer), `sweep` 5 (some trials failed), `train` 75 (went back to a checkpoint: start it again).
     """
     guard_output()
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -161,6 +165,8 @@ def _dispatch(name: str, rest: list[str]) -> int:
         write(text if readable else yaml.safe_dump(values, allow_unicode=False, sort_keys=False))
         return 0
     settings = load_settings(command, overrides, extra_configs)
+    if command.takes_several:
+        return _exit_code(command.run(settings, overrides, extra_configs))
     return _exit_code(command.run(settings, overrides) if command.takes_words else command.run(settings))
 
 
@@ -227,7 +233,7 @@ def _print_command_help(command: Command) -> None:
         lines += ["", "examples:", *(f"  {example}" for example in command.examples)]
     roots = {path.split(".")[0] for path, _, _ in setting_rows(command.schema)}
     groups = {name: options for name, options in config_groups().items() if name in roots or name == "recipe"}
-    if command.name != "train":
+    if command.name not in ("train", "sweep"):
         groups.pop("recipe", None)
     if groups:
         lines += ["", "groups (name=option):"]

@@ -76,7 +76,7 @@ FLOORS = (
             "glmtune.training.callbacks",
             "glmtune.training.watching glmtune.retention",
             "glmtune.training glmtune.export",
-            "glmtune.serving glmtune.interactive glmtune.sweep",
+            "glmtune.serving glmtune.interactive glmtune.dial glmtune.sweep",
         ),
     ),
     Floor("planning", ("glmtune.planning",)),
@@ -97,7 +97,7 @@ FLOORS = (
             "evaluation.compare",
         ),
     ),
-    Floor("recipes", ("recipes",)),
+    Floor("recipes", ("recipes", "recipes.flows")),
     Floor("command", ("glmtune.cli", "glmtune.__main__")),
 )
 

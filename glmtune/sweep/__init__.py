@@ -1,5 +1,7 @@
-"""What a strength costs and gives: task score and retention of something tuned, at several strengths.
+"""Many runs over the values of settings: which are trained, what came out, which is likely to be the best.
 
-Begin with ``measure.py``, which puts one strength after the other into a loaded model and measures it;
-``points.py`` keeps what was measured, ``report.py`` shows it.
+Begin with ``running.py``, which trains one trial after the other, each in a process of its own. ``space.py``
+says what points are, ``trials.py`` keeps what became of them, ``search.py`` lets Optuna choose them;
+``statistics.py`` tells the best from the lucky, ``report.py`` and ``picture.py`` show it. Words of the
+command line become points in ``recipes/flows/sweep.py``; nothing here knows Hydra, or loads a model.
 """

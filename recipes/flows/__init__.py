@@ -1,4 +1,5 @@
-"""Commands that run other commands one after the other, each in a process of its own.
+"""Commands that run other commands, each in a process of its own; they stand above the recipes that they run.
 
-Begin with ``quickstart.py``; what a single command does is a file of the folder above.
+Begin with ``quickstart.py``, three commands one after the other; ``sweep.py`` trains once for every point of
+several settings' values. What a single command does is a file of the folder above.
 """

@@ -27,6 +27,8 @@ class Command:
         bare_words: settings that the first words without `=` stand for, in their order.
         examples: command lines shown by `--help`.
         takes_words: `run` is given the overrides as typed, too.
+        takes_several: settings may have several values each, of which those that `run` is given hold the
+            first; it is given the overrides, too, and the folder of `--config-dir`.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Command:
     bare_words: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
     takes_words: bool = False
+    takes_several: bool = False
 
     @cached_property
     def types(self) -> dict[str, Any]:

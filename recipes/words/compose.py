@@ -21,6 +21,7 @@ from recipes.words.command import (
     setting_rows,
 )
 from recipes.words.reading import SHORT_NAMES, read_words, unknown_setting
+from recipes.words.several import first_of_each, take_apart, words_over
 from recipes.words.values import quoted, written
 
 if TYPE_CHECKING:
@@ -33,9 +34,13 @@ __all__ = [
     "config_dir",
     "config_groups",
     "default_values",
+    "given_settings",
     "load_settings",
+    "long_forms",
     "read_settings",
     "setting_rows",
+    "take_apart",
+    "words_over",
 ]
 TENSOR_PLACES = ("output_dir", "prefix_path", "adapter_path", "init_from", "source")
 # What else a group takes than its options.
@@ -86,7 +91,9 @@ def _composed(command: Command, overrides: Sequence[str], extra_configs: Path | 
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = _long_forms(overrides, command, extra_configs)
+    overrides = long_forms(overrides, command, extra_configs)
+    if command.takes_several:
+        overrides = first_of_each(overrides, command, extra_configs)
     if extra_configs is not None:
         _check_yaml(extra_configs)
     # Ahead of Hydra, which answers an unknown option with the folders it searched.
@@ -110,7 +117,7 @@ def _composed(command: Command, overrides: Sequence[str], extra_configs: Path | 
         raise ConfigError(_explain(str(error), command)) from error
 
 
-def _long_forms(overrides: Sequence[str], command: Command, extra_configs: Path | None = None) -> list[str]:
+def long_forms(overrides: Sequence[str], command: Command, extra_configs: Path | None = None) -> list[str]:
     """Turn other names into settings before Hydra sees them, whose messages would name what nobody typed.
 
     The command line has done so already; overrides stay what they are.
@@ -126,7 +133,7 @@ def given_settings(command: Command, overrides: Sequence[str]) -> frozenset[str]
         command: which command.
         overrides: as for `compose`.
     """
-    keys = {override.lstrip("+~").partition("=")[0] for override in _long_forms(overrides, command)}
+    keys = {override.lstrip("+~").partition("=")[0] for override in long_forms(overrides, command)}
     return frozenset(keys & {path for path, _, _ in setting_rows(command.schema)})
 
 

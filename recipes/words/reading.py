@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from glmtune.errors import ConfigError
 from recipes.words.aliases import ALIASES, EPOCHS, UNSUPPORTED, VALUES, Alias, settings_meant
 from recipes.words.command import Command, config_dir, default_values, group_options
+from recipes.words.values import literal as literal_of
 from recipes.words.values import quoted
 
 SETTINGS_FILES = (".yaml", ".yml")
@@ -21,6 +22,7 @@ SHORT_NAMES = ("quantization", "quantization_bit", "quantization_activations", "
 BOOLEANS = {"true": "true", "yes": "true", "on": "true", "1": "true"} | {
     "false": "false", "no": "false", "off": "false", "0": "false",
 }  # fmt: skip
+MULTIRUN = ("-m", "--multirun")  # Hydra's own
 NO_VALUE = ("false", "none", "null", "")
 
 
@@ -115,6 +117,8 @@ class _Reader:
             word = self.pending.popleft()
             if word.partition("=")[0] == "--config-dir":
                 self._config_dir(word)
+            elif word in MULTIRUN:
+                self._multirun(word)
             elif word.startswith("--"):
                 self._flag(word)
             elif word.startswith("-"):
@@ -135,6 +139,14 @@ class _Reader:
         if not value or not Path(value).is_dir():
             raise ConfigError(f"`--config-dir` is `{value}`, but it must be an existing folder.")
         self.reading.config_dir = Path(value)
+
+    def _multirun(self, word: str) -> None:
+        if not self.command.takes_several:
+            raise ConfigError(
+                f"`{word}` is of `glmtune sweep`, which trains with several values of a setting:"
+                " `glmtune sweep trainer.learning_rate=1e-3,2e-2`."
+            )
+        self.reading.needless.append((word, "a sweep is several runs"))
 
     # Words with dashes, as argparse and HfArgumentParser take them.
 
@@ -366,13 +378,13 @@ class _Reader:
                 f"`{path}` stands for settings, but it cannot be read: {error}. Name a YAML file of settings."
             ) from error
         self.has_settings = True
-        for name, value in _flat(values):
+        for name, value in _flat(values, self.command.types):
             if name.partition(".")[0] in ("defaults", "hydra"):
                 raise ConfigError(
                     f"{path}: `{name}` is of Hydra's own files, which `--config-dir` searches. Here a group"
                     " is chosen by its name, such as `recipe: ptuning` or `data: files`."
                 )
-            text, literal = _plain(value), _literal(value)
+            text, literal = _plain(value), literal_of(value)
             # Groups that are null by default take a part of their settings only by force.
             first = name.partition(".")[0]
             forced = "++" if "." in name and first not in ("deepspeed", "retain") else ""
@@ -437,25 +449,15 @@ def _exact(value: str) -> str:
     return value if is_plain else quoted(value)
 
 
-def _flat(values: dict[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: dict[Any, Any], settings: Collection[str], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield names and values; a setting that is a dictionary itself stays whole."""
     for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{path}{name}.")
+        if isinstance(value, dict) and value and f"{path}{name}" not in settings:
+            yield from _flat(value, settings, f"{path}{name}.")
         else:
             yield f"{path}{name}", value
 
 
 def _plain(value: Any) -> str:
     """Write a value of YAML as it would be typed."""
-    return value if isinstance(value, str) else _literal(value)
-
-
-def _literal(value: Any) -> str:
-    """Write a value of YAML in Hydra's grammar, its type kept."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return f"[{','.join(map(_literal, value))}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{quoted(str(key))}:{_literal(item)}" for key, item in value.items()) + "}"
-    return repr(value) if isinstance(value, int | float) else quoted(str(value))
+    return value if isinstance(value, str) else literal_of(value)

@@ -73,20 +73,25 @@ def _kinds(annotation: Any) -> set[Any]:
     return {typing.get_origin(member) or member for member in members}
 
 
+def parsed_override(override: str) -> Any:
+    """Return what Hydra's grammar makes of an override, or None where it cannot read it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(override)
+    except (HydraException, RecursionError):
+        return None
+
+
 def _parsed(value: str) -> Any:
     """Return what Hydra reads, or None if it cannot, or reads several values (a sweep).
 
     Returns:
         A pair of the word "read" and the value: the value itself may be None, too.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        override = OverridesParser.create().parse_override(f"value={value}")
-        return None if override.is_sweep_override() else ("read", override.value())
-    except (HydraException, RecursionError):
-        return None
+    found = parsed_override(f"value={value}")
+    return None if found is None or found.is_sweep_override() else ("read", found.value())
 
 
 def _text(value: str) -> str:
@@ -118,13 +123,13 @@ def _list_items(value: str, *, takes_text: bool) -> list[str] | None:
         return None
     typed = value.strip()
     if typed.startswith("[") and typed.endswith("]"):
-        return [item.strip() for item in _at_commas(typed[1:-1])] if typed[1:-1].strip() else []
+        return [item.strip() for item in at_commas(typed[1:-1])] if typed[1:-1].strip() else []
     if takes_text or typed.startswith("[") or not typed:
         return None
-    return [item.strip() for item in _at_commas(typed)]
+    return [item.strip() for item in at_commas(typed)]
 
 
-def _at_commas(text: str) -> list[str]:
+def at_commas(text: str) -> list[str]:
     """Split at commas that stand in no quotes and no brackets.
 
     A quote opens only where an item begins: that of ``it's`` is a letter like others.
@@ -144,3 +149,19 @@ def _at_commas(text: str) -> list[str]:
             items.append(text[begin:place])
             begin = place + 1
     return [*items, text[begin:]]
+
+
+def literal(value: Any) -> str:
+    """Write a value of YAML in Hydra's grammar, its type kept."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(map(literal, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_key(str(key))}:{literal(item)}" for key, item in value.items()) + "}"
+    return repr(value) if isinstance(value, int | float) else quoted(str(value))
+
+
+def _key(text: str) -> str:
+    """Write a key of a dictionary: the grammar knows none in quotes."""
+    return text if re.fullmatch(r"[+\w.-]+", text, re.ASCII) else quoted(text)

@@ -80,7 +80,9 @@ def test_recipes_do_not_import_each_other() -> None:
         # What makes settings of words is below the recipes, and they know its front only.
         if module.startswith("recipes.") and not module.startswith("recipes.words"):
             siblings = {name for name in imports(module) if name.startswith("recipes.")}
-            assert siblings <= {"recipes.words.compose"}, f"{module} imports {siblings}"
+            # What runs other commands knows them; nobody knows it.
+            below = {"recipes.train"} if module.startswith("recipes.flows.") else set[str]()
+            assert siblings <= {"recipes.words.compose", *below}, f"{module} imports {siblings}"
 
 
 def test_no_circle_of_files() -> None:

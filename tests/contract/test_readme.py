@@ -24,7 +24,7 @@ SMALL = {
     "predict": ["data.max_predict_samples=4", "generation.max_new_tokens=8"],
     "eval": ["benchmark.limit=1", "num_threads=1"],
     "compare": ["benchmark.limit=2", "num_threads=1"],
-    "sweep": ["strengths=[0,1]", "retention.num_prompts=8", "data.max_eval_samples=8"],
+    "dial": ["strengths=[0,1]", "retention.num_prompts=8", "data.max_eval_samples=8"],
 }
 # A comparison's exit code is its verdict.
 DONE = {"compare": (0, 3, 4)}

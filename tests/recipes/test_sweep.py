@@ -1,224 +1,215 @@
-"""`glmtune sweep`: loss and retention at several strengths, kept as they come, from the run's own data."""
+"""`glmtune sweep`: from words to a table; killed and continued; what it refuses before anything starts."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import yaml
 
 from glmtune.cli import main
-from glmtune.errors import ConfigError
-from glmtune.loading import load_model, load_tokenizer
-from glmtune.retention.settings import RetentionSettings
-from glmtune.sweep.measure import Sweep
-from glmtune.sweep.points import SweepPoint, parse_point
-from glmtune.sweep.report import best_point
-from recipes.sweep import SweepConfig, run
+from glmtune.sweep import running
+from glmtune.sweep.processes import Ended
+from tests.conftest import REPO
 
-ROWS = (("红裙子", "颜色很红。"), ("白衬衫", "面料柔软，穿着舒服。"), ("hat", "A warm hat."))
-FEW = RetentionSettings(num_prompts=5, max_new_tokens=6)
-WORDS = ["retention.num_prompts=5", "retention.max_new_tokens=6"]
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Run folders of a random prefix and a random LoRA on glm-tiny, with the settings of their runs."""
-    from glmtune.models.load import load_official
-    from glmtune.prefix.checkpoint import PrefixMeta, save_prefix
-    from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
-    from glmtune.switch.rule import Switch, SwitchFacts
-    from glmtune.training.adapt import tune_adapter
-    from glmtune.training.checkpoints.folder import writing
-    from glmtune.training.settings import LoraSettings
-
-    folder = tmp_path_factory.mktemp("sweep")
-    rows = [json.dumps({"prompt": question, "response": answer}) for question, answer in ROWS]
-    (folder / "dev.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    data = {
-        "train_file": "gone.jsonl", "validation_file": str(folder / "dev.jsonl"), "prompt_column": "prompt",
-        "response_column": "response", "max_source_length": 32, "max_target_length": 16,
-    }  # fmt: skip
-    torch.manual_seed(1)
-    model = load_official("glm-tiny")
-    facts = {"base_fingerprint": model.fingerprint()}
-    encoder = PrefixEncoder(prefix_shape(model.config), pre_seq_len=4)
-    # It leaves every request to the base: a sweep measures the prefix all the same.
-    facts_of_switch = SwitchFacts("one_class", None, 0.0, None, 1, 0)
-    encoder.switch = Switch(torch.zeros(model.config.hidden_size), -1.0, facts_of_switch)
-    save_prefix(encoder, folder / "prefix" / "last", meta=PrefixMeta(**facts))
-    tuned = tune_adapter(model, LoraSettings(rank=2))
-    for name, weight in tuned.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.1)
-    with writing(folder / "lora" / "last", manifest=facts) as last:
-        tuned.save(last)
-    for name in ("prefix", "lora"):
-        settings = {"tune": name, "data": data}
-        (folder / name / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    return {"prefix_path": folder / "prefix", "adapter_path": folder / "lora"}
+RATES = "trainer.learning_rate=1e-3,5e-3"
+SMALL = (
+    "+recipe=ptuning", "prefix.switch=false", "prefix.pre_seq_len=4", "trainer.max_steps=3",
+    "trainer.save_steps=1", "trainer.logging_steps=1", "trainer.report_to=[]", "retention=null",
+    "data.max_train_samples=32", "data.max_eval_samples=4",
+)  # fmt: skip
 
 
-def config_of(runs: dict[str, Path], name: str, folder: Path, **changes: Any) -> SweepConfig:
-    settings: dict[str, Any] = {"strengths": [0.0, 0.5, 1.0], "retention": FEW, "output_dir": str(folder)}
-    settings |= {name: str(runs[name]), **changes}
-    return SweepConfig(**settings)
-
-
-def loss_by_hand(runs: dict[str, Path], **tuned: Any) -> float:
-    """Mean over all answer tokens, row by row and without batches."""
-    from glmtune.data.dataset import load_split
-    from glmtune.data.settings import DataSettings
-
-    data = yaml.safe_load((runs["prefix_path"] / "config.yaml").read_text("utf-8"))["data"]
-    rows: Any = load_split(DataSettings(**data), "validation", load_tokenizer("glm-tiny")).rows  # pyright: ignore[reportArgumentType]
-    model = load_model("glm-tiny", device="cpu", **tuned)
-    losses: list[torch.Tensor] = []
-    for row in rows:
-        labels = torch.tensor(row["labels"])[1:]
-        with torch.no_grad():
-            logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1].float()
-        losses.append(
-            torch.nn.functional.cross_entropy(
-                logits[labels != -100], labels[labels != -100], reduction="none"
-            )
-        )
-    return float(torch.cat(losses).mean())
-
-
-@pytest.mark.parametrize(("name", "option"), [("prefix_path", "prefix"), ("adapter_path", "adapter")])
-def test_every_strength_is_what_it_is_measured_as(
-    name: str, option: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    result = run(config_of(runs, name, tmp_path / "out"))
-    assert [point.strength for point in result.points] == [0.0, 0.5, 1.0]
-    setting = {"prefix": "prefix_strength", "adapter": "adapter_scale"}[option]
-    for point in result.points:
-        expected = loss_by_hand(runs, **{option: runs[name], setting: point.strength})
-        assert point.loss_nats == pytest.approx(expected, abs=1e-4)
-    base, _, whole = result.points
-    assert base.loss_nats == pytest.approx(loss_by_hand(runs), abs=1e-5)
-    assert (base.kept_frac, base.leak_frac) == (1.0, 0.0)
-    assert base.kl_nats == pytest.approx(0, abs=1e-6)
-    assert whole.kl_nats > 0.01
-    assert whole.kept_frac < 1
-    assert whole.rouge_l is None
-    out = capsys.readouterr().out
-    assert f"as in the training of {runs[name] / 'last'}" in out.replace("/prefix_encoder.safetensors", "")
-    assert "100.0 %" in out
-    written = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    assert [SweepPoint(**point) for point in written["points"]] == list(result.points)
-    assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_strength_1_is_what_a_command_measures_without_one(runs: dict[str, Path], tmp_path: Path) -> None:
-    """Answers of the sweep are those of `glmtune predict` at the same strength."""
-    found = run(config_of(runs, "prefix_path", tmp_path / "out", strengths=[0.5], rouge=True)).points[0]
-    words = [f"prefix_path={runs['prefix_path']}", "prefix_strength=0.5", "use_switch=false", "data=files"]
-    words += [f"data.test_file={runs['prefix_path'].parent / 'dev.jsonl'}", "data.max_source_length=32"]
-    assert main(["predict", *words, "data.max_target_length=16", f"output_dir={tmp_path / 'predict'}"]) == 0
-    scores = json.loads((tmp_path / "predict" / "predict_results.json").read_text())
-    assert found.rouge_l == pytest.approx(scores["metrics"]["rouge-l"]["value"], abs=1e-9)
-
-
-def test_a_sweep_that_was_killed_goes_on(
-    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = config_of(runs, "prefix_path", tmp_path / "out")
-    whole = run(dataclasses.replace(config, output_dir=str(tmp_path / "whole")))
-    real, measured = Sweep.measure, []
-
-    def spy(self: Sweep, strength: float, *rest: Any) -> SweepPoint:
-        measured.append(strength)
-        if len(measured) == 2:
-            raise KeyboardInterrupt
-        return real(self, strength, *rest)
-
-    monkeypatch.setattr(Sweep, "measure", spy)
-    with pytest.raises(KeyboardInterrupt):
-        run(config)
-    journal = tmp_path / "out" / "sweep.jsonl"
-    assert parse_point(journal.read_text()).strength == 0.0
-    answers = (tmp_path / "out" / "base.jsonl").stat().st_mtime_ns
-    resumed = run(config)
-    assert measured == [0.0, 0.5, 0.5, 1.0]
-    assert (tmp_path / "out" / "base.jsonl").stat().st_mtime_ns == answers, "the base is asked once"
-    alike = [[dataclasses.replace(each, seconds=0) for each in result.points] for result in (whole, resumed)]
-    assert alike[0] == alike[1]
-    assert [point.strength for point in run(config).points] == [0.0, 0.5, 1.0]
-    assert len(measured) == 4, "nothing is left to measure"
-    with pytest.raises(ConfigError, match=r"3 strengths of another run \(num_rows|max_new_tokens"):
-        run(dataclasses.replace(config, retention=dataclasses.replace(FEW, max_new_tokens=5)))
-    anew = dataclasses.replace(config, strengths=[1.0], resume="never")
-    assert run(anew).points[0].strength == 1.0
-    assert measured == [0.0, 0.5, 0.5, 1.0, 1.0]
-
-
-def test_the_command(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = tmp_path / "other.jsonl"
-    rows.write_text(json.dumps({"prompt": "hat", "response": "A warm hat."}), encoding="utf-8")
-    words = [f"adapter_path={runs['adapter_path']}", "strengths=[1,0]", "retention.target=1", *WORDS]
-    words += [f"data.validation_file={rows}", f"output_dir={tmp_path / 'out'}"]
-    assert main(["sweep", *words]) == 0
-    out = capsys.readouterr().out
-    assert "1 rows" in out
-    written = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    assert (written["num_rows"], written["strength"]) == (1, "adapter_scale")
-    assert [point["strength"] for point in written["points"]] == [0, 1]
-    assert "among those that keep at least 100 %: adapter_scale 0" in out
-    assert out.splitlines()[-1].startswith(
-        f"next: glmtune chat adapter_path={runs['adapter_path']} adapter_scale=0"
+def in_own_process(words: list[str], folder: Path, **options: Any) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-m", "glmtune", "sweep", *words]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **options,
     )
 
 
-def test_rows_that_nobody_names(runs: dict[str, Path], tmp_path: Path) -> None:
-    import shutil
+def test_a_sweep_that_was_killed_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SIGKILL in the second trial of a search: its process ends, too, and the same command does what is missing."""
+    pytest.importorskip("optuna")
+    words = [*SMALL, "sweep.search=optuna", "sweep.trials=2", f"output_dir={tmp_path / 's'}"]
+    space = "trainer.learning_rate=tag(log,interval(1e-4,1e-2))"
+    begun = in_own_process([*words, space], tmp_path)
+    end = time.monotonic() + 120
+    journal, trials = tmp_path / "s" / "sweep.jsonl", tmp_path / "s" / "trials"
+    while not (journal.exists() and len(list(trials.glob("*/checkpoint-1/trainer_state.json"))) == 2):
+        assert begun.poll() is None, begun.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    begun.send_signal(signal.SIGKILL)
+    begun.communicate()
+    first = trials / json.loads(journal.read_text())["name"]
+    made = (first / "all_results.json").stat().st_mtime_ns
+    resumed = in_own_process([*words, space], tmp_path)
+    said = resumed.communicate(timeout=120)[0]
+    assert resumed.returncode == 0, said
+    assert (first / "all_results.json").stat().st_mtime_ns == made, "what was trained is not trained again"
+    names = {path.name for path in trials.iterdir()}
+    assert len(names) == 2, "the search goes on with the point that ran"
+    second = trials / (names - {first.name}).pop()
+    log = (tmp_path / "s" / "logs" / f"{second.name}.log").read_text()
+    # Unless the kill came after the last step of three.
+    assert "going on from" in log or "finished at step 3" in log
+    assert said.count("$ glmtune train") == 1
+    assert f"next: glmtune train {SMALL[0]}" in said
+    assert "points chosen by Optuna (TPE)" in said
+    assert "one seed a point" in said
+    values = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    told = {float(point["point"]["trainer.learning_rate"]): point["eval_loss"] for point in values["points"]}
+    assert all(1e-4 <= rate <= 1e-2 for rate in told)
+    results = json.loads((second / "all_results.json").read_text())
+    assert told[rate_of(second)] == results["final_eval_loss"]
+    assert main(["sweep", *words, "trainer.learning_rate=tag(log,interval(1e-4,1e-3))"]) == 2
+    assert "holds another sweep (space" in capsys.readouterr().err
 
-    alone = shutil.copytree(runs["prefix_path"] / "last", tmp_path / "alone")
-    config = SweepConfig(prefix_path=str(alone), retention=FEW)
-    with pytest.raises(ConfigError, match=r"`data` is not set, and no run beside .*tells which rows"):
-        run(config)
-    (alone / "config.yaml").write_text("tune: prefix\ndata: {validation_file: '${oc.env:ROWS}'}\n")
-    with pytest.raises(ConfigError, match=r"`data.validation_file` of .* came from the environment"):
-        run(config)
-    (alone / "config.yaml").write_text("tune: prefix\ndata: {train_file: a.jsonl}\n")
-    with pytest.raises(ConfigError, match=r"`data` has no rows for evaluation"):
-        run(config)
+
+def rate_of(trial: Path) -> float:
+    return float(trial.name.removeprefix("learning_rate=").removesuffix("_seed=42"))
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Commands that trials were trained with; what they leave is made up: the loss is the learning rate's."""
+    ran: list[list[str]] = []
+
+    def run(words: Any, log: Path, waiting: Any = None) -> Ended:
+        ran.append(list(words))
+        found = dict(word.split("=", 1) for word in words[1:] if "=" in word)
+        if found.get("trainer.learning_rate") == "0.9":
+            return Ended(1, "glmtune: Memory ran out at step 3")
+        folder = Path(found["output_dir"])
+        folder.mkdir(parents=True)
+        loss = float(found["trainer.learning_rate"]) + int(found["seed"]) / 1e6
+        (folder / "all_results.json").write_text(
+            json.dumps({"finished": True, "steps": 1, "final_eval_loss": loss})
+        )
+        return Ended(0, "")
+
+    monkeypatch.setattr(running, "run_command", run)
+    return ran
+
+
+def test_seeds_values_and_failures_are_added(
+    tmp_path: Path, trained: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["+recipe=ptuning", f"output_dir={tmp_path / 's'}"]
+    assert main(["sweep", *words, "trainer.learning_rate=0.2,0.1"]) == 0
+    assert trained[0][1:] == [
+        "+recipe=ptuning", "trainer.learning_rate=0.2", "seed=42",
+        f"output_dir={tmp_path / 's' / 'trials' / 'learning_rate=0.2_seed=42'}",
+    ]  # fmt: skip
+    assert "one seed a point" in capsys.readouterr().out
+    assert main(["sweep", *words, "trainer.learning_rate=0.2,0.1,0.9", "sweep.repeats=2"]) == 5
+    assert [dict(word.split("=", 1) for word in one[2:])["seed"] for one in trained[2:]] == [
+        "42",
+        "43",
+        "43",
+        "43",
+    ]
+    out = capsys.readouterr().out
+    assert "best: trainer.learning_rate=0.1 (eval_loss 0.1000)" in out
+    assert "! learning_rate=0.9_seed=42: exit code 1: glmtune: Memory ran out at step 3" in out
+    assert "all 1 others are significantly worse" in out
+    assert out.splitlines()[-1] == (
+        f"next: glmtune train +recipe=ptuning trainer.learning_rate=0.1 seed=42 output_dir={tmp_path / 's' / 'best'}"
+    )
+    assert main(["sweep", *words, "trainer.learning_rate=0.1,0.2"]) == 0
+    assert len(trained) == 6, "all is known"
+
+
+def test_words_of_a_whole_sweep(
+    tmp_path: Path, trained: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Aliases, files, `--multirun`, a config folder and a dry run."""
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text("# @package _global_\ntrainer:\n  max_steps: 7\n")
+    words = ["--multirun", "+recipe=mine", "lr=0.2,0.1", f"--config-dir={tmp_path}", "quantization=int4"]
+    words.append(f"output_dir={tmp_path / 's'}")
+    assert main(["sweep", *words, "sweep.dry_run=true"]) == 0
+    dry = [line for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
+    assert len(dry) == 2
+    assert not trained
+    assert not (tmp_path / "s").exists()
+    assert main(["sweep", *words]) == 0
+    assert trained[0][1:5] == [
+        f"--config-dir={tmp_path}",
+        "+recipe=mine",
+        "model.quantization=int4",
+        "trainer.learning_rate=0.2",
+    ]
+    assert dry[0].endswith(" ".join(trained[0][2:]))
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("words", "message"),
     [
-        ({}, r"`prefix_path` and `adapter_path` are not set, .* `glmtune sweep prefix_path=RUN`"),
-        ({"prefix_path": "a", "adapter_path": "b"}, r"are both set"),
-        ({"prefix_path": "a", "strengths": []}, r"`strengths` is empty"),
-        ({"prefix_path": "a", "strengths": [0.5, -1.0]}, r"`strengths` is -1.0, but .* from 0"),
-        ({"prefix_path": "a", "strengths": [0.5, 0.5]}, r"each may stand there once"),
-        ({"prefix_path": "a", "batch_size": 0}, r"`batch_size` is 0"),
-        ({"prefix_path": "a", "resume": "yes"}, r"`resume` is `yes`"),
-        ({"prefix_path": "a", "retention": RetentionSettings(exam="exam")}, r"a sweep asks no exam"),
+        pytest.param(["+recipe=ptuning"], "No setting has several values", id="nothing"),
+        pytest.param([RATES, "seed=1,2"], "`seed` has several values, but `sweep.repeats=3`", id="seeds"),
+        pytest.param([RATES, "output_dir=a,b"], "`output_dir` has several values", id="folders"),
+        pytest.param([RATES, "resume=never"], "`resume` is `never`, but a sweep goes on by itself", id="resume"),
+        pytest.param([RATES, "sweep.metric=eval_loss,train_loss"], "`sweep.metric` has several values", id="own"),
+        pytest.param([RATES, "sweep.metric=rouge"], "`sweep.metric` is `rouge`, which does not exist. Did you mean `rouge-", id="metric"),
+        pytest.param([RATES, "sweep.repeats=0"], "`sweep.repeats` is 0", id="repeats"),
+        pytest.param([RATES, "sweep.search=random"], "`sweep.search` is `random`", id="search"),
+        pytest.param([RATES, "sweep.score_words=[limit]"], "holds `limit`", id="score words"),
+        pytest.param([RATES, "sweep.metric=exam", "sweep.score_words=[output_dir=a]"], "holds `output_dir=a`", id="score folder"),
+        pytest.param([RATES, "sweep.score_words=[split=test]"], "but training measures `eval_loss` itself", id="score nothing"),
+        pytest.param([RATES, "sweep.trials=9"], "`sweep.trials` is 9, but `sweep.search` is `grid`", id="trials"),
+        pytest.param([RATES, "hydra.sweeper.n_trials=9"], "`hydra.sweeper.n_trials=9` is of Hydra's own sweepers", id="hydra"),
+        pytest.param(["trainer.learning_rat=1,2"], "Did you mean `trainer.learning_rate`", id="unknown"),
+        pytest.param(["trainer.learning_rate=1e-3,-1,fast"], "2 of the points cannot be trained:\n- trainer.learning_rate=-1: `trainer.learning_rate` is -1", id="values"),
+        pytest.param(["+recipe=ptuning,lora", "prefix.pre_seq_len=4,8"], "2 of the points cannot be trained:\n- +recipe=lora", id="together"),
+        pytest.param(["+recipe=ptuning,loro"], "`recipe` is `loro`", id="option"),
+        pytest.param(["trainer.learning_rate=interval(0,1)"], "but `sweep.search` is `grid`", id="interval"),
+        pytest.param([RATES, "sweep.over={trainer.learning_rate: [1, 2]}"], "is given and in `sweep.over`", id="both"),
+        pytest.param(["sweep.over={trainer.learning_rate: 1}"], "but it takes a list of values", id="over"),
+        pytest.param([RATES, "data.validation_file=null"], "but no rows are kept for evaluation", id="no rows"),
+        pytest.param([RATES, "retention=null", "sweep.metric=eval_retention"], "`retention` is null", id="no retention"),
     ],
-)
-def test_wrong_settings_are_refused(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        run(SweepConfig(**values))
+)  # fmt: skip
+def test_what_is_refused_before_anything_starts(
+    words: list[str], message: str, tmp_path: Path, trained: list[list[str]], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    recipe = [] if any("recipe" in word for word in words) else ["+recipe=ptuning"]
+    assert main(["sweep", *recipe, *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not trained
+    assert not list(tmp_path.iterdir())
 
 
-def test_the_best_point_keeps_enough() -> None:
-    points = [
-        SweepPoint(strength, loss, kept, 0.0, 0.0, None, 1.0)
-        for strength, loss, kept in ((0.0, 5.0, 1.0), (0.5, 2.0, 0.9), (1.0, 1.0, 0.1))
-    ]
-    assert best_point(points, None) == points[2]
-    assert best_point(points, 0.9) == points[1]
-    assert best_point(points[1:], 0.95) is None
+def test_a_launcher_and_a_file_of_settings_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text("tune: prefix\n")
+    assert main(["sweep", "--settings", str(tmp_path / "config.yaml")]) == 2
+    assert "takes no `--settings`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", ["{}", "[1]", '{"strength": 1}', "no"])
-def test_lines_that_are_no_points(line: str) -> None:
-    with pytest.raises(ValueError, match=r"."):
-        parse_point(line)
+def test_another_sweep_is_not_mixed_in(
+    tmp_path: Path, trained: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["+recipe=ptuning", f"output_dir={tmp_path / 's'}"]
+    assert main(["sweep", *words, "trainer.learning_rate=0.2,0.1"]) == 0
+    assert main(["sweep", *words, "trainer.learning_rate=0.2,0.1", "trainer.max_steps=9"]) == 2
+    assert "was trained with other settings (trainer.max_steps=9)" in capsys.readouterr().err
+    assert main(["sweep", *words, "trainer.learning_rate=0.2,0.1", "prefix.pre_seq_len=4,8"]) == 2
+    assert "holds another sweep (settings: ['trainer.learning_rate'] then" in capsys.readouterr().err
+    assert len(trained) == 2

@@ -5,6 +5,7 @@ connection) cannot, and they would train on, unseen, while the same command is s
 watches:
 
     torchrun, deepspeed, ours         a look at the parent every `POLL_SECONDS`, in a thread of each process
+    a command that `sweep` starts     the same look, at `sweep`
     ours, started over ssh            a line from the head every few seconds, on standard input
 
 and ends with all that it has started itself. Files that it was writing have no name yet (see
@@ -29,6 +30,8 @@ import psutil
 LAUNCHED = "GLMTUNE_LAUNCHED"
 """Set in processes that we start, to the number of the launcher: they write their error to a file, and the
 launcher shows one of them."""
+STARTED_BY = "GLMTUNE_STARTED_BY"
+"""Set for a whole command that another one starts (`glmtune sweep`), to the number of the starter."""
 HEAD = "GLMTUNE_HEAD"
 """Set in launchers that are started over ssh: they hear from the head on standard input."""
 POLL_SECONDS = 0.2
@@ -58,9 +61,10 @@ def watch() -> None:
         _end_forked_children()
     if os.environ.pop(HEAD, None):
         threading.Thread(target=_listen, name="glmtune-head", daemon=True).start()
-    if not is_started():
+    starter = os.environ.pop(STARTED_BY, "")  # not what processes of this one are to look for
+    if not (is_started() or starter):
         return
-    expected = os.environ.get(LAUNCHED, "")
+    expected = starter or os.environ.get(LAUNCHED, "")
     if expected.isdigit() and os.getppid() != int(expected):
         _end()  # it was killed while we were being started
     if os.getppid() > 1:  # 1 is the system, or the program of a container, with which everything in it ends

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from glmtune.adapter import set_scale
 from glmtune.data.collate import DynamicPaddingCollator
 from glmtune.data.dataset import EncodedSplit
+from glmtune.dial.points import BASE_ANSWERS_FILE, DialPoint
 from glmtune.inference.predict.generate import generate_completions
 from glmtune.inference.predict.questions import Question
 from glmtune.inference.settings import GenerationSettings
@@ -34,13 +35,12 @@ from glmtune.retention.measure import Base, ask, summarize
 from glmtune.retention.prompts import Prompt
 from glmtune.retention.settings import RetentionSettings
 from glmtune.retention.style import TaskStyle
-from glmtune.sweep.points import BASE_ANSWERS_FILE, SweepPoint
 from glmtune.training.evaluation import per_token, sum_over_tokens
 
 ROUGE = "rouge-l"
 
 
-class Sweep:
+class Dial:
     """A model whose tuned part can be turned to any strength, and what it is measured with.
 
     Attributes:
@@ -82,7 +82,7 @@ class Sweep:
             set_scale(self._model, strength)
 
     def prepare(self, folder: Path, prompts: Sequence[Prompt], settings: RetentionSettings) -> None:
-        """Ask the base, or read what it answered when the sweep began.
+        """Ask the base, or read what it answered when the measuring began.
 
         Args:
             folder: keeps the answers.
@@ -111,7 +111,7 @@ class Sweep:
         )
         self.base = Base(answers, distributions, TaskStyle(self._task_answers, answers.texts))
 
-    def measure(self, strength: float, advance: Callable[[int], None] = lambda count: None) -> SweepPoint:
+    def measure(self, strength: float, advance: Callable[[int], None] = lambda count: None) -> DialPoint:
         """Measure one strength; the model keeps it.
 
         Args:
@@ -136,7 +136,7 @@ class Sweep:
         )
         loss = per_token(sum_over_tokens(self._model, self._batches(), self._device), prefix="eval")
         rouge_l = self._rouge_l() if self._questions else None
-        return SweepPoint(
+        return DialPoint(
             strength=strength,
             loss_nats=loss["eval_loss"],
             kept_frac=kept.kept_frac,

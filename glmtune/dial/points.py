@@ -1,4 +1,4 @@
-"""The points of a sweep: a line per strength, in a journal that only the sweep which began it continues."""
+"""The points of a dial: a line per strength, in a journal that only the run which began it continues."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from glmtune.storage.files import json_text, write_error, write_text_atomically
 from glmtune.storage.journal import Journal, make_run_folder, read_identity, refuse_other_run
 
 LOGGER = logging.getLogger(__name__)
-POINTS_FILE = "sweep.jsonl"
-IDENTITY_FILE = "sweep_config.json"
-RESULTS_FILE, PICTURE_FILE = "sweep.json", "sweep.png"
+POINTS_FILE = "dial.jsonl"
+IDENTITY_FILE = "dial_config.json"
+RESULTS_FILE, PICTURE_FILE = "dial.json", "dial.png"
 BASE_ANSWERS_FILE = "base.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class SweepPoint:
+class DialPoint:
     """What was measured at one strength.
 
     Attributes:
@@ -46,36 +46,36 @@ class SweepPoint:
         return with_checksum(asdict(self))
 
 
-def parse_point(line: str) -> SweepPoint:
-    """Read a line that `SweepPoint.to_line` wrote.
+def parse_point(line: str) -> DialPoint:
+    """Read a line that `DialPoint.to_line` wrote.
 
     Raises:
         ValueError: it is damaged, or none.
     """
     values = checked_line(line)
-    names = {field.name for field in fields(SweepPoint)}
+    names = {field.name for field in fields(DialPoint)}
     optional = {"rouge_l"} if values.get("rouge_l", 0) is None else set[str]()
     numbers = {name: value for name, value in values.items() if name not in optional}
     if set(values) != names or not all(isinstance(value, int | float) for value in numbers.values()):
-        raise ValueError("it is no point of a sweep")
-    return SweepPoint(**values)
+        raise ValueError("it is no point of a dial")
+    return DialPoint(**values)
 
 
-def open_sweep(folder: Path) -> Journal:
-    """Make the folder of a sweep and lock its points; a context manager.
+def open_dial(folder: Path) -> Journal:
+    """Make the folder of a dial and lock its points; a context manager.
 
     Raises:
         ConfigError: the folder cannot be written, holds something else, or is that of another process.
     """
-    make_run_folder(folder, lambda place: (place / IDENTITY_FILE).is_file(), result="sweep")
+    make_run_folder(folder, lambda place: (place / IDENTITY_FILE).is_file(), result="dial")
     return Journal(folder / POINTS_FILE)
 
 
-def known_points(journal: Journal, identity: Mapping[str, Any], *, resume: str) -> dict[float, SweepPoint]:
-    """Begin or continue a sweep, and keep what decides its points as ``sweep_config.json``.
+def known_points(journal: Journal, identity: Mapping[str, Any], *, resume: str) -> dict[float, DialPoint]:
+    """Begin or continue measuring, and keep what decides its points as ``dial_config.json``.
 
     Args:
-        journal: of the sweep, see `open_sweep`.
+        journal: of the points, see `open_dial`.
         identity: what decides the points: plain values.
         resume: ``auto`` keeps the points there, ``never`` deletes them.
 

@@ -1,4 +1,4 @@
-"""Measure what strengths of a prefix, or scales of a LoRA, cost and give: `glmtune sweep`."""
+"""Measure what strengths of a prefix, or scales of a LoRA, cost and give: `glmtune dial`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from glmtune.data.conversations import ConversationSet
     from glmtune.data.dataset import EncodedSplit
+    from glmtune.dial.measure import Dial
+    from glmtune.dial.points import DialPoint
     from glmtune.models.load import GlmModel
     from glmtune.retention.prompts import Prompt
-    from glmtune.sweep.measure import Sweep
-    from glmtune.sweep.points import SweepPoint
     from glmtune.terminal.console import Console
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
@@ -33,7 +33,7 @@ SPLIT = "validation"
 
 
 @dataclass(frozen=True)
-class SweepConfig:
+class DialConfig:
     """What is turned to which strengths, and what it is measured with."""
 
     model: ModelSettings = setting(ModelSettings, "the base model")
@@ -46,7 +46,7 @@ class SweepConfig:
     )
     rouge: bool = setting(False, "answer the task's rows, too, and score the answers (takes longer)")
     batch_size: int = setting(16, "rows in one forward pass over whole answers")
-    output_dir: str | None = setting(None, "folder of table and picture; default: `sweep` in the run folder")
+    output_dir: str | None = setting(None, "folder of table and picture; default: `dial` in the run folder")
     resume: str = setting("auto", "auto keeps strengths that were measured, never measures all anew")
 
     def __post_init__(self) -> None:
@@ -69,8 +69,9 @@ class SweepConfig:
         check_choice("resume", self.resume, ("auto", "never"))
         if self.retention.exam is not None:
             raise ConfigError(
-                f"`retention.exam` is `{self.retention.exam}`, but a sweep asks no exam. Leave it out; at one"
-                " strength `glmtune compare candidate.prefix_path=RUN candidate.prefix_strength=X` asks one."
+                f"`retention.exam` is `{self.retention.exam}`, but `glmtune dial` asks no exam. Leave it out;"
+                " `glmtune compare candidate.prefix_path=RUN candidate.prefix_strength=X` asks one at a"
+                " strength."
             )
 
     @property
@@ -80,17 +81,17 @@ class SweepConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class SweepResult:
+class DialResult:
     """What came out.
 
     Attributes:
         points: by strength.
         best: the lowest loss among those that keep enough; None where none does.
-        folder: holds ``sweep.json`` and ``sweep.png``.
+        folder: holds ``dial.json`` and ``dial.png``.
     """
 
-    points: tuple[SweepPoint, ...]
-    best: SweepPoint | None
+    points: tuple[DialPoint, ...]
+    best: DialPoint | None
     folder: Path
 
 
@@ -103,7 +104,7 @@ class _Task:
     data: DataSettings
 
 
-def run(config: SweepConfig, words: Sequence[str] | None = None) -> SweepResult:
+def run(config: DialConfig, words: Sequence[str] | None = None) -> DialResult:
     """Load once, measure every strength, print and write what came out.
 
     Args:
@@ -112,16 +113,16 @@ def run(config: SweepConfig, words: Sequence[str] | None = None) -> SweepResult:
             None: so does every data setting that is not its default.
 
     Returns:
-        The points; the folder holds ``sweep.jsonl``, ``sweep.json`` and ``sweep.png``.
+        The points; the folder holds ``dial.jsonl``, ``dial.json`` and ``dial.png``.
 
     Raises:
         GlmtuneError: a setting, the data, the checkpoint, the prefix or the adapter cannot be used.
     """
+    from glmtune.dial.points import known_points, open_dial
+    from glmtune.dial.report import best_point, dial_table, write_dial
     from glmtune.loading import load_tokenizer
     from glmtune.retention.prompts import load_prompts
     from glmtune.storage.lock import lock_folder
-    from glmtune.sweep.points import known_points, open_sweep
-    from glmtune.sweep.report import best_point, sweep_table, write_sweep
     from glmtune.terminal.console import Console
 
     console = Console()
@@ -131,28 +132,28 @@ def run(config: SweepConfig, words: Sequence[str] | None = None) -> SweepResult:
     tokenizer = load_tokenizer(config.model.source, family=config.model.family)
     task = _task(config, data, tokenizer)
     prompts = load_prompts(config.retention.prompts, shipped="retention", limit=config.retention.num_prompts)
-    with lock_folder(folder), open_sweep(folder) as journal:
+    with lock_folder(folder), open_dial(folder) as journal:
         model = _load(config, tuned)
         facts = _facts(config, tuned, model, task, prompts)
         known = known_points(journal, facts, resume=config.resume)
         _announce(console, config, tuned, task, folder)
         missing = [strength for strength in config.strengths if strength not in known]
         if missing:
-            sweep = _sweep(config, model, tokenizer, task)
-            sweep.prepare(folder, prompts, config.retention)
+            dial = _dial(config, model, tokenizer, task)
+            dial.prepare(folder, prompts, config.retention)
             for strength in missing:
-                known[strength] = _measure(sweep, strength, config.strength_name)
+                known[strength] = _measure(dial, strength, config.strength_name)
                 journal.append(known[strength])
         points = [known[strength] for strength in sorted(config.strengths)]
-        write_sweep(folder, points, facts, name=config.strength_name)
+        write_dial(folder, points, facts, name=config.strength_name)
     best = best_point(points, config.retention.target)
-    console.print(sweep_table(points, f"{tuned}", name=config.strength_name))
+    console.print(dial_table(points, f"{tuned}", name=config.strength_name))
     for line in (_verdict(config, best), f"Written: {folder}", f"next: {_next_command(config, best)}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return SweepResult(tuple(points), best, folder)
+    return DialResult(tuple(points), best, folder)
 
 
-def _find_tuned(config: SweepConfig) -> Path:
+def _find_tuned(config: DialConfig) -> Path:
     """Return the file of the prefix or the folder of the adapter."""
     from glmtune.adapter import find_adapter
     from glmtune.prefix.checkpoint import find_prefix
@@ -162,8 +163,8 @@ def _find_tuned(config: SweepConfig) -> Path:
     if config.adapter_path is not None:
         return find_adapter(config.adapter_path)
     raise ConfigError(
-        "`prefix_path` and `adapter_path` are not set, but a sweep turns something tuned. Name it:"
-        " `glmtune sweep prefix_path=RUN`."
+        "`prefix_path` and `adapter_path` are not set, but there must be something tuned to turn. Name it:"
+        " `glmtune dial prefix_path=RUN`."
     )
 
 
@@ -172,10 +173,10 @@ def _default_folder(tuned: Path) -> Path:
 
     folder = tuned if tuned.is_dir() else tuned.parent
     at = f"-{folder.name}" if folder.name == "best" or folder.name.startswith("checkpoint-") else ""
-    return run_of(folder) / f"sweep{at}"
+    return run_of(folder) / f"dial{at}"
 
 
-def _data(config: SweepConfig, tuned: Path, words: Sequence[str] | None, console: Console) -> DataSettings:
+def _data(config: DialConfig, tuned: Path, words: Sequence[str] | None, console: Console) -> DataSettings:
     """Return the data of the run, as far as nobody names others, and say so.
 
     Raises:
@@ -205,14 +206,13 @@ def _data(config: SweepConfig, tuned: Path, words: Sequence[str] | None, console
         console.print(f"as in the training of {tuned}: {said}", highlight=False, soft_wrap=True)
     if not data.has_validation:
         raise ConfigError(
-            "`data` has no rows for evaluation, which a sweep measures the task on. Add"
-            f" `data.{SPLIT}_file=FILE`."
+            f"`data` has no rows for evaluation, which the task is measured on. Add `data.{SPLIT}_file=FILE`."
         )
     return dataclasses.replace(data, packing=False)  # rows are read one by one here
 
 
-def _given(config: SweepConfig, words: Sequence[str] | None) -> list[str]:
-    """Return the names of the data settings that somebody chose for this sweep."""
+def _given(config: DialConfig, words: Sequence[str] | None) -> list[str]:
+    """Return the names of the data settings that somebody chose for this command."""
     if words is not None:
         names = given_settings(COMMAND, words)
         return [name.removeprefix("data.") for name in names if name.startswith("data.")]
@@ -221,7 +221,7 @@ def _given(config: SweepConfig, words: Sequence[str] | None) -> list[str]:
     return [name for name in names if getattr(config.data, name) != getattr(default, name)]
 
 
-def _task(config: SweepConfig, data: DataSettings, tokenizer: PreTrainedTokenizerBase) -> _Task:
+def _task(config: DialConfig, data: DataSettings, tokenizer: PreTrainedTokenizerBase) -> _Task:
     from glmtune.data.dataset import load_conversations, load_split
     from glmtune.models.context import context_tokens
 
@@ -231,7 +231,7 @@ def _task(config: SweepConfig, data: DataSettings, tokenizer: PreTrainedTokenize
     return _Task(rows, load_conversations(rows.settings, SPLIT, warn=False), rows.settings)
 
 
-def _load(config: SweepConfig, tuned: Path) -> GlmModel:
+def _load(config: DialConfig, tuned: Path) -> GlmModel:
     from glmtune.loading import load_tuned
     from glmtune.quantization.kernels.dispatch import prepare_for_inference
 
@@ -254,13 +254,13 @@ def _load(config: SweepConfig, tuned: Path) -> GlmModel:
     return model
 
 
-def _sweep(config: SweepConfig, model: GlmModel, tokenizer: PreTrainedTokenizerBase, task: _Task) -> Sweep:
+def _dial(config: DialConfig, model: GlmModel, tokenizer: PreTrainedTokenizerBase, task: _Task) -> Dial:
+    from glmtune.dial.measure import Dial
     from glmtune.inference.predict.questions import build_questions
-    from glmtune.sweep.measure import Sweep
 
     longest = task.data.max_target_length
     assert longest is not None, "the rows told it"
-    return Sweep(
+    return Dial(
         cast(Any, model),
         tokenizer,
         task.rows,
@@ -271,19 +271,17 @@ def _sweep(config: SweepConfig, model: GlmModel, tokenizer: PreTrainedTokenizerB
     )
 
 
-def _measure(sweep: Sweep, strength: float, name: str) -> SweepPoint:
+def _measure(dial: Dial, strength: float, name: str) -> DialPoint:
     from glmtune.terminal.progress import Meter
 
-    with Meter(
-        f"{name} {strength:g}", total=len(sweep.base.answers), unit="answers", transient=True
-    ) as meter:
-        return sweep.measure(strength, meter.update)
+    with Meter(f"{name} {strength:g}", total=len(dial.base.answers), unit="answers", transient=True) as meter:
+        return dial.measure(strength, meter.update)
 
 
 def _facts(
-    config: SweepConfig, tuned: Path, model: GlmModel, task: _Task, prompts: Sequence[Prompt]
+    config: DialConfig, tuned: Path, model: GlmModel, task: _Task, prompts: Sequence[Prompt]
 ) -> dict[str, Any]:
-    """Return what decides the points; another of it is another sweep."""
+    """Return what decides the points; another of it is another dial."""
     from glmtune.adapter import adapter_sha256
 
     asked = json.dumps([[dataclasses.asdict(message) for message in each.messages] for each in prompts])
@@ -298,7 +296,7 @@ def _facts(
         "data_fingerprint": task.rows.fingerprint,
         "num_rows": len(task.rows.lengths),
         **{name: getattr(task.data, name) for name in names},
-        # Sweeps from before there was a choice do not name these.
+        # Those from before there was a choice do not name these.
         **(
             {"quantization_embeddings": config.model.quantization_embeddings}
             if config.model.quantization_embeddings
@@ -311,7 +309,7 @@ def _facts(
     }
 
 
-def _announce(console: Console, config: SweepConfig, tuned: Path, task: _Task, folder: Path) -> None:
+def _announce(console: Console, config: DialConfig, tuned: Path, task: _Task, folder: Path) -> None:
     kind = "LoRA" if config.prefix_path is None else "prefix"
     for line in (
         f"model  {config.model.described}, {kind} {tuned}",
@@ -321,7 +319,7 @@ def _announce(console: Console, config: SweepConfig, tuned: Path, task: _Task, f
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _verdict(config: SweepConfig, best: SweepPoint | None) -> str:
+def _verdict(config: DialConfig, best: DialPoint | None) -> str:
     target = config.retention.target
     if best is None:
         return f"no strength keeps {100 * cast(float, target):g} % of the answers (`retention.target`)"
@@ -330,7 +328,7 @@ def _verdict(config: SweepConfig, best: SweepPoint | None) -> str:
     return f"lowest loss{among}: {config.strength_name} {best.strength:g} ({best.loss_nats:.4f}, {kept})"
 
 
-def _next_command(config: SweepConfig, best: SweepPoint | None) -> str:
+def _next_command(config: DialConfig, best: DialPoint | None) -> str:
     """Word what one types next: look at the answers of one strength."""
     from glmtune.command_line import command_words, model_words
 
@@ -341,14 +339,14 @@ def _next_command(config: SweepConfig, best: SweepPoint | None) -> str:
 
 
 COMMAND = Command(
-    name="sweep",
+    name="dial",
     summary="Measure task score and retention of a prefix or LoRA at several strengths, and draw the curve.",
-    schema=SweepConfig,
+    schema=DialConfig,
     run=run,
     takes_words=True,
     examples=(
-        "glmtune sweep prefix_path=runs/ads",
-        "glmtune sweep prefix_path=runs/ads strengths=[0,0.25,0.5,1,1.5] rouge=true",
-        "glmtune sweep adapter_path=runs/lora retention.target=0.9 data.validation_file=dev.jsonl",
+        "glmtune dial prefix_path=runs/ads",
+        "glmtune dial prefix_path=runs/ads strengths=[0,0.25,0.5,1,1.5] rouge=true",
+        "glmtune dial adapter_path=runs/lora retention.target=0.9 data.validation_file=dev.jsonl",
     ),
 )
