@@ -150,6 +150,8 @@ def _check_benchmark(path: Path) -> None:
         say(f"\n--- {shown.subject} ---\n{shown.prompt}\nkey: {shown.key}")
         for rule, found in shown.read.items():
             say(f"{rule} reads in the key itself: {'nothing' if found is None else found}")
+        for rule, grade in shown.grades.items():
+            say(f"{rule}: graded {grade:.2f} for the key itself")
 
 
 def _as_trained(config: DataConfig, words: Sequence[str], console: Console) -> DataConfig:

@@ -1,4 +1,7 @@
-"""Prompts that fit a model's context: exemplars are lost, then room to generate, never the question."""
+"""Prompts that fit a model's context: exemplars are lost, then the middle of a text, then room to generate.
+
+The question itself is never cut.
+"""
 
 from __future__ import annotations
 
@@ -40,16 +43,31 @@ def fit_prompt(task: Task, sample: Sample, backend: Backend) -> Asked:
         backend: counts tokens and knows the context's length.
     """
     # Choices are read from the scores of one next token.
-    needed = 1 if task.kind == CHOICES else task.limits.max_new_tokens
+    needed = 1 if task.kind == CHOICES else task.max_new_tokens(sample)
     prompt = task.prompt(sample)
     for num_fewshot in range(prompt.num_fewshot, -1, -1):
         prompt = task.prompt(sample, num_fewshot)
         if fits(prompt, needed, backend):
             return Asked(sample, prompt, needed)
+    if (shortened := _shortened(task, sample, needed, backend)) is not None:
+        return Asked(sample, shortened, needed)
     room = backend.max_context_tokens - backend.count_tokens(prompt)
     if room >= ROOM_STEP:
         room -= room % ROOM_STEP
     return Asked(sample, prompt if room > 0 else None, min(room, needed))
+
+
+def _shortened(task: Task, sample: Sample, needed: int, backend: Backend) -> Prompt | None:
+    """Return the prompt with as much of its text as fits; None without a text, or with too little room."""
+    shorten, longest = task.prepared.shorten, task.prepared.longest
+    if shorten is None or longest is None or not fits(shorten(sample, 0), needed, backend):
+        return None
+    most = longest(sample)
+    # Longest first, so that the key goes from False to True.
+    too_long = bisect_left(
+        range(most, 0, -1), True, key=lambda count: fits(shorten(sample, count), needed, backend)
+    )
+    return shorten(sample, most - too_long)
 
 
 def fit_extraction(task: Task, sample: Sample, completion: str, backend: Backend) -> Prompt | None:

@@ -13,7 +13,7 @@ from evaluation.compare.pairing.match import Pair
 from evaluation.compare.pairing.runs import JudgedAnswer, Run
 from evaluation.compare.reporting.tables import ComparisonReport
 from evaluation.reporting.page import Article, both, build_page, question_block
-from evaluation.sample import LETTERS, Sample
+from evaluation.sample import ALPHABET, Sample
 from glmtune.errors import ConfigError, DataError
 
 Questions = Mapping[str, Mapping[tuple[str, int], Sample]]
@@ -27,6 +27,7 @@ WORDS = {
     "probabilities": ("probabilities", "选项概率"),
     "completion": ("completion", "模型输出"),
     "none": ("nothing", "无"),
+    "grade": ("grade", "得分"),
     "no_question": (
         "the questions are not shown: the data of these runs are not at hand (benchmark.data_dir)",
         "未找到对应数据（benchmark.data_dir），不显示题目",
@@ -93,10 +94,9 @@ def flips_page(report: ComparisonReport, questions: Questions) -> str:
 
 
 def _flip(before: JudgedAnswer, after: JudgedAnswer) -> str | None:
-    was_right, is_right = before.status == "correct", after.status == "correct"
-    if was_right == is_right:
+    if before.value == after.value:  # 1 or 0, or grades, of which one may be lower than the other
         return None
-    return "lost" if was_right else "gained"
+    return "lost" if before.value > after.value else "gained"
 
 
 def _article(
@@ -127,9 +127,10 @@ def _side(run: Run, row: JudgedAnswer, label: str) -> str:
     extracted = run.extracted(row)
     color = "right" if row.status == "correct" else "wrong"
     shown = both(WORDS["none"]) if extracted is None else html.escape(extracted)
+    grade = "" if row.score is None else f" · {both(WORDS['grade'])} {row.score:.3f}"
     parts = [
         f"<section><h3>{html.escape(label)}</h3>",
-        f'<p>{both(WORDS["answer"])}: <span class="{color}">{shown}</span></p>',
+        f'<p>{both(WORDS["answer"])}: <span class="{color}">{shown}</span>{grade}</p>',
     ]
     if row.answer.choice_logprobs is not None:
         parts.append(f"<p>{both(WORDS['probabilities'])}: {_probabilities(row.answer.choice_logprobs)}</p>")
@@ -141,5 +142,5 @@ def _side(run: Run, row: JudgedAnswer, label: str) -> str:
 def _probabilities(logprobs: tuple[float, ...]) -> str:
     from scipy.special import softmax
 
-    named = zip(LETTERS, softmax(logprobs), strict=False)
+    named = zip(ALPHABET, softmax(logprobs), strict=False)
     return ", ".join(f"{letter} {value:.3f}" for letter, value in named)
