@@ -3,9 +3,11 @@
 Each check does what ``instruction_following_eval/instructions.py`` of google-research @ 3f357bd does; what
 that has of other libraries is here so:
 
-* languages: langdetect, as there, but with a fixed seed (it draws at random: the same answer could be judged
-twice); * sentences: NLTK's Punkt algorithm with the abbreviations below, as its trained English model is a
-download of its own; * words in capitals: NLTK's word tokenizer, inside these sentences.
+* languages: langdetect, as there, but with a fixed seed (it draws at random: one answer could be judged in two
+  ways);
+* sentences: NLTK's Punkt algorithm with the abbreviations below, as its trained English model is a download
+  of its own;
+* words in capitals: NLTK's word tokenizer, inside these sentences.
 
 Patterns of the data are searched for with a bound of time; a search that reaches it counts as not followed.
 """
