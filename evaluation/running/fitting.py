@@ -17,6 +17,8 @@ SPARE_TOKENS = 64
 """More than any template and special tokens add to the bytes of a prompt."""
 ROOM_STEP = 32
 """Shortened generations are rounded down to multiples, so that few different limits occur."""
+SLACK_TOKENS = 8
+"""Of a context that a shortened text may leave unused: each look at one more cut encodes all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +62,25 @@ def fit_prompt(task: Task, sample: Sample, backend: Backend) -> Asked:
 def _shortened(task: Task, sample: Sample, needed: int, backend: Backend) -> Prompt | None:
     """Return the prompt with as much of its text as fits; None without a text, or with too little room."""
     shorten, longest = task.prepared.shorten, task.prepared.longest
-    if shorten is None or longest is None or not fits(shorten(sample, 0), needed, backend):
+    if shorten is None or longest is None:
         return None
-    most = longest(sample)
-    # Longest first, so that the key goes from False to True.
-    too_long = bisect_left(
-        range(most, 0, -1), True, key=lambda count: fits(shorten(sample, count), needed, backend)
-    )
-    return shorten(sample, most - too_long)
+    limit = backend.max_context_tokens - needed
+    kept, too_many = 0, longest(sample)
+    fewest, most = (backend.count_tokens(shorten(sample, count)) for count in (kept, too_many))
+    if fewest > limit:
+        return None
+    halve = False
+    while too_many - kept > 1 and limit - fewest > SLACK_TOKENS:
+        # Tokens grow about evenly with characters, so that a guess is near; every other step halves what is
+        # left, as guesses alone may creep.
+        share = 0.5 if halve else (limit - fewest) / max(1, most - fewest)
+        guess = min(max(kept + 1, kept + int((too_many - kept) * share)), too_many - 1)
+        count, halve = backend.count_tokens(shorten(sample, guess)), not halve
+        if count <= limit:
+            kept, fewest = guess, count
+        else:
+            too_many, most = guess, count
+    return shorten(sample, kept)
 
 
 def fit_extraction(task: Task, sample: Sample, completion: str, backend: Backend) -> Prompt | None:

@@ -3,8 +3,8 @@
 Each check does what ``instruction_following_eval/instructions.py`` of google-research @ 3f357bd does; what
 that has of other libraries is here so:
 
-* languages: langdetect, as there, but with a fixed seed (it draws at random: one answer could be judged in two
-  ways);
+* languages: langdetect, as there, but with a fixed seed (it draws at random: one answer could be judged in
+  two ways);
 * sentences: NLTK's Punkt algorithm with the abbreviations below, as its trained English model is a download
   of its own;
 * words in capitals: NLTK's word tokenizer, inside these sentences.

@@ -98,10 +98,13 @@ class OwnWords:
                 f" {prepared.num_fewshot} exemplars of `protocol={protocol}` would be lost. Write"
                 " `{{ prompt }}` where they and the question shall stand, or set `benchmark.num_fewshot=0`."
             )
-        second = prepared.write_extraction
+        second, shorten = prepared.write_extraction, prepared.shorten
         return replace(
             prepared,
             write=lambda sample, number: self._asked(sample, prepared.write(sample, number)),
+            shorten=None
+            if shorten is None
+            else lambda sample, count: self._asked(sample, shorten(sample, count)),
             write_extraction=None
             if second is None
             else lambda sample, said: self._with_system(second(sample, said)),

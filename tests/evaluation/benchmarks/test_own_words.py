@@ -82,6 +82,16 @@ def test_exemplars_stay(tmp_path: Path) -> None:
     assert asked(template=bare, num_fewshot=0).prompt(sample).turns[0].content == f"{sample.question}?"
 
 
+def test_a_text_that_is_cut_is_asked_in_the_same_words(tmp_path: Path) -> None:
+    path = template(tmp_path, "<{{ prompt }}>")
+    task = make_task("longbench", data_dir="sample", template=path, system="Be brief.")
+    assert task.prepared.shorten is not None
+    system, asked_in_part = task.prepared.shorten(task.samples[0], 10).turns
+    assert system == Message("system", "Be brief.")
+    assert asked_in_part.content.startswith("<")
+    assert len(asked_in_part.content) < len(task.prompt(task.samples[0]).turns[1].content)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -70,7 +70,7 @@ def test_a_text_that_does_not_fit_loses_its_middle() -> None:
     asked = fit_prompt(task, sample, backend)
     assert asked.prompt is not None
     cut = text_of(asked.prompt)
-    assert backend.count_tokens(asked.prompt) == 600 - 24
+    assert 600 - 24 - 8 <= backend.count_tokens(asked.prompt) <= 600 - 24
     assert asked.max_new_tokens == 24
     assert cut.startswith(whole[:200])
     assert cut.endswith(whole[-250:])
