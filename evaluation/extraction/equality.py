@@ -120,11 +120,16 @@ def _pass_on(stream: IO[str], replies: Queue[str]) -> None:
 
 
 _CHILD = """
-import json, logging, resource, sys
+import json, logging, sys
 logging.disable(logging.CRITICAL)
 from math_verify import LatexExtractionConfig, parse, verify
-resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+try:
+    import resource
+except ImportError:  # Windows: the bound of time remains
+    pass
+else:
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 def read(formula):
     config = [LatexExtractionConfig(boxed_match_priority=0)]
     return parse("$" + formula.replace("$", "") + "$", extraction_config=config, parsing_timeout=None)

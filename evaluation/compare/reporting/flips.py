@@ -14,7 +14,7 @@ from evaluation.compare.pairing.runs import JudgedAnswer, Run
 from evaluation.compare.reporting.tables import ComparisonReport
 from evaluation.reporting.page import Article, both, build_page, question_block
 from evaluation.sample import ALPHABET, Sample
-from glmtune.errors import ConfigError, DataError
+from glmtune.errors import ConfigError, DataError, MissingExtraError
 
 Questions = Mapping[str, Mapping[tuple[str, int], Sample]]
 """Benchmark to the samples by subject and index; empty where the data are not at hand."""
@@ -61,7 +61,8 @@ def find_questions(run: Run, data_dir: str | None) -> Mapping[tuple[str, int], S
             is_chat=bool(run.model["is_chat"]),
             subjects=subjects,
         )
-    except (ConfigError, DataError):  # runs may be compared where their data are not; the page says so
+    # Runs may be compared where their data, or what scores them, are not; the page says so.
+    except (ConfigError, DataError, MissingExtraError):
         return {}
     asked = {row.answer.key for row in run.rows}
     task = dataclasses.replace(task, samples=tuple(each for each in task.samples if each.key in asked))
