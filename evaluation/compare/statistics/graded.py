@@ -110,28 +110,43 @@ class GradedStrata:
         """Degrees of freedom of its spread."""
         return max(1, self.num_samples - len(self.groups))
 
+    @property
+    def num_effective(self) -> float:
+        """Questions of equal weight that would tell as much (Kish's effective sample size)."""
+        pairs = zip(self.weights, self.groups, strict=True)
+        return 1 / sum(weight**2 / each.num_samples for weight, each in pairs)
+
     def moments(self, side: int) -> tuple[float, float]:
-        """Return drop and standard error, with one more difference of the largest size in every group.
+        """Return drop and standard error, with one more difference of the largest size counted.
 
         Args:
             side: 1 counts it as a drop, -1 as a gain; 0 counts none.
         """
-        drop = variance = 0.0
+        variance = largest = 0.0
         for weight, each in zip(self.weights, self.groups, strict=True):
-            found = each.differences
-            size = each.num_samples + abs(side)
-            more = side * float(abs(found).max())
-            mean = (float(found.sum()) + more) / size
-            squares = float(((found - mean) ** 2).sum()) + abs(side) * (more - mean) ** 2
-            drop += weight * mean
+            found, size = each.differences, each.num_samples
+            squares = float(((found - found.mean()) ** 2).sum())
             variance += weight**2 * squares / max(1, size - 1) / size
-        return drop, math.sqrt(variance)
+            largest = max(largest, float(abs(found).max()))
+        if not side:
+            return self.drop, math.sqrt(variance)
+        # Of one group these are mean and error of n + 1 differences, to the digit; of several, one is added
+        # to all of them together: one in each would outweigh small subjects.
+        size, away = self.num_effective, side * largest - self.drop
+        variance = variance * (size - 1) / (size + 1) + (away / (size + 1)) ** 2
+        return self.drop + away / (size + 1), math.sqrt(variance)
+
+    def _both_sides(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return the moments of both bounds; errors are 0 only where nothing differs."""
+        (low, low_error), (high, high_error) = self.moments(-1), self.moments(1)
+        # Where all answers differ by the same, one more of it on its own side has no spread.
+        return (low, low_error or high_error), (high, high_error or low_error)
 
     def bounds(self, confidence: float) -> Interval:
         """Return the one-sided bounds of the drop: each alone holds with the given confidence."""
         from scipy.stats import t
 
-        (low, low_error), (high, high_error) = self.moments(-1), self.moments(1)
+        (low, low_error), (high, high_error) = self._both_sides()
         if not high_error:  # nothing differs: the rule of three, in its exact form
             half = 1 - (1 - confidence) ** (1 / self.num_samples)
             return Interval(-half, half)
@@ -147,7 +162,7 @@ class GradedStrata:
         """
         from scipy.stats import t
 
-        (low, low_error), (high, high_error) = self.moments(-1), self.moments(1)
+        (low, low_error), (high, high_error) = self._both_sides()
         if high_error:
             small = float(t.cdf((high - drop) / high_error, self.freedom))
             return small, float(t.sf((low - drop) / low_error, self.freedom))

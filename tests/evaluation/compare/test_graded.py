@@ -134,6 +134,13 @@ def test_equal_runs_are_not_surer_than_their_number_allows() -> None:
     assert judge_grades(many, "micro", GateSettings(max_drop_pp=1)).outcome == "within"
 
 
+def test_answers_that_all_differ_by_the_same() -> None:
+    strata = GradedStrata.micro([PairedGrades((0.75,) * 40, (0.5,) * 40)])
+    bounds = strata.bounds(0.95)
+    assert 0.2 < bounds.low < 0.25 < bounds.high < 0.3
+    assert judge_grades(strata, "micro", GateSettings(max_drop_pp=5)).outcome == "exceeds"
+
+
 def test_bounds_hold_as_often_as_they_say() -> None:
     """Grades that differ for one question in ten only, of which a plain t bound holds 89 % of the time."""
     generator = np.random.default_rng(11)
@@ -146,6 +153,21 @@ def test_bounds_hold_as_often_as_they_say() -> None:
         plain += drop - t.ppf(0.95, 79) * error <= -0.05
     assert plain / 1000 < 0.92
     assert 0.94 <= held / 1000 <= 0.98
+
+
+def test_one_more_difference_is_counted_on_each_side() -> None:
+    before, after = pairs(5, 30)
+    strata = GradedStrata.micro([PairedGrades(tuple(before), tuple(after))])
+    found = [one - other for one, other in zip(before, after, strict=True)]
+    largest = max(map(abs, found))
+    for side in (-1, 1):
+        more = [*found, side * largest]
+        expected = (statistics.mean(more), statistics.stdev(more) / math.sqrt(31))
+        assert strata.moments(side) == pytest.approx(expected)
+    halves = [PairedGrades(tuple(before[at::2]), tuple(after[at::2])) for at in (0, 1)]
+    together = GradedStrata.macro(halves)
+    assert together.num_effective == pytest.approx(30)
+    assert together.moments(1)[0] == pytest.approx(strata.moments(1)[0])
 
 
 def test_subjects_weigh_alike_in_the_macro_average() -> None:
