@@ -28,6 +28,8 @@ class Outcome:
         is_correct: whether the extracted answer is right.
         is_unparsed: whether nothing could be extracted; such an outcome is never correct.
         is_truncated: whether the completion was cut at its length limit.
+        score: from 0 to 1 where answers are graded (an overlap with a reference); None: right or wrong.
+        weight: of the question in averages, such as how many instructions it has.
     """
 
     subject: str
@@ -35,11 +37,18 @@ class Outcome:
     is_correct: bool
     is_unparsed: bool = False
     is_truncated: bool = False
+    score: float | None = None
+    weight: float = 1.0
+
+    @property
+    def value(self) -> float:
+        """What it adds to an average: its grade, else 1 for right and 0 for wrong."""
+        return float(self.is_correct) if self.score is None else self.score
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """An accuracy over some questions.
+    """An accuracy, or the mean of grades, over some questions.
 
     Attributes:
         accuracy: from 0 to 1.
@@ -176,14 +185,42 @@ def summarize_outcomes(outcomes: Sequence[Outcome], groups: Groups) -> Summary:
     )
 
 
+def graded_stderr(values: Sequence[float], weights: Sequence[float]) -> float | None:
+    """Return the standard error of a weighted mean of grades; None below two of them.
+
+    That of a ratio of two sums, ``sqrt(n / (n - 1) sum((w (x - mean))^2)) / sum(w)``; with equal weights it
+    is the usual one, and for grades of 0 and 1 that of `binomial_stderr`.
+
+    >>> round(graded_stderr([1.0, 0.0, 0.5, 0.5], [1.0] * 4), 4)
+    0.2041
+
+    Source:
+        Cochran 1977, "Sampling Techniques", equation 2.46.
+    """
+    count = len(values)
+    if count < 2:
+        return None
+    total = math.fsum(weights)
+    mean = math.fsum(weight * value for weight, value in zip(weights, values, strict=True)) / total
+    squares = math.fsum((weight * (value - mean)) ** 2 for weight, value in zip(weights, values, strict=True))
+    return math.sqrt(count / (count - 1) * squares) / total
+
+
 def micro_score(outcomes: Sequence[Outcome]) -> Score:
-    """Average outcomes, every question weighing the same."""
+    """Average outcomes, every question by its weight: the same for all, unless a rule weighs."""
     count = len(outcomes)
-    accuracy = sum(outcome.is_correct for outcome in outcomes) / count
+    if all(outcome.score is None and outcome.weight == 1 for outcome in outcomes):
+        accuracy = sum(outcome.is_correct for outcome in outcomes) / count
+        stderr = binomial_stderr(accuracy, count)
+    else:
+        values, weights = [each.value for each in outcomes], [each.weight for each in outcomes]
+        pairs = zip(weights, values, strict=True)
+        accuracy = math.fsum(weight * value for weight, value in pairs) / math.fsum(weights)
+        stderr = graded_stderr(values, weights)
     return Score(
         accuracy=accuracy,
         num_samples=count,
-        stderr=binomial_stderr(accuracy, count),
+        stderr=stderr,
         num_unparsed=sum(outcome.is_unparsed for outcome in outcomes),
         num_truncated=sum(outcome.is_truncated for outcome in outcomes),
     )

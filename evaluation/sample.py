@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from glmtune.messages import Message
 
 LETTERS = "ABCD"
+"""Of the exams with four options."""
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Letters of options, as far as a question has some."""
 
 
 @dataclass(frozen=True, slots=True)

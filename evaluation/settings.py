@@ -30,6 +30,15 @@ class BenchmarkSettings:
     max_new_tokens: int | None = setting(
         None, "tokens an answer may have; default: the protocol's (512 for reasoning). Thinking needs more"
     )
+    system: str | None = setting(
+        None,
+        "system message of your own before every question; of chat models, named in title and fingerprint",
+    )
+    template: str | None = setting(
+        None,
+        "file with a Jinja template of your own for every question (sandboxed): `prompt`, `question`,"
+        " `options`, `letters`, `subject`; named in title and fingerprint",
+    )
 
     def __post_init__(self) -> None:
         """Check what needs no data.
@@ -40,6 +49,10 @@ class BenchmarkSettings:
         for name, low in (("limit", 1), ("num_fewshot", 0), ("max_new_tokens", 1)):
             if (value := getattr(self, name)) is not None:
                 check_range(f"benchmark.{name}", value, low=low)
+        if self.system is not None and not self.system.strip():
+            raise ConfigError(
+                "`benchmark.system` is empty, which would be no message. Leave it out, or write one."
+            )
         if self.name != ALL:
             return
         for name in ("split", "subjects", "num_fewshot"):

@@ -16,7 +16,7 @@ from evaluation.backend import Limits
 from evaluation.extraction.text import without_thinking
 from evaluation.fewshot import FewShot
 from evaluation.metrics import Groups
-from evaluation.sample import LETTERS, ChoiceScores, Prompt, Sample
+from evaluation.sample import ALPHABET, ChoiceScores, Prompt, Sample
 
 GENERATE = "generate"
 CHOICES = "choices"
@@ -40,6 +40,9 @@ class Rule:
         extract: completion and sample to the answer, None where nothing is found (an extraction failure).
         matches: whether an extracted answer is the sample's gold answer.
         reads: ``text`` (the completion) or ``scores`` (the best choice's letter is handed to ``extract``).
+        grade: extracted answer and sample to a grade from 0 to 1, for answers that are more or less right;
+            ``matches`` is then left out, and only full marks count as right.
+        weigh: sample to its weight in the averages of this rule; None weighs all alike.
         version: raised whenever the rule may read the same answer otherwise. Answers are kept and read
             anew, so that it decides whether results may be compared, and not whether a run may go on.
     """
@@ -49,6 +52,8 @@ class Rule:
     matches: Callable[[str, Sample], bool] = is_exactly_the_answer
     reads: str = TEXT
     version: int = 1
+    grade: Callable[[str, Sample], float] | None = None
+    weigh: Callable[[Sample], float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,11 @@ class PreparedProtocol:
         num_fewshot: exemplars in an uncut prompt.
         version: raised whenever prompts or limits change in a way that can move a score.
         few_shot: the exemplars; None where there are none.
+        max_new_tokens_of: sample to the tokens its answer may have, where they differ; ``limits`` has the
+            most.
+        shorten: sample and number of characters to the prompt with so many of the text it is about; None
+            where questions are about no text, and are never cut.
+        longest: sample to all characters of that text.
     """
 
     kind: str
@@ -76,6 +86,9 @@ class PreparedProtocol:
     num_fewshot: int = 0
     version: int = 1
     few_shot: FewShot | None = None
+    max_new_tokens_of: Callable[[Sample], int] | None = None
+    shorten: Callable[[Sample, int], Prompt] | None = None
+    longest: Callable[[Sample], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,8 @@ class Task:
         is_partial: whether ``subjects`` or ``limit`` left questions out.
         own_subjects: subjects that are the user's and not the benchmark's; in no official average.
         file: that describes the benchmark, where it is a user's own; else empty.
+        own_prompt: what a user has put in place of the protocol's words: ``system`` (a text), ``template``
+            (name of its file) and ``template_hash``; empty where the protocol is asked as it stands.
     """
 
     benchmark: str
@@ -114,11 +129,21 @@ class Task:
     is_partial: bool = False
     own_subjects: tuple[str, ...] = ()
     file: str = ""
+    own_prompt: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_own(self) -> bool:
         """Whether nothing of the benchmark itself is asked."""
         return bool(self.own_subjects) and all(s.subject in self.own_subjects for s in self.samples)
+
+    @property
+    def own_prompt_words(self) -> tuple[str, ...]:
+        """How the protocol is asked otherwise than published, in words for titles."""
+        template = self.own_prompt.get("template")
+        return (
+            *(["own system message"] if "system" in self.own_prompt else []),
+            *([f"template {template}"] if template else []),
+        )
 
     @property
     def categories(self) -> Mapping[str, str]:
@@ -144,6 +169,11 @@ class Task:
     def limits(self) -> Limits:
         """How far to generate."""
         return self.prepared.limits
+
+    def max_new_tokens(self, sample: Sample) -> int:
+        """Return the tokens that the answer to a question may have."""
+        of_sample = self.prepared.max_new_tokens_of
+        return self.limits.max_new_tokens if of_sample is None else of_sample(sample)
 
     @property
     def rules(self) -> Mapping[str, Rule]:
@@ -195,7 +225,7 @@ class Task:
             Rule name to extracted answer, in the order of ``rules``; None is an extraction failure. A rule
             whose input is missing (a saved completion without choice scores) is left out.
         """
-        letter = None if scores is None else LETTERS[scores.best]
+        letter = None if scores is None else ALPHABET[scores.best]
         given = {TEXT: None if text is None else without_thinking(text), SCORES: letter}
         found: dict[str, str | None] = {}
         for name, rule in self.rules.items():
@@ -206,7 +236,20 @@ class Task:
 
     def is_correct(self, sample: Sample, extracted: str | None, rule: str) -> bool:
         """Say whether an answer extracted under a rule is right; a failed extraction never is."""
+        if self.rules[rule].grade is not None:
+            return self.grade(sample, extracted, rule) == 1.0
         return extracted is not None and self.rules[rule].matches(extracted, sample)
+
+    def grade(self, sample: Sample, extracted: str | None, rule: str) -> float | None:
+        """Return the grade of an extracted answer, 0 where nothing was; None under rules that give none."""
+        grade = self.rules[rule].grade
+        if grade is None:
+            return None
+        return 0.0 if extracted is None else min(1.0, max(0.0, grade(extracted, sample)))
+
+    def is_graded(self, rule: str) -> bool:
+        """Say whether a rule finds answers more or less right, and not right or wrong."""
+        return self.rules[rule].grade is not None
 
     @cached_property
     def data_hash(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from glmtune.data.settings import DataSettings
-from glmtune.errors import ConfigError, DataError
+from glmtune.errors import ConfigError, DataError, MissingExtraError
 from glmtune.models.settings import ModelSettings
 from glmtune.settings import build_settings, check_choice, setting
 from glmtune.training.config import RunConfig
@@ -150,6 +150,8 @@ def _check_benchmark(path: Path) -> None:
         say(f"\n--- {shown.subject} ---\n{shown.prompt}\nkey: {shown.key}")
         for rule, found in shown.read.items():
             say(f"{rule} reads in the key itself: {'nothing' if found is None else found}")
+        for rule, grade in shown.grades.items():
+            say(f"{rule}: graded {grade:.2f} for the key itself")
 
 
 def _as_trained(config: DataConfig, words: Sequence[str], console: Console) -> DataConfig:
@@ -206,9 +208,15 @@ def _fetch(config: DataConfig) -> None:
     download, console = download_of(config.name), Console()
     folder = Path(config.fetch_dir).expanduser() if config.fetch_dir else data_root() / config.name
     files = fetch(download, folder, console)
-    for split in BENCHMARKS[config.name].splits:
-        task = make_task(config.name, split=split, data_dir=folder)
-        console.print(f"{split}: {len(task.samples):,} questions, as many as the official files have")
+    benchmark = BENCHMARKS[config.name]
+    for split in benchmark.splits:
+        # The rows alone, as no protocol asks a dev split that it shows as examples.
+        rows = benchmark.load(folder, split, benchmark.subjects)
+        console.print(f"{split}: {len(rows):,} questions, as many as the official files have")
+    try:
+        make_task(config.name, data_dir=folder)  # reads the exemplars as well
+    except MissingExtraError as error:
+        console.print(f"note: {error}", markup=False, highlight=False, soft_wrap=True)
     use = f"glmtune eval benchmark={config.name}" + (
         f" benchmark.data_dir={folder}" if config.fetch_dir else ""
     )

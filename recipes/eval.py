@@ -248,7 +248,8 @@ def _next_command(config: EvalConfig, evaluated: tuple[Evaluated, ...]) -> str:
     if config.backend != "glmtune" or config.completions is not None:
         return command_words("compare", {"runs": f"[{evaluated[0].folder},OTHER_RUN]"})
     values = as_written(dataclasses.asdict(config))
-    asked = {"benchmark": config.benchmark.name, "benchmark.data_dir": values["benchmark"]["data_dir"]}
+    asked = {"benchmark": config.benchmark.name}
+    asked |= {f"benchmark.{name}": values["benchmark"][name] for name in ("data_dir", "system", "template")}
     tuned = {f"candidate.{name}": values[name] for name in ("prefix_path", "adapter_path")}
     strengths = {"prefix_strength": config.prefix_strength, "adapter_scale": config.adapter_scale}
     tuned |= {f"candidate.{name}": f"{value:g}" for name, value in strengths.items() if value != 1}
@@ -344,7 +345,7 @@ def _summarize(runs: list[Evaluated], output_dir: Path | None) -> None:
 
 COMMAND = Command(
     name="eval",
-    summary="Evaluate a model on C-Eval, MMLU, GSM8K or BBH by the published protocols.",
+    summary="Evaluate a model on C-Eval, MMLU, GSM8K, BBH and others by the published protocols.",
     schema=EvalConfig,
     run=run_command,
     examples=(
@@ -353,6 +354,8 @@ COMMAND = Command(
         "glmtune eval benchmark=ceval protocol=few_shot_direct benchmark.subjects=[law,logic] is_chat=false",
         "glmtune eval benchmark=all prefix_path=runs/ptuning",
         "glmtune eval benchmark=exam prefix_path=runs/ptuning",
+        "glmtune eval benchmark=mmlu_pro benchmark.limit=20",
+        "glmtune eval benchmark=gsm8k benchmark.system='Answer briefly.'",
         "glmtune eval benchmark=bbh completions=answers.jsonl",
         "glmtune eval benchmark=gsm8k backend=openai endpoint.base_url=http://localhost:8000/v1",
         "torchrun --nproc-per-node=2 -m glmtune eval benchmark=ceval",

@@ -27,6 +27,8 @@ from glmtune.models.templates.thinking import CLOSE
 
 ENCODED_PROMPTS = 16384
 """Prompts whose ids are remembered: a runner counts a prompt's tokens before it has it answered."""
+REMEMBERED_CHARS = 32_768
+"""Of a prompt at most: the ids of thousands of longer ones would fill the memory."""
 
 
 class PromptEncoder:
@@ -51,7 +53,7 @@ class PromptEncoder:
         self.family = self._ours.family
         self.stop_ids = self._template.stop_ids(self._ours)
         # An instance of its own for every encoder: a cache on the method would keep encoders alive.
-        self.ids = lru_cache(ENCODED_PROMPTS)(self._ids)
+        self._remembered = lru_cache(ENCODED_PROMPTS)(self._ids)
 
     @property
     def vocabulary_hash(self) -> str:
@@ -96,8 +98,20 @@ class PromptEncoder:
         """Return the ids of ``[gMASK] sop``, and those of a text that follows them."""
         return [*self._ours.prefix_ids, *self._ours.suffix_ids], self._ours.text_ids(text)
 
+    def ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return the ids of a prompt; those of the latest are remembered, unless they are long.
+
+        Args:
+            prompt: text or turns.
+
+        Raises:
+            DataError: turns that the template cannot show, or special tokens that are not there exactly once.
+        """
+        length = len(prompt.text or "") + sum(len(turn.content) for turn in prompt.turns)
+        return self._ids(prompt) if length > REMEMBERED_CHARS else self._remembered(prompt)
+
     def _ids(self, prompt: Prompt) -> tuple[int, ...]:
-        """Encode a prompt; ``ids`` remembers the latest ones.
+        """Encode a prompt.
 
         Raises:
             DataError: turns that the template cannot show, or special tokens that are not there exactly once.

@@ -60,6 +60,7 @@ class Benchmark:
         published_repeats: split, subject and index of questions that the official files have among the
             exemplars as well; they are asked all the same, as in every published figure.
         home: the folder of its files where that is known; None: it is looked for.
+        part_of: name of the benchmark whose files it is asked from, where it has none of its own; else empty.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Benchmark:
     own_subjects: Callable[[Path, str], tuple[str, ...]] | None = None
     published_repeats: frozenset[tuple[str, str, int]] = frozenset()
     home: Path | None = None
+    part_of: str = ""
 
 
 class _SampleSet(Record):

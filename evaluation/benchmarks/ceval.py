@@ -7,6 +7,7 @@ Prompts and rules as in hkust-nlp/ceval @ cba65ae; the two-stage protocol as in 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from evaluation.backend import Limits
@@ -190,6 +191,14 @@ def ask_for_letter(sample: Sample) -> str:
     return block(sample) + CUE
 
 
+def has_hard_subjects(folder: Path) -> bool:
+    """Say whether a folder holds some of C-Eval Hard."""
+    roots = (folder, folder / "CEval")
+    names = [f"{split}/{subject}_{split}.csv" for split in ("val", "test") for subject in HARD]
+    names += [f"{split}/STEM/{subject}.jsonl" for split in ("val", "test") for subject in HARD]
+    return any((root / name).is_file() for root in roots for name in names)
+
+
 def _dev(ask: Ask) -> dict[str, list[Sample]]:
     found: dict[str, list[Sample]] = {}
     for sample in load(ask.folder, "dev", ask.subjects):
@@ -295,4 +304,16 @@ CEVAL = Benchmark(
     own_subjects=lambda folder, split: own_csv_subjects(
         (folder / "CEval" if (folder / "CEval").is_dir() else folder) / split, split, SUBJECTS
     ),
+)
+
+CEVAL_HARD = replace(
+    CEVAL,
+    name="ceval_hard",
+    title="C-Eval Hard",
+    subjects=HARD,
+    # The paper has the mean of the eight subjects' accuracies, on both splits.
+    groups=lambda split: Groups(headline=MACRO, official=frozenset(HARD)),
+    is_here=has_hard_subjects,
+    own_subjects=None,
+    part_of=NAME,
 )

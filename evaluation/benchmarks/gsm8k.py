@@ -174,7 +174,7 @@ def _cot(
         def ask_as_exemplars(sample: Sample) -> str:
             return f"{layout.question}{sample.question}{layout.answer}"
 
-        return _prepared(write, few_shot=FewShot({name: shots for name in ROWS}, ask_as_exemplars))
+        return _prepared(write, few_shot=FewShot({name: shots for name in ask.subjects}, ask_as_exemplars))
 
     return few_shot_cot
 
@@ -231,14 +231,14 @@ def _benchmark(
 
 _EN = _Layout("Q: ", "\nA: ", "\nA:")
 _ZH = _Layout(QUESTION_ZH, f"\n{ANSWER_ZH}", f"\n{ANSWER_ZH}")
-_EN_PROTOCOLS = {"few_shot_cot": _cot(_EN, wei_exemplars), "zero_shot_cot": _zero_shot_cot(_EN, STEPS)}
+EN_PROTOCOLS = {"few_shot_cot": _cot(_EN, wei_exemplars), "zero_shot_cot": _zero_shot_cot(_EN, STEPS)}
 _ZH_PROTOCOLS = {"few_shot_cot": _cot(_ZH, mgsm_exemplars), "zero_shot_cot": _zero_shot_cot(_ZH, "")}
 
 GSM8K = _benchmark(
     "gsm8k",
     "GSM8K",
     "MIT",
-    _EN_PROTOCOLS,
+    EN_PROTOCOLS,
     partial(load_json_lines, name="gsm8k"),
     "test.jsonl",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -92,7 +93,13 @@ def _mmlu() -> list[HubFile]:
     ]
 
 
-LAYOUTS: Mapping[str, Callable[[], list[HubFile]]] = {"ceval": _ceval, "mmlu": _mmlu}
+def _json_files(repository: str, files: Mapping[str, tuple[str, str]]) -> Callable[[], list[HubFile]]:
+    """Return a layout of JSON lines: path to configuration and split, all columns as they are."""
+    return lambda: [(path, repository, config, split, _json_lines) for path, (config, split) in files.items()]
+
+
+def _json_lines(rows: Rows) -> str:
+    return "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
 
 
 def _csv(rows: Iterable[Iterable[object]]) -> str:
@@ -122,3 +129,15 @@ def _ceval_test(rows: Rows) -> str:
 
 def _mmlu_csv(rows: Rows) -> str:
     return _csv([row["question"], *row["choices"], LETTERS[row["answer"]]] for row in rows)
+
+
+LAYOUTS: Mapping[str, Callable[[], list[HubFile]]] = {
+    "ceval": _ceval,
+    "mmlu": _mmlu,
+    "mmlu_pro": _json_files(
+        "TIGER-Lab/MMLU-Pro",
+        {f"{split}.jsonl": ("default", split) for split in ("validation", "test")},
+    ),
+    "math500": _json_files("HuggingFaceH4/MATH-500", {"test.jsonl": ("default", "test")}),
+    "ifeval": _json_files("google/IFEval", {"input_data.jsonl": ("default", "train")}),
+}

@@ -11,7 +11,7 @@ from evaluation.backend import Limits
 from evaluation.benchmarks.benchmark import WAY_OUT, read_text
 from evaluation.extraction import letters as letter_rules
 from evaluation.fewshot import Exemplar, FewShot, as_text, turns_prompt
-from evaluation.sample import LETTERS, Prompt, Sample
+from evaluation.sample import ALPHABET, LETTERS, Prompt, Sample
 from evaluation.task import CHOICES, GENERATE_THEN_CHOICES, SCORES, PreparedProtocol, Rule
 from glmtune.errors import DataError
 
@@ -29,8 +29,8 @@ TEXT_RULES = {
 
 
 def block(sample: Sample) -> str:
-    """Return question and options as all protocols write them: ``A. ...`` to ``D. ...``, one per line."""
-    options = zip(LETTERS, sample.choices, strict=True)
+    """Return question and options as all protocols write them: ``A. ...`` and so on, one per line."""
+    options = zip(ALPHABET, sample.choices, strict=False)
     return sample.question + "".join(f"\n{letter}. {text}" for letter, text in options)
 
 

@@ -16,6 +16,8 @@ HUB = "hub"
 SAMPLE = "sample"
 SHIPPED_WHOLE = ("exam",)
 """Benchmarks of glmtune's own: nobody else has files of them."""
+PARTS = {"ceval_hard": "ceval"}
+"""Benchmarks that are asked from the files of another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,14 @@ def download_of(name: str) -> Download:
     """Return the download of a benchmark.
 
     Raises:
-        ConfigError: there is none of that name (the valid ones are listed, nearest first), or it ships whole.
+        ConfigError: there is none of that name (the valid ones are listed, nearest first), it ships whole, or
+            it is part of another.
     """
+    if name in PARTS:
+        raise ConfigError(
+            f"`{name}` is asked from the files of {PARTS[name]}. Fetch those: `glmtune data fetch"
+            f" {PARTS[name]}`."
+        )
     if name in SHIPPED_WHOLE:
         raise ConfigError(
             f"`{name}` comes with glmtune, so that there is nothing to fetch. Ask it with `glmtune eval"

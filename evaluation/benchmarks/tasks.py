@@ -9,11 +9,18 @@ from pathlib import Path
 
 from evaluation.benchmarks.bbh import BBH
 from evaluation.benchmarks.benchmark import SAMPLE_SET_FILE, Ask, Benchmark, sample_set_rows
-from evaluation.benchmarks.ceval import CEVAL
+from evaluation.benchmarks.ceval import CEVAL, CEVAL_HARD
 from evaluation.benchmarks.exam import EXAM
+from evaluation.benchmarks.further.cmmlu import CMMLU
+from evaluation.benchmarks.further.competition_math import MATH, MATH500
+from evaluation.benchmarks.further.gsm_symbolic import GSM_SYMBOLIC
+from evaluation.benchmarks.further.ifeval import IFEVAL
+from evaluation.benchmarks.further.longbench import LONGBENCH
+from evaluation.benchmarks.further.mmlu_pro import MMLU_PRO
 from evaluation.benchmarks.gsm8k import GSM8K, GSM8K_ZH, MGSM_ZH
 from evaluation.benchmarks.hub import fetch_from_hub
 from evaluation.benchmarks.mmlu import MMLU
+from evaluation.benchmarks.own.asking import OwnWords
 from evaluation.benchmarks.own.benchmark import own_benchmark
 from evaluation.benchmarks.own.description import is_description
 from evaluation.benchmarks.sources import Wanted, find_folder
@@ -31,6 +38,14 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gsm8k_zh": GSM8K_ZH,
     "mgsm_zh": MGSM_ZH,
     "exam": EXAM,
+    "ceval_hard": CEVAL_HARD,
+    "cmmlu": CMMLU,
+    "mmlu_pro": MMLU_PRO,
+    "gsm_symbolic": GSM_SYMBOLIC,
+    "math500": MATH500,
+    "math": MATH,
+    "ifeval": IFEVAL,
+    "longbench": LONGBENCH,
 }
 PUBLISHED = ("mmlu", "ceval", "gsm8k", "bbh")
 OWN_FILE = " A benchmark of your own is named by its file: `benchmark=my.yaml` (docs/own_benchmarks.md)."
@@ -48,6 +63,8 @@ def make_task(
     subjects: Sequence[str] | None = None,
     limit: int | None = None,
     max_new_tokens: int | None = None,
+    system: str | None = None,
+    template: str | Path | None = None,
 ) -> Task:
     """Find the data of a benchmark and make the task that a protocol turns it into.
 
@@ -62,13 +79,15 @@ def make_task(
         subjects: whose questions to ask; None asks all.
         limit: ask only the first so many questions of each subject.
         max_new_tokens: tokens an answer may have; None takes the protocol's number.
+        system: message of a user's own before every question; None: the protocol's, which has none.
+        template: file with a user's own Jinja template of a question; None: as the protocol asks.
 
     Returns:
         The task.
 
     Raises:
-        ConfigError: an unknown name (valid ones listed, nearest first), a number out of range, or questions
-            that are their own exemplars.
+        ConfigError: an unknown name (valid ones listed, nearest first), a number out of range, questions
+            that are their own exemplars, or words of a user's own that would not be obeyed.
         DataError: files are missing or malformed, or have another number of rows than the official ones.
     """
     spec = _spec(benchmark, split, data_dir)
@@ -83,6 +102,8 @@ def make_task(
     folder = spec.home or _found_folder(spec, split, subjects, data_dir)
     own_rows = None if spec.home is not None else sample_set_rows(folder, split)
     available = tuple(spec.subjects if own_rows is None else own_rows)
+    if spec.part_of:  # the files are the whole benchmark's
+        available = tuple(subject for subject in available if subject in spec.subjects)
     own_subjects = () if spec.own_subjects is None else spec.own_subjects(folder, split)
     for subject in available:
         if subject not in (*spec.subjects, *own_subjects):
@@ -100,6 +121,11 @@ def make_task(
     _refuse_fewer_exemplars(prepared, own)
     chosen = _first(samples, limit)
     _refuse_own_exemplars(spec, split, prepared, chosen)
+    own_words = OwnWords(system, None if template is None else Path(template).expanduser())
+    if own_words.is_given:
+        if spec.home is not None:
+            own_words.refuse_for(benchmark)
+        prepared = own_words.applied_to(prepared, is_chat=is_chat, protocol=protocol)
     return Task(
         benchmark=spec.name,
         title=spec.title,
@@ -117,6 +143,7 @@ def make_task(
         is_partial=limit is not None or (bool(official) and not {*available} <= {*asked}),
         own_subjects=own,
         file=benchmark if spec.home is not None else "",
+        own_prompt=own_words.told(),
     )
 
 
@@ -142,6 +169,8 @@ def task_of(asked: BenchmarkSettings, name: str, protocol: str | None, *, is_cha
         subjects=asked.subjects,
         limit=asked.limit,
         max_new_tokens=asked.max_new_tokens,
+        system=asked.system,
+        template=asked.template,
     )
 
 
@@ -173,7 +202,7 @@ def _found_folder(
 ) -> Path:
     own_files = partial(_has_own_subjects, spec, split, tuple(subjects or ()))
     wanted = Wanted(
-        spec.name,
+        spec.part_of or spec.name,
         spec.folder_names,
         lambda place: spec.is_here(place) or own_files(place),
         fetch_from_hub,
@@ -235,7 +264,8 @@ def _with_max_new_tokens(prepared: PreparedProtocol, max_new_tokens: int, protoc
             " probabilities and generates nothing. Leave it out, or use a protocol that generates, such as"
             " `protocol=zero_shot_cot`."
         )
-    return replace(prepared, limits=replace(prepared.limits, max_new_tokens=max_new_tokens))
+    limits = replace(prepared.limits, max_new_tokens=max_new_tokens)
+    return replace(prepared, limits=limits, max_new_tokens_of=None)
 
 
 def _refuse_own_exemplars(
@@ -257,7 +287,7 @@ def _refuse_own_exemplars(
     ways_out = [
         *(f"`protocol={name}`" for name in zero_shot),
         "`benchmark.num_fewshot=0`",
-        *(f"`benchmark.split={name}`" for name in spec.splits if name not in (split, "dev")),
+        *(f"`benchmark.split={name}`" for name in spec.splits if name not in (split, "dev", "validation")),
     ]
     raise ConfigError(
         f"`benchmark.split` is `{split}`, but {len(own):,} of its {len(samples):,} questions stand among"

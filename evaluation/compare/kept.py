@@ -82,7 +82,13 @@ class Exam:
         self.benchmark, self.folder = benchmark, folder
         self._model, self._tokenizer, self._name = model, tokenizer, name
         self._wait_seconds = wait_seconds
-        if not task_of(benchmark, benchmark.name, None, is_chat=True).labelled:
+        task = task_of(benchmark, benchmark.name, None, is_chat=True)
+        if task.is_graded(next(iter(task.rules))):
+            raise ConfigError(
+                f"`retention.exam` is `{benchmark.name}`, whose answers have grades, but what is kept is"
+                " counted in right answers. Name another one, such as `retention.exam=exam`."
+            )
+        if not task.labelled:
             raise ConfigError(
                 f"`retention.exam` is `{benchmark.name}`, whose default split has no gold answers, so "
                 "nothing tells what is kept. Name another one, such as `retention.exam=exam`."

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from evaluation.sample import LETTERS, Sample
+from evaluation.sample import ALPHABET, Sample
 
 RUN_ON = ("\nQ:", "\nQuestion:", "\n问题:", "\n问题：", "\n问:", "\n问：")
 """Where a model begins a question of its own; its answer to the one it was asked is over there."""
@@ -75,7 +75,7 @@ def without_echo(text: str, sample: Sample) -> str:
     if place < 0:
         return text
     rest = text[place + len(question) :]
-    for letter, option in zip(LETTERS, sample.choices, strict=False):
+    for letter, option in zip(ALPHABET, sample.choices, strict=False):
         line = f"\n{letter}. {option}"
         if not rest.startswith(line):
             break

@@ -38,7 +38,7 @@ def draw_chart(result: Result, path: Path) -> None:
         axes.text(99, place, f"{value:.1f} % of {score.num_samples:,}", va="center", ha="right", fontsize=8)
     axes.set_xlim(0, 100)
     axes.invert_yaxis()
-    axes.set_xlabel("accuracy, % (95 % interval)")
+    axes.set_xlabel(f"{'mean grade' if result.is_graded else 'accuracy'}, % (95 % interval)")
     axes.set_title(result.title, fontsize=10, wrap=True)
     save_figure(figure, path)
 

@@ -154,6 +154,8 @@ def _answer_lines(result: Result) -> list[str]:
         values["extracted"] = dict(judgement.extracted)
         if result.task.labelled:
             values |= {"gold": judgement.sample.answer, "status": judgement.status(result.rule)}
+            if result.is_graded:
+                values["score"] = judgement.scores.get(result.rule, 0.0)
         lines.append(with_checksum(values))
     return lines
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from evaluation.answer import TOO_LONG, Answer
 from evaluation.metrics import Outcome
@@ -21,12 +21,16 @@ class Judgement:
         answer: what the model gave.
         extracted: answer under each rule that could be applied; None where it found nothing.
         is_correct: whether that answer is right, by rule.
+        scores: its grade from 0 to 1 under the rules that give one.
+        weights: of the question in the averages, under the rules that weigh.
     """
 
     sample: Sample
     answer: Answer
     extracted: Mapping[str, str | None]
     is_correct: Mapping[str, bool]
+    scores: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_truncated(self) -> bool:
@@ -39,9 +43,11 @@ class Judgement:
         return self.answer.stop_reason == TOO_LONG
 
     def status(self, rule: str) -> str:
-        """Return ``correct``, ``wrong`` or ``unparsed`` (nothing was extracted)."""
+        """Return ``correct``, ``wrong``, ``graded``, or ``unparsed`` (nothing was extracted)."""
         if self.extracted.get(rule) is None:
             return "unparsed"
+        if rule in self.scores:
+            return "graded"
         return "correct" if self.is_correct[rule] else "wrong"
 
     def outcome(self, rule: str) -> Outcome:
@@ -52,6 +58,8 @@ class Judgement:
             is_correct=self.is_correct.get(rule, False),
             is_unparsed=self.extracted.get(rule) is None,
             is_truncated=self.is_truncated,
+            score=self.scores.get(rule),
+            weight=self.weights.get(rule, 1.0),
         )
 
 
@@ -69,7 +77,10 @@ def judge(task: Task, answers: Sequence[Answer]) -> list[Judgement]:
     for sample, answer in zip(task.samples, answers, strict=True):
         extracted = task.answers(sample, text=answer.completion, scores=answer.scores)
         is_correct = {rule: task.is_correct(sample, value, rule) for rule, value in extracted.items()}
-        judgements.append(Judgement(sample, answer, extracted, is_correct))
+        scores = {rule: task.grade(sample, value, rule) for rule, value in extracted.items()}
+        weights = {rule: weigh(sample) for rule in extracted if (weigh := task.rules[rule].weigh) is not None}
+        known = {rule: score for rule, score in scores.items() if score is not None}
+        judgements.append(Judgement(sample, answer, extracted, is_correct, known, weights))
     return judgements
 
 

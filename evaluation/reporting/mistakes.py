@@ -17,6 +17,8 @@ WORDS = {
     "unparsed": ("not understood", "未能提取答案"),
     "truncated": ("truncated", "被截断"),
     "correct": ("right", "答对"),
+    "graded": ("graded", "按得分计"),
+    "score": ("grade", "得分"),
     "gold": ("gold answer", "标准答案"),
     "completion": ("completion", "模型输出"),
     "probabilities": ("log-probabilities", "对数概率"),
@@ -32,12 +34,17 @@ def mistakes_page(result: Result) -> str:
     Args:
         result: of a run.
     """
-    bad = ("wrong", "unparsed") if result.task.labelled else ("unparsed",)
-    chosen = [each for each in result.judgements if each.is_truncated or each.status(result.rule) in bad]
+    bad = ("wrong", "unparsed", "graded") if result.task.labelled else ("unparsed",)
+    chosen = [
+        each
+        for each in result.judgements
+        if each.is_truncated or (each.status(result.rule) in bad and not each.is_correct.get(result.rule))
+    ]
     shown = _spread(chosen)
     counts = _counts(result, len(chosen), len(shown))
+    filters = FILTERS | ({"graded": WORDS["graded"]} if result.is_graded else {})
     return build_page(
-        result.title, counts, FILTERS, [_article(each, result) for each in shown], width="60rem"
+        result.title, counts, filters, [_article(each, result) for each in shown], width="60rem"
     )
 
 
@@ -71,6 +78,8 @@ def _article(judgement: Judgement, result: Result) -> Article:
         *([_row(both(WORDS["gold"]), html.escape(sample.answer))] if result.task.labelled else []),
         *(_row(html.escape(rule), _extracted(judgement, rule)) for rule in judgement.extracted),
     ]
+    if result.is_graded and result.task.labelled:
+        body.append(_row(both(WORDS["score"]), f"{judgement.scores.get(result.rule, 0.0):.3f}"))
     if answer.choice_logprobs is not None:
         named = zip(result.task.choices, answer.choice_logprobs, strict=False)
         text = ", ".join(f"{choice.strip()} {value:.2f}" for choice, value in named)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from evaluation.sample import LETTERS, Sample
+from evaluation.sample import ALPHABET, Sample
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -45,7 +45,7 @@ def both(word: Word) -> str:
 
 def question_block(sample: Sample) -> str:
     """Return a question with what was said before it and its options, escaped."""
-    options = zip(LETTERS, sample.choices, strict=False)
+    options = zip(ALPHABET, sample.choices, strict=False)
     before = (turn.content for turn in sample.history)
     text = "\n".join([*before, sample.question, *(f"{letter}. {option}" for letter, option in options)])
     return f"<pre>{html.escape(text)}</pre>"

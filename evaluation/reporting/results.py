@@ -14,7 +14,7 @@ from evaluation.metrics import Score, Summary, summarize_outcomes
 from evaluation.reporting.judging import Judgement, judge, usable_rules
 from evaluation.running.failed_questions import FailedQuestion
 from evaluation.running.fingerprint import described
-from evaluation.task import Task
+from evaluation.task import Task, hash_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +50,29 @@ class Result:
         return self.summaries[self.rule]
 
     @property
+    def is_graded(self) -> bool:
+        """Whether that rule finds answers more or less right: its averages are means of grades."""
+        return self.task.is_graded(self.rule)
+
+    @property
     def is_comparable(self) -> bool:
         """Whether published figures may stand beside this result."""
         task = self.task
-        return task.labelled and not (task.is_sample_set or task.is_partial or task.is_own)
+        return task.labelled and not (task.is_sample_set or task.is_partial or task.is_own or task.own_prompt)
 
     @property
     def num_shortened(self) -> int:
-        """Prompts that lost exemplars to fit the model's context."""
+        """Prompts that lost exemplars, or the middle of a text, to fit the model's context."""
         return sum(
-            bool(judgement.answer.prompt_hash) and judgement.answer.num_fewshot < self.task.num_fewshot
+            judgement.answer.num_fewshot < self.task.num_fewshot or self._is_cut(judgement)
             for judgement in self.judgements
+            if judgement.answer.prompt_hash
         )
+
+    def _is_cut(self, judgement: Judgement) -> bool:
+        if self.task.prepared.shorten is None:
+            return False
+        return judgement.answer.prompt_hash != hash_prompt(self.task.prompt(judgement.sample))
 
     @property
     def num_too_long(self) -> int:
@@ -106,7 +117,8 @@ class Result:
             if holds
         ]
         shots = f", {self.task.num_fewshot}-shot" if self.task.num_fewshot else ""
-        what = f"{self.task.title} {self.task.split}, {self.task.protocol}{shots}"
+        named = "".join(f", {words}" for words in self.task.own_prompt_words)
+        what = f"{self.task.title} {self.task.split}, {self.task.protocol}{shots}{named}"
         return " ".join([*marks, f"{what}: {described(self.fingerprint['model'])}"])
 
 
@@ -204,6 +216,10 @@ def results_json(result: Result) -> dict[str, Any]:
         "fingerprint": dict(result.fingerprint),
         "environment": dict(result.environment),
     }
+    if result.is_graded:
+        values["is_graded"] = True
+    if task.own_prompt:
+        values["own_prompt"] = dict(task.own_prompt)
     if task.file:  # a comparison knows how only the benchmarks that ship are averaged
         groups = {"headline": task.headline, "categories": dict(task.categories)}
         values["own_benchmark"] = {"file": task.file, **groups}

@@ -41,7 +41,7 @@ def average_table(result: Result, published: PublishedRow | None) -> TextTable:
         rows.reverse()
     rows += list(summary.categories.items())
     rows += [(_readable(name), score) for name, score in summary.further.items()]
-    columns = ("", "n", "accuracy, %", "95 % interval", "unparsed", "truncated")
+    columns = ("", "n", _measure(result), "95 % interval", "unparsed", "truncated")
     cells = [
         (
             name,
@@ -105,7 +105,7 @@ def subject_table(result: Result) -> TextTable:
         )
         for name, score in result.summary.subjects.items()
     )
-    columns = ("subject", "n", "accuracy, %", "95 % interval", "unparsed", "truncated")
+    columns = ("subject", "n", _measure(result), "95 % interval", "unparsed", "truncated")
     return TextTable("Subjects", columns, rows)
 
 
@@ -132,6 +132,11 @@ def run_table(result: Result) -> TextTable:
     return TextTable("How it was run", ("", "value"), tuple(rows), text_columns=("value",))
 
 
+def _measure(result: Result) -> str:
+    """Return what the averages are of."""
+    return "mean grade, %" if result.is_graded else "accuracy, %"
+
+
 def _answer_limit(decoding: Mapping[str, Any]) -> str:
     limit = decoding.get("max_new_tokens")
     return NOTHING if limit is None else f"{limit:,} tokens"
@@ -151,15 +156,18 @@ def _readable(name: str) -> str:
 def _caption(result: Result) -> str:
     notes: list[str] = [result.failure_note] if result.failed else []
     if result.num_shortened:
-        notes.append(f"{result.num_shortened:,} prompts lost exemplars to fit the model's context")
+        lost = "exemplars" if result.task.prepared.shorten is None else "the middle of their text"
+        notes.append(f"{result.num_shortened:,} prompts lost {lost} to fit the model's context")
     if result.num_too_long:
         notes.append(
             f"{result.num_too_long:,} questions fit no context of the model: not asked, counted as unparsed"
         )
     if result.num_thinking:
         notes.append(_thinking(result))
-    if not result.task.labelled:
+    if not result.task.labelled and result.task.benchmark == "ceval":
         notes.append("this split has no public answers: submission.json is what the server scores")
+    elif not result.task.labelled:
+        notes.append("the files have no answers to this split, so that nothing is scored")
     elif not result.is_comparable:
         notes.append("not comparable with published figures")
     return "; ".join(notes)

@@ -32,6 +32,7 @@ def fingerprint(task: Task, model: ModelIdentity, max_context_tokens: int | None
     # What is unknown or does not apply is left out, so that a run does not become another one when glmtune
     # learns to tell more.
     told = {name: value for name, value in dataclasses.asdict(model).items() if value or name not in OPTIONAL}
+    own_prompt: dict[str, Any] = {"own_prompt": dict(task.own_prompt)} if task.own_prompt else {}
     return {
         "benchmark": task.benchmark,
         "split": task.split,
@@ -40,6 +41,7 @@ def fingerprint(task: Task, model: ModelIdentity, max_context_tokens: int | None
         "prompt_hash": task.prompt_hash,
         "protocol_version": task.protocol_version,
         "num_fewshot": task.num_fewshot,
+        **own_prompt,
         "model": told,
         "decoding": decoding,
     }

@@ -1,4 +1,7 @@
-"""Prompts that fit a model's context: exemplars are lost, then room to generate, never the question."""
+"""Prompts that fit a model's context: exemplars are lost, then the middle of a text, then room to generate.
+
+The question itself is never cut.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ SPARE_TOKENS = 64
 """More than any template and special tokens add to the bytes of a prompt."""
 ROOM_STEP = 32
 """Shortened generations are rounded down to multiples, so that few different limits occur."""
+SLACK_TOKENS = 8
+"""Of a context that a shortened text may leave unused: each look at one more cut encodes all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +45,42 @@ def fit_prompt(task: Task, sample: Sample, backend: Backend) -> Asked:
         backend: counts tokens and knows the context's length.
     """
     # Choices are read from the scores of one next token.
-    needed = 1 if task.kind == CHOICES else task.limits.max_new_tokens
+    needed = 1 if task.kind == CHOICES else task.max_new_tokens(sample)
     prompt = task.prompt(sample)
     for num_fewshot in range(prompt.num_fewshot, -1, -1):
         prompt = task.prompt(sample, num_fewshot)
         if fits(prompt, needed, backend):
             return Asked(sample, prompt, needed)
+    if (shortened := _shortened(task, sample, needed, backend)) is not None:
+        return Asked(sample, shortened, needed)
     room = backend.max_context_tokens - backend.count_tokens(prompt)
     if room >= ROOM_STEP:
         room -= room % ROOM_STEP
     return Asked(sample, prompt if room > 0 else None, min(room, needed))
+
+
+def _shortened(task: Task, sample: Sample, needed: int, backend: Backend) -> Prompt | None:
+    """Return the prompt with as much of its text as fits; None without a text, or with too little room."""
+    shorten, longest = task.prepared.shorten, task.prepared.longest
+    if shorten is None or longest is None:
+        return None
+    limit = backend.max_context_tokens - needed
+    kept, too_many = 0, longest(sample)
+    fewest, most = (backend.count_tokens(shorten(sample, count)) for count in (kept, too_many))
+    if fewest > limit:
+        return None
+    halve = False
+    while too_many - kept > 1 and limit - fewest > SLACK_TOKENS:
+        # Tokens grow about evenly with characters, so that a guess is near; every other step halves what is
+        # left, as guesses alone may creep.
+        share = 0.5 if halve else (limit - fewest) / max(1, most - fewest)
+        guess = min(max(kept + 1, kept + int((too_many - kept) * share)), too_many - 1)
+        count, halve = backend.count_tokens(shorten(sample, guess)), not halve
+        if count <= limit:
+            kept, fewest = guess, count
+        else:
+            too_many, most = guess, count
+    return shorten(sample, kept)
 
 
 def fit_extraction(task: Task, sample: Sample, completion: str, backend: Backend) -> Prompt | None:

@@ -33,14 +33,17 @@ def progress_of(task: Task, console: Console | None) -> Generator[StartProgress]
 
     rule = next(iter(task.rules))
     samples = {sample.key: sample for sample in task.samples}
-    num_done = num_right = num_unparsed = num_failed = 0
+    num_done = num_unparsed = num_failed = 0
+    num_right = 0.0
 
     def count(sample: Sample, answer: Answer) -> None:
         nonlocal num_done, num_right, num_unparsed
         extracted = answer.extracted.get(rule)
         num_done += 1
         num_unparsed += extracted is None
-        num_right += task.labelled and task.is_correct(sample, extracted, rule)
+        if task.labelled:
+            grade = task.grade(sample, extracted, rule)
+            num_right += task.is_correct(sample, extracted, rule) if grade is None else grade
 
     with ExitStack() as shown:
 
@@ -53,6 +56,7 @@ def progress_of(task: Task, console: Console | None) -> Generator[StartProgress]
                 count(samples[answer.key], answer)
             if not num_new:
                 return lambda sample, answer: None
+            measure = "mean grade" if task.is_graded(rule) else "accuracy"
             title, total = f"{task.title} {task.split}", len(done) + num_new
             meter = shown.enter_context(Meter(title, total=total, done=num_done, unit="questions"))
 
@@ -63,7 +67,7 @@ def progress_of(task: Task, console: Console | None) -> Generator[StartProgress]
                 else:
                     count(sample, answer)
                 states = (
-                    f"accuracy {100 * num_right / num_done:.1f} %" if task.labelled and num_done else "",
+                    f"{measure} {100 * num_right / num_done:.1f} %" if task.labelled and num_done else "",
                     f"unparsed {num_unparsed}" if num_unparsed else "",
                     f"failed {num_failed}" if num_failed else "",
                 )

@@ -45,7 +45,12 @@ class SameQuestions:
         """Say whether an answer's question would be asked by the same prompt now."""
         sample = self._samples[answer.key]
         if answer.prompt_hash:
-            return answer.prompt_hash == hash_prompt(self._task.prompt(sample, answer.num_fewshot))
+            if answer.prompt_hash == hash_prompt(self._task.prompt(sample, answer.num_fewshot)):
+                return True
+            if self._task.prepared.shorten is None:
+                return False
+            fitted = fit_prompt(self._task, sample, self._backend).prompt  # its text may have been cut
+            return fitted is not None and answer.prompt_hash == hash_prompt(fitted)
         return answer.stop_reason == TOO_LONG and fit_prompt(self._task, sample, self._backend).prompt is None
 
     def refuse_others(self, folder: Path, answers: Iterable[Answer]) -> None:

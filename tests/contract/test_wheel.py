@@ -76,10 +76,13 @@ def test_contents(wheel: Path) -> None:
         "benchmarks/ceval.yaml",
         "benchmarks/mmlu.yaml",
         "benchmarks/bbh.yaml",
+        "benchmarks/cmmlu.yaml",
         "benchmarks/downloads.yaml",
     ):
         assert f"glmtune/_packages/evaluation/{needed}" in names
     samples = {"ceval_sample", "mmlu_sample", "gsm8k_sample", "gsm8k_zh_sample", "bbh_sample"}
+    samples |= {"cmmlu_sample", "mmlu_pro_sample", "gsm_symbolic_sample", "math500_sample", "ifeval_sample"}
+    samples |= {"longbench_sample"}
     ours = {"ads", "chat", "retain", "retention", "exam"} | samples
     shipped = {name.split("/")[2] for name in names if name.startswith("glmtune/_data/")}
     assert shipped == ours, "data of others, fetched into ./data, must never be built into a wheel"

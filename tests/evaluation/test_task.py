@@ -14,6 +14,8 @@ from glmtune.errors import GlmtuneError
 from glmtune.messages import Message
 
 SHIPPED = ("ceval", "mmlu", "gsm8k", "gsm8k_zh", "bbh")
+ALSO_SHIPPED = ("ceval_hard", "cmmlu", "mmlu_pro", "gsm_symbolic", "longbench")
+"""Those that need no extra."""
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ def test_defaults_are_those_of_the_published_tables() -> None:
     assert splits == {"mmlu": "test", "ceval": "val", "gsm8k": "test", "bbh": "test"}
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [*SHIPPED, *ALSO_SHIPPED])
 def test_shipped_sets_work_under_every_protocol(name: str) -> None:
     for protocol in BENCHMARKS[name].protocols:
         for is_chat in (True, False):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from evaluation.backend import Limits
 from evaluation.benchmarks.benchmark import Ask, Benchmark
-from evaluation.benchmarks.own.description import FewShotPart, read_description
+from evaluation.benchmarks.own.description import GRADED, FewShotPart, read_description
 from evaluation.benchmarks.own.prompts import Templates
 from evaluation.benchmarks.own.reading import ANY, rules_of
 from evaluation.benchmarks.own.rows import HUB, Row, read_rows
 from evaluation.fewshot import Exemplar, FewShot, as_text, turns_prompt
 from evaluation.metrics import MACRO, MICRO, Groups
-from evaluation.sample import LETTERS, Prompt, Sample
+from evaluation.sample import ALPHABET, Prompt, Sample
 from evaluation.task import CHOICES, GENERATE, GENERATE_THEN_CHOICES, PreparedProtocol
 from glmtune.errors import ConfigError, DataError
 from glmtune.messages import Message
@@ -40,10 +41,10 @@ class OwnBenchmark:
         self.path = path
         self.description, self._lines = read_description(path)
         self._templates = Templates(path, self._lines)
-        self.rules = rules_of(self.description, path, self._lines)
         self._rows: dict[str, list[Row]] = {}
         # Of the split that was loaded last: its questions are asked, and their templates need whole rows.
         self._values: dict[tuple[str, int], Mapping[str, Any]] = {}
+        self.rules = rules_of(self.description, path, self._lines, num_options=self._num_options)
 
     def load(self, folder: Path, split: str, subjects: Sequence[str]) -> list[Sample]:
         """Return the questions of some subjects of a split, in the order of the file.
@@ -105,7 +106,7 @@ class OwnBenchmark:
                 "chat model, or set `is_chat=true`."
             )
         shots = self._exemplars(ask.subjects)
-        letters = LETTERS[: self._num_options]
+        letters = ALPHABET[: self._num_options]
         return PreparedProtocol(
             kind=KINDS[about.kind],
             rules=self.rules,
@@ -147,12 +148,13 @@ class OwnBenchmark:
             )
         return row.values[column]
 
-    @property
+    @cached_property
     def _num_options(self) -> int:
+        """Most options that a question of the first split has."""
         if self.description.options is None:
             return 0
         split = next(iter(self.description.files))
-        return len(self._options(self._of(split)[0], split))
+        return max(len(self._options(row, split)) for row in self._of(split))
 
     def _options(self, row: Row, split: str) -> list[str]:
         columns = self.description.options
@@ -161,25 +163,29 @@ class OwnBenchmark:
         if isinstance(columns, list):
             return [str(self._value(row, column, split, "options")) for column in columns]
         found = self._value(row, columns, split, "options")
-        if not isinstance(found, list) or not 2 <= len(found) <= len(LETTERS):
+        if not isinstance(found, list) or not 2 <= len(found) <= len(ALPHABET):
             raise DataError(
-                f"`{columns}` must be a list of 2 to {len(LETTERS)} options, but it is {str(found)[:60]!r}.",
+                f"`{columns}` must be a list of 2 to {len(ALPHABET)} options, but it is {str(found)[:60]!r}.",
                 **self._place(row, split),
             )
         return [str(option) for option in found]
 
     def _sample(self, row: Row, split: str, subject: str, index: int) -> Sample:
         options = self._options(row, split)
-        if self.description.options is not None and len(options) != self._num_options:
+        # What is compared are the same letters behind every prompt; an answer in words is read for each
+        # question.
+        is_scored = self.description.kind != "generate"
+        if is_scored and options and len(options) != self._num_options:
             raise DataError(
-                f"this row has {len(options)} options, but the first one has {self._num_options}. All must "
-                "have as many: put others into a benchmark of their own.",
+                f"this row has {len(options)} options, but others have {self._num_options}. For `kind: "
+                f"{self.description.kind}` all must have as many: put others into a benchmark of their own, "
+                "or let the model write (`kind: generate`).",
                 **self._place(row, split),
             )
         values = {
             **row.values,
             "options": options,
-            "letters": list(LETTERS[: len(options)]),
+            "letters": list(ALPHABET[: len(options)]),
             "subject": subject,
         }
         question = self._templates.render("question", self.description.question, values)
@@ -198,9 +204,10 @@ class OwnBenchmark:
         if options:
             return self._letter(given, options, row, split)
         if isinstance(given, list):
-            if self.description.score != "any_of" or not given:
+            if self.description.score not in ("any_of", *GRADED) or not given:
                 raise DataError(
-                    f"`{self.description.answer}` is a list: `score: any_of` takes one with some keys.",
+                    f"`{self.description.answer}` is a list: `score: any_of` takes one with some keys, as do "
+                    f"{', '.join(GRADED)}.",
                     **self._place(row, split),
                 )
             return ANY.join(str(key) for key in given)
@@ -216,7 +223,7 @@ class OwnBenchmark:
 
     def _letter(self, given: Any, options: Sequence[str], row: Row, split: str) -> str:
         """Return the letter that a key stands for: itself, a place from 0, or an option's text."""
-        letters = LETTERS[: len(options)]
+        letters = ALPHABET[: len(options)]
         text = str(given).strip()
         if text in letters and len(text) == 1:
             return text
@@ -237,7 +244,7 @@ class OwnBenchmark:
             **(self._values[sample.key] if row is None else row),
             "question": sample.question,
             "options": list(sample.choices),
-            "letters": list(LETTERS[: len(sample.choices)]),
+            "letters": list(ALPHABET[: len(sample.choices)]),
             "subject": sample.subject,
         }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.benchmarks.own.benchmark import OwnBenchmark
+from evaluation.benchmarks.own.reading import ANY
 from evaluation.benchmarks.tasks import make_task
 from evaluation.sample import Prompt
 
@@ -21,12 +22,14 @@ class Shown:
         prompt: what the model is given; of a chat every message with its role.
         key: the answer.
         read: rule → what it reads in the key itself, None: nothing.
+        grades: rule → the grade of that, of rules that give one.
     """
 
     subject: str
     prompt: str
     key: str
     read: dict[str, str | None]
+    grades: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,12 @@ def check_own(path: Path, *, is_chat: bool = True) -> OwnReport:
             keys[sample.answer] = keys.get(sample.answer, 0) + 1
         if sample.subject not in first:
             # A rule that does not find a key in the key alone will not find it in an answer.
-            read = {} if task.kind == "choices" else task.answers(sample, text=sample.answer)
-            first[sample.subject] = Shown(sample.subject, _text(prompt), sample.answer, read)
+            key = sample.answer.split(ANY)[0]
+            read = {} if task.kind == "choices" else task.answers(sample, text=key)
+            graded = {rule: task.grade(sample, found, rule) for rule, found in read.items()}
+            grades = {rule: grade for rule, grade in graded.items() if grade is not None}
+            shown = " | ".join(sample.answer.split(ANY))
+            first[sample.subject] = Shown(sample.subject, _text(prompt), shown, read, grades)
     splits = {task.split: len(task.samples)}
     own = OwnBenchmark(path)
     for split in own.description.files:

@@ -10,14 +10,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from evaluation.sample import LETTERS
+from evaluation.sample import ALPHABET
 from glmtune.errors import DataError
 from glmtune.storage.records import shown
 from glmtune.storage.yaml_text import load_yaml, read_text
 
 SUFFIXES = (".yaml", ".yml")
 RULES = ("number", "letter", "first_line", "last_line", "whole")
-SCORES = ("exact", "ignore_case", "number", "any_of")
+SCORES = ("exact", "ignore_case", "number", "any_of", "rouge_l", "bleu", "f1")
+GRADED = ("rouge_l", "bleu", "f1")
+"""Scores that find an answer more or less right, from 0 to 1."""
 NonEmpty = Annotated[str, Field(min_length=1)]
 
 
@@ -85,8 +87,8 @@ class Description(_Part):
         subject: column that names a question's subject.
         question: Jinja template of the question, over the columns of its row.
         options: columns with the options, or one column with a list of them.
-        answer: column with the key, or a template of it: a text, a number, a list (``any_of``), or with
-            options a letter, the place of the right one from 0, or its text.
+        answer: column with the key, or a template of it: a text, a number, a list (``any_of`` and grades), or
+            with options a letter, the place of the right one from 0, or its text.
         kind: ``generate``; ``choices`` compares the probabilities of the letters behind the prompt; ``both``
             lets the model write first and compares behind ``second_prompt``.
         prompt: Jinja template; beside the columns it has ``question``, ``options``, ``letters``, ``subject``.
@@ -96,7 +98,7 @@ class Description(_Part):
         stop: texts that end an answer.
         max_new_tokens: an answer may have.
         extract: how it is read; with options the letter, else the whole answer, if left out.
-        score: how it is compared with the key.
+        score: how it is compared with the key; ``GRADED`` ones give a grade from 0 to 1.
         average: ``micro`` (every question weighs the same) or ``macro`` (every subject).
         groups: category → its subjects.
     """
@@ -106,7 +108,7 @@ class Description(_Part):
     files: Annotated[dict[NonEmpty, NonEmpty], Field(min_length=1)]
     subject: NonEmpty | None = None
     question: NonEmpty = "{{ question }}"
-    options: Annotated[list[NonEmpty], Field(min_length=2, max_length=len(LETTERS))] | NonEmpty | None = None
+    options: Annotated[list[NonEmpty], Field(min_length=2, max_length=len(ALPHABET))] | NonEmpty | None = None
     answer: NonEmpty = "answer"
     kind: Literal["generate", "choices", "both"] = "generate"
     prompt: NonEmpty | None = None
@@ -116,7 +118,7 @@ class Description(_Part):
     stop: list[NonEmpty] = Field(default_factory=list)
     max_new_tokens: Annotated[int, Field(ge=1, le=65536)] = 256
     extract: ExtractPart | None = None
-    score: Literal["exact", "ignore_case", "number", "any_of"] = "exact"
+    score: Literal["exact", "ignore_case", "number", "any_of", "rouge_l", "bleu", "f1"] = "exact"
     average: Literal["micro", "macro"] = "micro"
     groups: dict[NonEmpty, list[NonEmpty]] = Field(default_factory=dict)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import regex
 
-from evaluation.benchmarks.own.description import Description, ExtractPart
-from evaluation.extraction import letters, numbers
-from evaluation.sample import Sample
+from evaluation.benchmarks.own.description import GRADED, Description, ExtractPart
+from evaluation.extraction import letters, many_letters, numbers, overlap
+from evaluation.sample import LETTERS, Sample
 from evaluation.task import SCORES, Rule
 from glmtune.errors import DataError
 
@@ -23,8 +23,16 @@ OPTIONS = "official"
 """Rule of the letters' probabilities, named as in the built-in benchmarks."""
 
 
-def rules_of(description: Description, path: Any, lines: dict[str, int]) -> dict[str, Rule]:
+def rules_of(
+    description: Description, path: Any, lines: dict[str, int], *, num_options: int = 0
+) -> dict[str, Rule]:
     """Return the rules of a description, the one that decides first; they are tried on its tests.
+
+    Args:
+        description: what the file says.
+        path: of the file, for errors.
+        lines: key → its line.
+        num_options: most that a question has; its tests are read as answers to one with so many.
 
     Raises:
         DataError: an expression is none or has no group, or a test finds something else.
@@ -35,7 +43,7 @@ def rules_of(description: Description, path: Any, lines: dict[str, int]) -> dict
     line = lines.get("extract")
     extract = _extractor(part, path, line)
     for number, test in enumerate(part.tests):
-        found = extract(test.text, Sample("", "", 0, ""))
+        found = extract(test.text, Sample("", "", 0, "", choices=("",) * num_options))
         if found != test.finds:
             raise DataError(
                 f"`extract.tests[{number}]` is to find {test.finds!r} in {test.text!r}, but the rule finds "
@@ -47,6 +55,9 @@ def rules_of(description: Description, path: Any, lines: dict[str, int]) -> dict
     digest = hashlib.sha256(f"{part.rule}|{part.pattern}|{description.score}".encode()).digest()
     version = int.from_bytes(digest[:3], "big")
     name = part.rule or "pattern"
+    if description.score in GRADED:
+        about = f"{name}, graded: {description.score}"
+        return {name: Rule(about, extract, version=version, grade=_grader(description.score))}
     rule = Rule(
         f"{name}, compared: {description.score}", extract, _matcher(description.score), version=version
     )
@@ -96,9 +107,15 @@ def _whole(text: str, _: Sample) -> str | None:
     return text.strip() or None
 
 
+def _letter(text: str, sample: Sample) -> str | None:
+    if len(sample.choices) <= len(LETTERS):
+        return letters.loose(text, sample)
+    return many_letters.loose(text, sample)
+
+
 _NAMED: dict[str, Callable[[str, Sample], str | None]] = {
     "number": numbers.decimal,
-    "letter": letters.loose,
+    "letter": _letter,
     "first_line": _line(0),
     "last_line": _line(-1),
     "whole": _whole,
@@ -107,6 +124,12 @@ _NAMED: dict[str, Callable[[str, Sample], str | None]] = {
 
 def _matcher(score: str) -> Callable[[str, Sample], bool]:
     return {"exact": _exact, "ignore_case": _ignoring_case, "number": _number, "any_of": _any_of}[score]
+
+
+def _grader(score: str) -> Callable[[str, Sample], float]:
+    """Return what grades an answer against a key, or against the nearest of several."""
+    grade = {"rouge_l": overlap.rouge_l, "bleu": overlap.bleu, "f1": overlap.f1}[score]
+    return lambda extracted, sample: max(grade(extracted, key) for key in sample.answer.split(ANY))
 
 
 def _exact(extracted: str, sample: Sample) -> bool:

@@ -15,12 +15,15 @@ from glmtune.errors import ConfigError, DataError
 # and so may the length of its context: where that changed a prompt, the answers' own prompt hashes say so.
 KINDS = {
     "data": ("benchmark", "split", "num_samples", "data_hash"),
-    "prompts": ("prompt_hash", "num_fewshot"),
+    "prompts": ("prompt_hash", "num_fewshot", "own_prompt"),
     "protocol": ("protocol_version", "max_new_tokens", "stop", "do_sample", "rule", "rule_version"),
 }
 WAYS_OUT = {
     "data": "Evaluate both on the same files, subjects and `benchmark.limit`.",
-    "prompts": "Evaluate both with the same `is_chat` and `benchmark.num_fewshot`.",
+    "prompts": (
+        "Evaluate both with the same `is_chat`, `benchmark.num_fewshot`, `benchmark.system` and"
+        " `benchmark.template`."
+    ),
     "protocol": (
         "Evaluate both with the same `protocol` and `benchmark.max_new_tokens`, by the same version of"
         " glmtune (the same command reads answers that exist anew, without asking again)."
@@ -65,7 +68,7 @@ class Pair:
         """Whether published figures may stand beside this pair."""
         results = self.baseline.results
         is_own = str(results["title"]).startswith("OWN ")
-        return not (results["is_sample_set"] or results["is_partial"] or is_own)
+        return not (results["is_sample_set"] or results["is_partial"] or is_own or results.get("own_prompt"))
 
 
 def match(baseline: Run, candidate: Run) -> Pair:

@@ -20,7 +20,10 @@ from glmtune.errors import ConfigError, DataError
 from glmtune.storage.checksums import file_checksum
 from glmtune.storage.journal import read_identity, read_journal
 
-STATES = ("correct", "wrong", "unparsed")
+GRADED = "graded"
+STATES = ("correct", "wrong", "unparsed", GRADED)
+ROUNDING = 1e-6
+"""Of a mean of grades, which is a sum of floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +33,19 @@ class JudgedAnswer:
     Attributes:
         answer: what the model gave; ``extracted`` holds what each rule read.
         gold: the right answer.
-        status: ``correct``, ``wrong`` or ``unparsed`` under the deciding rule.
+        status: ``correct``, ``wrong``, ``unparsed`` or ``graded`` under the deciding rule.
+        score: the grade from 0 to 1 where the rule gives one; None: right or wrong.
     """
 
     answer: Answer
     gold: str
     status: str
+    score: float | None = None
+
+    @property
+    def value(self) -> float:
+        """The grade, else 1 for right and 0 for wrong."""
+        return float(self.status == "correct") if self.score is None else self.score
 
     @property
     def outcome(self) -> Outcome:
@@ -46,6 +56,7 @@ class JudgedAnswer:
             is_correct=self.status == "correct",
             is_unparsed=self.status == "unparsed",
             is_truncated=self.answer.stop_reason == "length",
+            score=self.score,
         )
 
 
@@ -177,6 +188,7 @@ def _read_rows(path: Path) -> list[JudgedAnswer]:
                 path=path,
                 line=number,
             )
+        score = _grade(answer, status, path, number)
         if answer.key in first_seen:
             raise DataError(
                 f"`{answer.subject}` {answer.index} is there a second time (first in line"
@@ -193,8 +205,22 @@ def _read_rows(path: Path) -> list[JudgedAnswer]:
                 line=number,
             )
         first_seen[answer.key] = number
-        rows.append(JudgedAnswer(answer, gold, status))
+        rows.append(JudgedAnswer(answer, gold, status, score))
     return rows
+
+
+def _grade(answer: Answer, status: str, path: Path, line: int) -> float | None:
+    """Return the grade of a row; None where its rule finds answers right or wrong."""
+    score: object = answer.extra.get("score")
+    if score is None and status != GRADED:
+        return None
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+        raise DataError(
+            f"`score` is {score!r}, but the grade of a `{status}` answer is a number from 0 to 1. {AGAIN}",
+            path=path,
+            line=line,
+        )
+    return float(score)
 
 
 def _check_whole(rows: list[JudgedAnswer], results: Mapping[str, Any], path: Path) -> None:
@@ -208,9 +234,11 @@ def _check_whole(rows: list[JudgedAnswer], results: Mapping[str, Any], path: Pat
             f"it has {len(rows)} answers, but {RESULTS_NAME} beside it counts {num_samples}. {AGAIN}",
             path=path,
         )
+    if any(row.score is not None for row in rows):
+        _check_mean(rows, float(results["accuracy_micro"]), path)
     num_right = sum(row.status == "correct" for row in rows)
     expected = round(results["accuracy_micro"] * num_samples)
-    if num_right != expected:
+    if num_right != expected and not any(row.score is not None for row in rows):
         raise DataError(
             f"{num_right} of its answers are right, but {RESULTS_NAME} beside it counts {expected}. {AGAIN}",
             path=path,
@@ -220,6 +248,15 @@ def _check_whole(rows: list[JudgedAnswer], results: Mapping[str, Any], path: Pat
         raise DataError(
             f"its content is not that which {RESULTS_NAME} beside it was counted from: damaged, or edited by"
             f" hand. {AGAIN}",
+            path=path,
+        )
+
+
+def _check_mean(rows: list[JudgedAnswer], expected: float, path: Path) -> None:
+    mean = sum(row.value for row in rows) / len(rows)
+    if abs(mean - expected) > ROUNDING:
+        raise DataError(
+            f"the mean of its grades is {mean:.6f}, but {RESULTS_NAME} beside it has {expected:.6f}. {AGAIN}",
             path=path,
         )
 

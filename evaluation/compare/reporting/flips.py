@@ -13,8 +13,8 @@ from evaluation.compare.pairing.match import Pair
 from evaluation.compare.pairing.runs import JudgedAnswer, Run
 from evaluation.compare.reporting.tables import ComparisonReport
 from evaluation.reporting.page import Article, both, build_page, question_block
-from evaluation.sample import LETTERS, Sample
-from glmtune.errors import ConfigError, DataError
+from evaluation.sample import ALPHABET, Sample
+from glmtune.errors import ConfigError, DataError, MissingExtraError
 
 Questions = Mapping[str, Mapping[tuple[str, int], Sample]]
 """Benchmark to the samples by subject and index; empty where the data are not at hand."""
@@ -27,6 +27,7 @@ WORDS = {
     "probabilities": ("probabilities", "选项概率"),
     "completion": ("completion", "模型输出"),
     "none": ("nothing", "无"),
+    "grade": ("grade", "得分"),
     "no_question": (
         "the questions are not shown: the data of these runs are not at hand (benchmark.data_dir)",
         "未找到对应数据（benchmark.data_dir），不显示题目",
@@ -60,7 +61,8 @@ def find_questions(run: Run, data_dir: str | None) -> Mapping[tuple[str, int], S
             is_chat=bool(run.model["is_chat"]),
             subjects=subjects,
         )
-    except (ConfigError, DataError):  # runs may be compared where their data are not; the page says so
+    # Runs may be compared where their data, or what scores them, are not; the page says so.
+    except (ConfigError, DataError, MissingExtraError):
         return {}
     asked = {row.answer.key for row in run.rows}
     task = dataclasses.replace(task, samples=tuple(each for each in task.samples if each.key in asked))
@@ -93,10 +95,9 @@ def flips_page(report: ComparisonReport, questions: Questions) -> str:
 
 
 def _flip(before: JudgedAnswer, after: JudgedAnswer) -> str | None:
-    was_right, is_right = before.status == "correct", after.status == "correct"
-    if was_right == is_right:
+    if before.value == after.value:  # 1 or 0, or grades, of which one may be lower than the other
         return None
-    return "lost" if was_right else "gained"
+    return "lost" if before.value > after.value else "gained"
 
 
 def _article(
@@ -127,9 +128,10 @@ def _side(run: Run, row: JudgedAnswer, label: str) -> str:
     extracted = run.extracted(row)
     color = "right" if row.status == "correct" else "wrong"
     shown = both(WORDS["none"]) if extracted is None else html.escape(extracted)
+    grade = "" if row.score is None else f" · {both(WORDS['grade'])} {row.score:.3f}"
     parts = [
         f"<section><h3>{html.escape(label)}</h3>",
-        f'<p>{both(WORDS["answer"])}: <span class="{color}">{shown}</span></p>',
+        f'<p>{both(WORDS["answer"])}: <span class="{color}">{shown}</span>{grade}</p>',
     ]
     if row.answer.choice_logprobs is not None:
         parts.append(f"<p>{both(WORDS['probabilities'])}: {_probabilities(row.answer.choice_logprobs)}</p>")
@@ -141,5 +143,5 @@ def _side(run: Run, row: JudgedAnswer, label: str) -> str:
 def _probabilities(logprobs: tuple[float, ...]) -> str:
     from scipy.special import softmax
 
-    named = zip(LETTERS, softmax(logprobs), strict=False)
+    named = zip(ALPHABET, softmax(logprobs), strict=False)
     return ", ".join(f"{letter} {value:.3f}" for letter, value in named)

@@ -25,6 +25,7 @@ from evaluation.compare.reporting.tables import (
 from evaluation.compare.settings import GateSettings
 from evaluation.compare.statistics.drops import compare_outcomes
 from evaluation.compare.statistics.gate import EXIT_CODES
+from evaluation.compare.statistics.graded import compare_grades, has_grades
 from evaluation.compare.statistics.sensitivity import measure
 from evaluation.metrics import Groups
 from glmtune.storage.checksums import checked_json
@@ -65,7 +66,8 @@ def compare_pair(pair: Pair, groups: Groups, gate: GateSettings) -> Compared:
         gate: tolerance, confidence and draws.
     """
     outcomes = [[rows[side].outcome for rows in pair.rows] for side in (0, 1)]
-    return Compared(pair, compare_outcomes(outcomes[0], outcomes[1], groups, gate), measure(pair))
+    compare = compare_grades if has_grades(*outcomes) else compare_outcomes
+    return Compared(pair, compare(outcomes[0], outcomes[1], groups, gate), measure(pair))
 
 
 def write_comparison_files(

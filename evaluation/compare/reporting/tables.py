@@ -157,7 +157,9 @@ def flips_table(report: ComparisonReport) -> TextTable:
         )
     caption = (
         "Lost: right in the baseline alone; gained: right in the candidate alone. Drops in points."
-        " McNemar: exact, two-sided. Unpaired: what the two averages would say by themselves. Detectable"
+        " McNemar: exact, two-sided. Where answers have grades: lost and gained are graded lower and higher,"
+        " the p is that of the paired t test, and bounds are one-sided t bounds. Unpaired: what the two"
+        " averages would say by themselves. Detectable"
         " drop: the smallest true drop that so many questions would show, at a power of 80 %."
     )
     return TextTable("Tests on pairs", columns, tuple(rows), caption)

@@ -41,9 +41,9 @@ class Drop:
         retention_low: lower end of its bootstrap interval.
         retention_high: upper end.
         num_samples: questions.
-        num_lost: right in the baseline alone.
-        num_gained: right in the candidate alone.
-        p_value: of McNemar's exact test on these questions, two-sided.
+        num_lost: right in the baseline alone, or graded lower in the candidate.
+        num_gained: right in the candidate alone, or graded higher there.
+        p_value: of McNemar's exact test on these questions, two-sided (grades: of the paired t test).
         p_holm: the same, corrected for all the tests beside it; None where there are none.
     """
 
@@ -127,7 +127,7 @@ def compare_outcomes(
         micro=micro,
         macro=drop(averaged, MACRO, (before.macro, after.macro)),
         # Two families of tests: whoever looks at four categories should not pay for 52 subjects.
-        categories=_corrected(
+        categories=corrected(
             {
                 title: drop(
                     names, groups.category_average, (before.categories[title], after.categories[title])
@@ -135,7 +135,7 @@ def compare_outcomes(
                 for title, names in members.items()
             }
         ),
-        subjects=_corrected(
+        subjects=corrected(
             {name: drop([name], MICRO, (before.subjects[name], after.subjects[name])) for name in counts}
         ),
         unpaired_z=unpaired_z(micro.baseline, micro.candidate),
@@ -169,8 +169,12 @@ def _drop(counts: Sequence[PairCounts], how: str, scores: tuple[Score, Score], g
     )
 
 
-def _corrected(drops: Mapping[str, Drop]) -> dict[str, Drop]:
-    """Correct the p-values of one family of tests."""
+def corrected(drops: Mapping[str, Drop]) -> dict[str, Drop]:
+    """Correct the p-values of one family of tests.
+
+    Args:
+        drops: by name.
+    """
     adjusted = holm([each.p_value for each in drops.values()])
     return {
         name: dataclasses.replace(each, p_holm=p_value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import tarfile
 import threading
 import zipfile
@@ -13,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from evaluation.benchmarks.fetch import CHUNK_BYTES, fetch
+from evaluation.benchmarks.further.competition_math import MATH500_ROWS
 from evaluation.benchmarks.sources import Download, RemoteFile
 from glmtune.cli import main
 from glmtune.errors import ConfigError, DataError, GlmtuneError
@@ -274,6 +276,28 @@ class TestCommand:
         server.files["test.jsonl"] = server.files["test.jsonl"][:-300].rpartition(b"\n")[0]
         assert main(["data", "fetch", "gsm8k", "fetch_dir=elsewhere"]) == 1
         assert "must have 1319" in capsys.readouterr().err
+
+    def test_what_scores_need_is_said_when_the_files_are_there(self, server, monkeypatch, tmp_path, capsys):
+        row = {"problem": "1+1?", "solution": r"\boxed{2}", "answer": "2", "level": 1}
+        names = {"algebra": "Algebra", "counting_and_probability": "Counting & Probability"}
+        rows = [
+            {**row, "subject": names.get(subject, subject.replace("_", " ").title())}
+            for subject, count in MATH500_ROWS.items()
+            for _ in range(count)
+        ]
+        server.files["test.jsonl"] = "".join(json.dumps(each) + "\n" for each in rows).encode()
+        table = {
+            "math500": Download(
+                "math500", "MIT", "home", (RemoteFile("test.jsonl", server.url + "test.jsonl"),)
+            )
+        }
+        monkeypatch.setattr("evaluation.benchmarks.sources.downloads", lambda: table)
+        monkeypatch.setattr("evaluation.extraction.equality.find_spec", lambda name: None)
+        monkeypatch.setenv("COLUMNS", "200")
+        assert main(["data", "fetch", "math500"]) == 0
+        shown = capsys.readouterr().out
+        assert "test: 500 questions" in shown
+        assert "pip install 'glmtune[math]'" in shown
 
     def test_wrong_usage_is_refused(self, capsys):
         assert main(["data", "fetch"]) == 2

@@ -93,3 +93,28 @@ def test_benchmarks_that_are_not_there_in_full(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no column 'question'"):
         fetch_from_hub("mmlu", tmp_path, lambda repository, config, split: [{"input": "?"}])
     assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_rows_of_the_hub_as_json_lines(tmp_path: Path) -> None:
+    asked: list[tuple[str, str, str]] = []
+
+    def load(repository: str, config: str, split: str) -> list[Mapping[str, Any]]:
+        asked.append((repository, config, split))
+        return [
+            {
+                "question_id": place,
+                "question": f"{split} {place}?",
+                "options": ["是", "no"],
+                "answer": "B",
+                "cot_content": "A: Let's think step by step. The answer is (B).",
+                "category": "history",
+            }
+            for place in range(5 if split == "validation" else 381)
+        ]
+
+    folder = fetch_from_hub("mmlu_pro", tmp_path, load)
+    assert asked == [("TIGER-Lab/MMLU-Pro", "default", split) for split in ("validation", "test")]
+    task = make_task("mmlu_pro", data_dir=folder, subjects=["history"])
+    assert (len(task.samples), task.samples[9].choices, task.num_fewshot) == (381, ("是", "no"), 5)
+    again = fetch_from_hub("mmlu_pro", tmp_path, FakeHub(fail_at=0))
+    assert again == folder

@@ -112,6 +112,54 @@ def test_options_and_keys_of_every_form(tmp_path: Path) -> None:
     assert task.answers(task.samples[0], text="The answer is B.") == {"letter": "B"}
 
 
+def test_more_than_four_options(tmp_path: Path) -> None:
+    about = {
+        **LETTERS,
+        "options": "all",
+        "extract": {"rule": "letter", "tests": [{"text": "It is G.", "finds": "G"}]},
+    }
+    rows = [
+        {"q": "Seven?", "all": [f"n{number}" for number in range(7)], "key": "G"},
+        {"q": "Two?", "all": ["n0", "n1"], "key": 1},
+    ]
+    task = made(write(tmp_path, about, rows))
+    assert [sample.answer for sample in task.samples] == ["G", "B"]
+    assert texts(task)[0].endswith("\nF. n5\nG. n6")
+    assert task.answers(task.samples[0], text="I think it is F. No, the answer is G.") == {"letter": "G"}
+    assert task.answers(task.samples[1], text="The answer is G.") == {"letter": None}
+    ten = [{"q": "Ten?", "all": list("abcdefghij"), "key": "j"}] * 2
+    scored = made(write(tmp_path, {**LETTERS, "options": "all", "kind": "choices"}, ten), is_chat=False)
+    assert scored.choices == tuple(f" {letter}" for letter in "ABCDEFGHIJ")
+    logprobs = tuple(-1.0 if place == 9 else -2.0 for place in range(10))
+    assert scored.answers(scored.samples[0], scores=ChoiceScores(logprobs, 9)) == {"official": "J"}
+    columns = {**LETTERS, "options": ["a", "b", "c", "d", "e"], "kind": "choices"}
+    five = [{"q": "Five?", **dict.fromkeys("abcde", "x"), "key": "E"}]
+    assert made(write(tmp_path, columns, five)).samples[0].answer == "E"
+
+
+@pytest.mark.parametrize(
+    ("score", "key", "said", "grade"),
+    [
+        ("rouge_l", "我 喜欢 苹果", "我 喜欢 香蕉", 2 / 3),
+        ("rouge_l", "苹果", "苹果", 1.0),
+        ("bleu", "河边有一座桥", "河边有一座桥", 1.0),
+        ("f1", "a lake", "The lake.", 1.0),
+        ("f1", ["a lake", "a pond"], "pond", 1.0),
+        ("f1", "a lake", "sea", 0.0),
+    ],
+    ids=["rouge_l", "rouge_l whole", "bleu", "f1", "f1 of several", "f1 of none"],
+)
+def test_graded_scores(score: str, key: Any, said: str, grade: float, tmp_path: Path) -> None:
+    task = made(write(tmp_path, BASE, [{"q": "?", "a": key}], score=score))
+    sample = task.samples[0]
+    found = task.answers(sample, text=said)["whole"]
+    assert task.is_graded("whole")
+    assert task.grade(sample, found, "whole") == pytest.approx(grade, abs=1e-4)
+    assert task.is_correct(sample, found, "whole") is (grade == 1.0)
+    assert task.grade(sample, None, "whole") == 0.0
+    assert f"graded: {score}" in task.rules["whole"].about
+
+
 def test_both_ways_at_once(tmp_path: Path) -> None:
     second = "{{ prompt }}\n{{ completion }}\nSo the letter is"
     task = made(write(tmp_path, LETTERS, OPTIONS, kind="both", second_prompt=second))
@@ -326,11 +374,11 @@ def test_a_mistake_is_told_with_its_line(name: str, tmp_path: Path) -> None:
         (BASE, [{"q": "x", "a": " "}], ["rows.jsonl, line 1", "`a` is empty"]),
         (BASE, [{"q": "x", "a": ["y"]}], ["rows.jsonl, line 1", "`score: any_of`"]),
         (LETTERS, [*OPTIONS, {**OPTIONS[0], "key": "C"}], ["line 4", "one of A, B", "from 0 to 1"]),
-        ({**LETTERS, "options": "x"}, OPTIONS, ["line 1", "list of 2 to 4 options"]),
+        ({**LETTERS, "options": "x"}, OPTIONS, ["line 1", "list of 2 to 26 options"]),
         (
-            {**LETTERS, "options": "o"},
-            [{"q": "", "o": ["a", "b"], "key": 0}, {"q": "", "o": ["a", "b", "c"], "key": 0}],
-            ["line 2", "3 options, but the first one has 2"],
+            {**LETTERS, "options": "o", "kind": "choices"},
+            [{"q": "", "o": ["a", "b", "c"], "key": 0}, {"q": "", "o": ["a", "b"], "key": 0}],
+            ["line 2", "2 options, but others have 3", "`kind: choices`"],
         ),
         ({**BASE, "files": {"test": "none.jsonl"}}, ROWS, ["none.jsonl", "missing", "relative to the YAML"]),
         ({**BASE, "files": {"test": "rows.xlsx"}}, ROWS, ["rows.xlsx", ".jsonl"]),
@@ -363,6 +411,25 @@ def test_what_is_asked_for_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`benchmark=my\.yaml`"):
         make_task("quiz")
     assert own_benchmark(write(tmp_path, BASE), None).home == tmp_path
+
+
+def test_grades_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"q": f"{n} + {n} = ?", "a": f"{n} + {n} = {2 * n}"} for n in range(2, 6)]
+    file = write(tmp_path, BASE, rows, score="rouge_l", max_new_tokens=16)
+    assert main(["data", "check", f"benchmark={file}"]) == 0
+    assert "graded 1.00 for the key itself" in capsys.readouterr().out
+    runs = [tmp_path / "plain", tmp_path / "int4"]
+    assert main(["eval", f"benchmark={file}", f"output_dir={runs[0]}"]) == 0
+    assert "mean grade, %" in capsys.readouterr().out
+    assert main(["eval", f"benchmark={file}", f"output_dir={runs[1]}", "quantization=int4"]) == 0
+    lines = (runs[0] / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    grades = [json.loads(line)["score"] for line in lines]
+    results = json.loads((runs[0] / "results.json").read_text(encoding="utf-8"))
+    assert results["accuracy_micro"] == pytest.approx(sum(grades) / 4)
+    capsys.readouterr()
+    code = main(["compare", f"runs=[{runs[0]},{runs[1]}]", f"output_dir={tmp_path / 'compare'}"])
+    assert code in (0, 3, 4)
+    assert "paired t test" in capsys.readouterr().out
 
 
 def test_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
