@@ -28,6 +28,8 @@ class Outcome:
         is_correct: whether the extracted answer is right.
         is_unparsed: whether nothing could be extracted; such an outcome is never correct.
         is_truncated: whether the completion was cut at its length limit.
+        score: a fraction of 1 in place of right or wrong, where a question has several answers.
+        cluster: what it shares with other questions beside the subject; empty where nothing is named.
     """
 
     subject: str
@@ -35,6 +37,13 @@ class Outcome:
     is_correct: bool
     is_unparsed: bool = False
     is_truncated: bool = False
+    score: float | None = None
+    cluster: str = ""
+
+    @property
+    def value(self) -> float:
+        """What it counts in an average: the score, or 1 where it is right."""
+        return float(self.is_correct) if self.score is None else self.score
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +136,22 @@ def binomial_stderr(accuracy: float, num_samples: int) -> float | None:
     return math.sqrt(accuracy * (1 - accuracy) / (num_samples - 1))
 
 
+def mean_stderr(scores: Sequence[float]) -> float | None:
+    """Return the standard error of a mean of scores, ``sqrt(var / n)``; None below two.
+
+    >>> mean_stderr([1, 0, 0, 1]) == binomial_stderr(0.5, 4)
+    True
+
+    Source:
+        Miller 2024, "Adding error bars to evals", arXiv:2411.00640, equation 1.
+    """
+    count = len(scores)
+    if count < 2:
+        return None
+    mean = math.fsum(scores) / count
+    return math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / (count - 1) / count)
+
+
 def summarize_outcomes(outcomes: Sequence[Outcome], groups: Groups) -> Summary:
     """Average outcomes in every way the benchmark is reported.
 
@@ -179,11 +204,14 @@ def summarize_outcomes(outcomes: Sequence[Outcome], groups: Groups) -> Summary:
 def micro_score(outcomes: Sequence[Outcome]) -> Score:
     """Average outcomes, every question weighing the same."""
     count = len(outcomes)
-    accuracy = sum(outcome.is_correct for outcome in outcomes) / count
+    accuracy = sum(outcome.value for outcome in outcomes) / count
+    is_binary = all(outcome.score is None for outcome in outcomes)
     return Score(
         accuracy=accuracy,
         num_samples=count,
-        stderr=binomial_stderr(accuracy, count),
+        stderr=binomial_stderr(accuracy, count)
+        if is_binary
+        else mean_stderr([outcome.value for outcome in outcomes]),
         num_unparsed=sum(outcome.is_unparsed for outcome in outcomes),
         num_truncated=sum(outcome.is_truncated for outcome in outcomes),
     )
