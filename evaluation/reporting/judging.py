@@ -52,6 +52,7 @@ class Judgement:
             is_correct=self.is_correct.get(rule, False),
             is_unparsed=self.extracted.get(rule) is None,
             is_truncated=self.is_truncated,
+            cluster=self.sample.cluster,
         )
 
 
