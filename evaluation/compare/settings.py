@@ -51,6 +51,18 @@ class GateSettings:
 
 
 @dataclass(frozen=True)
+class ImportSettings:
+    """Which figures of another tool's runs count."""
+
+    metric: str | None = setting(
+        None, "of lm-evaluation-harness: acc_norm, exact_match, ...; default: the first that a task names"
+    )
+    filter: str | None = setting(
+        None, "of lm-evaluation-harness: strict-match, flexible-extract, ...; default: the first of a file"
+    )
+
+
+@dataclass(frozen=True)
 class SideSettings:
     """In what one side of a comparison differs from the model that both share."""
 

@@ -21,6 +21,8 @@ from glmtune.storage.checksums import file_checksum
 from glmtune.storage.journal import read_identity, read_journal
 
 STATES = ("correct", "wrong", "unparsed")
+ROUNDING = 1e-6
+"""Of a mean of scores, which is a sum of floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,19 @@ class JudgedAnswer:
     Attributes:
         answer: what the model gave; ``extracted`` holds what each rule read.
         gold: the right answer.
-        status: ``correct``, ``wrong`` or ``unparsed`` under the deciding rule.
+        status: ``correct``, ``wrong`` or ``unparsed`` under the deciding rule; several answers vote.
+        score: from 0 to 1 where a question has several answers; None: right or wrong.
     """
 
     answer: Answer
     gold: str
     status: str
+    score: float | None = None
+
+    @property
+    def value(self) -> float:
+        """The score, else 1 for right and 0 for wrong."""
+        return float(self.status == "correct") if self.score is None else self.score
 
     @property
     def outcome(self) -> Outcome:
@@ -46,7 +55,14 @@ class JudgedAnswer:
             is_correct=self.status == "correct",
             is_unparsed=self.status == "unparsed",
             is_truncated=self.answer.stop_reason == "length",
+            score=self.score,
+            cluster=self.cluster,
         )
+
+    @property
+    def cluster(self) -> str:
+        """What the question shares with others beside the subject; empty where nothing is named."""
+        return str(self.answer.extra.get("cluster", ""))
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,11 @@ class Run:
     def rule(self) -> str:
         """The rule of extraction that decided."""
         return str(self.results["rule"])
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether every question has several answers, and its score is the share that is right."""
+        return "num_answers" in self.results
 
     def extracted(self, row: JudgedAnswer) -> str | None:
         """Return the answer that the deciding rule read."""
@@ -177,6 +198,9 @@ def _read_rows(path: Path) -> list[JudgedAnswer]:
                 path=path,
                 line=number,
             )
+        score = _score(answer, path, number)
+        if not isinstance(answer.extra.get("cluster", ""), str):
+            raise DataError(f"`cluster` is no text. {AGAIN}", path=path, line=number)
         if answer.key in first_seen:
             raise DataError(
                 f"`{answer.subject}` {answer.index} is there a second time (first in line"
@@ -193,8 +217,20 @@ def _read_rows(path: Path) -> list[JudgedAnswer]:
                 line=number,
             )
         first_seen[answer.key] = number
-        rows.append(JudgedAnswer(answer, gold, status))
+        rows.append(JudgedAnswer(answer, gold, status, score))
     return rows
+
+
+def _score(answer: Answer, path: Path, line: int) -> float | None:
+    """Return the score of a row; None where it is one answer that is right or wrong."""
+    score: object = answer.extra.get("score")
+    if score is None:
+        return None
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+        raise DataError(
+            f"`score` is {score!r}, but it must be a number from 0 to 1. {AGAIN}", path=path, line=line
+        )
+    return float(score)
 
 
 def _check_whole(rows: list[JudgedAnswer], results: Mapping[str, Any], path: Path) -> None:
@@ -208,11 +244,12 @@ def _check_whole(rows: list[JudgedAnswer], results: Mapping[str, Any], path: Pat
             f"it has {len(rows)} answers, but {RESULTS_NAME} beside it counts {num_samples}. {AGAIN}",
             path=path,
         )
-    num_right = sum(row.status == "correct" for row in rows)
-    expected = round(results["accuracy_micro"] * num_samples)
-    if num_right != expected:
+    num_right = sum(row.value for row in rows)
+    expected = results["accuracy_micro"] * num_samples
+    if abs(num_right - expected) > ROUNDING * num_samples:
         raise DataError(
-            f"{num_right} of its answers are right, but {RESULTS_NAME} beside it counts {expected}. {AGAIN}",
+            f"{num_right:g} of its answers are right, but {RESULTS_NAME} beside it counts {expected:g}."
+            f" {AGAIN}",
             path=path,
         )
     # What the counts do not show: an answer that is another and as right, a probability.
