@@ -123,9 +123,8 @@ def evaluate_model(
     folder = output_dir or default_run_folder(values)
     shown = None if processes.rank else console
     if shown is not None:
-        _announce(shown, task, folder, getattr(backend, "notes", ()))
-    if shown is not None:
         _refuse_other_kind(folder, is_sampled=False)
+        _announce(shown, task, folder, getattr(backend, "notes", ()))
     # A folder that was named is gone on in with more questions; of the others each has its own.
     beside = [] if output_dir else _runs_beside(folder)
     # Held by the first process, as it opens the run, and writes the report when all have answered.

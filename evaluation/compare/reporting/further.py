@@ -8,6 +8,7 @@ from typing import Any
 from evaluation.compare.reporting.tables import Compared, ComparisonReport, p_text
 from evaluation.compare.statistics.pairwise import Difference, Pooled, corrected, difference_of, pool
 from evaluation.metrics import Outcome
+from evaluation.reporting.tables import NOTHING
 from evaluation.statistics.clustered import CLUSTER, FEW_CLUSTERS, SUBJECT
 from glmtune.tables import TextTable
 
@@ -114,8 +115,8 @@ def benchmarks_table(report: ComparisonReport, confidence: float) -> TextTable |
             f"{found.num_questions:,}",
             f"{found.difference_pp:+.2f}",
             f"{found.low_pp:+.2f} to {found.high_pp:+.2f}",
-            f"{found.num_first:,}",
-            f"{found.num_second:,}",
+            NOTHING if found.num_first is None else f"{found.num_first:,}",
+            NOTHING if found.num_second is None else f"{found.num_second:,}",
             p_text(found.p_value),
             p_text(found.p_holm),
         )
