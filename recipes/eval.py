@@ -258,7 +258,7 @@ def run(config: EvalConfig) -> tuple[Evaluated, ...]:
 
 def _send(config: EvalConfig, runs: Sequence[Evaluated]) -> None:
     """Send the figures to the trackers, each benchmark as a run."""
-    from evaluation.reporting.tracked import send_run
+    from evaluation.tracked import send_run
 
     settings = as_written(dataclasses.asdict(config))
     for each in runs:
@@ -307,7 +307,7 @@ def _run_checkpoints(
     import gc
 
     from evaluation.compare.steps import find_steps, report_steps
-    from evaluation.reporting.tracked import send_run
+    from evaluation.tracked import send_run
 
     run_folder = Path(folder).expanduser()
     output_dir = Path(config.output_dir).expanduser() if config.output_dir else None

@@ -79,7 +79,7 @@ def save_figure(figure: Figure, path: Path, *, paper: bool = False) -> list[Path
         "pdf": {"CreationDate": None, "Creator": "glmtune", "Producer": "glmtune"},
     }
     families = ["DejaVu Sans", *([chinese] if (chinese := chinese_font()) else [])]
-    style = {"svg.hashsalt": "glmtune", "pdf.fonttype": 42, "font.sans-serif": families}
+    style: dict[Any, Any] = {"svg.hashsalt": "glmtune", "pdf.fonttype": 42, "font.sans-serif": families}
     written = [path, *(path.with_suffix(f".{kind}") for kind in PAPER)] if paper else [path]
     with rc_context(style):
         for each in written:

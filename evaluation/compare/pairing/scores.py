@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.compare.pairing.contained import find_in_prompts
 from evaluation.compare.pairing.match import check_comparable
 from evaluation.compare.pairing.questions import find_questions, groups_of
 from evaluation.compare.pairing.runs import Run
@@ -48,8 +49,13 @@ class QuestionText:
             with_choices: of question and options; else of the question alone.
         """
         parts = [self.text, *(self.choices if with_choices else ())]
-        plain = "\n".join(" ".join(part.split()) for part in parts)
+        plain = "\n".join(map(without_blanks, parts))
         return hashlib.sha256(plain.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def without_blanks(text: str) -> str:
+    """Return a text in which one blank stands for any."""
+    return " ".join(text.split())
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,8 @@ def aligned(runs: Sequence[ScoredRun]) -> list[tuple[Outcome, ...]]:
 
 
 def _by_text(first: ScoredRun, other: ScoredRun) -> tuple[Outcome, ...]:
+    if (first.tool == OF_PROMPTS) != (other.tool == OF_PROMPTS):
+        return _inside_prompts(first, other)
     with_choices = all(text.choices for text in (*first.texts, *other.texts))
     mine = _numbered(first.texts, with_choices=with_choices)
     theirs = dict(zip(_numbered(other.texts, with_choices=with_choices), other.outcomes, strict=True))
@@ -163,19 +171,31 @@ def _by_text(first: ScoredRun, other: ScoredRun) -> tuple[Outcome, ...]:
         raise DataError(
             f"its {len(mine):,} questions are not those of {other.place}, which has {len(theirs):,}:"
             f" {len(missing):,} are not there{shown}, and {num_more:,} there are not here. Evaluate both on"
-            f" the same split and the same number of questions.{_of_prompts(first, other)}",
+            " the same split and the same number of questions.",
             path=first.place,
         )
     return tuple(theirs[key] for key in mine)
 
 
-def _of_prompts(first: ScoredRun, other: ScoredRun) -> str:
-    if first.tool == other.tool or OF_PROMPTS not in (first.tool, other.tool):
-        return ""
-    return (
-        f" {OF_PROMPTS} keeps whole prompts, in which a question is one part: its runs are paired with each"
-        " other, and with those of other tools only where nothing is asked but the question."
-    )
+def _inside_prompts(first: ScoredRun, other: ScoredRun) -> tuple[Outcome, ...]:
+    """Pair a run that has questions with one that has prompts, in which they stand."""
+    asking, prompting = (other, first) if first.tool == OF_PROMPTS else (first, other)
+    texts = [[without_blanks(text.text) for text in run.texts] for run in (asking, prompting)]
+    places = find_in_prompts(*texts)
+    lost = [number for number, place in enumerate(places) if place is None]
+    if lost or len(places) != len(prompting.texts):
+        shown = f" (first: {texts[0][lost[0]][:60]!r})" if lost else ""
+        raise DataError(
+            f"its {len(places):,} questions are not those in the prompts of {prompting.place}, of which there"
+            f" are {len(prompting.texts):,}: {len(lost):,} are in none of them{shown}. Evaluate both on the"
+            " same split and the same number of questions.",
+            path=asking.place,
+        )
+    pairs = {number: place for number, place in enumerate(places) if place is not None}
+    if asking is first:
+        return tuple(other.outcomes[pairs[number]] for number in range(len(places)))
+    back = {place: number for number, place in pairs.items()}
+    return tuple(other.outcomes[back[place]] for place in range(len(places)))
 
 
 def _numbered(texts: Sequence[QuestionText], *, with_choices: bool) -> list[tuple[str, int]]:

@@ -276,7 +276,8 @@ def welch_p(first: Sequence[float], second: Sequence[float]) -> float:
 
     if max(deviation(first) or 0, deviation(second) or 0) < ROUNDING:
         return float(abs(statistics.fmean(first) - statistics.fmean(second)) < ROUNDING)
-    return float(ttest_ind(first, second, equal_var=False).pvalue)
+    found: Any = ttest_ind(first, second, equal_var=False)
+    return float(found.pvalue)
 
 
 def matrix_json(matrix: Matrix) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from evaluation.compare.pairing.contained import find_in_prompts
 from evaluation.compare.pairing.match import check_comparable
 from evaluation.compare.pairing.runs import read_run
 from evaluation.compare.reporting.matrix import matrix_json, matrix_tables, welch_p, write_matrix
@@ -380,10 +381,27 @@ def test_several_models_of_opencompass(tmp_path: Path) -> None:
         read_sides([str(tmp_path)], PLAIN, None)
 
 
-def test_prompts_are_no_questions_of_another_tool(tmp_path: Path) -> None:
-    names = [str(harness(tmp_path / "a", ())), str(compass(tmp_path / "b", ()))]
-    with pytest.raises(DataError, match="OpenCompass keeps whole prompts"):
-        compared(names)
+@pytest.mark.parametrize("turned", [False, True], ids=["questions_first", "prompts_first"])
+def test_questions_are_found_in_the_prompts_of_opencompass(tmp_path: Path, turned: bool) -> None:
+    names = [str(harness(tmp_path / "a", (0, 4))), str(compass(tmp_path / "b", (4, 5, 7)))]
+    if turned:
+        names.reverse()
+    pair = compared(names).benchmarks["ceval" if turned else "mmlu"].pairs[0, 1]
+    assert (pair.num_first, pair.num_second) == ((1, 2) if turned else (2, 1))
+    few = [str(harness(tmp_path / "c", ())), str(compass(tmp_path / "d", ()))]
+    for file in (tmp_path / "d").glob("*/m/ceval-law.json"):
+        file.unlink()
+    with pytest.raises(
+        DataError, match=r"its 8 questions are not those in the prompts .* are 5: 3 are in none"
+    ):
+        compared(few)
+
+
+def test_of_questions_inside_each_other_the_longest_counts() -> None:
+    questions = ["Is it so?", "Why? Is it so?", "Is it so?", "她去了哪里？", "x"]
+    prompts = ["Question: Why? Is it so? A", "问题：她去了哪里？答案：", "Is it so?", "Q: Is it so? A"]
+    assert find_in_prompts(questions, prompts) == [2, 0, 3, 1, None]
+    assert find_in_prompts(["", "a"], ["b"]) == [None, None]
 
 
 # ---- seeds
