@@ -55,10 +55,10 @@ class ImportSettings:
     """Which figures of another tool's runs count."""
 
     metric: str | None = setting(
-        None, "of lm-evaluation-harness: acc_norm, exact_match, ...; default: the first that a task names"
+        None, "of lm-evaluation-harness, where a task has several: acc_norm, ...; default: its first"
     )
     filter: str | None = setting(
-        None, "of lm-evaluation-harness: strict-match, flexible-extract, ...; default: the first of a file"
+        None, "of lm-evaluation-harness, where a file has several: flexible-extract, ...; default: its first"
     )
 
 

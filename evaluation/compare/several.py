@@ -153,7 +153,7 @@ def _common(sides: Sides, names: Sequence[str]) -> list[str]:
         if alone:
             raise DataError(
                 f"{', '.join(alone)} was run in one of {names[0]} and {name} only. Evaluate the other on it"
-                " too, or name the folders of single benchmarks."
+                " too, or name single benchmarks: their folders, or files of samples."
             )
     return list(sides[0])
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,10 +33,10 @@ QUESTION_FIELDS = (
 )  # fmt: skip
 """Fields of a ``doc`` that hold the question, by the names that data sets give them; the first counts."""
 FAMILIES = {
-    "mmlu_": "mmlu", "ceval-valid_": "ceval", "cmmlu_": "cmmlu", "bbh_zeroshot_": "bbh",
-    "bbh_fewshot_": "bbh", "bbh_cot_zeroshot_": "bbh", "bbh_cot_fewshot_": "bbh", "gsm8k_cot": "gsm8k",
+    "mmlu_pro": "mmlu_pro", "mmlu_": "mmlu", "ceval-valid_": "ceval", "cmmlu_": "cmmlu", "bbh_zeroshot_": "bbh",
+    "bbh_fewshot_": "bbh", "bbh_cot_zeroshot_": "bbh", "bbh_cot_fewshot_": "bbh",
 }  # fmt: skip
-"""Beginnings of tasks that are parts (or ways to ask) of one benchmark: its subjects are several files."""
+"""Beginnings of tasks that are subjects of one benchmark, each a file; asked in two ways they are two."""
 
 
 class _Line(Record):
@@ -45,6 +46,10 @@ class _Line(Record):
     doc: Annotated[dict[str, Any], Field(description="the question as an object")]
     filter: Text = "none"
     metrics: Annotated[list[str], Field(min_length=1, description="names of metrics")]
+
+
+LoggedLine = tuple[_Line, dict[str, Any], int]
+"""What is described of a line, all that it holds, and its number."""
 
 
 def is_samples(path: Path) -> bool:
@@ -63,8 +68,8 @@ def read_samples(path: Path, *, metric: str | None = None, filter: str | None = 
 
     Args:
         path: a file, or a folder that holds some.
-        metric: which score counts; None takes the first that a task names.
-        filter: which of the harness's filters; None takes the first of a file.
+        metric: which score counts where a task has several; None takes the first that it names.
+        filter: which of the harness's filters counts where a file has several; None takes its first.
 
     Returns:
         Benchmark to its run; tasks that are subjects of one benchmark are one run.
@@ -87,58 +92,71 @@ def read_samples(path: Path, *, metric: str | None = None, filter: str | None = 
                 f" {file.name}). Name one file, or move the other away."
             )
         by_task[task] = file
+    lines = {task: _lines(file) for task, file in by_task.items()}
+    chosen = _Chosen(metric, filter)
+    chosen.check(path, lines)
+    starts = {task: next((start for start in FAMILIES if task.startswith(start)), task) for task in by_task}
+    families = [FAMILIES.get(start, start) for start in dict.fromkeys(starts.values())]
     benchmarks: dict[str, list[str]] = {}
-    for task in by_task:
-        benchmarks.setdefault(_benchmark(task), []).append(task)
+    for task, start in starts.items():
+        family = FAMILIES.get(start, start)
+        name = family if families.count(family) == 1 else start.rstrip("_")
+        benchmarks.setdefault(name, []).append(task)
     return {
-        name: _run(name, path, {task: by_task[task] for task in tasks}, metric, filter)
+        name: _run(name, path, {task: (by_task[task], lines[task]) for task in tasks}, chosen)
         for name, tasks in benchmarks.items()
     }
 
 
-def _benchmark(task: str) -> str:
-    return next((name for start, name in FAMILIES.items() if task.startswith(start)), task)
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What was asked for; it counts for the tasks that have a choice."""
+
+    metric: str | None
+    filter: str | None
+
+    def check(self, path: Path, lines: Mapping[str, Sequence[LoggedLine]]) -> None:
+        """Refuse what no task has."""
+        every = [line for several in lines.values() for line, _, _ in several]
+        known = {
+            "filter": list(dict.fromkeys(line.filter for line in every)),
+            "metric": list(dict.fromkeys(name for line in every for name in line.metrics)),
+        }
+        for name, given in (("filter", self.filter), ("metric", self.metric)):
+            if given is not None and given not in known[name]:
+                raise DataError(
+                    f"`imported.{name}` is `{given}`, but there are {', '.join(known[name])}. Name one of"
+                    " these.",
+                    path=path,
+                )
 
 
 def _run(
-    benchmark: str, path: Path, files: Mapping[str, Path], metric: str | None, filter: str | None
+    benchmark: str, path: Path, tasks: Mapping[str, tuple[Path, Sequence[LoggedLine]]], chosen: _Chosen
 ) -> ScoredRun:
     rows: list[tuple[Outcome, QuestionText]] = []
-    taken: set[str] = set()
-    for task, file in files.items():
-        name, found = _read(task, file, metric, filter)
-        taken.add(name)
+    taken: dict[str, None] = {}
+    for task, (file, lines) in tasks.items():
+        name, found = _scores(task, file, lines, chosen)
+        taken[name] = None
         rows += found
-    folder = path if path.is_file() else next(iter(files.values())).parent
-    return imported(benchmark, path, TOOL, folder.stem, ", ".join(sorted(taken)), rows)
+    folder = next(iter(tasks.values()))[0].parent
+    return imported(benchmark, path, TOOL, folder.name, ", ".join(taken), rows)
 
 
-def _read(
-    task: str, file: Path, metric: str | None, filter: str | None
+def _scores(
+    task: str, file: Path, lines: Sequence[LoggedLine], chosen: _Chosen
 ) -> tuple[str, list[tuple[Outcome, QuestionText]]]:
-    """Read one file: the metric with its filter in words, and the questions."""
-    lines = _lines(file)
+    """Return the metric of a file with its filter in words, and the questions."""
     filters = list(dict.fromkeys(line.filter for line, _, _ in lines))
-    chosen = filters[0] if filter is None else filter
-    if chosen not in filters:
-        raise DataError(
-            f"`imported.filter` is `{chosen}`, but this file has {', '.join(filters)}. Name one of these.",
-            path=file,
-        )
+    filter = chosen.filter if chosen.filter in filters else filters[0]
     rows: list[tuple[Outcome, QuestionText]] = []
     seen: dict[int, int] = {}
     measured = ""
     for line, values, number in lines:
-        if line.filter != chosen:
+        if line.filter != filter:
             continue
-        measured = line.metrics[0] if metric is None else metric
-        if measured not in line.metrics:
-            raise DataError(
-                f"`imported.metric` is `{measured}`, but this task has {', '.join(line.metrics)}. Name one of"
-                " these.",
-                path=file,
-                line=number,
-            )
+        measured = chosen.metric if chosen.metric in line.metrics else line.metrics[0]
         if line.doc_id in seen:
             raise DataError(
                 f"`doc_id` {line.doc_id} is there a second time (first in line {seen[line.doc_id]}), and"
@@ -149,15 +167,15 @@ def _read(
         seen[line.doc_id] = number
         score = _score(values.get(measured), measured, file, number)
         rows.append((outcome_of(task, line.doc_id, score), _text(line.doc, file, number)))
-    return measured if chosen == "none" else f"{measured}, {chosen}", rows
+    return measured if filter == "none" else f"{measured}, {filter}", rows
 
 
-def _lines(file: Path) -> list[tuple[_Line, dict[str, Any], int]]:
+def _lines(file: Path) -> list[LoggedLine]:
     try:
         content = file.read_bytes()
     except OSError as error:
         raise DataError(f"it cannot be read ({error.strerror or error}).", path=file) from None
-    found: list[tuple[_Line, dict[str, Any], int]] = []
+    found: list[LoggedLine] = []
     for number, raw in enumerate(content.split(b"\n"), start=1):
         if not raw.strip():
             continue

@@ -256,15 +256,45 @@ def test_filters_of_the_harness(tmp_path: Path) -> None:
         harness_line(sample, right=False, filter="strict-match"),
         harness_line(sample, right=True, filter="flexible-extract"),
     ]
-    path = str(write_lines(tmp_path / "samples_gsm8k_cot_2026-11-30T03-10-28.1.jsonl", lines))
+    path = str(write_lines(tmp_path / "samples_gsm8k_2026-11-30T03-10-28.1.jsonl", lines))
     (side,) = read_sides([path], PLAIN, None)
     assert (side["gsm8k"].metric, side["gsm8k"].outcomes[0].is_correct) == ("acc, strict-match", False)
     (side,) = read_sides([path], ImportSettings(filter="flexible-extract"), None)
     assert side["gsm8k"].outcomes[0].is_correct
-    with pytest.raises(DataError, match=r"`imported.filter` is `none`, but this file has strict-match, flex"):
+    with pytest.raises(DataError, match=r"`imported.filter` is `none`, but there are strict-match, flex"):
         read_sides([path], ImportSettings(filter="none"), None)
-    with pytest.raises(DataError, match=r"`imported.metric` is `f1`, but this task has acc, acc_norm"):
+    with pytest.raises(DataError, match=r"`imported.metric` is `f1`, but there are acc, acc_norm"):
         read_sides([path], ImportSettings(metric="f1"), None)
+
+
+def test_one_benchmark_asked_in_two_ways_is_two(tmp_path: Path) -> None:
+    line = harness_line(make_samples({"law": 1})[0], right=True)
+    for task in ("bbh_zeroshot_snarks", "bbh_zeroshot_hyperbaton", "bbh_cot_fewshot_snarks"):
+        write_lines(tmp_path / f"samples_{task}.jsonl", [line])
+    (side,) = read_sides([str(tmp_path)], PLAIN, None)
+    assert {name: len(run.outcomes) for name, run in side.items()} == {
+        "bbh_zeroshot": 2,
+        "bbh_cot_fewshot": 1,
+    }
+    (tmp_path / "samples_bbh_cot_fewshot_snarks.jsonl").unlink()
+    (side,) = read_sides([str(tmp_path)], PLAIN, None)
+    assert list(side) == ["bbh"]
+
+
+def test_a_filter_counts_for_the_tasks_that_have_it(tmp_path: Path) -> None:
+    sample = make_samples({"law": 1})[0]
+    several = [
+        harness_line(sample, right=False, filter="strict-match", metrics=["exact_match"], exact_match=0),
+        harness_line(sample, right=True, filter="flexible-extract", metrics=["exact_match"], exact_match=1),
+    ]
+    write_lines(tmp_path / "samples_gsm8k.jsonl", several)
+    write_lines(tmp_path / "samples_quiz.jsonl", [harness_line(sample, right=True)])
+    chosen = ImportSettings(filter="flexible-extract", metric="acc_norm")
+    (side,) = read_sides([str(tmp_path)], chosen, None)
+    assert {name: run.metric for name, run in side.items()} == {
+        "gsm8k": "exact_match, flexible-extract",
+        "quiz": "acc_norm",
+    }
 
 
 @pytest.mark.parametrize(
