@@ -33,8 +33,8 @@ QUESTION_FIELDS = (
 )  # fmt: skip
 """Fields of a ``doc`` that hold the question, by the names that data sets give them; the first counts."""
 FAMILIES = {
-    "mmlu_pro": "mmlu_pro", "mmlu_": "mmlu", "ceval-valid_": "ceval", "cmmlu_": "cmmlu", "bbh_zeroshot_": "bbh",
-    "bbh_fewshot_": "bbh", "bbh_cot_zeroshot_": "bbh", "bbh_cot_fewshot_": "bbh",
+    "mmlu_pro": "mmlu_pro", "mmlu_": "mmlu", "ceval-valid_": "ceval", "cmmlu_": "cmmlu",
+    "bbh_zeroshot_": "bbh", "bbh_fewshot_": "bbh", "bbh_cot_zeroshot_": "bbh", "bbh_cot_fewshot_": "bbh",
 }  # fmt: skip
 """Beginnings of tasks that are subjects of one benchmark, each a file; asked in two ways they are two."""
 
