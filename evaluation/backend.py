@@ -6,6 +6,7 @@ the longest of a batch before it gives out the others.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -46,17 +47,60 @@ class ModelIdentity:
     tuned: str = ""
 
 
+SEED_BITS = 31
+"""Of a seed: more than some servers take as a whole number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How tokens are drawn, where a question is answered more than once.
+
+    Attributes:
+        temperature: divides the logits; above 0.
+        top_p: keep the likeliest tokens up to this sum of probabilities; 1 keeps all.
+        top_k: keep at most so many tokens; 0 keeps all.
+        seed: of the whole run.
+        number: which answer to each question this is, from 0.
+    """
+
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    number: int = 0
+
+    def seed_of(self, subject: str, index: int) -> int:
+        """Return the seed of one answer, which depends on its question and number and on nothing else.
+
+        So an answer is the same whichever others are asked beside it, before or after a kill, and by how
+        many processes.
+
+        >>> first, second = Drawing(0.8), Drawing(0.8, number=1)
+        >>> first.seed_of("law", 3) == Drawing(0.8).seed_of("law", 3) != second.seed_of("law", 3)
+        True
+
+        Args:
+            subject: of the question.
+            index: its row in the official file.
+        """
+        text = f"{self.seed}\n{self.number}\n{subject}\n{index}"
+        digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()
+        return int.from_bytes(digest[:8], "big") >> (64 - SEED_BITS)
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How far to generate; decoding is greedy.
+    """How to generate, and how far.
 
     Attributes:
         max_new_tokens: tokens after which a completion counts as truncated.
         stop: strings that end a completion; they are cut off.
+        drawing: how tokens are drawn, each prompt by its own ``seed``; None takes the likeliest ones.
     """
 
     max_new_tokens: int
     stop: tuple[str, ...] = ()
+    drawing: Drawing | None = None
 
 
 class Backend(Protocol):
@@ -84,7 +128,7 @@ class Backend(Protocol):
     def generate(
         self, prompts: Sequence[Prompt], limits: Limits
     ) -> Iterator[tuple[int, Completion | Failure]]:
-        """Complete prompts greedily.
+        """Complete prompts: greedily, or drawn as the limits say.
 
         Yields:
             Place of the prompt and its completion, as they finish; a failure where there is none and others

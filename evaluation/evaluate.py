@@ -15,17 +15,22 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.backend import Backend
+from evaluation.backend import Backend, Drawing
 from evaluation.reporting.files import show, write_report, write_timing
 from evaluation.reporting.results import Evaluated, Result, make_result
+from evaluation.reporting.sampled.files import show_sampled, write_sampled_report
+from evaluation.reporting.sampled.result import put_together
 from evaluation.running.data_parallel import Processes
 from evaluation.running.environment import environment
-from evaluation.running.fingerprint import deciding, fingerprint
+from evaluation.running.fingerprint import deciding, fingerprint, of_all_answers
 from evaluation.running.progress import progress_of
+from evaluation.running.run_files import IDENTITY_NAME, ONE_ANSWER, holds_evaluations
 from evaluation.running.runner import Finished, run_task
 from evaluation.running.saved_answers import read_saved
 from evaluation.settings import ALL
 from evaluation.task import Task
+from glmtune.errors import ConfigError
+from glmtune.storage.journal import refuse_foreign_folder
 from glmtune.storage.lock import lock_folder
 
 if TYPE_CHECKING:
@@ -94,6 +99,7 @@ def evaluate_model(
     output_dir: Path | None = None,
     resume: bool = True,
     processes: Processes | None = None,
+    paper: bool = False,
 ) -> Evaluated | None:
     """Ask a model what is not answered yet, and report.
 
@@ -104,6 +110,7 @@ def evaluate_model(
         output_dir: of the run; None takes ``default_run_folder``.
         resume: go on with the answers there; otherwise they are moved aside.
         processes: this process among those that share the run.
+        paper: also write tables as LaTeX and figures as SVG and PDF.
 
     Returns:
         What came out; None in processes other than the first.
@@ -116,26 +123,121 @@ def evaluate_model(
     folder = output_dir or default_run_folder(values)
     shown = None if processes.rank else console
     if shown is not None:
+        _refuse_other_kind(folder, is_sampled=False)
         _announce(shown, task, folder, getattr(backend, "notes", ()))
+    # A folder that was named is gone on in with more questions; of the others each has its own.
+    beside = [] if output_dir else _runs_beside(folder)
     # Held by the first process, as it opens the run, and writes the report when all have answered.
     with lock_folder(folder) if not processes.rank else nullcontext():
-        with progress_of(task, shown) as progress:
-            finished = run_task(
-                task,
-                backend,
-                folder,
-                resume=resume,
-                processes=processes,
-                progress=progress,
-                # A folder that was named is gone on in with more questions; of the others each has its own.
-                beside=() if output_dir else _runs_beside(folder),
-            )
+        finished = _answer(task, backend, folder, shown, resume=resume, processes=processes, beside=beside)
         if finished is None:
             return None
-        evaluated = _report(_result_of(task, finished, backend), folder, values, console)
+        evaluated = _report(_result_of(task, finished, backend), folder, values, console, paper=paper)
         # After the report and beside it: what depends on the clock is in no other file.
         write_timing(finished, folder)
     return evaluated
+
+
+def evaluate_sampled(
+    task: Task,
+    backend: Backend,
+    console: Console,
+    *,
+    num_answers: int,
+    drawing: Drawing,
+    output_dir: Path | None = None,
+    resume: bool = True,
+    processes: Processes | None = None,
+    paper: bool = False,
+) -> Evaluated | None:
+    """Ask a model every question several times, and report mean, majority vote and pass@k.
+
+    Each answer to all questions is a run of its own, in a folder of the run's: it goes on after a kill, is
+    shared among processes and reported like any other. More answers later are added to those there.
+
+    Args:
+        task: what to ask; the model must write its answers.
+        backend: whom to ask.
+        console: shows progress and tables, of the first process only.
+        num_answers: to each question.
+        drawing: how tokens are drawn; its number is set here.
+        output_dir: of the run; None takes a folder that is the same for any number of answers.
+        resume: go on with the answers there; otherwise they are moved aside.
+        processes: this process among those that share the run.
+        paper: also write tables as LaTeX and figures as SVG and PDF.
+
+    Returns:
+        What came out; None in processes other than the first.
+
+    Raises:
+        ConfigError: the protocol generates nothing, or the split has no gold answers.
+        GlmtuneError: see ``evaluation.running.runner.run_task``.
+    """
+    if not task.labelled:
+        raise ConfigError(
+            f"`samples` is {num_answers}, but {task.title} {task.split} has no gold answers, so nothing tells"
+            " how many of several are right. Leave `samples` out, or use a labelled split."
+        )
+    processes = processes or Processes()
+    numbered = [task.drawn(dataclasses.replace(drawing, number=number)) for number in range(num_answers)]
+    common = fingerprint(numbered[0], backend.identity, backend.max_context_tokens)
+    values = of_all_answers(common, num_answers)
+    folder = output_dir or default_run_folder(of_all_answers(common))
+    shown = None if processes.rank else console
+    if shown is not None:
+        refuse_foreign_folder(folder, holds_evaluations, result="evaluation")
+        _refuse_other_kind(folder, is_sampled=True)
+        _announce(shown, task, folder, getattr(backend, "notes", ()))
+    beside = [] if output_dir else _runs_beside(folder)
+    results: list[Result] = []
+    with lock_folder(folder) if not processes.rank else nullcontext():
+        for number, each in enumerate(numbered, start=1):
+            name = ONE_ANSWER.format(number)
+            if shown is not None:
+                shown.print(f"answer {number} of {num_answers}", highlight=False)
+            finished = _answer(
+                each, backend, folder / name, shown, resume=resume, processes=processes,
+                beside=[path / name for path in beside],
+            )  # fmt: skip
+            if finished is not None:
+                results.append(_result_of(each, finished, backend))
+                write_report(results[-1], folder / name)
+                write_timing(finished, folder / name)
+        if not results:
+            return None
+        result = put_together(results, values)
+        written = write_sampled_report(result, folder, paper=paper)
+    show_sampled(result, console)
+    _say_written(folder, written, console)
+    return Evaluated(result, folder, values)
+
+
+def _refuse_other_kind(folder: Path, *, is_sampled: bool) -> None:
+    """Refuse to put a run of one answer into the folder of one of several answers, or the other way round."""
+    there = folder / (IDENTITY_NAME if is_sampled else ONE_ANSWER.format(1))
+    if there.exists():
+        kinds = ("one answer", "several answers")
+        raise ConfigError(
+            f"`output_dir` is `{folder}`, but it holds a run of {kinds[not is_sampled]} to each question"
+            f" ({there.name}), and this one is of {kinds[is_sampled]}. Give another folder."
+        )
+
+
+def _answer(
+    task: Task,
+    backend: Backend,
+    folder: Path,
+    shown: Console | None,
+    *,
+    resume: bool,
+    processes: Processes,
+    beside: Sequence[Path],
+) -> Finished | None:
+    """Ask what is not answered yet, and show how far it is."""
+    with progress_of(task, shown) as progress:
+        return run_task(
+            task, backend, folder, resume=resume, processes=processes, progress=progress, beside=beside
+        )
 
 
 def _result_of(task: Task, finished: Finished, backend: Backend) -> Result:
@@ -164,6 +266,7 @@ def evaluate_saved(
     output_dir: Path | None = None,
     allow_missing: bool = False,
     model: str | None = None,
+    paper: bool = False,
 ) -> Evaluated:
     """Score saved completions and report; no model is loaded.
 
@@ -174,6 +277,7 @@ def evaluate_saved(
         output_dir: of the report; None takes ``default_run_folder``.
         allow_missing: score a part; its title says PARTIAL.
         model: whose completions they are; None names the file.
+        paper: also write tables as LaTeX and figures as SVG and PDF.
 
     Raises:
         GlmtuneError: see ``evaluation.running.saved_answers.read_saved``.
@@ -182,8 +286,9 @@ def evaluate_saved(
     values = fingerprint(saved.task, saved.identity, None)
     folder = output_dir or default_run_folder(values)
     _announce(console, saved.task, folder)
+    result = make_result(saved.task, saved.answers, values, environment())
     with lock_folder(folder):
-        return _report(make_result(saved.task, saved.answers, values, environment()), folder, values, console)
+        return _report(result, folder, values, console, paper=paper)
 
 
 def _announce(console: Console, task: Task, folder: Path, notes: Sequence[str] = ()) -> None:
@@ -193,9 +298,15 @@ def _announce(console: Console, task: Task, folder: Path, notes: Sequence[str] =
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _report(result: Result, folder: Path, values: Mapping[str, Any], console: Console) -> Evaluated:
-    written = write_report(result, folder)
+def _report(
+    result: Result, folder: Path, values: Mapping[str, Any], console: Console, *, paper: bool
+) -> Evaluated:
+    written = write_report(result, folder, paper=paper)
     show(result, console)
+    _say_written(folder, written, console)
+    return Evaluated(result, folder, values)
+
+
+def _say_written(folder: Path, written: Sequence[Path], console: Console) -> None:
     names = ", ".join(path.name for path in written)
     console.print(f"Written: {folder} ({names})", markup=False, highlight=False, soft_wrap=True)
-    return Evaluated(result, folder, values)

@@ -28,8 +28,10 @@ class Outcome:
         is_correct: whether the extracted answer is right.
         is_unparsed: whether nothing could be extracted; such an outcome is never correct.
         is_truncated: whether the completion was cut at its length limit.
-        score: from 0 to 1 where answers are graded (an overlap with a reference); None: right or wrong.
+        score: from 0 to 1 where answers are graded (an overlap with a reference) or a question has several;
+            None: right or wrong.
         weight: of the question in averages, such as how many instructions it has.
+        cluster: what it shares with other questions beside the subject; empty where nothing is named.
     """
 
     subject: str
@@ -39,10 +41,11 @@ class Outcome:
     is_truncated: bool = False
     score: float | None = None
     weight: float = 1.0
+    cluster: str = ""
 
     @property
     def value(self) -> float:
-        """What it adds to an average: its grade, else 1 for right and 0 for wrong."""
+        """What it adds to an average: its score, else 1 for right and 0 for wrong."""
         return float(self.is_correct) if self.score is None else self.score
 
 
@@ -195,7 +198,8 @@ def graded_stderr(values: Sequence[float], weights: Sequence[float]) -> float | 
     0.2041
 
     Source:
-        Cochran 1977, "Sampling Techniques", equation 2.46.
+        Cochran 1977, "Sampling Techniques", equation 2.46; of equal weights Miller 2024, "Adding error bars
+        to evals", arXiv:2411.00640, equation 1.
     """
     count = len(values)
     if count < 2:

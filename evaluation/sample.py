@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from glmtune.messages import Message
 
@@ -27,6 +27,8 @@ class Sample:
         explanation: the worked reasoning the file gives (dev rows), else empty.
         history: what was said before the question, oldest first; empty in all published benchmarks.
         rule: how the answer is read where every question says so itself (``exam``), else empty.
+        cluster: what it shares with other questions beside the subject, such as the document that they are
+            about; empty where nothing is named. Errors can be clustered by it.
     """
 
     benchmark: str
@@ -39,6 +41,7 @@ class Sample:
     explanation: str = ""
     history: tuple[Message, ...] = ()
     rule: str = ""
+    cluster: str = ""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -57,11 +60,14 @@ class Prompt:
         text: plain text that the model continues; None for a chat.
         turns: messages, the last one from the user; empty for plain text.
         num_fewshot: exemplars in it.
+        seed: of the drawing, where tokens are drawn; no part of what is asked, so two prompts that differ in
+            it alone are equal.
     """
 
     text: str | None = None
     turns: tuple[Message, ...] = ()
     num_fewshot: int = 0
+    seed: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Check that the prompt is text or turns."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glmtune.errors import ConfigError
+from glmtune.inference.settings import MAX_TEMPERATURE
 from glmtune.settings import check_range, setting
 
 ALL = "all"
@@ -61,3 +62,29 @@ class BenchmarkSettings:
                     f"`benchmark.{name}` is {value}, but `benchmark=all` asks benchmarks that differ in it."
                     " Leave it out, or name one benchmark."
                 )
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How several answers to a question are drawn."""
+
+    temperature: float = setting(0.8, "divides the logits: nearer 0 answers are more alike")
+    top_p: float = setting(1.0, "keep the likeliest tokens up to this sum of probabilities; 1 keeps all")
+    top_k: int = setting(0, "keep at most this many tokens; 0 keeps all")
+    seed: int = setting(0, "of the drawing; question and number of an answer decide the rest")
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ConfigError: a value is out of its range.
+        """
+        if not 0 < self.temperature <= MAX_TEMPERATURE:
+            raise ConfigError(
+                f"`sampling.temperature` is {self.temperature}, but it must be above 0 and at most"
+                f" {MAX_TEMPERATURE:g}. For one greedy answer to each question leave `samples` out."
+            )
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"`sampling.top_p` is {self.top_p}, but it must be above 0 and at most 1.")
+        check_range("sampling.top_k", self.top_k, low=0)
+        check_range("sampling.seed", self.seed, low=0)

@@ -6,17 +6,19 @@ benchmark.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from evaluation.backend import Limits
+from evaluation.backend import Drawing, Limits
 from evaluation.extraction.text import without_thinking
 from evaluation.fewshot import FewShot
 from evaluation.metrics import Groups
 from evaluation.sample import ALPHABET, ChoiceScores, Prompt, Sample
+from glmtune.errors import ConfigError
 
 GENERATE = "generate"
 CHOICES = "choices"
@@ -174,6 +176,24 @@ class Task:
         """Return the tokens that the answer to a question may have."""
         of_sample = self.prepared.max_new_tokens_of
         return self.limits.max_new_tokens if of_sample is None else of_sample(sample)
+
+    def drawn(self, drawing: Drawing) -> Task:
+        """Return the same task with answers that are drawn; what it asks stays the same.
+
+        Args:
+            drawing: how.
+
+        Raises:
+            ConfigError: nothing is generated, so there is nothing to draw.
+        """
+        if self.kind == CHOICES:
+            raise ConfigError(
+                f"`samples` is given, but {self.title} with protocol `{self.protocol}` compares probabilities"
+                " and generates nothing, so every answer would be the same. Leave `samples` out, or use a"
+                " protocol in which the model writes, such as `protocol=zero_shot_cot`."
+            )
+        limits = dataclasses.replace(self.limits, drawing=drawing)
+        return dataclasses.replace(self, prepared=dataclasses.replace(self.prepared, limits=limits))
 
     @property
     def rules(self) -> Mapping[str, Rule]:

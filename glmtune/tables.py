@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -123,6 +124,57 @@ class TextTable:
         lines += [_markdown_row(row) for row in self.rows]
         return "\n".join([*lines, "", *([self.caption, ""] if self.caption else [])])
 
+    def to_latex(self) -> str:
+        """Write the table for LaTeX, with the rules of booktabs; the title is its caption."""
+        kinds = "".join(
+            "l" if number == 0 or heading in self.text_columns else "r"
+            for number, heading in enumerate(self.columns)
+        )
+        lines = [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{latex_text(self.title)}}}",
+            rf"  \begin{{tabular}}{{{kinds}}}",
+            r"    \toprule",
+            f"    {_latex_row(self.columns)}",
+            r"    \midrule",
+            *(f"    {_latex_row(row)}" for row in self.rows),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            *([rf"  \par\smallskip\footnotesize {latex_text(self.caption)}"] if self.caption else []),
+            r"\end{table}",
+        ]
+        return "\n".join([*lines, ""])
+
+
+LATEX_MARKS = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#",
+    "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "±": r"$\pm$", "−": "$-$", "–": "--", "→": r"$\rightarrow$",
+    "●": r"$\bullet$", "×": r"$\times$", "…": r"\ldots{}", "\n": " ",
+}  # fmt: skip
+"""Characters that LaTeX reads otherwise, or that its usual fonts lack."""
+
+
+def latex_text(text: str) -> str:
+    r"""Write a text so that LaTeX sets it as it is; a sign in front of a number becomes a minus.
+
+    >>> latex_text("drop, % (-0.5 to +1)")
+    'drop, \\% ($-$0.5 to +1)'
+    """
+    signed = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+    return "".join(LATEX_MARKS.get(letter, letter) for letter in signed)
+
+
+def latex_document(tables: Iterable[TextTable]) -> str:
+    r"""Write tables one after the other, to be taken into a paper with ``\input``.
+
+    Args:
+        tables: in their order.
+    """
+    needs = "% Needs \\usepackage{booktabs}; Chinese needs XeLaTeX or LuaLaTeX with a font that has it."
+    return "\n".join([needs, "", *(table.to_latex() for table in tables)])
+
 
 def named_values(rows: Iterable[tuple[str, str | rich.text.Text]], *, title: str = "") -> rich.table.Table:
     """Lay out values with a name before each, for a terminal: no headings, nothing read as markup.
@@ -141,6 +193,10 @@ def named_values(rows: Iterable[tuple[str, str | rich.text.Text]], *, title: str
     for name, value in rows:
         table.add_row(plain(name), plain(value) if isinstance(value, str) else value)
     return table
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(map(latex_text, cells)) + r" \\"
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

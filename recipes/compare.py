@@ -8,18 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.compare.settings import NOT_QUANTIZED, PRECISIONS, GateSettings, SideSettings
+from evaluation.compare.settings import (
+    HEADLINE,
+    NOT_QUANTIZED,
+    PRECISIONS,
+    GateSettings,
+    ImportSettings,
+    SideSettings,
+)
 from evaluation.compare.statistics.gate import EXIT_CODES
 from evaluation.settings import ALL, BenchmarkSettings
+from evaluation.statistics.clustered import CLUSTER, SUBJECT
 from glmtune.errors import ConfigError, unknown_name
 from glmtune.inference.settings import EngineSettings
 from glmtune.models.settings import ModelSettings
-from glmtune.settings import check_range, setting
+from glmtune.settings import check_choice, check_range, setting
 from recipes.words.compose import Command
 
 if TYPE_CHECKING:
     from evaluation.compare.build import Side
     from evaluation.compare.reporting.tables import ComparisonReport
+    from evaluation.compare.several import Sides
     from glmtune.terminal.console import Console
 
 
@@ -28,7 +37,16 @@ class CompareConfig:
     """Whom to compare, on what, and what may be lost."""
 
     runs: list[str] | None = setting(
-        None, "compare two finished runs, [BASELINE,CANDIDATE]: output folders of `glmtune eval`"
+        None,
+        "finished runs: [BASELINE,CANDIDATE] has a verdict, [A,B,C,...] is a table of each against each;"
+        " folders of `glmtune eval` (A+B: the mean of seeds), samples of lm-evaluation-harness, folders of"
+        " OpenCompass",
+    )
+    imported: ImportSettings = setting(ImportSettings, "with runs of other tools: what counts of them")
+    cluster: str | None = setting(
+        None,
+        "with a table of runs: questions that hang together, by `subject` or by the `cluster` that a"
+        " benchmark names; default: every question for itself",
     )
     baseline: SideSettings = setting(SideSettings, "the model that a drop is counted from")
     candidate: SideSettings = setting(SideSettings, "the model that is judged")
@@ -49,6 +67,7 @@ class CompareConfig:
         None, "ask in conversations (true) or as plain text (false); default: by the baseline's name"
     )
     output_dir: str | None = setting(None, "folder of the report; default: under runs/compare")
+    paper: bool = setting(False, "also write tables as LaTeX (tables.tex) and figures as SVG and PDF")
     resume: bool = setting(True, "use answers that exist; false asks all questions anew")
     num_threads: int | None = setting(None, "threads of the CPU; default: as PyTorch chooses")
     wait_seconds: float = setting(1800.0, "with several processes: without a sign of the others, give up")
@@ -63,9 +82,17 @@ class CompareConfig:
         check_range("wait_seconds", self.wait_seconds, low=0)
         if self.num_threads is not None:
             check_range("num_threads", self.num_threads, low=1)
+        if self.cluster is not None:
+            check_choice("cluster", self.cluster, (SUBJECT, CLUSTER))
         if self.runs is not None:
             self._check_runs(self.runs)
             return
+        for name, usual in {"imported": ImportSettings(), "cluster": None}.items():
+            if getattr(self, name) != usual:
+                raise ConfigError(
+                    f"`{name}` is given, but it is of a table of finished `runs`, and none are named. Leave"
+                    " it out; the report of two models has errors by clusters anyway."
+                )
         if self.candidates is not None and not self.candidates:
             raise ConfigError("`candidates` is empty. Name ways to quantize, such as [int8,int4].")
         if self.candidates is not None and self.candidate.quantization is not None:
@@ -76,10 +103,10 @@ class CompareConfig:
         self._check_benchmarks()
 
     def _check_runs(self, runs: list[str]) -> None:
-        if len(runs) != 2:
+        if len(runs) < 2:
             raise ConfigError(
-                f"`runs` names {len(runs)} folders, but it must name two: [BASELINE,CANDIDATE]. For a table"
-                " of several quantizations use `candidates`."
+                f"`runs` names {len(runs)} folder, but it must name two, [BASELINE,CANDIDATE], or more. For a"
+                " table of several quantizations use `candidates`."
             )
         unused: dict[str, object] = {
             **dict.fromkeys(("candidates", "benchmarks", "text_file", "protocol", "is_chat", "num_threads")),
@@ -138,8 +165,8 @@ def run(config: CompareConfig) -> int:
         GlmtuneError: a setting, the data, a model or a run cannot be used; what is answered is kept.
     """
     from evaluation.compare.build import Side, build_report, default_comparison_folder, deliver
-    from evaluation.compare.pairing.runs import find_runs
     from evaluation.compare.reporting.report import is_comparison
+    from evaluation.compare.several import plain_pair, read_sides
     from glmtune.storage.journal import refuse_foreign_folder
     from glmtune.storage.lock import lock_folder
     from glmtune.terminal.console import Console
@@ -150,7 +177,12 @@ def run(config: CompareConfig) -> int:
     if folder is not None:  # before hours are spent on answers
         refuse_foreign_folder(folder, is_comparison, result="comparison")
     if config.runs is not None:
-        before, after = (Side(find_runs(Path(name).expanduser())) for name in config.runs)
+        found = read_sides(config.runs, config.imported, data_dir)
+        pair = plain_pair(found)
+        if pair is None:
+            return _compare_each(config, config.runs, found, folder, console)
+        _refuse_table_settings(config)
+        before, after = map(Side, pair)
         sides = {"candidate": after}
     else:
         before, sides = _evaluate(config, console)
@@ -164,10 +196,45 @@ def run(config: CompareConfig) -> int:
     with lock_folder(folder):
         for name, report in reports.items():
             place = folder if config.candidates is None else folder / name
-            deliver(report, config.gate, place, console, data_dir=data_dir)
+            deliver(report, config.gate, place, console, data_dir=data_dir, paper=config.paper)
         if config.candidates is None:
             return EXIT_CODES[reports["candidate"].outcome]
-        return _rank(before, sides, reports, folder, console)
+        return _rank(before, sides, reports, folder, console, paper=config.paper)
+
+
+def _refuse_table_settings(config: CompareConfig) -> None:
+    if config.cluster is not None:
+        raise ConfigError(
+            f"`cluster` is `{config.cluster}`, but the report of two runs has errors by every cluster there"
+            " is beside the verdict, which is of single questions. Leave it out, or name more `runs`."
+        )
+
+
+def _compare_each(
+    config: CompareConfig, names: list[str], sides: Sides, folder: Path | None, console: Console
+) -> int:
+    """Write the table of several runs; it has no baseline, and so no verdict: the exit code is 0."""
+    from evaluation.compare.reporting.matrix import show_matrix, write_matrix
+    from evaluation.compare.several import compare_each, default_table_folder
+    from glmtune.storage.lock import lock_folder
+
+    usual = GateSettings(confidence=config.gate.confidence, average=config.gate.average)
+    if config.gate != usual:
+        raise ConfigError(
+            "`gate` sets a tolerance or draws, but a table of several runs, of other tools or of several"
+            " answers has no baseline and no verdict: only `gate.confidence` and `gate.average` count there."
+            " Leave the others out, or compare two runs."
+        )
+    average = None if config.gate.average == HEADLINE else f"accuracy_{config.gate.average}"
+    confidence = config.gate.confidence
+    matrix = compare_each(sides, names, confidence=confidence, average=average, cluster=config.cluster)
+    folder = folder or default_table_folder(sides, names)
+    with lock_folder(folder):
+        written = write_matrix(matrix, folder, paper=config.paper)
+    show_matrix(matrix, console)
+    shown = ", ".join(path.name for path in written)
+    console.print(f"Written: {folder} ({shown})", markup=False, highlight=False, soft_wrap=True)
+    return 0
 
 
 def _rank(
@@ -176,6 +243,8 @@ def _rank(
     reports: Mapping[str, ComparisonReport],
     folder: Path,
     console: Console,
+    *,
+    paper: bool,
 ) -> int:
     from evaluation.compare.reporting.methods import (
         MethodResult,
@@ -192,7 +261,8 @@ def _rank(
         first.labels[0], cost_of(list(before.runs.values()), before.weight_bytes or 0), methods
     )
     method_table(table).show(console)
-    written = write_methods(table, first.title.replace(f"→ {first.labels[1]}", "and candidates"), folder)
+    title = first.title.replace(f"→ {first.labels[1]}", "and candidates")
+    written = write_methods(table, title, folder, paper=paper)
     console.print(f"Written: {', '.join(map(str, written))}", markup=False, highlight=False, soft_wrap=True)
     return EXIT_CODES[table.outcome]
 
@@ -304,6 +374,7 @@ COMMAND = Command(
     examples=(
         "glmtune compare benchmark=ceval,mmlu baseline.quantization=bf16 candidate.quantization=int4",
         "glmtune compare runs=[runs/eval/before,runs/eval/after] gate.max_drop_pp=2",
+        "glmtune compare runs=[runs/eval/a,runs/eval/b,runs/eval/c] cluster=subject paper=true",
         "glmtune compare benchmark=ceval candidates=[int8,int4,int4-g128,int4-g32]",
         "glmtune compare benchmark=all candidate.prefix_path=runs/ptuning text_file=article.txt",
     ),

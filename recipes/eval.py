@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.backends.endpoint import EndpointSettings
-from evaluation.settings import ALL, BenchmarkSettings
+from evaluation.settings import ALL, BenchmarkSettings, SamplingSettings
 from glmtune.errors import ConfigError
 from glmtune.inference.settings import DraftSettings, EngineSettings
 from glmtune.models.settings import ModelSettings
@@ -22,11 +22,14 @@ from glmtune.settings import (
     check_strengths,
     setting,
 )
+from glmtune.tracking.services import TRACKERS
 from recipes.words.compose import Command
 
 if TYPE_CHECKING:
     from evaluation.backend import Backend
+    from evaluation.compare.steps import Step
     from evaluation.reporting.results import Evaluated
+    from evaluation.running.data_parallel import Processes
     from glmtune.terminal.console import Console
 
 BACKENDS = ("glmtune", "openai", "vllm")
@@ -39,8 +42,11 @@ UNUSED_OF_MODEL = {
     "verify_checksums": True,
 }
 """Settings of `model` that only our own backend reads, with what they are where nobody sets them."""
+TUNED = ("prefix_path", "adapter_path", "checkpoints")
 FAILED_QUESTIONS = 5
 """Exit code: all is written, but some questions got no answer."""
+MAX_SAMPLES = 10_000
+"""More answers to a question than anybody draws: a mistake."""
 DEFAULT_MODEL = ModelSettings().source
 """Stands for "no model was named": scoring saved completions and asking a server need none."""
 
@@ -50,6 +56,10 @@ class EvalConfig:
     """What to ask, whom, how, and where the answers go."""
 
     benchmark: BenchmarkSettings = setting(BenchmarkSettings, "the questions")
+    samples: int | None = setting(
+        None, "answers drawn to each question: mean, majority vote, pass@k; default: one, the likeliest"
+    )
+    sampling: SamplingSettings = setting(SamplingSettings, "with samples: how they are drawn")
     model: ModelSettings = setting(ModelSettings, "the base model")
     engine: EngineSettings = setting(EngineSettings, "how much is computed at once")
     draft: DraftSettings = setting(DraftSettings, "a smaller model that drafts tokens for it")
@@ -67,6 +77,9 @@ class EvalConfig:
     prefix_strength: float = setting(1.0, STRENGTH_HELP)
     adapter_path: str | None = setting(None, "LoRA adapter: a run folder or one of its checkpoints")
     adapter_scale: float = setting(1.0, SCALE_HELP)
+    checkpoints: str | None = setting(
+        None, "run folder of `glmtune train`: ask its base and every checkpoint there is, and draw a curve"
+    )
     use_switch: bool = setting(
         True, "obey the switch of what was tuned, if it has one; false: it applies to every prompt"
     )
@@ -81,6 +94,8 @@ class EvalConfig:
     output_dir: str | None = setting(
         None, "folder of answers and report; default: under runs/eval, the same for the same run"
     )
+    paper: bool = setting(False, "also write tables as LaTeX (tables.tex) and figures as SVG and PDF")
+    report_to: list[str] = setting(list, "trackers: tensorboard, wandb, mlflow, swanlab")
     resume: bool = setting(True, "go on where a run stopped; false begins anew and moves what is there aside")
     num_threads: int | None = setting(None, "threads of the CPU; default: as PyTorch chooses")
     wait_seconds: float = setting(
@@ -94,8 +109,11 @@ class EvalConfig:
             ConfigError: a value is not allowed, or settings contradict each other.
         """
         check_choice("backend", self.backend, BACKENDS)
+        for tracker in self.report_to:
+            check_choice("report_to", tracker, TRACKERS)
         check_range("wait_seconds", self.wait_seconds, low=0)
-        if not self.use_switch and self.prefix_path is None and self.adapter_path is None:
+        self._check_samples()
+        if not self.use_switch and (self.prefix_path, self.adapter_path, self.checkpoints) == (None,) * 3:
             raise ConfigError(
                 "`use_switch` is False, but nothing that was tuned is given, which could have a switch. Leave"
                 " it out."
@@ -106,6 +124,12 @@ class EvalConfig:
             raise ConfigError(
                 "`prefix_path` and `adapter_path` are both set, but a model is tuned one way. Leave one out."
             )
+        for name in ("prefix_path", "adapter_path"):
+            if self.checkpoints is not None and (value := getattr(self, name)) is not None:
+                raise ConfigError(
+                    f"`{name}` is `{value}`, but `checkpoints` is `{self.checkpoints}`, whose every"
+                    " checkpoint is asked. Leave one of them out."
+                )
         check_strengths(
             prefix=self.prefix_path,
             prefix_strength=self.prefix_strength,
@@ -124,12 +148,26 @@ class EvalConfig:
             )
         self._refuse_unused()
 
+    def _check_samples(self) -> None:
+        if self.samples is not None:
+            check_range("samples", self.samples, low=1, high=MAX_SAMPLES)
+            if self.completions is not None:
+                raise ConfigError(
+                    f"`samples` is {self.samples}, but `completions` are there already, one to each question."
+                    " Leave one of them out; the report of drawn answers is in the folder of their run."
+                )
+        elif self.sampling != SamplingSettings():
+            raise ConfigError(
+                "`sampling` is given, but the likeliest answer to each question is taken, and nothing is"
+                " drawn. Add `samples=8` (or 1), or leave it out."
+            )
+
     def _refuse_unused(self) -> None:
         """Refuse settings of a model that nobody would read."""
         if self.completions is not None:
-            who, unused = "`completions` are scored without a model", ("prefix_path", "adapter_path")
+            who, unused = "`completions` are scored without a model", TUNED
         elif self.backend != "glmtune":
-            who, unused = f"`backend` is `{self.backend}`", ("prefix_path", "adapter_path", "num_threads")
+            who, unused = f"`backend` is `{self.backend}`", (*TUNED, "num_threads")
         else:
             return
         for name in unused:
@@ -171,12 +209,15 @@ def run(config: EvalConfig) -> tuple[Evaluated, ...]:
     Raises:
         GlmtuneError: a setting, the data, the model or the answers cannot be used; what is answered is kept.
     """
+    from evaluation.backend import Drawing
     from evaluation.benchmarks.tasks import PUBLISHED, task_of
-    from evaluation.evaluate import evaluate_model, evaluate_saved
+    from evaluation.evaluate import evaluate_saved
     from evaluation.running.data_parallel import Processes
     from glmtune.terminal.console import Console
+    from glmtune.tracking.services import check_trackers
 
     console = Console()
+    check_trackers(config.report_to, setting="report_to")
     names = PUBLISHED if config.benchmark.name == ALL else (config.benchmark.name,)
     output_dir = Path(config.output_dir).expanduser() if config.output_dir else None
     # Data and settings are checked before a model loads. Whether it is a chat model is not known before
@@ -185,6 +226,9 @@ def run(config: EvalConfig) -> tuple[Evaluated, ...]:
         task_of(config.benchmark, name, config.protocol, is_chat=config.is_chat in (None, True))
         for name in names
     ]
+    if config.samples is not None and (config.protocol, config.is_chat) != (None, None):
+        for task in tasks:
+            task.drawn(Drawing(config.sampling.temperature))
     if config.completions is not None:
         saved = Path(config.completions).expanduser()
         done = evaluate_saved(
@@ -194,29 +238,106 @@ def run(config: EvalConfig) -> tuple[Evaluated, ...]:
             output_dir=output_dir,
             allow_missing=config.allow_missing,
             model=None if config.model.source == DEFAULT_MODEL else config.model.source,
+            paper=config.paper,
         )
+        _send(config, [done])
         return (done,)
 
     processes = Processes.from_environment(config.wait_seconds)
+    if config.checkpoints is not None:
+        return _run_checkpoints(config, config.checkpoints, names, console, processes)
     trained = _trained_with(config)
     if trained and not processes.rank:
         _say_as_trained(config, trained, console)
+    runs = _ask(config, trained, names, console, processes)
+    if len(runs) > 1:
+        _summarize(runs, output_dir)
+    _send(config, runs)
+    return tuple(runs)
+
+
+def _send(config: EvalConfig, runs: Sequence[Evaluated]) -> None:
+    """Send the figures to the trackers, each benchmark as a run."""
+    from evaluation.tracked import send_run
+
+    settings = as_written(dataclasses.asdict(config))
+    for each in runs:
+        send_run(config.report_to, {**settings, "run": dict(each.fingerprint)}, {0: [each]}, each.folder)
+
+
+def _ask(
+    config: EvalConfig,
+    trained: Mapping[str, Any],
+    names: Sequence[str],
+    console: Console,
+    processes: Processes,
+) -> list[Evaluated]:
+    """Load a model and ask it all benchmarks; nothing comes back in processes other than the first."""
+    from evaluation.backend import Drawing
+    from evaluation.benchmarks.tasks import task_of
+    from evaluation.evaluate import evaluate_model, evaluate_sampled
+
+    output_dir = Path(config.output_dir).expanduser() if config.output_dir else None
     backend = _backend(config, trained)
     runs: list[Evaluated] = []
     for name in names:
-        finished = evaluate_model(
-            task_of(config.benchmark, name, config.protocol, is_chat=backend.identity.is_chat),
-            backend,
-            console,
-            output_dir=output_dir / name if output_dir and len(names) > 1 else output_dir,
-            resume=config.resume,
-            processes=processes,
-        )
+        task = task_of(config.benchmark, name, config.protocol, is_chat=backend.identity.is_chat)
+        options: dict[str, Any] = {
+            "output_dir": output_dir / name if output_dir and len(names) > 1 else output_dir,
+            "resume": config.resume,
+            "processes": processes,
+            "paper": config.paper,
+        }
+        if config.samples is None:
+            finished = evaluate_model(task, backend, console, **options)
+        else:
+            drawing = Drawing(**dataclasses.asdict(config.sampling))
+            finished = evaluate_sampled(
+                task, backend, console, num_answers=config.samples, drawing=drawing, **options
+            )
         if finished is not None:
             runs.append(finished)
-    if len(runs) > 1:
-        _summarize(runs, output_dir)
-    return tuple(runs)
+    return runs
+
+
+def _run_checkpoints(
+    config: EvalConfig, folder: str, names: Sequence[str], console: Console, processes: Processes
+) -> tuple[Evaluated, ...]:
+    """Ask the base and every checkpoint of a run by the same prompts, one model in memory at a time."""
+    import gc
+
+    from evaluation.compare.steps import find_steps, report_steps
+    from evaluation.tracked import send_run
+
+    run_folder = Path(folder).expanduser()
+    output_dir = Path(config.output_dir).expanduser() if config.output_dir else None
+    steps = {step.number: _at_step(config, step) for step in find_steps(run_folder)}
+    trained = _trained_with(list(steps.values())[-1])
+    if trained and not processes.rank:
+        _say_as_trained(config, trained, console)
+    done: dict[int, list[Evaluated]] = {}
+    for number, each in steps.items():
+        if not processes.rank:
+            what = f"checkpoint-{number}" if number else "the base"
+            console.print(f"model  {what} of {run_folder}", markup=False, highlight=False, soft_wrap=True)
+        gc.collect()  # models have circular references: reference counts alone do not free them
+        inside = None if output_dir is None else str(output_dir / f"step-{number}")
+        settings = dataclasses.replace(each, output_dir=inside)
+        done[number] = _ask(settings, trained, names, console, processes)
+    if not processes.rank:
+        place = report_steps(run_folder, done, console, output_dir=output_dir, paper=config.paper)
+        send_run(config.report_to, as_written(dataclasses.asdict(config)), done, place)
+    return tuple(each for several in done.values() for each in several)
+
+
+def _at_step(config: EvalConfig, step: Step) -> EvalConfig:
+    """Return the settings that ask one checkpoint, or the base."""
+    changes: dict[str, Any] = {"checkpoints": None, **step.tuned}
+    if source := changes.pop("source", None):
+        changes["model"] = dataclasses.replace(config.model, source=source)
+    if not step.tuned:
+        changes["use_switch"] = True  # the base has none
+    return dataclasses.replace(config, **changes)
 
 
 def run_command(config: EvalConfig) -> int:
@@ -245,7 +366,9 @@ def _next_command(config: EvalConfig, evaluated: tuple[Evaluated, ...]) -> str:
     """Word what one types next: a score alone says little, so it is compared."""
     from glmtune.command_line import command_words, model_words
 
-    if config.backend != "glmtune" or config.completions is not None:
+    if config.checkpoints is not None:
+        return command_words("compare", {"runs": f"[{evaluated[0].folder},{evaluated[-1].folder}]"})
+    if config.backend != "glmtune" or config.completions is not None or config.samples is not None:
         return command_words("compare", {"runs": f"[{evaluated[0].folder},OTHER_RUN]"})
     values = as_written(dataclasses.asdict(config))
     asked = {"benchmark": config.benchmark.name}
@@ -356,6 +479,8 @@ COMMAND = Command(
         "glmtune eval benchmark=exam prefix_path=runs/ptuning",
         "glmtune eval benchmark=mmlu_pro benchmark.limit=20",
         "glmtune eval benchmark=gsm8k benchmark.system='Answer briefly.'",
+        "glmtune eval benchmark=exam checkpoints=runs/ptuning",
+        "glmtune eval benchmark=gsm8k samples=8 sampling.temperature=0.8 paper=true",
         "glmtune eval benchmark=bbh completions=answers.jsonl",
         "glmtune eval benchmark=gsm8k backend=openai endpoint.base_url=http://localhost:8000/v1",
         "torchrun --nproc-per-node=2 -m glmtune eval benchmark=ceval",

@@ -94,11 +94,11 @@ def _run(config: TrainConfig, held: ExitStack) -> TrainResult:
     from transformers import set_seed
 
     from glmtune.data import as_trained
+    from glmtune.tracking.services import check_trackers
     from glmtune.training import session
     from glmtune.training.distributed import collectives, deepspeed_engine, sharded_loading
     from glmtune.training.starting.data import load_rows
     from glmtune.training.starting.tuned_before import as_values, begin_with
-    from glmtune.training.tracking.trackers import check_trackers
 
     _refuse_fsdp_alone(config)
     device = _device(config.model.device)

@@ -38,7 +38,7 @@ FLOORS = (
         (
             "glmtune.command_line glmtune.errors glmtune.http_client glmtune.labels glmtune.listening "
             "glmtune.messages glmtune.settings glmtune.signals glmtune.storage glmtune.memory glmtune.tables "
-            "glmtune.terminal glmtune.tuned_files glmtune.version",
+            "glmtune.terminal glmtune.tracking glmtune.tuned_files glmtune.version",
         ),
     ),
     Floor(
@@ -83,7 +83,7 @@ FLOORS = (
     Floor(
         "evaluation",
         (
-            "evaluation.metrics evaluation.sample",
+            "evaluation.metrics evaluation.sample evaluation.statistics",
             "evaluation.settings evaluation.answer evaluation.backend evaluation.fewshot "
             "evaluation.extraction",
             "evaluation.task",

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from glmtune.tables import TextTable
+from glmtune.tables import TextTable, latex_document, latex_text
 
 
 def test_a_table_too_wide_for_the_terminal_is_cut_into_parts_and_no_figure_breaks():
@@ -34,3 +34,36 @@ def test_rich_prints_a_table_as_it_is_and_words_stay_left():
     lines = [line.rstrip() for line in printed.getvalue().splitlines()]
     assert lines[2] == "  name   score   verdict"
     assert lines[4:6] == ["  a        1.0   better", "  bb      10.0   –"]
+
+
+def test_latex_has_the_rules_of_booktabs_and_no_mark_of_its_own():
+    table = TextTable(
+        "Accuracy & drop",
+        ("", "C-Eval, %", "verdict"),
+        (("int4_g32", "-1.50 ± 0.20", "within #1"),),
+        "50 %",
+        ("verdict",),
+    )
+    assert table.to_latex().splitlines() == [
+        r"\begin{table}",
+        r"  \centering",
+        r"  \caption{Accuracy \& drop}",
+        r"  \begin{tabular}{lrl}",
+        r"    \toprule",
+        r"     & C-Eval, \% & verdict \\",
+        r"    \midrule",
+        r"    int4\_g32 & $-$1.50 $\pm$ 0.20 & within \#1 \\",
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        r"  \par\smallskip\footnotesize 50 \%",
+        r"\end{table}",
+    ]
+    assert latex_document([table, table]).count(r"\begin{table}") == 2
+
+
+def test_latex_text_keeps_every_letter():
+    assert latex_text("a\\b{c}~^<>|_−–→●×…\n客") == (
+        r"a\textbackslash{}b\{c\}\textasciitilde{}\textasciicircum{}\textless{}\textgreater{}|\_$-$--$\rightarrow$"
+        r"$\bullet$$\times$\ldots{} 客"
+    )
+    assert latex_text("GLM-4, 5-shot, 2-3") == "GLM-4, 5-shot, 2-3"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from evaluation.backend import Limits, ModelIdentity
+from evaluation.backend import Drawing, Limits, ModelIdentity
 from evaluation.backends.prompt_encoder import PromptEncoder, is_chat_model
 from evaluation.sample import ChoiceScores, Completion, Prompt, WindowLoss
 from glmtune.adapter import find_adapter, load_adapter
@@ -27,6 +27,7 @@ from glmtune.inference.engine.model import Drafting
 from glmtune.inference.engine.plain import PlainEngine, engine_for
 from glmtune.inference.load_draft import load_draft
 from glmtune.inference.perplexity import token_losses
+from glmtune.inference.requests.sampling import Sampling
 from glmtune.inference.settings import DraftSettings, EngineSettings
 from glmtune.loading import load_tokenizer, load_tuned
 from glmtune.memory import WITH_OWN_MEMORY, device_name
@@ -124,7 +125,7 @@ class GlmBackend:
         return len(self._encoder.ids(prompt))
 
     def generate(self, prompts: Sequence[Prompt], limits: Limits) -> Iterator[tuple[int, Completion]]:
-        """Complete prompts greedily; see `evaluation.backend.Backend`.
+        """Complete prompts; see `evaluation.backend.Backend`.
 
         Texts are as decoded: without special tokens, not stripped or cleaned; with ``<think>`` in front where
         the prompt ends with it.
@@ -144,6 +145,7 @@ class GlmBackend:
             stop_ids=self._encoder.stop_ids,
             decode=self._encoder.decode,
             stop=() if thinks else limits.stop,
+            samplings=_samplings(prompts, limits.drawing),
         )
         for made in texts:
             found = Completion(made.text, made.stop_reason, made.num_prompt_tokens, made.num_new_tokens)
@@ -257,6 +259,14 @@ def load_backend(
     backend = GlmBackend(loaded, tokenizer, name=model.source, **options)
     prepare_for_inference(loaded, activations=activations, embeddings=model.quantization_embeddings)
     return backend
+
+
+def _samplings(prompts: Sequence[Prompt], drawing: Drawing | None) -> list[Sampling]:
+    """Return how the tokens of each prompt are drawn; nothing where they are not."""
+    if drawing is None:
+        return []
+    chosen = Sampling(temperature=drawing.temperature, top_p=drawing.top_p, top_k=drawing.top_k)
+    return [dataclasses.replace(chosen, seed=prompt.seed) for prompt in prompts]
 
 
 def _where(model: ModelSettings) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
-from evaluation.backend import Limits, ModelIdentity
+from evaluation.backend import Drawing, Limits, ModelIdentity
 from evaluation.backends.endpoint import EndpointSettings
 from evaluation.backends.event_loop import event_loop
 from evaluation.backends.http_json import JsonClient, Patience
@@ -148,7 +148,7 @@ class OpenAIBackend:
     def generate(
         self, prompts: Sequence[Prompt], limits: Limits
     ) -> Iterator[tuple[int, Completion | Failure]]:
-        """Complete prompts greedily; see `evaluation.backend.Backend`.
+        """Complete prompts; see `evaluation.backend.Backend`. Whether a seed counts is the server's choice.
 
         Yields:
             Place of the prompt and its completion or why there is none, as they finish.
@@ -159,6 +159,8 @@ class OpenAIBackend:
 
         def complete(client: JsonClient, prompt: Prompt) -> Coroutine[Any, Any, Completion]:
             path, body = self._body(prompt, limits.max_new_tokens)
+            if limits.drawing is not None:
+                body |= _drawn(limits.drawing, prompt.seed)
             if limits.stop:
                 body["stop"] = list(limits.stop[:MOST_STOP_STRINGS])
             return client.post(path, body, lambda answer: read_completion(answer, limits.stop))
@@ -257,6 +259,16 @@ class OpenAIBackend:
             f" last one: {errors[0]} Mend the cause or allow more, then run the same command again: answers"
             " so far are kept, and only what has none is asked."
         )
+
+
+def _drawn(drawing: Drawing, seed: int | None) -> dict[str, Any]:
+    """Return the fields that let a server draw; those that say nothing are left out, as not all know them."""
+    body: dict[str, Any] = {"temperature": drawing.temperature, "seed": seed}
+    if drawing.top_p < 1:
+        body["top_p"] = drawing.top_p
+    if drawing.top_k:
+        body["top_k"] = drawing.top_k
+    return body
 
 
 async def _wait(running: dict[asyncio.Task[Replied], int], seconds: float) -> set[asyncio.Task[Replied]]:

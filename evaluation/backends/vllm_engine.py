@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from evaluation.backend import Limits, ModelIdentity
+from evaluation.backend import Drawing, Limits, ModelIdentity
 from evaluation.backends.prompt_encoder import PromptEncoder, is_chat_model
 from evaluation.sample import ChoiceScores, Completion, Prompt
 from glmtune.errors import MissingExtraError
@@ -91,7 +91,7 @@ class VllmBackend:
         return len(self._encoder.ids(prompt))
 
     def generate(self, prompts: Sequence[Prompt], limits: Limits) -> Iterator[tuple[int, Completion]]:
-        """Complete prompts greedily; see `evaluation.backend.Backend`.
+        """Complete prompts; see `evaluation.backend.Backend`.
 
         vLLM has no tokenizer here and knows no stop strings: it generates a few tokens at a time, and what
         has reached a stop string does not go on.
@@ -109,13 +109,10 @@ class VllmBackend:
         num_done = 0
         while made:
             room = min(ROUND_TOKENS, limits.max_new_tokens - num_done) if stop else limits.max_new_tokens
-            parameters = self._make_parameters(
-                temperature=0.0,
-                max_tokens=room,
-                stop_token_ids=list(self._encoder.stop_ids),
-                detokenize=False,
-            )
             places = list(made)
+            parameters = self._parameters(
+                [prompts[place] for place in places], limits.drawing, room, num_done
+            )
             answers = self._run([asked[place] + made[place] for place in places], parameters)
             num_done += room
             for place, answer in zip(places, answers, strict=True):
@@ -131,6 +128,21 @@ class VllmBackend:
                 del made[place]
                 completion = Completion(text, reason, len(asked[place]), len(ids) + (reason == "eos"))
                 yield place, self._encoder.completed(prompts[place], completion, limits.stop)
+
+    def _parameters(
+        self, prompts: Sequence[Prompt], drawing: Drawing | None, room: int, num_done: int
+    ) -> Any:
+        """Return how tokens are chosen behind ``num_done`` of a completion: of all prompts, or of each."""
+        common: dict[str, Any] = {
+            "max_tokens": room, "stop_token_ids": list(self._encoder.stop_ids), "detokenize": False,
+        }  # fmt: skip
+        if drawing is None:
+            return self._make_parameters(temperature=0.0, **common)
+        common |= {
+            "temperature": drawing.temperature, "top_p": drawing.top_p, "top_k": drawing.top_k or -1,
+        }  # fmt: skip
+        # A seed of its own for each round: the same numbers again would tie what comes to what there is.
+        return [self._make_parameters(seed=(each.seed or 0) + num_done, **common) for each in prompts]
 
     def score_choices(
         self, prompts: Sequence[Prompt], choices: Sequence[str]

@@ -8,23 +8,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from evaluation.benchmarks.tasks import BENCHMARKS
 from evaluation.compare.pairing.match import labels, match
+from evaluation.compare.pairing.questions import find_questions, groups_of
 from evaluation.compare.pairing.runs import Run
-from evaluation.compare.reporting.flips import find_questions
 from evaluation.compare.reporting.report import compare_pair, show_comparison, write_comparison_files
 from evaluation.compare.reporting.tables import ComparisonReport
 from evaluation.compare.settings import GateSettings
 from evaluation.compare.statistics.perplexity import TextLoss, compare_losses
-from evaluation.metrics import Groups
-from evaluation.running.run_files import RESULTS_NAME
 from evaluation.sample import WindowLoss
-from glmtune.errors import DataError, unknown_name
-from glmtune.storage.records import Record, validated
+from glmtune.errors import DataError
 
 if TYPE_CHECKING:
     from glmtune.terminal.console import Console
@@ -68,7 +62,7 @@ def build_report(
             f"{', '.join(alone)} was run on one side only ({folders[0]} and {folders[1]}). Evaluate the other"
             " side on it too, or name the folders of single benchmarks."
         )
-    groups = {name: _groups(name, run) for name, run in baseline.runs.items()}
+    groups = {name: groups_of(run) for name, run in baseline.runs.items()}
     pairs = {name: match(run, candidate.runs[name]) for name, run in baseline.runs.items()}
     first = next(iter(pairs.values()))
     loss: TextLoss | None = None
@@ -79,30 +73,6 @@ def build_report(
         benchmarks={name: compare_pair(pair, groups[name], gate) for name, pair in pairs.items()},
         text_loss=loss,
     )
-
-
-class _OwnBenchmark(Record):
-    """What a run keeps of a benchmark that does not ship."""
-
-    headline: Annotated[Literal["accuracy_micro", "accuracy_macro"], Field(description="an average")]
-    categories: Annotated[dict[str, str], Field(description="subject to category")]
-
-
-def _groups(name: str, run: Run) -> Groups:
-    """Return how the subjects of a run are averaged: by the benchmark, or by what the run kept of one's own.
-
-    Raises:
-        DataError: it is no benchmark that ships, and the run has kept nothing.
-    """
-    if run.results.get("own_benchmark") is None and name in BENCHMARKS:
-        return BENCHMARKS[name].groups(str(run.results["split"]))
-    try:
-        own = validated(_OwnBenchmark, run.results.get("own_benchmark") or {})
-    except ValueError as error:
-        raise DataError(
-            f"{unknown_name('`benchmark`', name, BENCHMARKS)} ({error})", path=run.folder / RESULTS_NAME
-        ) from None
-    return Groups(headline=own.headline, categories=own.categories)
 
 
 def default_comparison_folder(baseline: Side, candidates: Sequence[Side]) -> Path:
@@ -121,7 +91,13 @@ def default_comparison_folder(baseline: Side, candidates: Sequence[Side]) -> Pat
 
 
 def deliver(
-    report: ComparisonReport, gate: GateSettings, folder: Path, console: Console, *, data_dir: str | None
+    report: ComparisonReport,
+    gate: GateSettings,
+    folder: Path,
+    console: Console,
+    *,
+    data_dir: str | None,
+    paper: bool = False,
 ) -> None:
     """Show a comparison and write its files.
 
@@ -131,6 +107,7 @@ def deliver(
         folder: where to.
         console: shows tables.
         data_dir: where the texts of the questions are looked for.
+        paper: also write tables as LaTeX and figures as SVG and PDF.
 
     Raises:
         GlmtuneError: a file cannot be written.
@@ -139,6 +116,6 @@ def deliver(
     questions = {
         name: find_questions(each.pair.baseline, data_dir) for name, each in report.benchmarks.items()
     }
-    written = write_comparison_files(report, gate, questions, folder)
+    written = write_comparison_files(report, gate, questions, folder, paper=paper)
     names = ", ".join(path.name for path in written)
     console.print(f"Written: {folder} ({names})", markup=False, highlight=False, soft_wrap=True)

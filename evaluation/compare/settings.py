@@ -51,6 +51,18 @@ class GateSettings:
 
 
 @dataclass(frozen=True)
+class ImportSettings:
+    """Which figures of another tool's runs count."""
+
+    metric: str | None = setting(
+        None, "of lm-evaluation-harness, where a task has several: acc_norm, ...; default: its first"
+    )
+    filter: str | None = setting(
+        None, "of lm-evaluation-harness, where a file has several: flexible-extract, ...; default: its first"
+    )
+
+
+@dataclass(frozen=True)
 class SideSettings:
     """In what one side of a comparison differs from the model that both share."""
 

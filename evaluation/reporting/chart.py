@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from evaluation.metrics import Score, interval
+from evaluation.reporting.figures import readable, readable_names, save_figure
 from evaluation.reporting.results import Result
-from glmtune.storage.files import write_atomically, write_error
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
-def draw_chart(result: Result, path: Path) -> None:
+def draw_chart(result: Result, path: Path, *, paper: bool = False) -> list[Path]:
     """Write a PNG with a bar per category, or per subject where there are no categories.
 
     Args:
         result: of a labelled split.
         path: the file.
+        paper: also as SVG and PDF.
+
+    Returns:
+        The files.
 
     Raises:
-        GlmtuneError: it cannot be written.
+        GlmtuneError: one cannot be written.
     """
     from matplotlib.figure import Figure
 
     bars = _bars(result)
-    names, scores = list(bars), list(bars.values())
+    names, scores = readable_names(bars), list(bars.values())
     figure = Figure(figsize=(8, 1.4 + 0.36 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     values = [100 * score.accuracy for score in scores]
@@ -39,8 +39,8 @@ def draw_chart(result: Result, path: Path) -> None:
     axes.set_xlim(0, 100)
     axes.invert_yaxis()
     axes.set_xlabel(f"{'mean grade' if result.is_graded else 'accuracy'}, % (95 % interval)")
-    axes.set_title(result.title, fontsize=10, wrap=True)
-    save_figure(figure, path)
+    axes.set_title(readable(result.title), fontsize=10, wrap=True)
+    return save_figure(figure, path, paper=paper)
 
 
 def error_bars(scores: Sequence[Score]) -> list[list[float]]:
@@ -50,24 +50,6 @@ def error_bars(scores: Sequence[Score]) -> list[list[float]]:
         [max(0.0, 100 * (score.accuracy - low)) for score, (low, _) in zip(scores, ends, strict=True)],
         [max(0.0, 100 * (high - score.accuracy)) for score, (_, high) in zip(scores, ends, strict=True)],
     ]
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG so that a reader never sees half of it.
-
-    Args:
-        figure: what to write.
-        path: the file.
-
-    Raises:
-        GlmtuneError: it cannot be written.
-    """
-    # No date and no version of matplotlib inside: the same result makes the same bytes.
-    options: dict[str, Any] = {"format": "png", "dpi": 120, "metadata": {"Software": "glmtune"}}
-    try:
-        write_atomically(path, lambda partial: figure.savefig(partial, **options))
-    except OSError as error:
-        raise write_error(path, error) from None
 
 
 def _bars(result: Result) -> Mapping[str, Score]:

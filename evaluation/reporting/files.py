@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from evaluation.reporting.chart import draw_chart
+from evaluation.reporting.clusters import cluster_table
 from evaluation.reporting.mistakes import mistakes_page
 from evaluation.reporting.published import PublishedRow, published_row
 from evaluation.reporting.results import Result, results_json
@@ -21,6 +22,7 @@ from evaluation.reporting.tables import average_table, rules_table, run_table, s
 from evaluation.running.run_files import (
     ANSWERS_NAME,
     CHART_NAME,
+    LATEX_NAME,
     MISTAKES_NAME,
     REPORT_NAME,
     RESULTS_NAME,
@@ -34,7 +36,7 @@ from glmtune.storage.checksums import checked_json, file_checksum, json_with_che
 from glmtune.storage.files import json_text, write_text_atomically
 from glmtune.storage.journal import refuse_foreign_folder
 from glmtune.storage.records import Count, Record, Text, validated
-from glmtune.tables import TextTable
+from glmtune.tables import TextTable, latex_document
 
 if TYPE_CHECKING:
     from glmtune.terminal.console import Console
@@ -44,12 +46,13 @@ ANSWERS_CHECKSUM = "answers_checksum"
 """Key of ``results.json``: the checksum of the answers that its figures were counted from."""
 
 
-def write_report(result: Result, folder: Path) -> list[Path]:
+def write_report(result: Result, folder: Path, *, paper: bool = False) -> list[Path]:
     """Write results, answers, tables, chart, page of mistakes and (for C-Eval's test split) the submission.
 
     Args:
         result: of a run.
         folder: made if it is not there.
+        paper: also write tables as LaTeX and the chart as SVG and PDF.
 
     Returns:
         The files, the most useful first.
@@ -66,14 +69,15 @@ def write_report(result: Result, folder: Path) -> list[Path]:
         ANSWERS_NAME: "".join(_answer_lines(result)),
     }
     is_whole = not (result.task.is_partial or result.task.own_subjects)
+    if paper:
+        texts[LATEX_NAME] = latex_document(tables(result))
     if not result.task.labelled and result.task.benchmark == "ceval" and is_whole:
         texts[SUBMISSION_NAME] = json_text(submission(result))
     for name, text in texts.items():
         write_text_atomically(folder / name, text)
     names = [RESULTS_NAME, *texts]
     if result.task.labelled:
-        draw_chart(result, folder / CHART_NAME)
-        names.insert(2, CHART_NAME)
+        names[2:2] = [path.name for path in draw_chart(result, folder / CHART_NAME, paper=paper)]
     # Last: a folder with results is finished, and they name the answers they were counted from.
     values = {**results_json(result), ANSWERS_CHECKSUM: file_checksum(folder / ANSWERS_NAME)}
     write_text_atomically(folder / RESULTS_NAME, json_text(json_with_checksum(values)))
@@ -111,6 +115,8 @@ def tables(result: Result) -> list[TextTable]:
         result: of a run.
     """
     found = [average_table(result, comparable_row(result)), rules_table(result)]
+    if result.task.labelled and (clustered := cluster_table(result.cluster_rows)) is not None:
+        found.append(clustered)
     return [*found, subject_table(result)] if len(result.summary.subjects) > 1 else found
 
 
@@ -133,8 +139,9 @@ def show(result: Result, console: Console) -> None:
         result: of a run.
         console: where to.
     """
-    for table in tables(result)[:2]:
-        table.show(console)
+    for table in tables(result)[:3]:
+        if table.title != "Subjects":
+            table.show(console)
     fingerprint = result.fingerprint
     weights = fingerprint["model"]["weights_hash"] or "unknown"
     console.print(
@@ -156,6 +163,8 @@ def _answer_lines(result: Result) -> list[str]:
             values |= {"gold": judgement.sample.answer, "status": judgement.status(result.rule)}
             if result.is_graded:
                 values["score"] = judgement.scores.get(result.rule, 0.0)
+        if judgement.sample.cluster:
+            values["cluster"] = judgement.sample.cluster
         lines.append(with_checksum(values))
     return lines
 

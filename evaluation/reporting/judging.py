@@ -60,6 +60,7 @@ class Judgement:
             is_truncated=self.is_truncated,
             score=self.scores.get(rule),
             weight=self.weights.get(rule, 1.0),
+            cluster=self.sample.cluster,
         )
 
 

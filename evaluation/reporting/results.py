@@ -10,7 +10,8 @@ from typing import Any
 
 from evaluation.answer import Answer
 from evaluation.extraction.text import thinks, without_thinking
-from evaluation.metrics import Score, Summary, summarize_outcomes
+from evaluation.metrics import Outcome, Score, Summary, summarize_outcomes
+from evaluation.reporting.clusters import ClusterRow, cluster_rows
 from evaluation.reporting.judging import Judgement, judge, usable_rules
 from evaluation.running.failed_questions import FailedQuestion
 from evaluation.running.fingerprint import described
@@ -58,7 +59,9 @@ class Result:
     def is_comparable(self) -> bool:
         """Whether published figures may stand beside this result."""
         task = self.task
-        return task.labelled and not (task.is_sample_set or task.is_partial or task.is_own or task.own_prompt)
+        is_drawn = task.limits.drawing is not None  # what is published are the likeliest answers
+        differs = task.is_sample_set or task.is_partial or task.is_own or bool(task.own_prompt) or is_drawn
+        return task.labelled and not differs
 
     @property
     def num_shortened(self) -> int:
@@ -105,6 +108,24 @@ class Result:
         )
 
     @property
+    def drawn(self) -> str:
+        """How the answers were drawn, for a title; empty where the likeliest tokens were taken."""
+        drawing = self.task.limits.drawing
+        return (
+            "" if drawing is None else f", answer {drawing.number + 1} at temperature {drawing.temperature:g}"
+        )
+
+    @property
+    def cluster_rows(self) -> list[ClusterRow]:
+        """The average with its errors from clusters, one for each way to cluster the questions."""
+        return cluster_rows(self.outcomes, self.task.groups)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """How each question went under the deciding rule, in the order of the data."""
+        return [each.outcome(self.rule) for each in self.judgements]
+
+    @property
     def title(self) -> str:
         """What was measured, with SAMPLE and PARTIAL where no published figure may be compared."""
         marks = [
@@ -118,7 +139,7 @@ class Result:
         ]
         shots = f", {self.task.num_fewshot}-shot" if self.task.num_fewshot else ""
         named = "".join(f", {words}" for words in self.task.own_prompt_words)
-        what = f"{self.task.title} {self.task.split}, {self.task.protocol}{shots}{named}"
+        what = f"{self.task.title} {self.task.split}, {self.task.protocol}{shots}{named}{self.drawn}"
         return " ".join([*marks, f"{what}: {described(self.fingerprint['model'])}"])
 
 
@@ -220,6 +241,8 @@ def results_json(result: Result) -> dict[str, Any]:
         values["is_graded"] = True
     if task.own_prompt:
         values["own_prompt"] = dict(task.own_prompt)
+    if known:
+        values["clustered"] = {row.by: row.to_json() for row in result.cluster_rows}
     if task.file:  # a comparison knows how only the benchmarks that ship are averaged
         groups = {"headline": task.headline, "categories": dict(task.categories)}
         values["own_benchmark"] = {"file": task.file, **groups}

@@ -29,6 +29,8 @@ def fingerprint(task: Task, model: ModelIdentity, max_context_tokens: int | None
     decoding: dict[str, Any] = {"do_sample": False, "max_context_tokens": max_context_tokens}
     if task.kind != CHOICES:
         decoding |= {"max_new_tokens": task.limits.max_new_tokens, "stop": list(task.limits.stop)}
+    if (drawing := task.limits.drawing) is not None:
+        decoding |= {"do_sample": True, **dataclasses.asdict(drawing)}
     # What is unknown or does not apply is left out, so that a run does not become another one when glmtune
     # learns to tell more.
     told = {name: value for name, value in dataclasses.asdict(model).items() if value or name not in OPTIONAL}
@@ -45,6 +47,19 @@ def fingerprint(task: Task, model: ModelIdentity, max_context_tokens: int | None
         "model": told,
         "decoding": decoding,
     }
+
+
+def of_all_answers(values: Mapping[str, Any], num_answers: int | None = None) -> dict[str, Any]:
+    """Return the fingerprint of a run that asks every question several times, from that of one time.
+
+    Args:
+        values: of any of the times.
+        num_answers: to each question; None leaves them out, so that a run has one name however many.
+    """
+    decoding = {name: value for name, value in values["decoding"].items() if name != "number"}
+    if num_answers is not None:
+        decoding["num_answers"] = num_answers
+    return {**values, "decoding": decoding}
 
 
 def deciding(values: dict[str, Any]) -> dict[str, Any]:

@@ -17,12 +17,15 @@ REPORT_NAME = "report.md"
 CHART_NAME = "chart.png"
 MISTAKES_NAME = "mistakes.html"
 SUBMISSION_NAME = "submission.json"
+LATEX_NAME = "tables.tex"
+ONE_ANSWER = "answer-{}"
+"""Folder of each of several answers to all questions, by its number from 1."""
 EARLIER = "earlier"
 """Folder, with a number, that keeps what ``resume=false`` found: a flag shall not delete hours of work."""
 
 _NAMES = (
     IDENTITY_NAME, RESULTS_NAME, TIMING_NAME, ANSWERS_NAME, REPORT_NAME, CHART_NAME, MISTAKES_NAME,
-    SUBMISSION_NAME,
+    SUBMISSION_NAME, LATEX_NAME,
 )  # fmt: skip
 _FINGERPRINT = ("data_hash", "model")
 """Keys by which a file of such a name is known to be ours: other tools have a `run.json`, too."""
@@ -45,6 +48,15 @@ def is_evaluation(folder: Path) -> bool:
         if isinstance(values, dict) and all(key in values for key in _FINGERPRINT):
             return True
     return False
+
+
+def holds_evaluations(folder: Path) -> bool:
+    """Say whether a folder is that of an evaluation, or holds folders of some: answers, steps.
+
+    Raises:
+        DataError: a file that tells cannot be read.
+    """
+    return is_evaluation(folder) or any(path.is_dir() and is_evaluation(path) for path in folder.iterdir())
 
 
 def files_of_run(folder: Path) -> list[Path]:

@@ -269,7 +269,7 @@ def _first_stage(session: _Session, asked: Sequence[Asked]) -> dict[Key, Answer]
     for each in waiting:
         by_limits.setdefault(limits_of(session.task, each), []).append(each)
     for limits, group in by_limits.items():
-        prompts = [_prompt(each) for each in group]
+        prompts = [_drawn_by(_prompt(each), each.sample, limits) for each in group]
         for place, completion in session.backend.generate(prompts, limits):
             sample, prompt = group[place].sample, prompts[place]
             if isinstance(completion, Failure):
@@ -332,6 +332,13 @@ def _score(session: _Session, pairs: Sequence[tuple[Asked, Prompt]]) -> Iterable
 def _prompt(asked: Asked) -> Prompt:
     assert asked.prompt is not None
     return asked.prompt
+
+
+def _drawn_by(prompt: Prompt, sample: Sample, limits: Limits) -> Prompt:
+    """Give a prompt the seed of its answer, where answers are drawn."""
+    if limits.drawing is None:
+        return prompt
+    return dataclasses.replace(prompt, seed=limits.drawing.seed_of(*sample.key))
 
 
 def _too_long(sample: Sample) -> Answer:

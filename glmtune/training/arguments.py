@@ -13,9 +13,9 @@ from transformers import TrainingArguments
 
 from glmtune.errors import ConfigError, MissingExtraError
 from glmtune.memory import WITH_OWN_MEMORY
+from glmtune.tracking.services import run_name
 from glmtune.training.distributed.deepspeed_engine import leave_unimported
 from glmtune.training.settings import METRICS, OPTIMIZERS, TrainerSettings
-from glmtune.training.tracking.trackers import run_name
 
 # Renamed within transformers 5; the older name warns where the newer one exists.
 _NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}

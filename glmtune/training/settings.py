@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from glmtune.errors import ConfigError
 from glmtune.settings import check_choice, check_range, setting
 from glmtune.switch.settings import SwitchSettings
+from glmtune.tracking.services import TRACKERS
 
 TUNE = ("prefix", "full", "lora")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -25,7 +26,6 @@ OPTIMIZERS: dict[str, str | None] = {
 }
 # Metrics of the evaluation, and whether a larger one is the better one.
 METRICS = {"loss": False, "accuracy": True}
-TRACKERS = ("tensorboard", "wandb", "mlflow", "swanlab")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -263,6 +263,7 @@ UNSUPPORTED: Mapping[str, str] = {
 ALIASES: Mapping[str, Alias] = {**_RENAMED, **_SWITCHES, **_ANSWERS, **_EPOCHS, **_NEEDLESS, **_REFUSED}
 VALUES: Mapping[str, Mapping[str, str]] = {
     "trainer.report_to": {"none": "[]"},
+    "report_to": {"none": "[]"},
     "trainer.max_steps": {"-1": "null"},
     "trainer.save_total_limit": {"-1": "null"},
     "trainer.optim": {"adamw": "adamw_torch", "adam": "adamw_torch", "adamw_hf": "adamw_torch"}

@@ -197,7 +197,21 @@ class OwnBenchmark:
             choices=tuple(options),
             answer=self._key(row, options, split),
             row_id=str(index),
+            cluster=self._cluster(row, split),
         )
+
+    def _cluster(self, row: Row, split: str) -> str:
+        column = self.description.cluster
+        if column is None:
+            return ""
+        name = str(self._value(row, column, split, "cluster") or "").strip()
+        if not name:
+            raise DataError(
+                f"`{column}` is empty, but it names what the question shares with others, and every question"
+                " needs a name there. Give one of its own to a question that shares nothing.",
+                **self._place(row, split),
+            )
+        return name
 
     def _key(self, row: Row, options: Sequence[str], split: str) -> str:
         given = self._given(row, split)

@@ -85,6 +85,8 @@ class Description(_Part):
         files: split → file (JSON lines, JSON, CSV, TSV, Parquet), beside this one, or ``hub:OWNER/NAME``
             with ``:SPLIT`` or ``:CONFIG:SPLIT`` behind it; the first split is asked.
         subject: column that names a question's subject.
+        cluster: column that names what a question shares with others, such as a document; errors are shown
+            with questions clustered by it.
         question: Jinja template of the question, over the columns of its row.
         options: columns with the options, or one column with a list of them.
         answer: column with the key, or a template of it: a text, a number, a list (``any_of`` and grades), or
@@ -107,6 +109,7 @@ class Description(_Part):
     licence: NonEmpty = "not named"
     files: Annotated[dict[NonEmpty, NonEmpty], Field(min_length=1)]
     subject: NonEmpty | None = None
+    cluster: NonEmpty | None = None
     question: NonEmpty = "{{ question }}"
     options: Annotated[list[NonEmpty], Field(min_length=2, max_length=len(ALPHABET))] | NonEmpty | None = None
     answer: NonEmpty = "answer"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,23 @@ def match(baseline: Run, candidate: Run) -> Pair:
         ConfigError: both are the same run.
         DataError: they differ in data, prompts or protocol; every difference is named.
     """
+    check_comparable(baseline, candidate)
+    theirs = {row.answer.key: row for row in candidate.rows}
+    return Pair(baseline, candidate, tuple((row, theirs[row.answer.key]) for row in baseline.rows))
+
+
+def check_comparable(baseline: Run, candidate: Run, *, but: Collection[str] = ()) -> None:
+    """Refuse two runs that were asked other questions, or in another way.
+
+    Args:
+        baseline: a finished run.
+        candidate: another one.
+        but: what they may differ in, of the names in ``KINDS``.
+
+    Raises:
+        ConfigError: both are the same run.
+        DataError: they differ in data, prompts or protocol; every difference is named.
+    """
     if baseline.folder.resolve() == candidate.folder.resolve():
         raise ConfigError(
             f"Baseline and candidate are the same run, `{baseline.folder}`. Name two different ones."
@@ -90,7 +107,7 @@ def match(baseline: Run, candidate: Run) -> Pair:
     problems: list[str] = []
     ways_out: list[str] = []
     for kind, names in KINDS.items():
-        differing = [name for name in names if before.get(name) != after.get(name)]
+        differing = [name for name in names if before.get(name) != after.get(name) and name not in but]
         if differing:
             shown = "; ".join(f"{name}: {_show(before, name)} and {_show(after, name)}" for name in differing)
             problems.append(f"{kind} ({shown})")
@@ -104,8 +121,6 @@ def match(baseline: Run, candidate: Run) -> Pair:
     # The fingerprint hashes whole prompts; what a model was asked may be shorter, so every answer is checked
     # too.
     _refuse_other_questions(baseline, candidate)
-    theirs = {row.answer.key: row for row in candidate.rows}
-    return Pair(baseline, candidate, tuple((row, theirs[row.answer.key]) for row in baseline.rows))
 
 
 def _comparable_part(run: Run) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ from glmtune.storage.journal import read_identity, read_journal
 GRADED = "graded"
 STATES = ("correct", "wrong", "unparsed", GRADED)
 ROUNDING = 1e-6
-"""Of a mean of grades, which is a sum of floats."""
+"""Of a mean of scores, which is a sum of floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,9 @@ class JudgedAnswer:
     Attributes:
         answer: what the model gave; ``extracted`` holds what each rule read.
         gold: the right answer.
-        status: ``correct``, ``wrong``, ``unparsed`` or ``graded`` under the deciding rule.
-        score: the grade from 0 to 1 where the rule gives one; None: right or wrong.
+        status: ``correct``, ``wrong``, ``unparsed`` or ``graded`` under the deciding rule; of several answers
+            that of their vote.
+        score: from 0 to 1 where the rule grades, or a question has several answers; None: right or wrong.
     """
 
     answer: Answer
@@ -44,7 +45,7 @@ class JudgedAnswer:
 
     @property
     def value(self) -> float:
-        """The grade, else 1 for right and 0 for wrong."""
+        """The score, else 1 for right and 0 for wrong."""
         return float(self.status == "correct") if self.score is None else self.score
 
     @property
@@ -57,7 +58,13 @@ class JudgedAnswer:
             is_unparsed=self.status == "unparsed",
             is_truncated=self.answer.stop_reason == "length",
             score=self.score,
+            cluster=self.cluster,
         )
+
+    @property
+    def cluster(self) -> str:
+        """What the question shares with others beside the subject; empty where nothing is named."""
+        return str(self.answer.extra.get("cluster", ""))
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,11 @@ class Run:
     def rule(self) -> str:
         """The rule of extraction that decided."""
         return str(self.results["rule"])
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether every question has several answers, and its score is the share that is right."""
+        return "num_answers" in self.results
 
     def extracted(self, row: JudgedAnswer) -> str | None:
         """Return the answer that the deciding rule read."""
@@ -188,7 +200,9 @@ def _read_rows(path: Path) -> list[JudgedAnswer]:
                 path=path,
                 line=number,
             )
-        score = _grade(answer, status, path, number)
+        score = _score(answer, status, path, number)
+        if not isinstance(answer.extra.get("cluster", ""), str):
+            raise DataError(f"`cluster` is no text. {AGAIN}", path=path, line=number)
         if answer.key in first_seen:
             raise DataError(
                 f"`{answer.subject}` {answer.index} is there a second time (first in line"
@@ -209,14 +223,14 @@ def _read_rows(path: Path) -> list[JudgedAnswer]:
     return rows
 
 
-def _grade(answer: Answer, status: str, path: Path, line: int) -> float | None:
-    """Return the grade of a row; None where its rule finds answers right or wrong."""
+def _score(answer: Answer, status: str, path: Path, line: int) -> float | None:
+    """Return the score of a row; None where it is one answer that is right or wrong."""
     score: object = answer.extra.get("score")
     if score is None and status != GRADED:
         return None
     if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
         raise DataError(
-            f"`score` is {score!r}, but the grade of a `{status}` answer is a number from 0 to 1. {AGAIN}",
+            f"`score` is {score!r}, but that of a `{status}` answer is a number from 0 to 1. {AGAIN}",
             path=path,
             line=line,
         )
@@ -234,13 +248,12 @@ def _check_whole(rows: list[JudgedAnswer], results: Mapping[str, Any], path: Pat
             f"it has {len(rows)} answers, but {RESULTS_NAME} beside it counts {num_samples}. {AGAIN}",
             path=path,
         )
-    if any(row.score is not None for row in rows):
-        _check_mean(rows, float(results["accuracy_micro"]), path)
-    num_right = sum(row.status == "correct" for row in rows)
-    expected = round(results["accuracy_micro"] * num_samples)
-    if num_right != expected and not any(row.score is not None for row in rows):
+    num_right = sum(row.value for row in rows)
+    expected = results["accuracy_micro"] * num_samples
+    if abs(num_right - expected) > ROUNDING * num_samples:
         raise DataError(
-            f"{num_right} of its answers are right, but {RESULTS_NAME} beside it counts {expected}. {AGAIN}",
+            f"{num_right:g} of its answers are right, but {RESULTS_NAME} beside it counts {expected:g}."
+            f" {AGAIN}",
             path=path,
         )
     # What the counts do not show: an answer that is another and as right, a probability.
@@ -248,15 +261,6 @@ def _check_whole(rows: list[JudgedAnswer], results: Mapping[str, Any], path: Pat
         raise DataError(
             f"its content is not that which {RESULTS_NAME} beside it was counted from: damaged, or edited by"
             f" hand. {AGAIN}",
-            path=path,
-        )
-
-
-def _check_mean(rows: list[JudgedAnswer], expected: float, path: Path) -> None:
-    mean = sum(row.value for row in rows) / len(rows)
-    if abs(mean - expected) > ROUNDING:
-        raise DataError(
-            f"the mean of its grades is {mean:.6f}, but {RESULTS_NAME} beside it has {expected:.6f}. {AGAIN}",
             path=path,
         )
 

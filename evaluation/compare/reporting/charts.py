@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from evaluation.compare.reporting.tables import ComparisonReport
 from evaluation.compare.statistics.drops import Drop
-from evaluation.reporting.chart import error_bars, save_figure
+from evaluation.reporting.chart import error_bars
+from evaluation.reporting.figures import readable, readable_names, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,16 +18,20 @@ NEUTRAL = "#bbbbbb"
 BAR_WIDTH = 0.38
 
 
-def draw_bars(report: ComparisonReport, confidence: float, path: Path) -> None:
+def draw_bars(report: ComparisonReport, confidence: float, path: Path, *, paper: bool = False) -> list[Path]:
     """Write accuracies side by side with their 95 % intervals, and the drops with theirs below.
 
     Args:
         report: the comparison.
         confidence: of the drops' intervals.
         path: the file.
+        paper: also as SVG and PDF.
+
+    Returns:
+        The files.
 
     Raises:
-        GlmtuneError: it cannot be written.
+        GlmtuneError: one cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -49,13 +54,13 @@ def draw_bars(report: ComparisonReport, confidence: float, path: Path) -> None:
     above.set_ylabel("accuracy, % (95 % interval)")
     above.set_ylim(0, 100)
     above.legend(fontsize=8)
-    above.set_title(report.title, fontsize=10, wrap=True)
+    above.set_title(readable(report.title), fontsize=10, wrap=True)
     _draw_drops(below, list(bars.values()), confidence)
     verdict = next(iter(report.benchmarks.values())).comparison.verdict
     below.axhline(verdict.max_drop_pp, color=COLORS[1], linestyle="--", linewidth=1, label="tolerance")
     below.legend(fontsize=8)
-    below.set_xticks(places, list(bars), rotation=30, ha="right", fontsize=8)
-    save_figure(figure, path)
+    below.set_xticks(places, readable_names(bars), rotation=30, ha="right", fontsize=8)
+    return save_figure(figure, path, paper=paper)
 
 
 def _bars(report: ComparisonReport) -> dict[str, Drop]:
@@ -78,15 +83,19 @@ def _draw_drops(axes: Axes, drops: list[Drop], confidence: float) -> None:
     axes.set_ylabel(f"drop, points ({100 * confidence:g} % interval)")
 
 
-def draw_margins(report: ComparisonReport, path: Path) -> None:
+def draw_margins(report: ComparisonReport, path: Path, *, paper: bool = False) -> list[Path]:
     """Write, per benchmark, how many questions lie at each margin and which of them flipped.
 
     Args:
         report: a comparison with choice probabilities.
         path: the file.
+        paper: also as SVG and PDF.
+
+    Returns:
+        The files.
 
     Raises:
-        GlmtuneError: it cannot be written.
+        GlmtuneError: one cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -119,4 +128,4 @@ def draw_margins(report: ComparisonReport, path: Path) -> None:
         axes.set_ylabel("questions")
         handles = [axes.get_legend_handles_labels(), twin.get_legend_handles_labels()]
         axes.legend(handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], fontsize=7)
-    save_figure(figure, path)
+    return save_figure(figure, path, paper=paper)

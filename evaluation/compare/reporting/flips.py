@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 from collections.abc import Mapping
-from pathlib import Path
 
-from evaluation.benchmarks.own.benchmark import reads_files_only
-from evaluation.benchmarks.tasks import make_task
 from evaluation.compare.pairing.match import Pair
 from evaluation.compare.pairing.runs import JudgedAnswer, Run
 from evaluation.compare.reporting.tables import ComparisonReport
 from evaluation.reporting.page import Article, both, build_page, question_block
 from evaluation.sample import ALPHABET, Sample
-from glmtune.errors import ConfigError, DataError, MissingExtraError
 
 Questions = Mapping[str, Mapping[tuple[str, int], Sample]]
 """Benchmark to the samples by subject and index; empty where the data are not at hand."""
@@ -34,41 +29,6 @@ WORDS = {
     ),
 }
 FILTERS = {"lost": ("lost: right before", "答对变答错"), "gained": ("gained: right after", "答错变答对")}
-
-
-def find_questions(run: Run, data_dir: str | None) -> Mapping[tuple[str, int], Sample]:
-    """Find the texts of a run's questions; a run keeps their hash only.
-
-    Args:
-        run: a finished run.
-        data_dir: where to look, see ``evaluation.settings.BenchmarkSettings``.
-
-    Returns:
-        Samples by subject and index; nothing where no data with that hash are found.
-    """
-    values = run.fingerprint
-    subjects = list(dict.fromkeys(row.answer.subject for row in run.rows))
-    own: object = run.results.get("own_benchmark")
-    file = own.get("file") if isinstance(own, dict) else None
-    try:
-        if file is not None and not reads_files_only(Path(str(file))):
-            return {}  # a run's folder may be anybody's: it sends nobody to the network
-        task = make_task(
-            str(file or values["benchmark"]),
-            protocol=str(values["protocol_version"]).partition("/")[0],
-            split=str(values["split"]),
-            data_dir=None if file else data_dir,
-            is_chat=bool(run.model["is_chat"]),
-            subjects=subjects,
-        )
-    # Runs may be compared where their data, or what scores them, are not; the page says so.
-    except (ConfigError, DataError, MissingExtraError):
-        return {}
-    asked = {row.answer.key for row in run.rows}
-    task = dataclasses.replace(task, samples=tuple(each for each in task.samples if each.key in asked))
-    if task.data_hash != values["data_hash"]:
-        return {}
-    return {each.key: each for each in task.samples}
 
 
 def flips_page(report: ComparisonReport, questions: Questions) -> str:

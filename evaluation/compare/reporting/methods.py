@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.compare.pairing.runs import Run
-from evaluation.compare.reporting.charts import COLORS, NEUTRAL, save_figure
+from evaluation.compare.reporting.charts import COLORS, NEUTRAL
 from evaluation.compare.reporting.tables import ComparisonReport, points
 from evaluation.compare.statistics.gate import EXIT_CODES, IN_WORDS, worst
-from evaluation.compare.statistics.intervals import holm
+from evaluation.reporting.figures import readable, save_figure
 from evaluation.reporting.tables import NOTHING
+from evaluation.statistics.adjusted import holm
 from glmtune.storage.files import json_text, write_text_atomically
-from glmtune.tables import TextTable
+from glmtune.tables import TextTable, latex_document
 
 METHODS_NAME = "methods"
 PARETO_NAME = "pareto.png"
@@ -226,13 +227,14 @@ def methods_json(table: MethodTable) -> dict[str, Any]:
     }
 
 
-def write_methods(table: MethodTable, title: str, folder: Path) -> list[Path]:
+def write_methods(table: MethodTable, title: str, folder: Path, *, paper: bool = False) -> list[Path]:
     """Write the table and its plot.
 
     Args:
         table: of the candidates.
         title: above the table.
         folder: made if it is not there.
+        paper: also the table as LaTeX and the plot as SVG and PDF.
 
     Returns:
         The files.
@@ -245,22 +247,28 @@ def write_methods(table: MethodTable, title: str, folder: Path) -> list[Path]:
         f"{METHODS_NAME}.md": f"# {title}\n\n{method_table(table).to_markdown()}",
         f"{METHODS_NAME}.json": json_text(methods_json(table)),
     }
+    if paper:
+        texts[f"{METHODS_NAME}.tex"] = latex_document([method_table(table)])
     for name, text in texts.items():
         write_text_atomically(folder / name, text)
-    draw_pareto(table, title, folder / PARETO_NAME)
-    return [*(folder / name for name in texts), folder / PARETO_NAME]
+    figures = draw_pareto(table, title, folder / PARETO_NAME, paper=paper)
+    return [*(folder / name for name in texts), *figures]
 
 
-def draw_pareto(table: MethodTable, title: str, path: Path) -> None:
+def draw_pareto(table: MethodTable, title: str, path: Path, *, paper: bool = False) -> list[Path]:
     """Write size against drop; the area of a point is its speed, the dashed line the Pareto front.
 
     Args:
         table: of the candidates.
         title: above the plot.
         path: the file.
+        paper: also as SVG and PDF.
+
+    Returns:
+        The files.
 
     Raises:
-        GlmtuneError: it cannot be written.
+        GlmtuneError: one cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -282,8 +290,8 @@ def draw_pareto(table: MethodTable, title: str, path: Path) -> None:
     axes.axhline(0, color=NEUTRAL, linewidth=1)
     axes.set_xlabel("weights, MB")
     axes.set_ylabel("mean drop, points (interval)")
-    axes.set_title(f"{title}\narea of a point: questions per second", fontsize=10, wrap=True)
-    save_figure(figure, path)
+    axes.set_title(f"{readable(title)}\narea of a point: questions per second", fontsize=10, wrap=True)
+    return save_figure(figure, path, paper=paper)
 
 
 def _size(each: MethodResult) -> float:

@@ -10,6 +10,7 @@ from evaluation.compare.pairing.match import Pair, differences
 from evaluation.compare.pairing.runs import Run
 from evaluation.compare.reporting.charts import draw_bars, draw_margins
 from evaluation.compare.reporting.flips import Questions, flips_page
+from evaluation.compare.reporting.further import clustered_drops, further_tables, over_benchmarks_json
 from evaluation.compare.reporting.published import published_drops, why_pairs
 from evaluation.compare.reporting.tables import (
     Compared,
@@ -28,10 +29,11 @@ from evaluation.compare.statistics.gate import EXIT_CODES
 from evaluation.compare.statistics.graded import compare_grades, has_grades
 from evaluation.compare.statistics.sensitivity import measure
 from evaluation.metrics import Groups
+from evaluation.running.run_files import LATEX_NAME
 from glmtune.storage.checksums import checked_json
 from glmtune.storage.files import json_text, write_text_atomically
 from glmtune.storage.journal import refuse_foreign_folder
-from glmtune.tables import TextTable
+from glmtune.tables import TextTable, latex_document
 
 if TYPE_CHECKING:
     from glmtune.terminal.console import Console
@@ -54,7 +56,7 @@ def _is_ours(path: Path) -> bool:
         values = checked_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return {"outcome", "gate", "benchmarks"} <= values.keys()
+    return any(keys <= values.keys() for keys in ({"outcome", "gate", "benchmarks"}, {"runs", "benchmarks"}))
 
 
 def compare_pair(pair: Pair, groups: Groups, gate: GateSettings) -> Compared:
@@ -71,7 +73,12 @@ def compare_pair(pair: Pair, groups: Groups, gate: GateSettings) -> Compared:
 
 
 def write_comparison_files(
-    report: ComparisonReport, gate: GateSettings, questions: Questions, folder: Path
+    report: ComparisonReport,
+    gate: GateSettings,
+    questions: Questions,
+    folder: Path,
+    *,
+    paper: bool = False,
 ) -> list[Path]:
     """Write figures, tables, page of flips and charts into a folder that holds nothing else.
 
@@ -80,6 +87,7 @@ def write_comparison_files(
         gate: tolerance and confidence.
         questions: texts of the questions, as far as they are known.
         folder: made if it is not there.
+        paper: also tables as LaTeX and figures as SVG and PDF.
 
     Returns:
         The files, the most useful first.
@@ -95,14 +103,15 @@ def write_comparison_files(
         MARKDOWN_NAME: markdown(report, gate),
         FLIPS_NAME: flips_page(report, questions),
     }
+    if paper:
+        texts[LATEX_NAME] = latex_document(shown_tables(report, gate))
     for name, text in texts.items():
         write_text_atomically(folder / name, text)
     written = [folder / name for name in (MARKDOWN_NAME, JSON_NAME, FLIPS_NAME)]
-    draw_bars(report, gate.confidence, folder / BARS_NAME)
-    written.append(folder / BARS_NAME)
+    written += [folder / LATEX_NAME] if paper else []
+    written += draw_bars(report, gate.confidence, folder / BARS_NAME, paper=paper)
     if any(each.sensitivity.choices is not None for each in report.benchmarks.values()):
-        draw_margins(report, folder / MARGINS_NAME)
-        written.append(folder / MARGINS_NAME)
+        written += draw_margins(report, folder / MARGINS_NAME, paper=paper)
     return written
 
 
@@ -129,6 +138,7 @@ def markdown(report: ComparisonReport, gate: GateSettings) -> str:
     parts = [f"# {report.title}", "", *(f"- {line}" for line in verdict_lines(report)), ""]
     parts.append(main_table(report, gate.confidence).to_markdown())
     parts.append(flips_table(report).to_markdown())
+    parts += [table.to_markdown() for table in further_tables(report, gate.confidence)]
     for name, each in report.benchmarks.items():
         if each.comparison.categories:
             title = f"Categories: {name}"
@@ -175,14 +185,16 @@ def comparison_json(report: ComparisonReport, gate: GateSettings) -> dict[str, A
         "exit_code": EXIT_CODES[report.outcome],
         "labels": list(report.labels),
         "gate": dataclasses.asdict(gate),
-        "benchmarks": {name: _benchmark_json(each) for name, each in report.benchmarks.items()},
+        "benchmarks": {name: _benchmark_json(each, gate) for name, each in report.benchmarks.items()},
+        "over_benchmarks": over_benchmarks_json(report, gate.confidence),
         "perplexity": None if report.text_loss is None else dataclasses.asdict(report.text_loss),
         "published": [dataclasses.asdict(each) for each in published_drops()],
     }
 
 
-def _benchmark_json(each: Compared) -> dict[str, Any]:
+def _benchmark_json(each: Compared, gate: GateSettings) -> dict[str, Any]:
     comparison = each.comparison
+    clustered = clustered_drops(each, gate.confidence)
     return {
         "title": each.pair.title,
         "rule": each.pair.baseline.rule,
@@ -198,6 +210,7 @@ def _benchmark_json(each: Compared) -> dict[str, Any]:
         "min_detectable_pp": comparison.min_detectable_pp,
         "categories": {name: dataclasses.asdict(drop) for name, drop in comparison.categories.items()},
         "subjects": {name: dataclasses.asdict(drop) for name, drop in comparison.subjects.items()},
+        "clustered": {way: dataclasses.asdict(found) for way, found in clustered.items()},
         "sensitivity": dataclasses.asdict(each.sensitivity),
     }
 
@@ -212,6 +225,24 @@ def _run_json(run: Run) -> dict[str, Any]:
     }
 
 
+def shown_tables(report: ComparisonReport, gate: GateSettings) -> list[TextTable]:
+    """Return the tables of the report that a terminal shows, and a paper may take.
+
+    Args:
+        report: the comparison.
+        gate: tolerance and confidence.
+    """
+    tables = [
+        main_table(report, gate.confidence),
+        flips_table(report),
+        *further_tables(report, gate.confidence),
+        *sensitivity_tables(report),
+    ]
+    if report.text_loss is not None:
+        tables.append(text_loss_table(report.text_loss, report.labels))
+    return tables
+
+
 def show_comparison(report: ComparisonReport, gate: GateSettings, console: Console) -> None:
     """Print the main tables and the verdicts.
 
@@ -221,10 +252,7 @@ def show_comparison(report: ComparisonReport, gate: GateSettings, console: Conso
         console: where to.
     """
     console.print(report.title, markup=False, highlight=False)
-    tables = [main_table(report, gate.confidence), flips_table(report), *sensitivity_tables(report)]
-    if report.text_loss is not None:
-        tables.append(text_loss_table(report.text_loss, report.labels))
-    for table in tables:
+    for table in shown_tables(report, gate):
         table.show(console)
     for line in verdict_lines(report):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -16,13 +16,13 @@ from evaluation.compare.statistics.counts import PairCounts, Strata, count_pairs
 from evaluation.compare.statistics.gate import Verdict, judge_drop
 from evaluation.compare.statistics.intervals import (
     bootstrap,
-    holm,
     mcnemar,
     min_detectable_drop,
     paired_z,
     unpaired_z,
 )
 from evaluation.metrics import MACRO, MICRO, Groups, Outcome, Score, summarize_outcomes
+from evaluation.statistics.adjusted import holm
 
 AVERAGES = {MICRO: "micro", MACRO: "macro"}
 

@@ -401,8 +401,9 @@ class Engine:
         stop_ids: Sequence[int],
         decode: Decode,
         stop: Sequence[str] = (),
+        samplings: Sequence[Sampling] = (),
     ) -> Iterator[GeneratedText]:
-        """Complete prompts greedily, in the calling thread.
+        """Complete prompts in the calling thread, greedily unless told otherwise.
 
         Args:
             prompts: token ids, none empty.
@@ -410,6 +411,7 @@ class Engine:
             stop_ids: tokens that end a completion.
             decode: turns generated ids into text.
             stop: strings that end a completion.
+            samplings: how the tokens of each prompt are chosen; their lengths and stop texts do not count.
 
         Yields:
             One completion per prompt, as they finish.
@@ -428,6 +430,7 @@ class Engine:
             max_new_tokens=max_new_tokens,
             stop_ids=frozenset(stop_ids),
             stop_text=StopText(decode, stop),
+            samplings=samplings,
         )
 
     def complete(

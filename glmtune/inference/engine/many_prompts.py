@@ -130,12 +130,18 @@ def complete_texts(
     max_new_tokens: int,
     stop_ids: frozenset[int],
     stop_text: StopText,
+    samplings: Sequence[Sampling] = (),
 ) -> Iterator[GeneratedText]:
-    """Complete prompts greedily up to a stop text; see `Engine.generate`."""
-    sampling, watch = Sampling(max_new_tokens=max_new_tokens), stop_text.watch
+    """Complete prompts up to a stop text, greedily unless told otherwise; see `Engine.generate`."""
+    chosen = samplings or [Sampling()] * len(prompts)
     requests = [
-        Request(prompt_ids=tuple(prompt), sampling=sampling, stop_ids=stop_ids, text_stream=watch)
-        for prompt in prompts
+        Request(
+            prompt_ids=tuple(prompt),
+            sampling=replace(sampling, max_new_tokens=max_new_tokens),
+            stop_ids=stop_ids,
+            text_stream=stop_text.watch,
+        )
+        for prompt, sampling in zip(prompts, chosen, strict=True)
     ]
     for made in complete(model, settings, budget, requests):
         yield GeneratedText(

@@ -20,6 +20,7 @@ from glmtune.inference.engine.engine import Engine
 from glmtune.inference.engine.many_prompts import GeneratedText
 from glmtune.inference.engine.model import Drafting
 from glmtune.inference.engine.stop_text import Decode, StopText
+from glmtune.inference.requests.sampling import Sampling
 from glmtune.inference.settings import EngineSettings
 from glmtune.models.architectures.unwrap import unwrapped
 from glmtune.models.checkpoints.finite import check_output
@@ -67,8 +68,20 @@ class PlainEngine:
         stop_ids: Sequence[int],
         decode: Decode,
         stop: Sequence[str] = (),
+        samplings: Sequence[Sampling] = (),
     ) -> Iterator[GeneratedText]:
-        """Complete prompts greedily; see `Engine.generate`."""
+        """Complete prompts greedily; see `Engine.generate`.
+
+        Raises:
+            ConfigError: tokens are to be drawn, which `generate` does by one stream for a whole batch.
+        """
+        if any(not sampling.is_greedy for sampling in samplings):
+            raise ConfigError(
+                "Answers are to be drawn, but a model of model_type"
+                f" `{unwrapped(self._model).config.model_type}` is answered for by transformers' `generate`,"
+                " whose draws depend on the batch and could not be repeated. Ask it greedily, or behind a"
+                " server (`backend=openai`)."
+            )
         self._check(max((len(prompt) for prompt in prompts), default=0), max_new_tokens)
         stop_text, ends = StopText(decode, stop), frozenset(stop_ids)
         for places in self._batches(prompts):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from evaluation.backend import Limits
+from evaluation.backend import Drawing, Limits
 from evaluation.backends.endpoint import EndpointSettings
 from evaluation.backends.openai_api import OpenAIBackend
 from evaluation.backends.openai_replies import UNLISTED_LOGPROB, read_completion, read_scores
@@ -69,6 +69,23 @@ def test_turns_go_to_chat_completions():
     assert path == "/v1/chat/completions"
     assert "stop" not in body
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    ("drawing", "fields"),
+    [
+        (Drawing(0.8), {"temperature": 0.8, "seed": 7}),
+        (Drawing(1.2, top_p=0.9, top_k=40), {"temperature": 1.2, "top_p": 0.9, "top_k": 40, "seed": 7}),
+    ],
+    ids=["temperature", "all"],
+)
+def test_drawn_answers_have_a_seed_each_and_no_field_that_says_nothing(drawing, fields):
+    prompts = [Prompt(text="question 0", seed=7)]
+    with serve(echo) as server:
+        list(backend(server).generate(prompts, Limits(20, drawing=drawing)))
+    _, body = server.requests[0]
+    sampling = ("temperature", "top_p", "top_k", "seed")
+    assert {name: body[name] for name in sampling if name in body} == fields
 
 
 def test_requests_run_side_by_side_and_no_more_than_allowed():

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluation.backend import Limits
+from evaluation.backend import Drawing, Limits
 from evaluation.backends.vllm_engine import VllmBackend
 from evaluation.evaluate import default_run_folder
 from evaluation.running.fingerprint import fingerprint
@@ -36,7 +36,8 @@ class FakeLLM:
         assert not use_tqdm
         rows = [prompt["prompt_token_ids"] for prompt in prompts]
         self.calls.append((rows, parameters))
-        return [self._answer(row, parameters) for row in rows]
+        each = parameters if isinstance(parameters, list) else [parameters] * len(rows)
+        return [self._answer(row, own) for row, own in zip(rows, each, strict=True)]
 
     def _answer(self, row, parameters):
         place = next(
@@ -88,6 +89,18 @@ def test_ids_go_in_and_text_comes_out(vllm, tiny_tokenizer):
     assert backend.identity.engine == "vllm"
     assert backend.identity.dtype == "bfloat16"
     assert backend.max_context_tokens == 300
+
+
+def test_drawn_answers_have_a_seed_of_their_own_in_every_round(vllm, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr("evaluation.backends.vllm_engine.ROUND_TOKENS", 4)
+    backend, engine = make(tiny_tokenizer)
+    engine.script = tiny_tokenizer.text_ids("How many apples are left? There are many.") * 3
+    prompts = [Prompt(text="问：", seed=5), Prompt(text="答：", seed=9)]
+    list(backend.generate(prompts, Limits(8, ("nothing",), Drawing(0.8, top_p=0.9))))
+    seeds = [[each.seed for each in parameters] for _, parameters in engine.calls]
+    assert seeds == [[5, 9], [9, 13]]
+    first = engine.calls[0][1][0]
+    assert (first.temperature, first.top_p, first.top_k, first.max_tokens) == (0.8, 0.9, -1, 4)
 
 
 def test_stop_strings_end_a_completion_between_rounds(vllm, tiny_tokenizer, monkeypatch):

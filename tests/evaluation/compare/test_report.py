@@ -11,8 +11,9 @@ import pytest
 
 from evaluation.answer import Answer
 from evaluation.compare.pairing.match import match
+from evaluation.compare.pairing.questions import find_questions
 from evaluation.compare.pairing.runs import read_run
-from evaluation.compare.reporting.flips import find_questions, flips_page
+from evaluation.compare.reporting.flips import flips_page
 from evaluation.compare.reporting.methods import (
     Cost,
     MethodResult,

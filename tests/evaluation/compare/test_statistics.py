@@ -16,7 +16,6 @@ from evaluation.compare.statistics.drops import compare_outcomes
 from evaluation.compare.statistics.gate import judge_drop
 from evaluation.compare.statistics.intervals import (
     bootstrap,
-    holm,
     mcnemar,
     min_detectable_drop,
     paired_z,
@@ -26,6 +25,7 @@ from evaluation.compare.statistics.intervals import (
     unpaired_z,
 )
 from evaluation.metrics import MACRO, Groups, Outcome, Score
+from evaluation.statistics.adjusted import holm
 from glmtune.errors import ConfigError
 from glmtune.models.settings import ModelSettings
 from tests.evaluation.compare.cases import outcomes

@@ -11,8 +11,9 @@ import pytest
 from transformers import TrainingArguments
 
 from glmtune.errors import ConfigError
-from glmtune.training.tracking import trackers
-from glmtune.training.tracking.trackers import check_trackers, run_name, tracker_callbacks
+from glmtune.tracking import services
+from glmtune.tracking.services import check_trackers, run_name
+from glmtune.training.tracking.trackers import tracker_callbacks
 
 SETTINGS: dict[str, Any] = {
     "tune": "prefix",
@@ -60,7 +61,7 @@ def test_nothing_is_loaded_before_trackers_are_looked_for(
     from recipes.words.compose import load_settings
 
     monkeypatch.setattr(loading, "load_base", lambda *a, **k: pytest.fail("a model was loaded"))
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(services.importlib.util, "find_spec", lambda name: None)
     words = ["+recipe=ptuning", "trainer.report_to=[wandb]", f"output_dir={tmp_path / 'run'}"]
     with pytest.raises(ConfigError, match="pip install wandb"):
         run(load_settings(COMMAND, words))
