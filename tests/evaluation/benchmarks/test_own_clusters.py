@@ -70,4 +70,4 @@ def test_errors_are_clustered_in_reports_and_comparisons(
         "clustered"
     ]
     assert clustered["cluster"]["num_clusters"] == 6
-    assert main(["compare", "runs=[a,b]", "cluster=subject", "output_dir=three"]) == 1
+    assert main(["compare", "runs=[a,b]", "cluster=subject", "output_dir=three"]) == 2
