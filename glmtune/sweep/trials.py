@@ -103,7 +103,8 @@ def parse_record(line: str) -> TrialRecord:
     """
     values = checked_line(line)
     try:
-        record = TrialRecord(**{**values, "words": tuple(values["words"])})
+        values["words"] = tuple(values["words"])
+        record = TrialRecord(**values)
         if record.state not in (DONE, FAILED) or not all(
             isinstance(value, int | float) for value in record.figures.values()
         ):
