@@ -76,11 +76,12 @@ def cluster_rows(outcomes: Sequence[Outcome], groups: Groups) -> list[ClusterRow
     ]
 
 
-def cluster_table(rows: Sequence[ClusterRow]) -> TextTable | None:
+def cluster_table(rows: Sequence[ClusterRow], column: str = "accuracy, %") -> TextTable | None:
     """Lay out errors from clusters beside the usual one.
 
     Args:
         rows: of one run.
+        column: what the average is called.
 
     Returns:
         None where nothing is clustered.
@@ -95,13 +96,14 @@ def cluster_table(rows: Sequence[ClusterRow]) -> TextTable | None:
             f"{100 * row.found.mean:.2f}",
             f"{100 * row.found.stderr_usual:.2f}",
             f"{100 * row.found.stderr:.2f}",
-            f"{100 * row.found.low:.2f} to {100 * row.found.high:.2f}",
+            # Of two or three clusters it reaches beyond what an average can be.
+            f"{100 * max(0.0, row.found.low):.2f} to {100 * min(1.0, row.found.high):.2f}",
             "–" if row.found.design_effect is None else f"{row.found.design_effect:.2f}",
         )
         for row in rows
     )
     columns = (
-        "clusters", "n", "n clusters", "accuracy, %", "± s.e., alone", "± s.e., clustered", "95 % interval",
+        "clusters", "n", "n clusters", column, "± s.e., alone", "± s.e., clustered", "95 % interval",
         "design effect",
     )  # fmt: skip
     caption = f"{rows[0].average.removeprefix('accuracy_').capitalize()} average. {METHOD}."

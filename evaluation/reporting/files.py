@@ -18,7 +18,7 @@ from evaluation.reporting.mistakes import mistakes_page
 from evaluation.reporting.published import PublishedRow, published_row
 from evaluation.reporting.results import Result, results_json
 from evaluation.reporting.submission import submission
-from evaluation.reporting.tables import average_table, rules_table, run_table, subject_table
+from evaluation.reporting.tables import average_table, measure_name, rules_table, run_table, subject_table
 from evaluation.running.run_files import (
     ANSWERS_NAME,
     CHART_NAME,
@@ -115,7 +115,8 @@ def tables(result: Result) -> list[TextTable]:
         result: of a run.
     """
     found = [average_table(result, comparable_row(result)), rules_table(result)]
-    if result.task.labelled and (clustered := cluster_table(result.cluster_rows)) is not None:
+    clustered = cluster_table(result.cluster_rows, measure_name(result)) if result.task.labelled else None
+    if clustered is not None:
         found.append(clustered)
     return [*found, subject_table(result)] if len(result.summary.subjects) > 1 else found
 

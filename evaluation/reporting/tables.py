@@ -41,7 +41,7 @@ def average_table(result: Result, published: PublishedRow | None) -> TextTable:
         rows.reverse()
     rows += list(summary.categories.items())
     rows += [(_readable(name), score) for name, score in summary.further.items()]
-    columns = ("", "n", _measure(result), "95 % interval", "unparsed", "truncated")
+    columns = ("", "n", measure_name(result), "95 % interval", "unparsed", "truncated")
     cells = [
         (
             name,
@@ -105,7 +105,7 @@ def subject_table(result: Result) -> TextTable:
         )
         for name, score in result.summary.subjects.items()
     )
-    columns = ("subject", "n", _measure(result), "95 % interval", "unparsed", "truncated")
+    columns = ("subject", "n", measure_name(result), "95 % interval", "unparsed", "truncated")
     return TextTable("Subjects", columns, rows)
 
 
@@ -132,8 +132,8 @@ def run_table(result: Result) -> TextTable:
     return TextTable("How it was run", ("", "value"), tuple(rows), text_columns=("value",))
 
 
-def _measure(result: Result) -> str:
-    """Return what the averages are of."""
+def measure_name(result: Result) -> str:
+    """Return what the averages are of, as a column is called."""
     return "mean grade, %" if result.is_graded else "accuracy, %"
 
 
