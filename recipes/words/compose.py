@@ -215,7 +215,7 @@ def _optional_groups(schema: type) -> Iterator[tuple[str, type]]:
 def _with_groups(overrides: list[str]) -> list[str]:
     """Let one setting of a group that is null by default stand for the group: ``deepspeed.NAME=...``."""
     keys = [override.partition("=")[0].lstrip("+") for override in overrides]
-    for group, option in {"deepspeed": "zero2", "retain": "normal"}.items():
+    for group, option in {"deepspeed": "zero2", "retain": "normal", "preference": "dpo"}.items():
         if any(key.startswith(f"{group}.") for key in keys) and group not in keys:
             overrides = [f"{group}={option}", *overrides]
     return overrides
