@@ -44,6 +44,7 @@ from glmtune.training.measuring.picture import plot_retention
 from glmtune.training.measuring.report import retention_results, retention_words
 from glmtune.training.measuring.retention import RetentionMeasure
 from glmtune.training.preference.reference import reference_start
+from glmtune.training.preference.report import preference_results, preference_words
 from glmtune.training.report import (
     RESULTS_FILE,
     SCORES,
@@ -220,13 +221,15 @@ def report(trainer: GlmTrainer, settings: Mapping[str, Any], origin: Mapping[str
     entries = read_log(run)
     target = (settings.get("retention") or {}).get("target")
     trained, total = count_parameters(trainer.tuned.model)
+    summary = summarize_run(entries, metric=metric, target=target)
     results = {
         "finished": True,
         "glmtune": __version__,
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
-        **summarize_run(entries, metric=metric, target=target),
+        **summary,
         **retention_results(run, entries, metric=metric, target=target),
+        **preference_results(entries, summary.get("best_step")),
         "trained_parameters": trained,
         "all_parameters": total,
         **origin,
@@ -393,7 +396,7 @@ def _show(run: Path, results: Mapping[str, Any]) -> None:
     trained = f"{results['trained_parameters']:,} of {results['all_parameters']:,} parameters"
     console = Console(highlight=False, soft_wrap=True)
     console.print(named_values([*rows, ("trained", trained)]))
-    for line in retention_words(results):
+    for line in (*preference_words(results), *retention_words(results)):
         console.print(line, markup=False)
     console.print(f"saved in {run / 'last'}", markup=False)
 
