@@ -237,8 +237,8 @@ def _meaning(settings: Mapping[str, Any]) -> str:
     if preference := settings.get("preference"):
         return (
             f"Losses are those of {preference['loss']} (beta {preference['beta']}), accuracies the share of"
-            " pairs whose better\nanswer has the higher reward, both on the validation rows; the baseline is the"
-            " reference."
+            " pairs whose better\nanswer has the higher reward, both on the validation rows; the baseline is"
+            " the reference."
         )
     return (
         "Losses are nats per answer token, accuracies the share of answer tokens that the model finds most"
