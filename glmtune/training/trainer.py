@@ -440,7 +440,7 @@ class GlmTrainer(Trainer):
 
     # Called around each micro-batch but the last of a step, where the model is marked as sharded. The parent
     # asks the model's config how transformers sharded it, which it did not.
-    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
+    def _defer_fsdp_gradient_reduction(self) -> Any:  # a context manager of contextlib's own class
         return fsdp.without_gradient_sync(self.tuned.model)
 
     # Called at the end of _prepare_for_training. Replaced as a whole: the parent would take over the settings

@@ -124,7 +124,7 @@ class RowTable:
 
 _NOTHING = EncodedBatch(
     *(np.zeros(0, np.int32) for _ in range(4)),
-    np.zeros(0, np.bool_),
+    desirable=np.zeros(0, np.bool_),
     truncation=TruncationCounts(),
     problems=(),
 )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from glmtune.data.reading.json_values import kind_of, listed, read_text, text_of
 from glmtune.data.reading.layouts import (
@@ -83,7 +84,7 @@ def detect_preference(
     Raises:
         DataError: there are no two answers and no judged one, or a named column does not occur.
     """
-    columns: dict[str, object] = dict.fromkeys(names)
+    columns: dict[str, object] = dict.fromkeys(names, cast(object, None))
     for row in rows[:DETECTION_ROWS]:
         columns |= {
             name: value for name, value in row.values.items() if value is not None or name not in columns

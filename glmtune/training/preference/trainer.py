@@ -15,7 +15,7 @@ processes they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -71,7 +71,7 @@ class PreferenceTrainer(GlmTrainer):
         self.preference = preference
         self.reference = preference.reference_of(tune)
         self._is_base_alone = False
-        self._sums: dict[str, Tensor] | None = None
+        self._sums: Tensor | None = None
         self._num_better_tokens: Tensor | None = None
         super().__init__(*args, **kwargs)
 
@@ -90,7 +90,7 @@ class PreferenceTrainer(GlmTrainer):
         for batch in batch_samples:
             tokens_B = answer_tokens(batch["labels"]).chunk(2)[0]
             counts += torch.stack([(tokens_B > 0).sum(), tokens_B[batch["desirable"]].sum()]).cpu()
-        total = self.accelerator.gather(counts.to(device)[None]).sum(dim=0)
+        total = cast(Tensor, self.accelerator.gather(counts.to(device)[None])).sum(dim=0)
         self._num_better_tokens = total[1]
         return total[0]
 
@@ -156,7 +156,7 @@ class PreferenceTrainer(GlmTrainer):
             return answer_log_probs(model, inputs, **keywords)
 
     @contextmanager
-    def _frozen(self, model: nn.Module) -> Iterator[None]:
+    def _frozen(self, model: nn.Module) -> Generator[None]:
         """Run a block without gradients and dropout, in the middle of a step."""
         was_training = model.training
         model.eval()
@@ -232,7 +232,7 @@ class PreferenceTrainer(GlmTrainer):
     # ---- evaluation
 
     @contextmanager
-    def base_alone(self) -> Iterator[None]:
+    def base_alone(self) -> Generator[None]:
         """Evaluate what tuning is measured against: the base, or the model as the run begins."""
         if self.reference == START:
             yield

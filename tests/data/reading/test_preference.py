@@ -248,7 +248,9 @@ def test_check_shows_pairs(tiny_tokenizer: Any, tmp_path: Path) -> None:
     assert (split.num_rows, split.num_training_rows, split.num_bad_rows, judged.num_pairs) == (2, 4, 1, 2)
     assert split.layout == "preference"
     assert split.columns == ("prompt", "chosen", "rejected")
-    assert judged.num_longer == 2 - (judged.desirable_tokens is None)
+    assert judged.num_longer == 1
+    assert judged.desirable_tokens is not None
+    assert (judged.desirable_tokens.mean, judged.desirable_tokens.max) == (8.0, 12)
     better, worse = (
         "".join(part.text for part in parts) for parts in (report.sample, report.rejected_sample)
     )
