@@ -269,7 +269,7 @@ def _trainer(
     )
     make = GlmTrainer
     if config.preference is not None:
-        make = functools.partial(PreferenceTrainer, preference=config.preference, tune=config.tune)
+        make = functools.partial(PreferenceTrainer, preference=config.preference, reference=config.reference)
     return make(
         tuned,
         arguments,

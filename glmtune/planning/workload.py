@@ -261,7 +261,7 @@ def _forward_passes(config: RunConfig) -> int:
     preference = config.preference
     if preference is None:
         return 0
-    is_live = preference.reference_of(config.tune) == BASE
+    is_live = config.reference == BASE
     return int(is_live) if preference.takes_pairs else 1 + 2 * is_live
 
 

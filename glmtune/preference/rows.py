@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ class PreferenceRows(torch.utils.data.Dataset[dict[str, Any]]):
         lengths: tokens of both rows of every example.
         reference: log-probabilities of both rows under the reference, float32 ``[examples, 2]``; None: not
             kept.
+        fingerprint: of all that decides these log-probabilities but the model: conversations, and what cuts
+            them.
     """
 
     def __init__(self, split: EncodedSplit, settings: PreferenceSettings) -> None:
@@ -69,6 +72,9 @@ class PreferenceRows(torch.utils.data.Dataset[dict[str, Any]]):
             )
         self._desirable = np.asarray(split.desirable, dtype=np.bool_)
         self.reference: np.ndarray | None = None
+        data = split.settings
+        shape = (data.max_source_length, data.max_target_length, data.source_prefix, data.loss_on_thoughts)
+        self.fingerprint = sha256(f"{split.fingerprint} {shape} {settings.takes_pairs}".encode()).hexdigest()
 
     @property
     def desirable(self) -> np.ndarray:

@@ -24,8 +24,8 @@ class PreferenceSettings:
     )
     reference: str | None = setting(
         None,
-        "what answers are measured against: base (the tuned part off), start (the model as the run begins),"
-        " null: base, with tune=full start",
+        "what answers are measured against: base (the tuned part off), start (the model as the run begins);"
+        " null: base, but start where all weights are tuned or something tuned is tuned further",
     )
     label_smoothing: float = setting(0.0, "dpo: share of pairs that are reckoned to be the wrong way round")
     sft_weight: float = setting(
@@ -84,12 +84,12 @@ class PreferenceSettings:
         """What the mean loss per token of the better answers counts."""
         return 1.0 if self.loss == "orpo" else self.sft_weight
 
-    def reference_of(self, tune: str) -> str | None:
+    def reference_of(self, *, is_base: bool) -> str | None:
         """Return ``base`` or ``start``; None where there is no reference.
 
         Args:
-            tune: what is trained.
+            is_base: whether the run begins with the base, which stays at hand: a new prefix or LoRA over it.
         """
         if not self.has_reference:
             return None
-        return self.reference or (START if tune == "full" else BASE)
+        return self.reference or (BASE if is_base else START)

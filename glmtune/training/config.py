@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glmtune.data.settings import PREFERENCE, DataSettings
 from glmtune.errors import ConfigError
@@ -70,6 +70,9 @@ class RunConfig:
         Raises:
             ConfigError: settings contradict each other.
         """
+        if self.preference is not None and self.data.layout == "auto":
+            # Detected among the layouts that have what is compared; config.yaml says so.
+            object.__setattr__(self, "data", replace(self.data, layout=PREFERENCE))
         check_choice("tune", self.tune, TUNE)
         for name, value, recipe in (("prefix", self.prefix, "ptuning"), ("lora", self.lora, "lora")):
             if self.tune == name and value is None:
@@ -173,8 +176,8 @@ class RunConfig:
         if not judges:
             raise ConfigError(
                 f"`preference` has settings, but `data.layout` is `{self.data.layout}`, whose rows have one"
-                " answer. Add `data.layout=preference` for rows with two (`chosen`, `rejected`) or a judged"
-                " one; `data=preference` is the shipped set."
+                " answer. Use `data=preference`, the shipped pairs, or `data=files data.train_file=FILE` with"
+                " rows of your own (`chosen`, `rejected`)."
             )
         if not self.data.loss_on_thoughts and not preference.takes_pairs:
             raise ConfigError(
@@ -234,6 +237,14 @@ class RunConfig:
                 f"`from_scratch` is true and `init_from` is `{self.init_from}`, but a run begins with one of "
                 "them. Leave one out."
             )
+
+    @property
+    def reference(self) -> str | None:
+        """What preferences are measured against: ``base`` or ``start``; None: nothing."""
+        if self.preference is None:
+            return None
+        goes_on = any(getattr(self, name) is not None for name, _, _ in BEGINS_WITH.values())
+        return self.preference.reference_of(is_base=self.tune != "full" and not goes_on)
 
     @property
     def shards_weights(self) -> bool:

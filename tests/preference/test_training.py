@@ -188,7 +188,7 @@ def test_micro_batches_do_not_matter(words: Words) -> None:
 
 def test_a_prefix_that_is_tuned_further_is_measured_against_what_it_was(words: Words) -> None:
     first = trained(words("prefix", folder="first"))
-    more = (f"prefix_path={first.output_dir}", "preference.reference=start", "prefix.dropout=0.0")
+    more = (f"prefix_path={first.output_dir}", "prefix.dropout=0.0")
     second = trained(words("prefix", *more, folder="second"))
     stages = second.results["preference"]
     assert stages["baseline"]["margins"] == pytest.approx(0, abs=1e-5)
@@ -197,6 +197,10 @@ def test_a_prefix_that_is_tuned_further_is_measured_against_what_it_was(words: W
     log_probs = first.results["preference"]["final"]["logps/chosen"]
     assert stages["baseline"]["logps/chosen"] == pytest.approx(log_probs, rel=1e-4)
     assert (second.output_dir / reference.REFERENCE_FILE).is_file()
+    third = trained(words("prefix", *more, "preference.reference=base", folder="third"))
+    margins = [result.results["preference"]["final"]["margins"] for result in (first, second, third)]
+    assert margins[2] > margins[0]
+    assert not (third.output_dir / reference.REFERENCE_FILE).exists()
 
 
 def test_a_kept_reference_that_is_gone_or_of_other_rows(words: Words, rows: dict[str, Path]) -> None:
@@ -205,8 +209,10 @@ def test_a_kept_reference_that_is_gone_or_of_other_rows(words: Words, rows: dict
     (result.output_dir / "all_results.json").unlink()
     longer = [*line, "trainer.max_steps=3", "resume=force"]
     few = f"data.validation_file={rows['train']}"
-    with pytest.raises(CheckpointError, match=r"holds no reference of the 24 validation examples"):
+    with pytest.raises(CheckpointError, match=r"holds no reference of these 24 validation examples"):
         trained([*longer, few])
+    with pytest.raises(CheckpointError, match=r"of these 24 train examples: they, or the lengths"):
+        trained([*longer, "data.max_target_length=8"])
     (result.output_dir / reference.REFERENCE_FILE).write_bytes(b"cut")
     with pytest.raises(CheckpointError, match=r"reference\.safetensors cannot be read"):
         trained(longer)
@@ -271,6 +277,13 @@ def test_with_replay_both_losses_are_learnt(words: Words, tmp_path: Path) -> Non
 def test_what_is_refused(line: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         load_settings(COMMAND, line)
+
+
+def test_rows_of_ones_own_are_told_by_their_columns(words: Words) -> None:
+    line = [word for word in words("lora") if word != "data=preference"]
+    config = load_settings(COMMAND, [*line, "data=files"])
+    assert config.data.layout == "preference"
+    assert trained([*line, "data=files", "trainer.max_steps=2"]).results["preference"]["final"]["step"] == 2
 
 
 def test_a_setting_of_the_group_stands_for_dpo() -> None:

@@ -12,8 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
@@ -81,7 +81,8 @@ class ReferenceStart(TrainerCallback):
         kept, file = self._kept, self._trainer.run_folder / REFERENCE_FILE
         assert kept is not None
         if state.global_step == 0 or not file.exists():
-            collectives.broadcast_from_main(lambda: _write(file, kept))
+            rows = {split: each.fingerprint for split, each in self._trainer.sets().items()}
+            collectives.broadcast_from_main(lambda: _write(file, kept, rows))
 
     def _made(self) -> dict[str, np.ndarray]:
         if collectives.is_main_process():
@@ -105,8 +106,8 @@ def _fingerprint(kept: dict[str, np.ndarray]) -> str:
     return sha256(np.ascontiguousarray(kept["train"]).tobytes()).hexdigest()
 
 
-def _write(file: Path, kept: dict[str, np.ndarray]) -> None:
-    content = save({split: np.ascontiguousarray(values) for split, values in kept.items()})
+def _write(file: Path, kept: dict[str, np.ndarray], rows: dict[str, str]) -> None:
+    content = save({split: np.ascontiguousarray(values) for split, values in kept.items()}, metadata=rows)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, lambda partial: partial.write_bytes(content))
@@ -115,19 +116,23 @@ def _write(file: Path, kept: dict[str, np.ndarray]) -> None:
 
 
 def _read(file: Path, trainer: PreferenceTrainer) -> dict[str, np.ndarray]:
-    way_out = "Restore it, or start anew with `resume=never`."
     try:
-        kept = load_file(file)
+        with safe_open(file, framework="numpy") as held:
+            made_of = held.metadata() or {}
+            kept = {split: held.get_tensor(split) for split in held.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{file} cannot be read: {error}. It holds what answers are measured against, which is made once,"
-            f" before the first step. {way_out}"
+            " before the first step. Restore it, or start anew with `resume=never`."
         ) from None
     for split, rows in trainer.sets().items():
         found = kept.get(split)
-        if found is None or found.shape != (len(rows), 2) or found.dtype != np.float32:
+        is_whole = found is not None and found.shape == (len(rows), 2) and found.dtype == np.float32
+        if not is_whole or made_of.get(split) != rows.fingerprint:
             raise CheckpointError(
-                f"{file} holds no reference of the {len(rows)} {split} examples. Go on with the rows that the"
-                f" run began with. {way_out}"
+                f"{file} holds no reference of these {len(rows)} {split} examples: they, or the lengths that"
+                " cut them, are others than when the run began, and the model of then is gone. Go on with"
+                " those; or begin a new run with what was tuned (`prefix_path=`, `adapter_path=`,"
+                " `init_from=`) and another `output_dir`."
             )
     return kept

@@ -59,17 +59,19 @@ class _Compared:
 class PreferenceTrainer(GlmTrainer):
     """Trains what is tuned to prefer the better answers."""
 
-    def __init__(self, *args: Any, preference: PreferenceSettings, tune: str, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, preference: PreferenceSettings, reference: str | None, **kwargs: Any
+    ) -> None:
         """Wire as `GlmTrainer` does.
 
         Args:
             *args: see `GlmTrainer`.
-            preference: which loss, against which reference.
-            tune: what is trained; decides the reference where the settings do not.
+            preference: which loss.
+            reference: ``base``, ``start``, or None for none.
             **kwargs: see `GlmTrainer`; ``rows`` are those of `glmtune.preference.rows.preference_set`.
         """
         self.preference = preference
-        self.reference = preference.reference_of(tune)
+        self.reference = reference
         self._is_base_alone = False
         self._sums: Tensor | None = None
         self._num_better_tokens: Tensor | None = None
