@@ -160,8 +160,9 @@ class PreferenceCollator:
 
         Returns:
             ``input_ids``, ``labels`` and ``attention_mask``, int64 ``[2B, S]``: first rows, then second ones;
-            ``examples`` int64 ``[B]``, ``desirable`` bool ``[B]``, and ``reference`` float32 ``[2, B]`` if it
-            is kept.
+            ``examples`` int64 ``[B]``, ``desirable`` bool ``[B]``, and if it is kept ``reference``: float32
+            ``[2, B]`` under the bits of int32, as floats of a batch are rounded to 16 bits where DeepSpeed
+            computes in them.
         """
         parts: list[dict[str, list[int]]] = []
         for second in (False, True):
@@ -172,7 +173,8 @@ class PreferenceCollator:
         batch["examples"] = torch.tensor([row["example"] for row in rows])
         batch["desirable"] = torch.tensor([row["desirable"] for row in rows])
         if all("reference" in row for row in rows):
-            batch["reference"] = torch.tensor([row["reference"] for row in rows]).T.contiguous()
+            kept = torch.tensor([row["reference"] for row in rows], dtype=torch.float32)
+            batch["reference"] = kept.T.contiguous().view(torch.int32)
         return batch
 
 

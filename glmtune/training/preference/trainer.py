@@ -152,7 +152,7 @@ class PreferenceTrainer(GlmTrainer):
             return None
         if "reference" in inputs:
             kept: Tensor = inputs["reference"]
-            return AnswerLogProbs(kept.reshape(-1), answer_tokens(inputs["labels"]))
+            return AnswerLogProbs(kept.view(torch.float32).reshape(-1), answer_tokens(inputs["labels"]))
         assert self.reference == BASE, "what a run began with is kept before its first step"
         with self._frozen(model), self.tuned.bypassed() as keywords:
             return answer_log_probs(model, inputs, **keywords)
