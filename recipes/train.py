@@ -472,6 +472,6 @@ COMMAND = Command(
         "glmtune train +recipe=ptuning prefix_path=runs/old data.train_file=new.jsonl output_dir=runs/new",
         "glmtune train +recipe=full deepspeed=zero2 model=chatglm2-6b",
         "glmtune train +recipe=dpo",
-        "glmtune train +recipe=lora preference=dpo data=preference",
+        "glmtune train +recipe=dpo_lora preference=kto",
     ),
 )

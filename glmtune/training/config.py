@@ -74,7 +74,9 @@ class RunConfig:
             # Detected among the layouts that have what is compared; config.yaml says so.
             object.__setattr__(self, "data", replace(self.data, layout=PREFERENCE))
         check_choice("tune", self.tune, TUNE)
-        for name, value, recipe in (("prefix", self.prefix, "ptuning"), ("lora", self.lora, "lora")):
+        prefers = self.preference is not None
+        recipes = ("dpo", "dpo_lora") if prefers else ("ptuning", "lora")
+        for name, value, recipe in zip(("prefix", "lora"), (self.prefix, self.lora), recipes, strict=True):
             if self.tune == name and value is None:
                 raise ConfigError(f"`{name}` is null, but `tune={name}` needs it. Use `+recipe={recipe}`.")
             if self.tune != name and value is not None:
