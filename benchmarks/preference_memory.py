@@ -31,7 +31,7 @@ from typing import Any
 from forked import in_child
 from plan_accuracy import SHAPES, make_model, resident_bytes
 
-PAIRS, SIDE, STEPS = 2, 128, 5
+PAIRS, SIDE, STEPS = 2, 128, 4
 """Pairs in a step, tokens of a prompt and of an answer, steps."""
 ARMS = ("sft", "base", "start", "two")
 RECIPES = {"prefix": "+recipe=ptuning_official", "lora": "+recipe=lora", "full": "+recipe=full"}
@@ -147,7 +147,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints, rows and runs")
-    parser.add_argument("--shape", default="124m", choices=[name for name in SHAPES if name != "8m"])
+    parser.add_argument("--shape", default="34m", choices=[name for name in SHAPES if name != "8m"])
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -238,6 +238,25 @@ def test_with_replay_both_losses_are_learnt(words: Words, tmp_path: Path) -> Non
     assert result.results["preference"]["final"]["margins"] > 0
 
 
+@pytest.mark.parametrize("way", ["prefix", "lora"])
+def test_checkpointed_activations_change_nothing(way: str, words: Words) -> None:
+    fixed = ("trainer.max_steps=3", "prefix.dropout=0.0" if way == "prefix" else "lora.dropout=0.0")
+    runs = [
+        trained(words(way, *fixed, f"trainer.gradient_checkpointing={on}", folder=f"checkpointing-{on}"))
+        for on in ("false", "true")
+    ]
+    plain, sparing = (
+        [entry["rewards/margins"] for entry in read_log(result.output_dir) if "loss" in entry]
+        for result in runs
+    )
+    assert sparing == pytest.approx(plain, rel=1e-4, abs=1e-6)
+
+
+def test_over_codes(words: Words) -> None:
+    stages = trained(words("prefix", "quantization=int8")).results["preference"]
+    assert stages["final"]["margins_low"] > 0
+
+
 # ---- settings
 
 
