@@ -19,7 +19,9 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -29,12 +31,36 @@ from pathlib import Path
 from typing import Any
 
 from forked import in_child
-from plan_accuracy import SHAPES, make_model, resident_bytes
+from plan_accuracy import resident_bytes
+
+import glmtune
 
 PAIRS, SIDE, STEPS = 2, 128, 4
 """Pairs in a step, tokens of a prompt and of an answer, steps."""
 ARMS = ("sft", "base", "start", "two")
+SHAPES = {
+    "2m": {"layers": 2, "hidden": 256, "ffn": 688, "heads": 4},
+    "25m": {"layers": 8, "hidden": 512, "ffn": 1376, "heads": 8},
+    "83m": {"layers": 12, "hidden": 768, "ffn": 2048, "heads": 12},
+}
+"""Name -> options of `benchmarks/make_checkpoint.py`; the vocabulary is that of glm-tiny's tokenizer."""
 RECIPES = {"prefix": "+recipe=ptuning_official", "lora": "+recipe=lora", "full": "+recipe=full"}
+
+
+def make_model(work: Path, shape: str) -> Path:
+    """Write a checkpoint of random weights, once, with glm-tiny's tokenizer."""
+    folder = work / f"chatglm2-{shape}"
+    if (folder / "config.json").is_file():
+        return folder
+    assets = Path(glmtune.__file__).parent / "assets" / "glm-tiny"
+    sizes = {**SHAPES[shape], "head-dim": 64, "vocab": 4864, "kv-heads": 2}
+    options = [item for key, value in sizes.items() for item in (f"--{key}", str(value))]
+    options += ["--out", str(folder), "--dtype", "float32", "--format", "safetensors"]
+    script = Path(__file__).with_name("make_checkpoint.py")
+    subprocess.run([sys.executable, str(script), *options], check=True)
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(assets / name, folder / name)
+    return folder
 
 
 def write_rows(work: Path) -> None:
@@ -147,13 +173,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints, rows and runs")
-    parser.add_argument("--shape", default="34m", choices=[name for name in SHAPES if name != "8m"])
+    parser.add_argument("--shape", default="25m", choices=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
     write_rows(options.work)
-    small, model = make_model(options.work, "8m"), make_model(options.work, options.shape)
+    small, model = make_model(options.work, "2m"), make_model(options.work, options.shape)
     for tune in RECIPES:
         for arm in ARMS[:3]:
             run_arm(tune, arm, small, options.work)

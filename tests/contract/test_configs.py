@@ -45,7 +45,9 @@ def belonging(name: str, group: str, option: str) -> list[str]:
     other = {"preference": "data=preference"}.get(group, "")
     if (group, option) == ("data", "preference"):
         other = "preference=dpo"
-    return [other] if other and group_of(other) in default_values(command(name).schema) else []
+    if not other or group_of(other) not in default_values(command(name).schema):
+        return []
+    return [other, "prefix.switch=false"] if name == "quickstart" else [other]  # its recipe has a switch
 
 
 def group_of(override: str) -> str:
