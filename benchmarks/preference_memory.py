@@ -175,17 +175,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints, rows and runs")
     parser.add_argument("--shape", default="25m", choices=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--tune", nargs="*", default=list(RECIPES), choices=list(RECIPES))
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
     write_rows(options.work)
     small, model = make_model(options.work, "2m"), make_model(options.work, options.shape)
-    for tune in RECIPES:
+    for tune in options.tune:
         for arm in ARMS[:3]:
             run_arm(tune, arm, small, options.work)
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for _ in range(options.rounds):
-        for tune in RECIPES:
+        for tune in options.tune:
             for arm in ARMS:
                 if (tune, arm) == ("full", "base"):  # its weights are those being trained
                     continue
