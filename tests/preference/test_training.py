@@ -15,6 +15,7 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.training.log import read_log
 from glmtune.training.preference import reference
 from glmtune.training.preference.trainer import PreferenceTrainer
+from recipes import data
 from recipes.train import COMMAND, TrainResult, run
 from recipes.words.compose import load_settings
 
@@ -303,6 +304,12 @@ def test_rows_of_ones_own_are_told_by_their_columns(words: Words) -> None:
     config = load_settings(COMMAND, [*line, "data=files"])
     assert config.data.layout == "preference"
     assert trained([*line, "data=files", "trainer.max_steps=2"]).results["preference"]["final"]["step"] == 2
+
+
+def test_a_check_reads_pairs_with_and_without_a_loss() -> None:
+    own = ["data=files", "data.train_file=pairs.jsonl"]
+    for line in (["data=preference"], [*own, "data.layout=preference"], ["+recipe=dpo", *own]):
+        assert load_settings(data.COMMAND, line).data.layout == "preference"
 
 
 def test_a_setting_of_the_group_stands_for_dpo() -> None:
