@@ -57,6 +57,11 @@ class DataConfig(RunConfig):
                 "as one run reads them. Leave one out."
             )
 
+    def _check_preference(self) -> None:
+        """Let pairs be checked before it is said what is to be learnt from them."""
+        if self.preference is not None:
+            super()._check_preference()
+
     def __post_init__(self) -> None:
         """Check the action, and that it reads what is given.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from glmtune.data.settings import DataSettings
+from glmtune.data.settings import PREFERENCE, DataSettings
 from glmtune.errors import ConfigError
 from glmtune.models.settings import ModelSettings
 from glmtune.retention.settings import RetentionSettings
@@ -207,6 +207,11 @@ def _data(config: DialConfig, tuned: Path, words: Sequence[str] | None, console:
     if not data.has_validation:
         raise ConfigError(
             f"`data` has no rows for evaluation, which the task is measured on. Add `data.{SPLIT}_file=FILE`."
+        )
+    if data.layout == PREFERENCE:
+        raise ConfigError(
+            "`data.layout` is `preference`, but a sweep measures one answer to each prompt, and of these one"
+            " is the worse. Name rows of the task: `data=ads`, or `data=files data.validation_file=FILE`."
         )
     return dataclasses.replace(data, packing=False)  # rows are read one by one here
 

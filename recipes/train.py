@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def _run(config: TrainConfig, held: ExitStack) -> TrainResult:
     from glmtune.tracking.services import check_trackers
     from glmtune.training import session
     from glmtune.training.distributed import collectives, deepspeed_engine, sharded_loading
-    from glmtune.training.starting.data import load_rows
+    from glmtune.training.starting.data import load_rows, training_rows
     from glmtune.training.starting.tuned_before import as_values, begin_with
 
     _refuse_fsdp_alone(config)
@@ -127,7 +128,7 @@ def _run(config: TrainConfig, held: ExitStack) -> TrainResult:
     trained_with = as_trained.record(train.settings, train.system, is_chat=train.is_chat)
     tuned = _adapt(config, model, tokenizer, fingerprints, trained_with)
     origin = {**as_values(begin_with(config, tuned, start.checkpoint)), as_trained.KEY: trained_with}
-    rows = _rows(config, train, validation, tokenizer)
+    rows = training_rows(config, train, validation, tokenizer)
     trainer = _trainer(config, tuned, tokenizer, rows, fingerprints, origin, device.type)
     trainer.switching = _switching(config, tokenizer, train, validation)
     with collectives.propagate_errors():
@@ -137,7 +138,7 @@ def _run(config: TrainConfig, held: ExitStack) -> TrainResult:
         return TrainResult(start.folder, trainer.state.global_step, {}, stopped_by)
     facts = {
         "train_path": as_given("data.train_file", train.path),
-        "train_rows": len(train.lengths),
+        "train_rows": len(train.lengths) if config.preference is None else len(rows.train.lengths),
         **fingerprints,
         **origin,
         "unseen": {split.split: split.unseen.values() for split in (train, validation) if split is not None},
@@ -233,23 +234,6 @@ def _adapt(
     return tune_prefix(model, encoder, meta)
 
 
-def _rows(
-    config: TrainConfig,
-    train: TrainSplit,
-    validation: EncodedSplit | None,
-    tokenizer: GlmTokenizer,
-) -> TrainingRows:
-    from glmtune.data.collate import DynamicPaddingCollator, PackingCollator
-    from glmtune.data.rows import TrainingRows, row_set
-
-    collator = PackingCollator if config.data.packing else DynamicPaddingCollator
-    return TrainingRows(
-        train=row_set(train, config.data, seed=config.seed),
-        validation=None if validation is None else row_set(validation, config.data, seed=config.seed),
-        collator=collator(cast(int, tokenizer.pad_token_id), config.data.pad_to_multiple_of),
-    )
-
-
 def _trainer(
     config: TrainConfig,
     tuned: Tuned,
@@ -262,6 +246,7 @@ def _trainer(
     from glmtune.models.architectures.compiling import compile_layers
     from glmtune.training.arguments import compute_precision, training_arguments
     from glmtune.training.distributed.deepspeed_settings import deepspeed_config
+    from glmtune.training.preference.trainer import PreferenceTrainer
     from glmtune.training.trainer import GlmTrainer
 
     zero = config.deepspeed
@@ -282,7 +267,10 @@ def _trainer(
         else deepspeed_config(zero, config.trainer, precision=precision, has_gpu=device == "cuda"),
         timeout_seconds=config.launch.timeout_seconds,
     )
-    return GlmTrainer(
+    make = GlmTrainer
+    if config.preference is not None:
+        make = functools.partial(PreferenceTrainer, preference=config.preference, reference=config.reference)
+    return make(
         tuned,
         arguments,
         config.trainer,
@@ -483,5 +471,7 @@ COMMAND = Command(
         "glmtune train +recipe=full data=files data.train_file=my.json",
         "glmtune train +recipe=ptuning prefix_path=runs/old data.train_file=new.jsonl output_dir=runs/new",
         "glmtune train +recipe=full deepspeed=zero2 model=chatglm2-6b",
+        "glmtune train +recipe=dpo",
+        "glmtune train +recipe=dpo_lora preference=kto",
     ),
 )

@@ -74,7 +74,7 @@ FLOORS = (
             "glmtune.inference.engine",
             "glmtune glmtune.inference.predict glmtune.inference glmtune.training.checkpoints "
             "glmtune.training.callbacks",
-            "glmtune.training.watching glmtune.retention",
+            "glmtune.training.watching glmtune.retention glmtune.preference",
             "glmtune.training glmtune.export",
             "glmtune.serving glmtune.interactive glmtune.dial glmtune.sweep",
         ),

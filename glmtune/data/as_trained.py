@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from glmtune.data.lengths import LENGTHS
-from glmtune.data.settings import DataSettings
+from glmtune.data.settings import PREFERENCE, DataSettings
 from glmtune.errors import ConfigError
 from glmtune.settings import as_given, build_settings
 from glmtune.storage.json_files import parse_json
@@ -55,6 +55,8 @@ def record(settings: DataSettings, system: str | None = None, *, is_chat: bool =
         Plain values. One from the environment may be a secret: only its name is kept.
     """
     values = {name: getattr(settings, name) for name in (*PROMPT, *COLUMNS)}
+    if settings.layout == PREFERENCE:  # pairs to learn from; who asks has questions
+        values |= {"layout": "auto", **dict.fromkeys(COLUMNS[1:])}
     if values["system"] is None:
         values["system"] = system
     hidden = [name for name, value in values.items() if as_given(f"data.{name}", value) is not value]

@@ -23,7 +23,7 @@ from glmtune.data.encoded.mixture import MixPart, rows_per_epoch
 from glmtune.data.lengths import LENGTHS, STEP_TOKENS, chosen_words, limit_for, resolve_lengths
 from glmtune.data.reading.sources import find_data_files
 from glmtune.data.records import BadRow, Conversation
-from glmtune.data.settings import SPLITS, DataSettings, mixed_sets
+from glmtune.data.settings import PREFERENCE, SPLITS, DataSettings, mixed_sets
 from glmtune.data.truncation import TruncationCounts
 from glmtune.errors import ConfigError
 from glmtune.labels import IGNORE_INDEX
@@ -55,6 +55,27 @@ class LengthStats:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgedReport:
+    """What is compared in rows of the layout ``preference``.
+
+    Attributes:
+        num_pairs: rows with a better and a worse answer.
+        num_desirable: single answers judged to be such.
+        num_undesirable: single answers judged not to be.
+        desirable_tokens: lengths of the better answers, end token included; None: there are none.
+        undesirable_tokens: lengths of the worse ones, likewise.
+        num_longer: pairs whose better answer is the longer one: what is preferred may be length.
+    """
+
+    num_pairs: int
+    num_desirable: int
+    num_undesirable: int
+    desirable_tokens: LengthStats | None
+    undesirable_tokens: LengthStats | None
+    num_longer: int
+
+
+@dataclass(frozen=True, slots=True)
 class SplitReport:
     """What `check_data` found in one split.
 
@@ -83,6 +104,7 @@ class SplitReport:
         num_tokens: tokens after truncation.
         loss_frac: share of them that carries loss.
         fingerprint: sha256 of all messages.
+        judged: of rows with two answers or a judged one; None where an answer is simply learnt.
     """
 
     split: str
@@ -109,6 +131,7 @@ class SplitReport:
     num_tokens: int
     loss_frac: float
     fingerprint: str
+    judged: JudgedReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +175,7 @@ class DataReport:
         overlaps: the other splits against the training split.
         same_file: splits left out because they are the file of an earlier one, as (split, earlier split).
         sample: the first row of the first split, as trained on.
+        rejected_sample: of a preference pair, the same prompt with the worse answer; empty: there is none.
         sample_line: its line in the file.
         template: name of the prompt template.
         max_source_length: the configured limit, in tokens.
@@ -165,6 +189,7 @@ class DataReport:
     overlaps: tuple[OverlapReport, ...]
     same_file: tuple[tuple[str, str], ...]
     sample: tuple[SamplePart, ...]
+    rejected_sample: tuple[SamplePart, ...]
     sample_line: int
     template: str
     max_source_length: int
@@ -219,7 +244,10 @@ def check_data(
         splits=_reports(found, settings, extra_tokens=not template.bidirectional_context),
         overlaps=tuple(_overlap(train, each) for each in found if train and each.encoded.split != "train"),
         same_file=same_file,
-        sample=render_sample(tokenizer, first.sample, first.settings),
+        sample=render_sample(tokenizer, better_of(first.sample), first.settings),
+        rejected_sample=()
+        if (worse := worse_of(first.sample)) is None
+        else render_sample(tokenizer, worse, first.settings),
         sample_line=first.sample.line,
         template=template.name,
         max_source_length=settings.max_source_length,
@@ -309,6 +337,22 @@ def _report(checked: _Checked, count: int | None, *, extra_tokens: int) -> Split
         num_tokens=encoded.num_tokens,
         loss_frac=encoded.num_loss_tokens / encoded.num_tokens,
         fingerprint=facts.fingerprint,
+        judged=_judged(encoded) if facts.layout.name == PREFERENCE else None,
+    )
+
+
+def _judged(encoded: EncodedSplit) -> JudgedReport:
+    lengths, good = encoded.num_loss_tokens_per_row, encoded.desirable
+    num_pairs = len(lengths) - encoded.num_conversations
+    sides = [lengths[good], lengths[~good]]
+    better, worse = (_stats(side) if len(side) else None for side in sides)
+    return JudgedReport(
+        num_pairs=num_pairs,
+        num_desirable=0 if num_pairs else int(good.sum()),
+        num_undesirable=0 if num_pairs else int((~good).sum()),
+        desirable_tokens=better,
+        undesirable_tokens=worse,
+        num_longer=int((sides[0] > sides[1]).sum()) if num_pairs and len(sides[0]) == len(sides[1]) else 0,
     )
 
 
@@ -346,6 +390,20 @@ def _histogram(lengths: np.ndarray) -> tuple[tuple[int, int, int], ...]:
     bins = [(index * width, (index + 1) * width - 1, int(count)) for index, count in enumerate(counts)]
     bins[-1] = (bins[-1][0], max(bins[-1][1], int(lengths.max())), bins[-1][2])
     return tuple(bins[int(np.flatnonzero(counts)[0]) :])
+
+
+def better_of(conversation: Conversation) -> Conversation:
+    """Return a row with its better or only answer, as if that were simply learnt."""
+    return replace(conversation, rejected=None, desirable=None)
+
+
+def worse_of(conversation: Conversation) -> Conversation | None:
+    """Return a row with its worse answer, as if that were simply learnt; None where it has none."""
+    if conversation.rejected is None:
+        return None
+    return Conversation(
+        (*conversation.messages[:-1], conversation.rejected), conversation.path, conversation.line
+    )
 
 
 def render_sample(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.text import Text
 
-from glmtune.data.check import DataReport, LengthStats, SplitReport
+from glmtune.data.check import DataReport, LengthStats, SamplePart, SplitReport
 from glmtune.data.reading.json_values import listed
 from glmtune.tables import named_values
 from glmtune.terminal.console import Console, plain
@@ -61,6 +63,7 @@ def _show_split(split: SplitReport, console: Console) -> None:
             ("duplicates", f"{duplicates}, {_share(split.num_duplicate_prompts, split.num_rows)} prompts"),
             ("prompt tokens", _stats_line(split.prompt_tokens)),
             ("answer tokens", _stats_line(split.answer_tokens)),
+            *_judged_rows(split),
             ("truncated", split.truncation.words(split.num_training_rows) or "no rows"),
             ("loss", loss),
         ]
@@ -71,6 +74,22 @@ def _show_split(split: SplitReport, console: Console) -> None:
     for row in split.bad_rows:
         console.print(plain(f"  line {row.line}: {row.problem}", "red"))
     _show_histogram(split, console)
+
+
+def _judged_rows(split: SplitReport) -> list[tuple[str, str]]:
+    """Say what is compared in rows with two answers, or a judged one."""
+    judged = split.judged
+    if judged is None:
+        return []
+    sides = (("better ones", judged.desirable_tokens), ("worse ones", judged.undesirable_tokens))
+    if judged.num_pairs:
+        said = (
+            f"{judged.num_pairs}; in {_share(judged.num_longer, judged.num_pairs)} the better one is longer"
+        )
+    else:
+        said = f"{judged.num_desirable} answers are desirable, {judged.num_undesirable} are not"
+    found = [(name, _stats_line(stats)) for name, stats in sides if stats is not None]
+    return [("pairs" if judged.num_pairs else "judged", said), *found]
 
 
 def _epoch_row(split: SplitReport) -> list[tuple[str, str]]:
@@ -126,10 +145,17 @@ def _show_sample(report: DataReport, console: Console) -> None:
             f" on {learnt} of {total} tokens",
         )
     )
+    console.print(_sample_text(report.sample))
+    if report.rejected_sample:
+        console.print(Text("\nand its worse answer:", style="bold"))
+        console.print(_sample_text(report.rejected_sample))
+
+
+def _sample_text(parts: Sequence[SamplePart]) -> Text:
     text = Text()
-    for part in report.sample:
+    for part in parts:
         if part.has_loss:
             text.append(plain(f"⟦{part.text}⟧", _LOSS_STYLE))
         else:
             text.append(plain(part.text, "dim"))
-    console.print(text)
+    return text

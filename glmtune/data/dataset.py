@@ -63,6 +63,8 @@ class EncodedSplit:
             in memory, or mapped into it from the cache.
         lengths: the column ``length`` as int32 ``[rows]``.
         num_loss_tokens_per_row: tokens that carry loss, int32 ``[rows]``.
+        desirable: whether the answer is one to give more often, bool ``[rows]``; a preference pair is two
+            rows, the better answer's first. True throughout where nothing is judged.
         num_conversations: conversations behind the rows.
         truncation: what was cut.
         facts: of the conversations.
@@ -75,6 +77,7 @@ class EncodedSplit:
     rows: datasets.Dataset
     lengths: np.ndarray
     num_loss_tokens_per_row: np.ndarray
+    desirable: np.ndarray
     num_conversations: int
     truncation: TruncationCounts
     facts: SplitFacts
@@ -246,6 +249,7 @@ def _load_mixture(
         rows=datasets.concatenate_datasets([each.rows for each in found]),
         lengths=np.concatenate([each.lengths for each in found]),
         num_loss_tokens_per_row=np.concatenate([each.num_loss_tokens_per_row for each in found]),
+        desirable=np.concatenate([each.desirable for each in found]),
         num_conversations=sum(each.num_conversations for each in found),
         truncation=joined_truncation([each.truncation for each in found]),
         facts=joined_facts(names, [each.facts for each in found]),
@@ -328,6 +332,7 @@ def encode_split(
         table.close()
         np.save(folder / "lengths.npy", table.lengths, allow_pickle=False)
         np.save(folder / "num_loss_tokens.npy", table.num_loss_tokens, allow_pickle=False)
+        np.save(folder / "desirable.npy", table.desirable, allow_pickle=False)
         return {**asdict(made), "truncation": asdict(table.truncation)}
 
     def read(entry: cache.Entry) -> EncodedSplit:
@@ -339,6 +344,7 @@ def encode_split(
             rows=rows,
             lengths=lengths,
             num_loss_tokens_per_row=entry.array("num_loss_tokens"),
+            desirable=entry.array("desirable"),
             num_conversations=int(meta["num_conversations"]),
             truncation=TruncationCounts(**meta["truncation"]),
             facts=_facts(meta["facts"]),
@@ -357,6 +363,7 @@ def encode_split(
         rows=table.dataset(),
         lengths=table.lengths,
         num_loss_tokens_per_row=table.num_loss_tokens,
+        desirable=table.desirable,
         num_conversations=made.num_conversations,
         truncation=table.truncation,
         facts=made.facts,
@@ -461,4 +468,11 @@ def _facts(values: Mapping[str, Any]) -> SplitFacts:
 
 def _conversation(values: Mapping[str, Any]) -> Conversation:
     messages = tuple(Message(**message) for message in values["messages"])
-    return Conversation(messages, str(values["path"]), int(values["line"]))
+    worse, judged = values.get("rejected"), values.get("desirable")
+    return Conversation(
+        messages,
+        str(values["path"]),
+        int(values["line"]),
+        rejected=None if worse is None else Message(**worse),
+        desirable=None if judged is None else bool(judged),
+    )

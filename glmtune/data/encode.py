@@ -43,6 +43,7 @@ class EncodedRow:
         dropped_turns: oldest turns left out (a turn is a question with everything up to the next question).
         cut_question_tokens: tokens cut off the end of the current question.
         cut_answer_tokens: tokens cut off the end of the answer.
+        is_desirable: whether its answer is one to give more often; False for the worse one of a pair.
     """
 
     input_ids: list[int]
@@ -50,6 +51,7 @@ class EncodedRow:
     dropped_turns: int = 0
     cut_question_tokens: int = 0
     cut_answer_tokens: int = 0
+    is_desirable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +83,15 @@ def encode_training_row(
 
     Returns:
         One row; with ``loss_on="all_turns"`` one row per answer, if the template encodes earlier answers
-        differently from the answer being learnt (ChatGLM2).
+        differently from the answer being learnt (ChatGLM2). Of a preference pair two: the better answer's,
+        then the worse one's, both to the same tokens of a prompt.
 
     Raises:
         ConfigError: a setting that the model's way of reading its context excludes.
         RowProblem: the row does not fit the template, or not even its fixed parts fit ``max_source_length``.
     """
+    if conversation.rejected is not None or conversation.desirable is not None:
+        return _judged_rows(tokenizer, conversation, settings)
     template = template_for(tokenizer)
     refuse_settings(template, settings)
     messages = _refusable(lambda: write_tools(template, conversation.messages))
@@ -105,6 +110,23 @@ def encode_training_row(
         if message.role == "assistant" and message.has_loss
     ]
     return [_training_row(tokenizer, template, messages[:end], settings) for end in ends]
+
+
+def _judged_rows(
+    tokenizer: TextTokenizer, conversation: Conversation, settings: DataSettings
+) -> list[EncodedRow]:
+    plain = replace(conversation, rejected=None, desirable=None)
+    [row] = encode_training_row(tokenizer, plain, settings)
+    if conversation.rejected is None:
+        return [replace(row, is_desirable=bool(conversation.desirable))]
+    worse = replace(plain, messages=(*plain.messages[:-1], conversation.rejected))
+    [other] = encode_training_row(tokenizer, worse, settings)
+    if row.input_ids == other.input_ids:
+        raise RowProblem(
+            f"its two answers are the same: what tells them apart lies behind `data.max_target_length` ="
+            f" {settings.max_target_length}, or is not a token. Raise max_target_length, or delete the row."
+        )
+    return [row, replace(other, is_desirable=False)]
 
 
 def encode_prompt_row(

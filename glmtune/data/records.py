@@ -22,11 +22,15 @@ class Conversation:
             message of the assistant alone: plain text.
         path: the file or hub id it came from.
         line: 1-based line in that file (row number in Parquet files and hub data sets).
+        rejected: of a preference pair, what is worse than the answer, to the same prompt.
+        desirable: whether the answer is one to give more often; None where nobody judged it alone.
     """
 
     messages: tuple[Message, ...]
     path: str
     line: int
+    rejected: Message | None = None
+    desirable: bool | None = None
 
     @property
     def answer(self) -> Message | None:
@@ -140,8 +144,12 @@ class RowsDigest:
 
     def add(self, conversation: Conversation) -> None:
         """Take the next one in."""
-        messages = [_identity(message) for message in conversation.messages]
-        self._digest.update(json.dumps(messages, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        held: list[object] = [_identity(message) for message in conversation.messages]
+        if conversation.rejected is not None:
+            held.append({"rejected": _identity(conversation.rejected)})
+        if conversation.desirable is not None:
+            held.append({"desirable": conversation.desirable})
+        self._digest.update(json.dumps(held, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         self._digest.update(b"\n")
 
     def hexdigest(self) -> str:

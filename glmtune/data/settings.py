@@ -11,7 +11,9 @@ from glmtune.errors import ConfigError
 from glmtune.settings import build_settings, check_choice, check_range, setting
 
 SPLITS = ("train", "validation", "test")
-LAYOUT_NAMES = ("auto", "columns", "adgen", "alpaca", "sharegpt", "openai")
+PREFERENCE = "preference"
+"""The layout of rows with two answers, or a judged one."""
+LAYOUT_NAMES = ("auto", "columns", "adgen", "alpaca", "sharegpt", "openai", PREFERENCE)
 LOSS_ON = ("answer", "all_turns", "everything")
 ON_BAD_ROW = ("error", "skip")
 CACHE = ("auto", "always", "never")
@@ -89,9 +91,15 @@ class DataSettings:
     validation_seed: int = setting(42, "decides which rows these are; equal questions stay together")
     hub_subset: str | None = setting(None, "subset (configuration) of a hub data set")
 
-    layout: str = setting("auto", "how a row is laid out: auto, columns, adgen, alpaca, sharegpt or openai")
-    prompt_column: str | None = setting(None, "column of the question (layout columns)")
-    response_column: str | None = setting(None, "column of the answer (layout columns)")
+    layout: str = setting(
+        "auto",
+        "how a row is laid out: auto, columns, adgen, alpaca, sharegpt or openai; preference: two answers",
+    )
+    prompt_column: str | None = setting(None, "column of the question (layout columns or preference)")
+    response_column: str | None = setting(
+        None, "column of the answer (layout columns), of the better one (preference)"
+    )
+    rejected_column: str | None = setting(None, "column of the worse answer (layout preference)")
     history_column: str | None = setting(None, "column of earlier turns, a list of [question, answer] pairs")
     on_bad_row: str = setting(
         "error", "what an unusable row does: `error` stops, `skip` leaves it out and counts it"
@@ -174,7 +182,7 @@ class DataSettings:
             except ConfigError as error:
                 problems.append(str(error))
         problems += self._column_problems() + self._validation_problems() + self._mix_problems()
-        problems += self._packing_problems() + self._streaming_problems()
+        problems += self._packing_problems() + self._streaming_problems() + self._preference_problems()
         if self.loss_on == "everything" and not self.loss_on_thoughts:
             problems.append(
                 "`data.loss_on_thoughts` is false, but `data.loss_on` is `everything`, thoughts included. Use"
@@ -182,6 +190,22 @@ class DataSettings:
             )
         if problems:
             raise ConfigError("\n".join(problems))
+
+    def _preference_problems(self) -> list[str]:
+        if self.layout != PREFERENCE:
+            return []
+        compared = "but `data.layout` is `preference`: whole answers are compared,"
+        return [
+            f"`data.{name}` is {shown}, {compared} {why}. Use `data.{name}={way}`."
+            for name, is_wrong, shown, why, way in (
+                ("loss_on", self.loss_on != "answer", f"`{self.loss_on}`", "the last of each row", "answer"),
+                ("packing", self.packing, "true", "and both of a pair must be in one batch", "false"),
+                ("streaming", self.streaming, "true", "with a reference that is made of all rows", "false"),
+                ("mix", self.mix is not None, "given", "and sets of them are not mixed; one file may list"
+                 " several", "null"),
+            )
+            if is_wrong
+        ]  # fmt: skip
 
     def _streaming_problems(self) -> list[str]:
         if not self.streaming:
@@ -232,6 +256,14 @@ class DataSettings:
         }
         given = [name for name, value in columns.items() if value]
         named = " and ".join(f"`data.{name}`" for name in given)
+        if self.layout == PREFERENCE:
+            return []
+        if self.rejected_column:
+            return [
+                f"`data.rejected_column` is `{self.rejected_column}`, but `data.layout` is `{self.layout}`,"
+                " whose rows have one answer. Use `data.layout=preference` (`preference=dpo` learns from it),"
+                " or leave it out."
+            ]
         if given and self.layout not in ("auto", "columns"):
             return [
                 f"{named} cannot be obeyed: `data.layout` is `{self.layout}`, whose columns are fixed. Use"
@@ -258,6 +290,11 @@ class DataSettings:
             sets = mixed_sets(self)
         except ConfigError as error:
             return [str(error)]
+        if any(own.layout == PREFERENCE for _, own in sets):
+            return [
+                "`data.mix` has a set with the layout `preference`, but preference pairs are not mixed with"
+                " other rows. Learn from them in a run of their own: `data.layout=preference`."
+            ]
         names, weights = [each.name for each, _ in sets], [each.weight for each, _ in sets]
         if len(names) < 2 or len(set(names)) < len(names):
             return [
@@ -291,7 +328,7 @@ class DataSettings:
         Raises:
             ConfigError: the column of the question is named, but not that of the answer.
         """
-        if self.prompt_column and not self.response_column:
+        if self.prompt_column and not self.response_column and self.layout != PREFERENCE:
             raise ConfigError(
                 "`data.response_column` is not set, but the layout `columns` (chosen by `data.prompt_column`)"
                 " needs both prompt_column and response_column. Set it to the name of the column."

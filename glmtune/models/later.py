@@ -89,6 +89,7 @@ class LaterModel(OfficialModel):
         labelled_only: bool = False,
         base_hidden: Tensor | None = None,
         hidden_only: bool = False,
+        each_label: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Run the model; the parent's arguments, and some more.
@@ -107,6 +108,7 @@ class LaterModel(OfficialModel):
                 and padding.
             base_hidden: with ``labelled_only``, see ``base_TD`` of `chunked_cross_entropy`.
             hidden_only: with ``labelled_only``, see `chunked_cross_entropy`.
+            each_label: likewise.
             **kwargs: passed down; ``num_items_in_batch`` divides the summed loss instead of its own count.
 
         Returns:
@@ -133,6 +135,7 @@ class LaterModel(OfficialModel):
             num_items=num_items,
             base_TD=base_hidden,
             hidden_only=hidden_only,
+            each_label=each_label,
         )
 
     def load_state_dict(

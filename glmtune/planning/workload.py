@@ -9,6 +9,7 @@ from glmtune.errors import ConfigError
 from glmtune.models.releases.families import why_not_tuned
 from glmtune.planning.geometry import Geometry
 from glmtune.planning.hardware import Hardware
+from glmtune.preference.settings import BASE
 from glmtune.prefix.settings import PrefixSettings
 from glmtune.quantization.arithmetic.methods import EXTERNAL, METHODS, OPTIONAL
 from glmtune.retention.settings import rows_per_pass
@@ -35,7 +36,8 @@ class Batch:
         length: S, tokens of the longest row.
         num_labels: T, tokens of all rows that carry loss.
         accumulation: passes per optimizer step.
-        eval_rows: rows of a forward pass of the evaluation, 0 without one.
+        eval_rows: rows of the largest forward pass without gradients, those of the evaluation or of a
+            reference; 0 without any.
         is_padded: rows differ in length, so attention gets a mask.
     """
 
@@ -94,6 +96,7 @@ class Workload:
         optim: name of the optimizer.
         replay: general rows beside a batch; its ``accumulation`` is the number of batches that have some.
         replays_kl: they are compared with the base's probabilities, of a forward pass more.
+        forward_passes: without gradients beside each pass of a batch, in passes as large as that one.
         loads_in_parts: a process reads its part of the base only, one tensor after the other.
         saves_asynchronously: checkpoints are written beside training, from a copy.
         attention: ``sdpa`` (fused) or ``eager``.
@@ -113,6 +116,7 @@ class Workload:
     optim: str
     replay: Batch | None = None
     replays_kl: bool = False
+    forward_passes: int = 0
     loads_in_parts: bool = False
     saves_asynchronously: bool = False
     attention: str = "sdpa"
@@ -125,11 +129,12 @@ class Workload:
     @property
     def passes_per_step(self) -> float:
         """Passes of an optimizer step in passes of a task batch; those with general rows by their tokens."""
-        if self.replay is None:
-            return self.batch.accumulation
         # A backward pass takes twice the time of a forward pass, so one forward pass more is a third more.
+        passes = self.batch.accumulation * (1 + self.forward_passes / 3)
+        if self.replay is None:
+            return passes
         share = self.replay.num_tokens / self.batch.num_tokens * (4 / 3 if self.replays_kl else 1)
-        return self.batch.accumulation + self.replay.accumulation * share
+        return passes + self.replay.accumulation * share
 
     @property
     def compute_bytes(self) -> int:
@@ -207,6 +212,7 @@ def workload_of(
         batch=batch_of(config, length),
         replay=_replay(config, sharding.num_processes),
         replays_kl=config.retain is not None and config.retain.loss == "kl",
+        forward_passes=_forward_passes(config),
         sharding=sharding,
         checkpointing=config.trainer.gradient_checkpointing,
         optim=config.trainer.optim,
@@ -236,14 +242,27 @@ def batch_of(config: RunConfig, length: int | None = None) -> Batch:
     answer = min(length - 1, data.max_target_length + 1)
     labels = answer if data.loss_on == "answer" and not data.packing else length - 1
     rows = trainer.per_device_train_batch_size
+    eval_rows = trainer.per_device_eval_batch_size if data.has_validation else 0
+    if config.preference is not None:  # two answers to each example, see `glmtune.preference.rows`
+        eval_rows = 2 * max(eval_rows, rows if _forward_passes(config) else 0)
+        rows *= 1 + config.preference.takes_pairs
     return Batch(
         rows=rows,
         length=length,
         num_labels=rows * labels,
         accumulation=trainer.gradient_accumulation_steps,
-        eval_rows=trainer.per_device_eval_batch_size if data.has_validation else 0,
+        eval_rows=eval_rows,
         is_padded=rows > 1 or data.packing or data.pad_to_multiple_of > 1,
     )
+
+
+def _forward_passes(config: RunConfig) -> int:
+    """Follow `glmtune.training.preference.trainer`: a reference not kept, and KTO's mismatched rows."""
+    preference = config.preference
+    if preference is None:
+        return 0
+    is_live = config.reference == BASE
+    return int(is_live) if preference.takes_pairs else 1 + 2 * is_live
 
 
 def _replay(config: RunConfig, num_processes: int) -> Batch | None:

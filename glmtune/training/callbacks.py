@@ -122,6 +122,7 @@ class TrainingLog(TrainerCallback):
         if "loss" in logs:
             names = ("loss", "retain_loss", "learning_rate", "grad_norm")
             entry |= {name: logs[name] for name in names if name in logs}
+            entry |= {name: logs[name] for name in logs if name.startswith(("rewards/", "logps/", "kl"))}
             tokens = state.num_input_tokens_seen - self._tokens
             entry["tokens"] = state.num_input_tokens_seen
             entry["tokens_per_second"] = round(tokens / max(self._seconds, 1e-9), 1)
@@ -283,6 +284,9 @@ def describe_evaluation(entry: Mapping[str, Any]) -> str:
     'eval loss 1.2500 (ads 1.2500)  accuracy 50.0 %'
     >>> describe_evaluation({"eval_retention": 0.125, "eval_leak_rate": 0.6})
     'kept 12.5 %  leaks 60.0 %'
+    >>> ends = {"eval_rewards/margins_low": 1.25, "eval_rewards/margins_high": 1.75}
+    >>> describe_evaluation({"eval_loss": 0.25, "eval_accuracy": 0.5, "eval_rewards/margins": 1.5, **ends})
+    'eval loss 0.2500  accuracy 50.0 %  margin 1.500 (1.250 to 1.750)'
     """
     parts: list[str] = []
     if "eval_loss" in entry:
@@ -290,6 +294,9 @@ def describe_evaluation(entry: Mapping[str, Any]) -> str:
         apart = ", ".join(f"{name} {loss:.4f}" for name, loss in sets.items())
         parts.append(f"eval loss {entry['eval_loss']:.4f}" + f" ({apart})" * bool(apart))
         parts.append(f"accuracy {entry['eval_accuracy']:.1%}")
+    if "eval_rewards/margins" in entry:
+        value, low, high = (entry[f"eval_rewards/margins{end}"] for end in ("", "_low", "_high"))
+        parts.append(f"margin {value:.3f} ({low:.3f} to {high:.3f})")
     if "eval_retention" in entry:
         parts.append(f"kept {entry['eval_retention']:.1%}  leaks {entry['eval_leak_rate']:.1%}")
     if "eval_retention_switched_off" in entry:
@@ -312,6 +319,7 @@ def step_parts(entry: Mapping[str, Any]) -> list[tuple[str, int]]:
     loss, grad = entry["loss"], entry.get("grad_norm", 0.0)
     return [
         (f"loss {loss:.4f}" if abs(loss) < 1000 else f"loss {loss:.3e}", 0),
+        (f"margin {entry['rewards/margins']:.3f}" if "rewards/margins" in entry else "", 1),
         (f"retain {entry['retain_loss']:.4f}" if "retain_loss" in entry else "", 1),
         (f"lr {entry['learning_rate']:.2e}", 3),
         (f"grad {grad:.2f}" if grad < 1000 else f"grad {grad:.1e}", 4),

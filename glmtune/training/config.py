@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from glmtune.data.settings import DataSettings
+from glmtune.data.settings import PREFERENCE, DataSettings
 from glmtune.errors import ConfigError
 from glmtune.models.settings import ModelSettings
+from glmtune.preference.settings import BASE, PreferenceSettings
 from glmtune.prefix.settings import PrefixSettings
 from glmtune.retention.settings import RetainSettings, RetentionSettings
 from glmtune.settings import check_choice, setting
@@ -49,6 +50,9 @@ class RunConfig:
         RetentionSettings, "what is measured of the base's answers; null: nothing"
     )
     retain: RetainSettings | None = setting(None, "replay that keeps them: normal, strict, or null for none")
+    preference: PreferenceSettings | None = setting(
+        None, "learn which answers are preferred: dpo, ipo, orpo, kto; null: learn the answers themselves"
+    )
     deepspeed: DeepSpeedSettings | None = setting(None, "ZeRO; null trains without DeepSpeed")
     launch: LaunchSettings = setting(LaunchSettings, "how many processes train together, and where")
     distributed: str | None = setting(
@@ -66,8 +70,13 @@ class RunConfig:
         Raises:
             ConfigError: settings contradict each other.
         """
+        if self.preference is not None and self.data.layout == "auto":
+            # Detected among the layouts that have what is compared; config.yaml says so.
+            object.__setattr__(self, "data", replace(self.data, layout=PREFERENCE))
         check_choice("tune", self.tune, TUNE)
-        for name, value, recipe in (("prefix", self.prefix, "ptuning"), ("lora", self.lora, "lora")):
+        prefers = self.preference is not None
+        recipes = ("dpo", "dpo_lora") if prefers else ("ptuning", "lora")
+        for name, value, recipe in zip(("prefix", "lora"), (self.prefix, self.lora), recipes, strict=True):
             if self.tune == name and value is None:
                 raise ConfigError(f"`{name}` is null, but `tune={name}` needs it. Use `+recipe={recipe}`.")
             if self.tune != name and value is not None:
@@ -88,6 +97,7 @@ class RunConfig:
             )
         self._check_beginning()
         self._check_retain()
+        self._check_preference()
         self._check_sharding()
         for name in ("quantization_activations", "quantization_embeddings"):
             if (value := getattr(self.model, name)) is not None:
@@ -159,6 +169,46 @@ class RunConfig:
                 "prefix or LoRA."
             )
 
+    def _check_preference(self) -> None:
+        """Check that rows are compared exactly where they are to be, and against something."""
+        judges, preference = self.data.layout == PREFERENCE, self.preference
+        if preference is None:
+            if judges:
+                raise ConfigError(
+                    "`data.layout` is `preference`, but `preference` is null, so nothing compares answers."
+                    " Add `preference=dpo` (or ipo, orpo, kto), or use `+recipe=dpo`."
+                )
+            return
+        if not judges:
+            raise ConfigError(
+                f"`preference` has settings, but `data.layout` is `{self.data.layout}`, whose rows have one"
+                " answer. Use `data=preference`, the shipped pairs, or `data=files data.train_file=FILE` with"
+                " rows of your own (`chosen`, `rejected`)."
+            )
+        if not self.data.loss_on_thoughts and not preference.takes_pairs:
+            raise ConfigError(
+                "`data.loss_on_thoughts` is false and `preference.loss` is `kto`, but kto also reads answers"
+                " behind other prompts, thoughts and all. Use `data.loss_on_thoughts=true`, or another loss."
+            )
+        if self.from_scratch:
+            raise ConfigError(
+                "`preference` has settings and `from_scratch` is true, but random weights prefer nothing that"
+                " could be moved. Add `preference=null`."
+            )
+        if preference.reference == BASE and self.tune == "full":
+            raise ConfigError(
+                "`preference.reference` is `base` and `tune` is `full`, but once training has begun there is"
+                " no base to measure against: its weights are those being trained. Use"
+                " `preference.reference=start`, which reads all answers once before the first step."
+            )
+        for name, group in (("prefix", self.prefix), ("lora", self.lora)):
+            if group is not None and group.switch:
+                raise ConfigError(
+                    f"`{name}.switch` is true and `preference` has settings, but a switch keeps what is tuned"
+                    " to the prompts of one task, and a preference is meant for all. Add"
+                    f" `{name}.switch=false`."
+                )
+
     def _check_retention(self) -> None:
         """Check that what is asked of retention can be measured."""
         retention = self.retention
@@ -193,6 +243,14 @@ class RunConfig:
                 f"`from_scratch` is true and `init_from` is `{self.init_from}`, but a run begins with one of "
                 "them. Leave one out."
             )
+
+    @property
+    def reference(self) -> str | None:
+        """What preferences are measured against: ``base`` or ``start``; None: nothing."""
+        if self.preference is None:
+            return None
+        goes_on = any(getattr(self, name) is not None for name, _, _ in BEGINS_WITH.values())
+        return self.preference.reference_of(is_base=self.tune != "full" and not goes_on)
 
     @property
     def shards_weights(self) -> bool:

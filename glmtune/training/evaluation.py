@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
 
@@ -82,6 +82,27 @@ def eval_orders(rows: RowSet | None) -> dict[str, LengthOrder]:
         part.name: LengthOrder(rows.lengths, range(start, end))
         for part, (start, end) in zip(rows.parts, pairwise(starts), strict=True)
     }
+
+
+def measure(
+    rows: RowSet | None, sum_of: Callable[[LengthOrder], Tensor], *, prefix: str
+) -> tuple[dict[str, float], Tensor]:
+    """Measure all rows, and each set of a mixture by itself.
+
+    Args:
+        rows: to evaluate on.
+        sum_of: returns `sum_over_tokens` of some rows, added up over all processes.
+        prefix: what the names of the metrics start with.
+
+    Returns:
+        The metrics, and the sums of all rows.
+    """
+    sums = {name: sum_of(order) for name, order in eval_orders(rows).items()}
+    total = torch.stack(list(sums.values())).sum(dim=0)
+    metrics = per_token(total, prefix=prefix)
+    for name in filter(None, sums):
+        metrics |= per_token(sums[name], prefix=f"{prefix}_{name}")
+    return metrics, total
 
 
 def per_token(sums: Tensor, *, prefix: str) -> dict[str, float]:

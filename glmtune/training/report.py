@@ -25,6 +25,7 @@ from glmtune.storage.checksums import checked_json, json_with_checksum
 from glmtune.storage.files import write_json
 from glmtune.training.log import BRANCHED, sets_of
 from glmtune.training.measuring.report import retention_section
+from glmtune.training.preference.report import preference_section
 from glmtune.training.settings import METRICS
 from glmtune.training.starting.switch_fitting import SwitchOutcome
 from glmtune.version import __version__
@@ -169,7 +170,8 @@ def plot_loss(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss (nats per answer token)")
+    compares = any("rewards/margins" in entry for entry in entries)
+    axes.set_ylabel("preference loss" if compares else "loss (nats per answer token)")
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
@@ -220,15 +222,28 @@ machine and the versions, `trainer_log.jsonl` the course of the training.{_chang
 {_switch(results)}| parameters trained | {results["trained_parameters"]:,} of {results["all_parameters"]:,} |
 {rows}
 
-Losses are nats per answer token, accuracies the share of answer tokens that the model finds most probable,
-both on the validation rows; the baseline is the base model without tuning.
-{retention_section(results)}
+{_meaning(settings)}
+{preference_section(results)}{retention_section(results)}
 ## Use
 
 ```python
 {_usage(tune, base, method)}
 ```
 """
+
+
+def _meaning(settings: Mapping[str, Any]) -> str:
+    """Say what the figures of the table are."""
+    if preference := settings.get("preference"):
+        return (
+            f"Losses are those of {preference['loss']} (beta {preference['beta']}), accuracies the share of"
+            " pairs whose better\nanswer has the higher reward, both on the validation rows; the baseline is"
+            " the reference."
+        )
+    return (
+        "Losses are nats per answer token, accuracies the share of answer tokens that the model finds most"
+        " probable,\nboth on the validation rows; the baseline is the base model without tuning."
+    )
 
 
 def _beginning(results: Mapping[str, Any]) -> str:

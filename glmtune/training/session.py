@@ -43,6 +43,8 @@ from glmtune.training.log import LOG_FILE, append_entry, read_log
 from glmtune.training.measuring.picture import plot_retention
 from glmtune.training.measuring.report import retention_results, retention_words
 from glmtune.training.measuring.retention import RetentionMeasure
+from glmtune.training.preference.reference import reference_start
+from glmtune.training.preference.report import preference_results, preference_words
 from glmtune.training.report import (
     RESULTS_FILE,
     SCORES,
@@ -151,19 +153,22 @@ def train(
             if trainer.is_world_process_zero() and opening.start.settings:
                 _show_header(trainer, opening.start)
             trainer.add_callback(evaluation)
+            reference = reference_start(trainer, checkpoint)
             # Before the others are there: this evaluation is no step of theirs. Sharded weights are whole
             # enough to evaluate only once training has begun, so there `_Baseline` does the same.
             if checkpoint is None and not trainer.is_sharded:
                 opening.baseline = _measure_baseline(trainer)
             switch = None if trainer.switching is None else SwitchStart(trainer, checkpoint)
-            replay = [] if trainer.replay is None else [ReplayStart(trainer, checkpoint)]
+            begun: list[TrainerCallback] = [] if reference is None else [reference]
+            if trainer.replay is not None:
+                begun.append(ReplayStart(trainer, checkpoint))
             # Trackers first, so that one that cannot start leaves the folder as it was. It is opened before
             # anything writes to it, and the display shows the entry that the log has just made.
             trackers, board = _trackers(trainer, opening.start.settings, tensorboard)
             # What asks the model comes after the log, which leaves it out of the steps' times, and before
             # the display of the steps: a terminal has room for one.
             measures = () if retention is None else (retention,)
-            for callback in (*trackers, opening, *replay, log, *measures, progress, signals, *board):
+            for callback in (*trackers, opening, *begun, log, *measures, progress, signals, *board):
                 trainer.add_callback(callback)
             if checkpoint is None and trainer.is_sharded:
                 trainer.add_callback(_Baseline(trainer))
@@ -216,13 +221,15 @@ def report(trainer: GlmTrainer, settings: Mapping[str, Any], origin: Mapping[str
     entries = read_log(run)
     target = (settings.get("retention") or {}).get("target")
     trained, total = count_parameters(trainer.tuned.model)
+    summary = summarize_run(entries, metric=metric, target=target)
     results = {
         "finished": True,
         "glmtune": __version__,
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
-        **summarize_run(entries, metric=metric, target=target),
+        **summary,
         **retention_results(run, entries, metric=metric, target=target),
+        **preference_results(entries, summary.get("best_step")),
         "trained_parameters": trained,
         "all_parameters": total,
         **origin,
@@ -356,7 +363,7 @@ class _Baseline(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self._trainer.eval_dataset is not None:
-            with self._trainer.tuned.base_alone():
+            with self._trainer.base_alone():
                 self._trainer.evaluate()
 
 
@@ -364,7 +371,7 @@ def _measure_baseline(trainer: GlmTrainer) -> dict[str, float] | None:
     """Evaluate the base alone; None without rows to evaluate on."""
     if trainer.eval_dataset is None:
         return None
-    with trainer.tuned.base_alone():
+    with trainer.base_alone():
         return trainer.evaluate()
 
 
@@ -389,7 +396,7 @@ def _show(run: Path, results: Mapping[str, Any]) -> None:
     trained = f"{results['trained_parameters']:,} of {results['all_parameters']:,} parameters"
     console = Console(highlight=False, soft_wrap=True)
     console.print(named_values([*rows, ("trained", trained)]))
-    for line in retention_words(results):
+    for line in (*preference_words(results), *retention_words(results)):
         console.print(line, markup=False)
     console.print(f"saved in {run / 'last'}", markup=False)
 

@@ -19,8 +19,8 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
@@ -147,15 +147,15 @@ class GlmTrainer(Trainer):
     # largest tensor of a step; asked for here, so that no other caller of the model gets fewer logits.
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Let the model form logits only where there is something to learn; add what is replayed."""
-        mean_loss = super().compute_loss  # for both parts, so that both are scaled alike
-
-        def labelled(batch: dict[str, Any], *rest: Any, **items: Any) -> Any:
-            return mean_loss(model, {**batch, "labelled_only": True}, *rest, **items)
-
-        task = functools.partial(labelled, inputs, *args, **kwargs)
+        task = functools.partial(self.task_loss, model, inputs, *args, **kwargs)
         if self.replay is None:
             return task()
-        return self.replay.loss(model, labelled, self._prepare_inputs, self.tuned.bypassed, task)
+        general = functools.partial(GlmTrainer.task_loss, self, model)  # so that both are scaled alike
+        return self.replay.loss(model, general, self._prepare_inputs, self.tuned.bypassed, task)
+
+    def task_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Return this batch's part of the loss of a step; other losses replace this."""
+        return super().compute_loss(model, {**inputs, "labelled_only": True}, *args, **kwargs)
 
     # Called once per optimizer step, for all its micro-batches: where a step waits for its data, and begins.
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
@@ -267,18 +267,21 @@ class GlmTrainer(Trainer):
         """
         start = time.monotonic()
         with self.accelerator.autocast():
-            orders = by_token.eval_orders(self.rows.validation)
-            sums = {name: self._sum(order) for name, order in orders.items()}
-            total = torch.stack(list(sums.values())).sum(dim=0)
-            metrics = by_token.per_token(total, prefix=metric_key_prefix)
-            for name in filter(None, sums):
-                metrics |= by_token.per_token(sums[name], prefix=f"{metric_key_prefix}_{name}")
-            metrics |= self.switching.evaluate(self, total, metric_key_prefix) if self.switching else {}
+            metrics = self.measure_rows(metric_key_prefix)
         metrics[f"{metric_key_prefix}_runtime"] = time.monotonic() - start
         metrics |= self.also_measured()
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def measure_rows(self, prefix: str) -> dict[str, float]:
+        """Return what `evaluate` says of the rows; a collective."""
+        metrics, total = by_token.measure(self.rows.validation, self._sum, prefix=prefix)
+        return metrics | (self.switching.evaluate(self, total, prefix) if self.switching else {})
+
+    def base_alone(self) -> AbstractContextManager[None]:
+        """Run a block that evaluates what tuning is measured against: the base as it was before."""
+        return self.tuned.base_alone()
 
     def _sum(self, order: LengthOrder) -> Tensor:
         sums = by_token.sum_over_tokens(
@@ -326,11 +329,7 @@ class GlmTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.saves.finish()  # the one before, or its error
         # A collective, so outside the block below, which an error may end in one process alone.
-        loss = self._mean_of_processes(cast(Tensor, self._tr_loss).clone())
-        loss_state: dict[str, Any] = {"sum": loss.item(), "last_logged_step": self._globalstep_last_logged}
-        if self.replay is not None:
-            loss_state |= self.replay.loss_state(self._mean_of_processes)
-        loss_state |= self.rows.train.place(self.state.global_step * self._rows_per_step())
+        loss_state = self.loss_state()
         staged = checkpoints.StagedCheckpoint(
             self.run_folder / f"checkpoint-{self.state.global_step}",
             self._manifest(),
@@ -350,6 +349,14 @@ class GlmTrainer(Trainer):
         # From here on the folder is the job's: written now, or by the writer thread, which then discards it.
         keep = self.settings.save_total_limit
         self.saves.start(saving.Job(staged, parts, self.tuned, best=best, keep=keep))
+
+    def loss_state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the sums between two lines of the log; a collective."""
+        loss = self._mean_of_processes(cast(Tensor, self._tr_loss).clone())
+        state: dict[str, Any] = {"sum": loss.item(), "last_logged_step": self._globalstep_last_logged}
+        if self.replay is not None:
+            state |= self.replay.loss_state(self._mean_of_processes)
+        return state | self.rows.train.place(self.state.global_step * self._rows_per_step())
 
     def _manifest(self) -> dict[str, Any]:
         return {
@@ -419,10 +426,7 @@ class GlmTrainer(Trainer):
     def _prepare_for_zero(self, max_steps: int, train_dataloader: Any, checkpoint: Any) -> Any:
         if checkpoint is not None:
             self._load_from_checkpoint(checkpoint)
-        if pending_weights(self.tuned.model) is not None:
-            dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
-            config = cast(Any, self.args.hf_deepspeed_config).config
-            load_sharded_for_zero(self.tuned.model, config, device=self.args.device, dtype=dtype)
+        load_sharded_for_zero(self.tuned.model, self.args)
         # Told of a checkpoint, the parent would look for DeepSpeed's own files in it.
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         if checkpoint is not None:
@@ -436,14 +440,8 @@ class GlmTrainer(Trainer):
 
     # Called around each micro-batch but the last of a step, where the model is marked as sharded. The parent
     # asks the model's config how transformers sharded it, which it did not.
-    @contextmanager
-    def _defer_fsdp_gradient_reduction(self) -> Generator[None]:
-        model = cast(Any, self.tuned.model)
-        model.set_requires_gradient_sync(False)
-        try:
-            yield
-        finally:
-            model.set_requires_gradient_sync(True)
+    def _defer_fsdp_gradient_reduction(self) -> Any:  # a context manager of contextlib's own class
+        return fsdp.without_gradient_sync(self.tuned.model)
 
     # Called at the end of _prepare_for_training. Replaced as a whole: the parent would take over the settings
     # of then as well, and knows neither FSDP2's shards as we make them nor ZeRO's.

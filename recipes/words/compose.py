@@ -220,10 +220,15 @@ def _optional_groups(schema: type) -> Iterator[tuple[str, type]]:
 
 
 def _with_groups(overrides: list[str]) -> list[str]:
-    """Let one setting of a group that is null by default stand for the group: ``deepspeed.NAME=...``."""
+    """Let one setting of a group that is null by default stand for the group: ``deepspeed.NAME=...``.
+
+    A recipe that is called as an option of the group has chosen it (``+recipe=kto``).
+    """
     keys = [override.partition("=")[0].lstrip("+") for override in overrides]
-    for group, option in {"deepspeed": "zero2", "retain": "normal"}.items():
-        if any(key.startswith(f"{group}.") for key in keys) and group not in keys:
+    recipes = [override.partition("=")[2] for override in overrides if override.startswith("+recipe=")]
+    for group, option in {"deepspeed": "zero2", "retain": "normal", "preference": "dpo"}.items():
+        is_chosen = group in keys or any(recipe in group_options(group, None) for recipe in recipes)
+        if any(key.startswith(f"{group}.") for key in keys) and not is_chosen:
             overrides = [f"{group}={option}", *overrides]
     return overrides
 

@@ -40,13 +40,28 @@ def test_command_composes_without_overrides(name: str) -> None:
     assert isinstance(settings, command(name).schema)
 
 
+def belonging(name: str, group: str, option: str) -> list[str]:
+    """Options without which another one has no meaning, where a command has both."""
+    other = {"preference": "data=preference"}.get(group, "")
+    if (group, option) == ("data", "preference"):
+        other = "preference=dpo"
+    if not other or group_of(other) not in default_values(command(name).schema):
+        return []
+    return [other, "prefix.switch=false"] if name == "quickstart" else [other]  # its recipe has a switch
+
+
+def group_of(override: str) -> str:
+    return override.partition("=")[0]
+
+
 @pytest.mark.parametrize(("group", "option"), PAIRS, ids=[f"{group}={option}" for group, option in PAIRS])
 def test_group_option_composes(group: str, option: str) -> None:
     names = users_of(group)
     assert names, f"configs/{group}/ belongs to no command"
     for name in names:
         prefix = "+" if group == "recipe" else ""
-        settings = load_settings(command(name), [*required(name), f"{prefix}{group}={option}"])
+        words = [*required(name), f"{prefix}{group}={option}", *belonging(name, group, option)]
+        settings = load_settings(command(name), words)
         assert isinstance(settings, command(name).schema)
 
 

@@ -59,6 +59,7 @@ def test_contents(wheel: Path) -> None:
         "_configs/train.yaml",
         "_configs/recipe/ptuning.yaml",
         "_data/ads/train.jsonl",
+        "_data/preference/train.jsonl",
         "_data/retain/prompts.jsonl",
         "_data/retention/prompts.jsonl",
         "_data/exam/exam.jsonl",
@@ -83,7 +84,7 @@ def test_contents(wheel: Path) -> None:
     samples = {"ceval_sample", "mmlu_sample", "gsm8k_sample", "gsm8k_zh_sample", "bbh_sample"}
     samples |= {"cmmlu_sample", "mmlu_pro_sample", "gsm_symbolic_sample", "math500_sample", "ifeval_sample"}
     samples |= {"longbench_sample"}
-    ours = {"ads", "chat", "retain", "retention", "exam"} | samples
+    ours = {"ads", "chat", "preference", "retain", "retention", "exam"} | samples
     shipped = {name.split("/")[2] for name in names if name.startswith("glmtune/_data/")}
     assert shipped == ours, "data of others, fetched into ./data, must never be built into a wheel"
     assert any(name.startswith("glmtune/assets/glm-tiny/") for name in names)

@@ -201,7 +201,7 @@ def test_a_comparison_reads_it_as_scores(tmp_path: Path) -> None:
     for row in rows:
         del row["checksum"]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    with pytest.raises(DataError, match=r"of its answers are right"):
+    with pytest.raises(DataError, match=r"its scores add up to"):
         find_runs(tmp_path)
 
 

@@ -52,6 +52,26 @@ def test_ptuning_of_int4_on_8gb(capsys: pytest.CaptureFixture[str]) -> None:
     assert [report["gib"] for report in values["published"]] == [6.7]
 
 
+def test_preferences_are_planned_as_the_rows_that_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    model = (
+        "model=chatglm2-6b",
+        "hardware=1x24GB",
+        "data.max_source_length=128",
+        "data.max_target_length=128",
+    )
+    rows = "trainer.per_device_train_batch_size"
+    lora, dpo, kto = (
+        values_of(capsys, *model, "+recipe=lora", *more)[1]["device_bytes"]
+        for more in (
+            (f"{rows}=4", "data.layout=alpaca"),
+            (f"{rows}=2", "preference=dpo", "data=files"),
+            (f"{rows}=4", "preference=kto", "data=files"),
+        )
+    )
+    assert dpo == lora == kto
+    assert dpo["weights"] < 13 * 2**30  # no second model
+
+
 @pytest.mark.parametrize("method", ["int8", "int4-g64", "int4-g64-hqq", "nf4", "torchao-int4"])
 def test_methods_of_every_origin_are_planned(capsys: pytest.CaptureFixture[str], method: str) -> None:
     _, values = values_of(

@@ -251,9 +251,10 @@ def _check_whole(rows: list[JudgedAnswer], results: Mapping[str, Any], path: Pat
     num_right = sum(row.value for row in rows)
     expected = results["accuracy_micro"] * num_samples
     if abs(num_right - expected) > ROUNDING * num_samples:
+        scored = any(row.score is not None for row in rows)
+        what = f"its scores add up to {num_right:g}" if scored else f"{num_right:g} of its answers are right"
         raise DataError(
-            f"{num_right:g} of its answers are right, but {RESULTS_NAME} beside it counts {expected:g}."
-            f" {AGAIN}",
+            f"{what}, but {RESULTS_NAME} beside it counts {expected:g}. {AGAIN}",
             path=path,
         )
     # What the counts do not show: an answer that is another and as right, a probability.

@@ -30,6 +30,7 @@ class EncodedBatch:
         labels: likewise, −100 where nothing is learnt, int32 ``[tokens]``.
         lengths: tokens of each row, int32 ``[rows]``.
         num_loss_tokens: tokens of each row that carry loss, int32 ``[rows]``.
+        desirable: whether each row's answer is one to give more often, bool ``[rows]``.
         truncation: what was cut.
         problems: place among the conversations and what is wrong, of those that cannot be encoded.
     """
@@ -38,6 +39,7 @@ class EncodedBatch:
     labels: np.ndarray
     lengths: np.ndarray
     num_loss_tokens: np.ndarray
+    desirable: np.ndarray
     truncation: TruncationCounts
     problems: Sequence[tuple[int, str]]
 
@@ -85,6 +87,7 @@ def encode_batch(
         num_loss_tokens=np.array(
             [len(row.labels) - row.labels.count(IGNORE_INDEX) for row in rows], dtype=np.int32
         ),
+        desirable=np.array([row.is_desirable for row in rows], dtype=np.bool_),
         truncation=count_truncation(rows),
         problems=problems,
     )
@@ -104,7 +107,7 @@ def measure_batch(
     return MeasuredBatch(
         prompts=lengths.prompts,
         answers=lengths.answers,
-        row_keys=np.array([_key(each.messages) for each in conversations], dtype=np.uint64),
+        row_keys=np.array([_row_key(each) for each in conversations], dtype=np.uint64),
         prompt_keys=np.array([_key(each.prompt) for each in conversations], dtype=np.uint64),
         num_multi_turn=sum(
             sum(message.role == "user" for message in each.messages) > 1 for each in conversations
@@ -114,6 +117,11 @@ def measure_batch(
 
 def _joined(rows: Sequence[Sequence[int]]) -> np.ndarray:
     return np.fromiter((token for row in rows for token in row), dtype=np.int32)
+
+
+def _row_key(conversation: Conversation) -> int:
+    worse = () if conversation.rejected is None else (conversation.rejected,)
+    return _key((*conversation.messages, *worse))
 
 
 def _key(messages: Sequence[Message]) -> int:

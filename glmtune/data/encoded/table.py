@@ -39,6 +39,7 @@ class RowTable:
         self._tables: list[pyarrow.Table] = []
         self._lengths: list[np.ndarray] = []
         self._num_loss_tokens: list[np.ndarray] = []
+        self._desirable: list[np.ndarray] = []
         self._truncation = np.zeros(len(TruncationCounts.__dataclass_fields__), dtype=np.int64)
         self._digest = hashlib.sha256()
 
@@ -50,6 +51,7 @@ class RowTable:
         """
         self._lengths.append(batch.lengths)
         self._num_loss_tokens.append(batch.num_loss_tokens)
+        self._desirable.append(batch.desirable)
         self._truncation += np.array(astuple(batch.truncation), dtype=np.int64)
         self._waiting.append(batch)
         if sum(len(each.lengths) for each in self._waiting) >= ROWS_PER_TABLE:
@@ -64,6 +66,11 @@ class RowTable:
     def num_loss_tokens(self) -> np.ndarray:
         """Tokens of all rows that carry loss, int32 ``[rows]``."""
         return np.concatenate([np.zeros(0, np.int32), *self._num_loss_tokens])
+
+    @property
+    def desirable(self) -> np.ndarray:
+        """Whether the answers of all rows are such to give more often, bool ``[rows]``."""
+        return np.concatenate([np.zeros(0, np.bool_), *self._desirable])
 
     @property
     def truncation(self) -> TruncationCounts:
@@ -116,7 +123,10 @@ class RowTable:
 
 
 _NOTHING = EncodedBatch(
-    *(np.zeros(0, np.int32) for _ in range(4)), truncation=TruncationCounts(), problems=()
+    *(np.zeros(0, np.int32) for _ in range(4)),
+    desirable=np.zeros(0, np.bool_),
+    truncation=TruncationCounts(),
+    problems=(),
 )
 
 

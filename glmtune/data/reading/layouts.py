@@ -34,11 +34,13 @@ class Layout:
     """A layout and the columns it reads.
 
     Attributes:
-        name: ``columns``, ``adgen``, ``alpaca``, ``sharegpt`` or ``openai``.
+        name: ``columns``, ``adgen``, ``alpaca``, ``sharegpt``, ``openai`` or ``preference``.
         columns: every column the layout reads, required ones first.
         prompt: column of the question (``columns`` and ``adgen``), or of the message list.
         response: column of the answer (``columns`` and ``adgen``); empty where the file has questions only.
         history: column of earlier turns, if any.
+        rejected: column of the answer that is worse (``preference``), if any.
+        label: column that judges the answer (``preference``), if any.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Layout:
     prompt: str
     response: str = ""
     history: str = ""
+    rejected: str = ""
+    label: str = ""
 
 
 def read_columns(settings: DataSettings) -> frozenset[str]:
@@ -99,7 +103,9 @@ def detect_layout(
             f"the layout cannot be told from the columns: {listed(columns)}. Known by their columns are"
             " content/summary (adgen), instruction/output (alpaca), conversations (sharegpt), messages"
             f" (openai) and {', '.join('/'.join(pair) for pair in _PAIRS)}. Set `data.prompt_column` and"
-            " `data.response_column`.",
+            " `data.response_column`."
+            + " These look like preference pairs, which `+recipe=dpo` learns."
+            * ("rejected" in columns),
             path=path,
             line=rows[0].line,
         )
@@ -202,11 +208,22 @@ def convert(layout: Layout, values: Mapping[str, object], *, need_answer: bool =
         RowProblem: the field, what is wrong with it and what to do.
     """
     messages = _CONVERTERS[layout.name](layout, values, need_answer)
-    _check_order(messages, need_answer)
+    check_order(messages, need_answer)
     return tuple(messages)
 
 
-def _text(values: Mapping[str, object], name: str, what: str, *, required: bool = True) -> str:
+def text_field(values: Mapping[str, object], name: str, what: str, *, required: bool = True) -> str:
+    """Return the text of a column.
+
+    Args:
+        values: the row.
+        name: of the column.
+        what: stands in it, in words.
+        required: whether it may not be missing or empty.
+
+    Raises:
+        RowProblem: it is, or is no text.
+    """
     if name not in values:
         if not required:
             return ""
@@ -250,25 +267,34 @@ def _is_number(value: object) -> bool:
 
 
 def _from_columns(layout: Layout, values: Mapping[str, object], need_answer: bool) -> list[Message]:
-    messages = _history(values.get(layout.history), layout.history) if layout.history else []
-    messages.append(Message("user", _text(values, layout.prompt, "the question")))
-    answer = _text(values, layout.response, _ANSWER, required=need_answer) if layout.response else ""
+    messages = earlier_turns(values.get(layout.history), layout.history) if layout.history else []
+    messages.append(Message("user", text_field(values, layout.prompt, "the question")))
+    answer = text_field(values, layout.response, _ANSWER, required=need_answer) if layout.response else ""
     return [*messages, Message("assistant", answer)] if answer.strip() else messages
 
 
 def _from_alpaca(layout: Layout, values: Mapping[str, object], need_answer: bool) -> list[Message]:
-    system = _text(values, "system", "the system message", required=False)
+    system = text_field(values, "system", "the system message", required=False)
     messages = [Message("system", system)] if system.strip() else []
-    messages += _history(values.get("history"), "history")
-    extra = _text(values, "input", "the input of the instruction", required=False)
+    messages += earlier_turns(values.get("history"), "history")
+    extra = text_field(values, "input", "the input of the instruction", required=False)
     # An input alone is a question, too: many sets leave the instruction empty where there is nothing to say.
-    question = _text(values, "instruction", "the instruction", required=not extra.strip())
+    question = text_field(values, "instruction", "the instruction", required=not extra.strip())
     messages.append(Message("user", "\n".join(part for part in (question, extra) if part.strip())))
-    answer = _text(values, "output", _ANSWER, required=need_answer)
+    answer = text_field(values, "output", _ANSWER, required=need_answer)
     return [*messages, Message("assistant", answer)] if answer.strip() else messages
 
 
-def _history(value: object, name: str) -> list[Message]:
+def earlier_turns(value: object, name: str) -> list[Message]:
+    """Return the turns before a question, of a list of [question, answer] pairs or its JSON.
+
+    Args:
+        value: of the column.
+        name: of the column.
+
+    Raises:
+        RowProblem: it is something else.
+    """
     if isinstance(value, str):
         if not value.strip():
             return []
@@ -295,8 +321,16 @@ def _history(value: object, name: str) -> list[Message]:
     return messages
 
 
-def _from_messages(layout: Layout, values: Mapping[str, object], need_answer: bool) -> list[Message]:
-    name = layout.prompt
+def message_list(values: Mapping[str, object], name: str) -> list[Message]:
+    """Return the messages of a column that holds a list of them, or its JSON.
+
+    Args:
+        values: the row.
+        name: of the column.
+
+    Raises:
+        RowProblem: it is no such list, or one of its items is no message.
+    """
     items = values.get(name)
     if isinstance(items, str):
         try:
@@ -308,18 +342,29 @@ def _from_messages(layout: Layout, values: Mapping[str, object], need_answer: bo
     if not isinstance(items, list) or not items:
         found = "is missing" if name not in values else f"is {kind_of(items)}"
         raise RowProblem(f"`{name}` must be a non-empty list of messages, but it {found}.")
-    messages = [
+    return [
         message for number, item in enumerate(items) for message in read_message(item, f"{name}[{number}]")
     ]
-    messages = _with_system(messages, values)
+
+
+def _from_messages(layout: Layout, values: Mapping[str, object], need_answer: bool) -> list[Message]:
+    messages = with_system_and_tools(message_list(values, layout.prompt), values)
     if not need_answer and messages[-1].role == "assistant" and not messages[-1].content.strip():
         messages.pop()
     return messages
 
 
-def _with_system(messages: list[Message], values: Mapping[str, object]) -> list[Message]:
-    """Put what stands beside the list, a system message and tools, in front of it or into its own one."""
-    system = _text(values, "system", "the system message", required=False)
+def with_system_and_tools(messages: list[Message], values: Mapping[str, object]) -> list[Message]:
+    """Put what stands beside the list, a system message and tools, in front of it or into its own one.
+
+    Args:
+        messages: at least one.
+        values: the row.
+
+    Raises:
+        RowProblem: there is something else there, or tools in both places.
+    """
+    system = text_field(values, "system", "the system message", required=False)
     if system.strip():
         messages = [Message("system", system), *messages]
     try:
@@ -335,7 +380,16 @@ def _with_system(messages: list[Message], values: Mapping[str, object]) -> list[
     return [replace(messages[0], tools=tools), *messages[1:]]
 
 
-def _check_order(messages: Sequence[Message], need_answer: bool) -> None:
+def check_order(messages: Sequence[Message], need_answer: bool) -> None:
+    """Make sure that messages follow each other as in a conversation, and say something.
+
+    Args:
+        messages: of a row.
+        need_answer: whether the last one must be an answer.
+
+    Raises:
+        RowProblem: which message does not, and what should stand there.
+    """
     followers = {
         "start": ("system", "user"),
         "system": ("user",),

@@ -17,10 +17,16 @@ from glmtune.data.reading.layouts import (
     read_columns,
 )
 from glmtune.data.reading.message_items import unread_keys
+from glmtune.data.reading.preference import (
+    Judged,
+    convert_preference,
+    detect_preference,
+    preference_columns,
+)
 from glmtune.data.reading.readers import open_rows
 from glmtune.data.reading.row_stream import RowStream
 from glmtune.data.records import BadRow, Conversation, RawRow, RowProblem
-from glmtune.data.settings import DataSettings
+from glmtune.data.settings import PREFERENCE, DataSettings
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +61,13 @@ class FileReader:
             DataError: the file cannot be read.
         """
         self._settings, self._need_answers = settings, need_answers
+        self._judges = settings.layout == PREFERENCE
         self._stream: RowStream = open_rows(
             source,
             split=split,
             hub_subset=settings.hub_subset,
             limit=limit,
-            columns=read_columns(settings),
+            columns=preference_columns(settings) if self._judges else read_columns(settings),
             hub_streaming=settings.streaming and split == "train",
         )
         self.path, self.kind, self.encoding = self._stream.path, self._stream.kind, self._stream.encoding
@@ -85,7 +92,10 @@ class FileReader:
         # One layout for the file, told by its first rows: row by row, a single odd one would be read as
         # something it is not instead of being reported.
         first = list(islice(self._stream, DETECTION_ROWS))
-        if first:  # the other files of a split, if there are any, may hold some
+        if first and self._judges:
+            names = self._stream.columns
+            self.layout = detect_preference(first, self._settings, self.path, names=names)
+        elif first:  # the other files of a split, if there are any, may hold some
             self.layout = detect_layout(
                 first,
                 self._settings,
@@ -102,12 +112,17 @@ class FileReader:
         self._columns.update(row.values)
         self._keys |= unread_keys(row.values.get(self.layout.prompt))
         try:
-            messages = convert(self.layout, row.values, need_answer=self._need_answers)
+            if self._judges:
+                found = convert_preference(self.layout, row.values, need_answer=self._need_answers)
+            else:
+                found = Judged(convert(self.layout, row.values, need_answer=self._need_answers))
         except RowProblem as problem:
             self.bad.append(BadRow(row.line, str(problem), problem.empty_answer))
             return None
         self._numbers.update(number_columns(self.layout, row.values))
-        return Conversation(messages, self.path, row.line)
+        return Conversation(
+            found.messages, self.path, row.line, rejected=found.rejected, desirable=found.desirable
+        )
 
     def __iter__(self) -> Iterator[Conversation]:
         """Yield the conversations in the order of the file.

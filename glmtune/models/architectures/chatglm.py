@@ -344,6 +344,7 @@ class ChatGlmForCausalLM(ChatGlmPreTrainedModel, GenerationMixin):  # pyright: i
         labelled_only: bool = False,
         base_hidden: Tensor | None = None,
         hidden_only: bool = False,
+        each_label: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Run the model; inputs as in `ChatGlmModel.forward`.
@@ -361,6 +362,7 @@ class ChatGlmForCausalLM(ChatGlmPreTrainedModel, GenerationMixin):  # pyright: i
                 return none.
             base_hidden: with ``labelled_only``, see ``base_TD`` of `chunked_cross_entropy`.
             hidden_only: with ``labelled_only``, see `chunked_cross_entropy`.
+            each_label: likewise.
             **kwargs: passed down; ``num_items_in_batch`` divides the summed loss instead of its own count.
 
         Returns:
@@ -389,6 +391,7 @@ class ChatGlmForCausalLM(ChatGlmPreTrainedModel, GenerationMixin):  # pyright: i
                 num_items=num_items,
                 base_TD=base_hidden,
                 hidden_only=hidden_only,
+                each_label=each_label,
             )
         logits = self.lm_head(slice_logits_to_keep(hidden_BSD, logits_to_keep))
         loss: Tensor | None = None

@@ -43,10 +43,12 @@ class LabelledOutput(CausalLMOutputWithPast):
         predictions: int64 ``[T]``, the most probable token of every label, in reading order; None while
             gradients are recorded.
         hidden_TD: where it was asked for in place of a loss, the hidden state that predicts every label.
+        losses_T: where they were asked for, the negative log-likelihood of every label, float32.
     """
 
     predictions: Tensor | None = None
     hidden_TD: Tensor | None = None
+    losses_T: Tensor | None = None
 
 
 def rows_per_chunk(vocab_size: int) -> int:
@@ -73,6 +75,7 @@ def chunked_cross_entropy(
     num_items: Tensor | int | None = None,
     base_TD: Tensor | None = None,
     hidden_only: bool = False,
+    each_label: bool = False,
 ) -> LabelledOutput:
     """Form logits only where a label asks for one, and of those only some at a time.
 
@@ -88,6 +91,7 @@ def chunked_cross_entropy(
         base_TD: hidden states of the untuned base at the labels; the loss is then KL(base || model), summed
             over the vocabulary, in place of the cross entropy.
         hidden_only: return the hidden states at the labels, and form neither logits nor loss.
+        each_label: return the loss of every label by itself, in reading order, and no sum of them.
     """
     # Four ways, by what the gradient needs: none at all; one chunk, where plain autograd is as sparing;
     # chunks that are computed again in the backward pass; chunks whose gradients are formed at once, the
@@ -98,6 +102,8 @@ def chunked_cross_entropy(
     num_labels = targets_T.numel()
     if hidden_only:
         return LabelledOutput(hidden_TD=hidden_TD)
+    if each_label:
+        return LabelledOutput(losses_T=_label_losses(lm_head, hidden_TD, targets_T, vocab_size))
     if base_TD is not None:
         targets_T = base_TD.to(hidden_TD.dtype)
     rows = rows_per_chunk(vocab_size)
@@ -118,6 +124,27 @@ def chunked_cross_entropy(
     items = num_labels if num_items is None else num_items
     loss = total / (items.clamp(min=1) if isinstance(items, Tensor) else max(items, 1))
     return LabelledOutput(loss=loss, predictions=predictions)  # pyright: ignore[reportArgumentType]
+
+
+def _label_losses(lm_head: nn.Module, hidden_TD: Tensor, targets_T: Tensor, vocab_size: int) -> Tensor:
+    """Return the negative log-likelihood of every label, float32 ``[T]``.
+
+    What each counts is known in the backward pass only (a preference loss weighs whole answers against each
+    other), so the logits of all chunks but a single one are computed again there.
+    """
+    rows = rows_per_chunk(vocab_size)
+    chunks = list(zip(hidden_TD.split(rows), targets_T.split(rows), strict=True))
+    has_gradient = torch.is_grad_enabled() and (
+        hidden_TD.requires_grad or any(weight.requires_grad for weight in lm_head.parameters())
+    )
+    if len(chunks) == 1 or not has_gradient:
+        return torch.cat([_each_loss(lm_head, *chunk) for chunk in chunks])
+    parts = [checkpoint(_each_loss, lm_head, *chunk, use_reentrant=False) for chunk in chunks]
+    return torch.cat(cast("list[Tensor]", parts))
+
+
+def _each_loss(lm_head: nn.Module, hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(_logits(lm_head, hidden_CD), targets_C, reduction="none")
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -158,6 +158,21 @@ def _gather(values: dict[str, Any], *, keep: bool) -> dict[str, Any]:
 
 
 @contextmanager
+def without_gradient_sync(model: nn.Module) -> Generator[None]:
+    """Leave gradients unreduced over a block, as for all micro-batches of a step but the last.
+
+    Args:
+        model: sharded.
+    """
+    sharded: Any = model
+    sharded.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        sharded.set_requires_gradient_sync(True)
+
+
+@contextmanager
 def outer_weights_gathered(model: nn.Module) -> Generator[None]:
     """Hold the weights outside the layers whole while a block calls parts of a model by themselves.
 

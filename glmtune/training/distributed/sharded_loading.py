@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from glmtune.memory import trim_memory
 from glmtune.models.load import GlmModel
@@ -78,17 +79,20 @@ def load_sharded(
     set_pending_weights(model, None)
 
 
-def load_sharded_for_zero(
-    model: nn.Module, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
-) -> None:
+def load_sharded_for_zero(model: nn.Module, args: TrainingArguments) -> None:
     """Read the weights behind a model's placeholders as ZeRO-3 shards them; every process must call this.
 
+    What is trained is cast to the type that the engine computes in, as the engine would.
+
     Args:
-        model: of placeholders; an engine is made of it next.
-        config: DeepSpeed's dictionary.
-        device: where the engine computes.
-        dtype: that it computes in; what is trained is cast as well, as the engine would.
+        model: an engine is made of it next; one without placeholders stays as it is.
+        args: with DeepSpeed's dictionary.
     """
+    if pending_weights(model) is None:
+        return
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    config: Mapping[str, Any] = cast(Any, args.hf_deepspeed_config).config
+    device = args.device
     sharded: list[nn.Parameter] = []
 
     def keep(weight: nn.Parameter, whole: Tensor) -> None:

@@ -89,6 +89,8 @@ IMPOSSIBLE = {
     "model.quantization": BASE,
     "retain.prompts": ANSWERS,
     "retain.max_new_tokens": ANSWERS,
+    "preference.loss": "it decided what of the rows is an example",
+    "preference.reference": "what answers are measured against was decided before the first step",
     "trainer.optim": "its state in the checkpoints is laid out for that optimizer",
     "trainer.metric_for_best_model": "it chose what `best` holds",
     "retention.target": "it chose what `best` holds",

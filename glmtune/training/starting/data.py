@@ -1,17 +1,23 @@
-"""The rows of a run as it begins or goes on: loaded whole, or streamed; cut as when it began."""
+"""The rows of a run as it begins or goes on: loaded whole, or streamed; cut as when it began; batched."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from transformers import PreTrainedTokenizerBase
 
 from glmtune.data.as_trained import trained_with
+from glmtune.data.collate import DynamicPaddingCollator, PackingCollator
 from glmtune.data.dataset import EncodedSplit, load_split
 from glmtune.data.lengths import LENGTHS, chosen_words, has_lengths
+from glmtune.data.rows import Collator, RowSet, TrainingRows, row_set
 from glmtune.data.settings import DataSettings
 from glmtune.data.streaming.rows import StreamedSplit, stream_split
 from glmtune.models.templates.renderer import TextTokenizer
+from glmtune.preference.rows import PreferenceCollator, preference_set
 from glmtune.terminal.text import write_error
 from glmtune.tiny.generated import resolve_generated
 from glmtune.training.arguments import rows_per_step
@@ -58,6 +64,41 @@ def load_rows(
                 streamed = "streamed, " * isinstance(split, StreamedSplit)
                 write_error(f"glmtune: {split.split}: {streamed}{split.unseen.line()}\n")
     return train, validation
+
+
+def training_rows(
+    config: RunConfig,
+    train: TrainSplit,
+    validation: EncodedSplit | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> TrainingRows:
+    """Return rows as training batches them: samples, packs of samples, or answers to compare.
+
+    Args:
+        config: of the run.
+        train: rows to learn.
+        validation: rows to evaluate on, if any.
+        tokenizer: of the model.
+
+    Raises:
+        ConfigError: a sample is longer than a pack; the loss of preferences needs other rows.
+    """
+    data, preference = config.data, config.preference
+    make: Callable[[int, int], Collator] = PackingCollator if data.packing else DynamicPaddingCollator
+    if preference is not None:
+        make = PreferenceCollator
+
+    def rows_of(split: TrainSplit) -> RowSet:
+        if preference is None:
+            return row_set(split, data, seed=config.seed)
+        assert isinstance(split, EncodedSplit), "settings refuse to stream them"
+        return preference_set(split, preference)
+
+    return TrainingRows(
+        train=rows_of(train),
+        validation=None if validation is None else rows_of(validation),
+        collator=make(cast(int, tokenizer.pad_token_id), data.pad_to_multiple_of),
+    )
 
 
 def _as_begun(settings: DataSettings, checkpoint: Path | None) -> DataSettings:

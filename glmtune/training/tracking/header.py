@@ -34,7 +34,9 @@ def intention(settings: Mapping[str, Any]) -> str:
     if settings.get("from_scratch"):
         method["full"] = "Training from random weights, in the shape of"
     rows = f" on {data['train_file']}" if data["train_file"] else ""
-    said = f"{method[settings['tune']]} {source}{rows}, into {settings['output_dir']}."
+    preference = settings.get("preference")
+    compared = f", by preference ({preference['loss']})" if preference else ""
+    said = f"{method[settings['tune']]} {source}{rows}{compared}, into {settings['output_dir']}."
     if source == EMBEDDED and str(data["train_file"]).startswith(SHIPPED):
         said += (
             " Model and data are the embedded ones: for others add `model=NAME_OR_FOLDER` and "
@@ -81,6 +83,7 @@ def header(trainer: GlmTrainer, settings: Mapping[str, Any]) -> list[tuple[str, 
         ("data", _data(settings["data"], rows.train)),
         ("evaluation", f"{held_out} held out"),
         ("batch", f"{batch:,} rows = {per_device} x {accumulated} accumulated x {args.world_size} {many}"),
+        *_preference(trainer),
         *replay,
         *_beyond_official(settings),
         ("steps", _steps(trainer, batch, num_rows)),
@@ -112,6 +115,20 @@ def _beyond_official(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     own = [name for name, is_set in named.items() if is_set]
     without = "+recipe=ptuning_official, +recipe=ptuning_chat_official"
     return [("not official", f"{', '.join(own)}; without: {without}")] if own else []
+
+
+def _preference(trainer: GlmTrainer) -> list[tuple[str, str]]:
+    """Say how answers are compared."""
+    from glmtune.training.preference.trainer import PreferenceTrainer
+
+    if not isinstance(trainer, PreferenceTrainer):
+        return []
+    against = {
+        "base": "against the base: what is tuned, passed by",
+        "start": "against the model as the run began",
+        None: "without a reference",
+    }[trainer.reference]
+    return [("preference", f"{trainer.preference.loss}, beta {trainer.preference.beta:g}, {against}")]
 
 
 def _replay(replay: Replay) -> str:

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from glmtune.errors import ConfigError
-from glmtune.tiny.corpus import ads, ads_style, chat_style
+from glmtune.tiny.corpus import ads, ads_style, chat_style, preference
 from glmtune.tiny.corpus.arithmetic import add_columns, divide_columns, multiply_columns, subtract_columns
 from glmtune.tiny.corpus.mix import MIX, draw, stream, write
 from glmtune.tiny.corpus.sample import lexicon
@@ -98,7 +98,8 @@ def test_generated_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_shipped_files_are_what_the_generators_write(tmp_path: Path):
     ads_style.write(tmp_path / "ads")
     chat_style.write(tmp_path / "chat")
-    for name in ("ads/train", "ads/dev", "chat/train", "chat/dev"):
+    preference.write(tmp_path / "preference")
+    for name in ("ads/train", "ads/dev", "chat/train", "chat/dev", "preference/train", "preference/dev"):
         made = (tmp_path / f"{name}.jsonl").read_bytes()
         assert made == (REPO / "data" / f"{name}.jsonl").read_bytes(), name
 
@@ -119,3 +120,13 @@ def test_the_shipped_styles_are_made_of_characters_that_the_base_can_write():
     style = "".join([*ads_style.HEADLINES.values(), *points, *ads_style.CLOSINGS.values(), "：；。，.12345"])
     shop = "".join(str(row["response"]) for row in chat_style.rows("train", 600))
     assert {character: written[character] for character in style + shop if written[character] < 20} == {}
+
+
+def test_the_worse_advertisement_is_not_told_by_its_length():
+    rows = preference.rows("test", 200)
+    assert len({row["prompt"] for row in rows}) == 200
+    lengths = [(len(row["chosen"]), len(row["rejected"])) for row in rows]
+    longer = sum(better > worse for better, worse in lengths)
+    assert 50 < longer < 150
+    better, worse = (sum(side) / len(rows) for side in zip(*lengths, strict=True))
+    assert 0.85 < better / worse < 1.15
