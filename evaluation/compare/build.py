@@ -24,6 +24,7 @@ from evaluation.metrics import Groups
 from evaluation.running.run_files import RESULTS_NAME
 from evaluation.sample import WindowLoss
 from glmtune.errors import DataError, unknown_name
+from glmtune.storage.names import last_part
 from glmtune.storage.records import Record, validated
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def default_comparison_folder(baseline: Side, candidates: Sequence[Side]) -> Pat
     # Fingerprints name questions, prompts and weights, so another model or protocol goes to another folder.
     prints = [[run.fingerprint for run in side.runs.values()] for side in (baseline, *candidates)]
     digest = hashlib.sha256(json.dumps(prints, sort_keys=True).encode()).hexdigest()[:8]
-    model = re.split(r"[/\\]", str(next(iter(baseline.runs.values())).model["name"]).rstrip("/\\"))[-1]
+    model = last_part(str(next(iter(baseline.runs.values())).model["name"]))
     words = ("+".join(baseline.runs), model, digest)
     return DEFAULT_FOLDER / "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
 
