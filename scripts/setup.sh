@@ -4,7 +4,7 @@
 #   PYTHON=python3.12   which Python makes the environment (3.11 or newer)
 #   TORCH="torch"       which build of PyTorch to install; default: the version the tests ran with.
 #                       An environment that already has PyTorch keeps its own build.
-#   LOCKED=1            exactly the versions of requirements-ci.lock, with which the tests passed
+#   LOCKED=1            the versions of requirements-ci.lock, with which the tests passed
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

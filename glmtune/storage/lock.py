@@ -411,9 +411,10 @@ if sys.platform == "win32":
         os.lseek(handle, LOCKED_BYTE, os.SEEK_SET)
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
 elif fcntl is not None:
+    _flock, _alone = fcntl.flock, fcntl.LOCK_EX | fcntl.LOCK_NB
 
     def _try_lock(handle: int) -> None:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(handle, _alone)
 else:
 
     def _try_lock(handle: int) -> None:
