@@ -3,7 +3,11 @@
 #   docker build -t glmtune .                                  for CPUs
 #   docker build -t glmtune --build-arg DEVICE=cu128 .         for NVIDIA GPUs (the name of a build of PyTorch)
 #   docker run --rm --init -p 127.0.0.1:8000:8000 glmtune      add `--gpus all` for GPUs
+#   docker build -t glmtune --build-arg EXTRAS=deepspeed,web .      with optional parts of glmtune
 #   docker run ... glmtune serve host=0.0.0.0 model=/models/chatglm2-6b     settings of one's own
+#   docker run --rm --init --no-healthcheck -v "$PWD/runs:/home/glmtune/runs" glmtune train +recipe=ptuning
+#
+# compose.yaml has these as services: serve, train and eval, on CPUs or GPUs.
 
 ARG PYTHON=3.12
 
@@ -22,12 +26,14 @@ COPY configs /src/configs
 COPY data /src/data
 COPY scripts/glmtune-packages.pth /src/scripts/
 COPY benchmarks/published.yaml /src/benchmarks/
-RUN pip install /src
+ARG EXTRAS=
+RUN pip install "/src${EXTRAS:+[$EXTRAS]}"
 
 FROM python:${PYTHON}-slim
 # The products of quantized weights are compiled for the processor on first use; without a compiler they are slower.
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 10001 glmtune && mkdir /models && chown glmtune /models
+    && useradd --create-home --uid 10001 glmtune && mkdir /models /home/glmtune/runs \
+    && chown glmtune /models /home/glmtune/runs
 COPY --from=build /opt/glmtune /opt/glmtune
 ENV PATH=/opt/glmtune/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/models/hub
 USER 10001

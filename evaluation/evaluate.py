@@ -32,6 +32,7 @@ from evaluation.task import Task
 from glmtune.errors import ConfigError
 from glmtune.storage.journal import refuse_foreign_folder
 from glmtune.storage.lock import lock_folder
+from glmtune.storage.names import last_part
 
 if TYPE_CHECKING:
     from glmtune.terminal.console import Console
@@ -81,7 +82,7 @@ def _digest(several: Sequence[Mapping[str, Any]]) -> str:
 def _model_words(values: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the last part of the model's name, and the host of a server."""
     model = values["model"]
-    name = re.split(r"[/\\]", str(model["name"]).rstrip("/\\"))[-1]
+    name = last_part(str(model["name"]))
     server = model.get("server") or {}
     where = server.get("name") or str(server.get("url", "")).partition("://")[2].partition("/")[0]
     return (name, where) if where else (name,)

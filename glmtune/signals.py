@@ -1,7 +1,9 @@
 """Signals that end a command in order: SIGTERM, and SIGHUP, which a closed terminal or ssh connection sends.
 
+Windows has no SIGHUP; its SIGBREAK stands for a closed window, a shutdown and Ctrl-Break.
+
 `glmtune.training.callbacks` gives them a meaning of its own while a run trains; everywhere else they end a
-command as Ctrl-C does, so that what is half-written is removed and locks are released. Windows has no SIGHUP.
+command as Ctrl-C does, so that what is half-written is removed and locks are released.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 HANGUP: int | None = getattr(signal, "SIGHUP", None)
+BREAK: int | None = getattr(signal, "SIGBREAK", None)
 
 
 class StoppedBySignal(KeyboardInterrupt):
@@ -38,9 +41,12 @@ def stopping_signals() -> tuple[int, ...]:
 
     Under `nohup` SIGHUP is ignored when we begin, and stays so: the run was meant to outlive its terminal.
     """
-    if HANGUP is None or signal.getsignal(HANGUP) is signal.SIG_IGN:
-        return (signal.SIGTERM,)
-    return (signal.SIGTERM, HANGUP)
+    found: list[int] = [signal.SIGTERM]
+    if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+        found.append(HANGUP)
+    if BREAK is not None:
+        found.append(BREAK)
+    return tuple(found)
 
 
 @contextlib.contextmanager
@@ -75,10 +81,7 @@ def handled_by(handler: Callable[[int, FrameType | None], None]) -> Generator[No
     Args:
         handler: is given the number of the signal; it must not wait, as it may interrupt anything.
     """
-    numbers = [signal.SIGINT, *stopping_signals()]
-    if hasattr(signal, "SIGBREAK"):  # Ctrl-Break, and what ends a process group, on Windows
-        numbers.append(signal.SIGBREAK)
-    before = {number: signal.signal(number, handler) for number in numbers}
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, *stopping_signals())}
     try:
         yield
     finally:

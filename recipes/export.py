@@ -12,6 +12,7 @@ from glmtune.errors import ConfigError
 from glmtune.export.gguf.types import DEFAULT_TYPE, FILE_TYPES
 from glmtune.models.settings import DTYPES, CheckpointSettings
 from glmtune.settings import SCALE_HELP, STRENGTH_HELP, check_choice, check_range, setting
+from glmtune.storage.names import last_part, portable_name
 from recipes.words.compose import Command
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def run(config: ExportConfig) -> Exported:
     from glmtune.terminal.console import Console
 
     source = str(config.model.source)
-    default = Path("runs") / f"export-{Path(source).name}-{config.format}"
+    default = Path("runs") / f"export-{portable_name(last_part(source))}-{config.format}"
     job = ExportJob(
         source=source,
         format=config.format,

@@ -22,6 +22,7 @@ from glmtune.settings import (
     check_strengths,
     setting,
 )
+from glmtune.storage.names import last_part, portable_name
 from recipes.words.compose import Command, given_settings
 
 if TYPE_CHECKING:
@@ -355,7 +356,7 @@ def _base_of(adapted: Any) -> Generator[None]:
 def _default_folder(config: PredictConfig, tuned: Path | None) -> Path:
     """Return `predict` in the run folder of what was tuned, or a folder under `runs` for a base model."""
     if tuned is None:
-        return Path("runs") / f"predict-base-{Path(config.model.source).name}"
+        return Path("runs") / f"predict-base-{portable_name(last_part(str(config.model.source)))}"
     folder = tuned if tuned.is_dir() else tuned.parent
     at = "" if config.prefix_strength == 1 else f"-strength-{config.prefix_strength:g}"
     at = at if config.adapter_scale == 1 else f"-scale-{config.adapter_scale:g}"

@@ -12,6 +12,7 @@ from glmtune.errors import ConfigError
 from glmtune.models.settings import CheckpointSettings
 from glmtune.quantization.settings import QuantizationSettings, chosen_method
 from glmtune.settings import check_range, setting
+from glmtune.storage.names import last_part, portable_name
 from recipes.words.compose import Command
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _job(config: QuantizeConfig) -> QuantizeJob:
     from glmtune.quantization.files.write import QuantizeJob
 
     source = str(config.model.source)
-    default = Path("runs") / f"quantize-{Path(source).name}-{config.method}"
+    default = Path("runs") / f"quantize-{portable_name(last_part(source))}-{config.method}"
     return QuantizeJob(
         source=source,
         method=config.method,

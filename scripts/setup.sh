@@ -4,6 +4,7 @@
 #   PYTHON=python3.12   which Python makes the environment (3.11 or newer)
 #   TORCH="torch"       which build of PyTorch to install; default: the version the tests ran with.
 #                       An environment that already has PyTorch keeps its own build.
+#   LOCKED=1            the versions of requirements-ci.lock, with which the tests passed
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,5 +19,8 @@ VENV=${VIRTUAL_ENV:-.venv}
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
 # The build of PyTorch depends on the machine, so it is installed first and the project never pins it.
 "$VENV/bin/python" -c 'import torch' 2>/dev/null || "$VENV/bin/python" -m pip install --quiet "$TORCH"
+if [ -n "${LOCKED:-}" ]; then
+    "$VENV/bin/python" -m pip install --quiet --requirement requirements-ci.lock
+fi
 "$VENV/bin/python" -m pip install --quiet --editable '.[dev,deepspeed,web]'
 echo "glmtune is installed: source $VENV/bin/activate, then glmtune --help"

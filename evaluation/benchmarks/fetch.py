@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING
 from evaluation.benchmarks.sources import Download, RemoteFile
 from glmtune.errors import DataError
 from glmtune.storage.files import sync, write_error
+from glmtune.storage.renames import replace
 
 if TYPE_CHECKING:
     from glmtune.terminal.console import Console
@@ -136,7 +137,7 @@ def _get(remote: RemoteFile, path: Path, console: Console) -> None:
             f" deleted. Run the same command again; if it stays so, put the file there by hand as {path}."
         )
     sync(part)
-    part.replace(path)
+    replace(part, path)
     sync(path.parent)
     _tag_file(part).unlink(missing_ok=True)
 

@@ -19,6 +19,7 @@ from evaluation.compare.settings import GateSettings
 from evaluation.compare.statistics.perplexity import TextLoss, compare_losses
 from evaluation.sample import WindowLoss
 from glmtune.errors import DataError
+from glmtune.storage.names import last_part
 
 if TYPE_CHECKING:
     from glmtune.terminal.console import Console
@@ -85,7 +86,7 @@ def default_comparison_folder(baseline: Side, candidates: Sequence[Side]) -> Pat
     # Fingerprints name questions, prompts and weights, so another model or protocol goes to another folder.
     prints = [[run.fingerprint for run in side.runs.values()] for side in (baseline, *candidates)]
     digest = hashlib.sha256(json.dumps(prints, sort_keys=True).encode()).hexdigest()[:8]
-    model = re.split(r"[/\\]", str(next(iter(baseline.runs.values())).model["name"]).rstrip("/\\"))[-1]
+    model = last_part(str(next(iter(baseline.runs.values())).model["name"]))
     words = ("+".join(baseline.runs), model, digest)
     return DEFAULT_FOLDER / "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
 

@@ -22,6 +22,7 @@ from glmtune.storage.journal import (
     read_journal,
     refuse_other_run,
 )
+from glmtune.storage.renames import rename
 
 MAX_DEPTH = 8
 """More than an identity is deep; what lies deeper in a file edited by hand is compared whole."""
@@ -156,7 +157,7 @@ def _move_aside(folder: Path) -> None:
     target = folder / f"{EARLIER}-{number}"
     target.mkdir()
     for path in there:
-        path.rename(target / path.name)
+        rename(path, target / path.name)
 
 
 def _refuse_other_run(folder: Path, identity: Mapping[str, Any], refuse_others: RefuseOthers | None) -> None:

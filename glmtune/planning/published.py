@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.planning.workload import Workload
+from glmtune.storage.names import last_part
 
 INSTALLED = Path(__file__).with_name("published.yaml")
 CHECKOUT = Path(__file__).resolve().parents[2] / "benchmarks" / "published.yaml"
@@ -54,7 +55,7 @@ def reports_for(work: Workload) -> tuple[PublishedMemory, ...]:
     Args:
         work: of the run; its base counts as quantized by the bits alone.
     """
-    name = work.geometry.name.rpartition("/")[2].partition("-int")[0]
+    name = last_part(work.geometry.name).partition("-int")[0]
     bits = "none" if work.bits is None else f"int{work.bits}"
     return tuple(
         report

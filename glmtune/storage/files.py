@@ -29,6 +29,7 @@ from pathlib import Path
 
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.storage.exchange import exchange
+from glmtune.storage.renames import rename, replace
 
 PARTIAL = ".partial"
 REPLACED = ".replaced"
@@ -65,7 +66,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             write(partial)
         partial.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
         sync(partial)
-        partial.replace(path)
+        replace(partial, path)
         sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
@@ -204,7 +205,7 @@ def put_in_place(partial: Path, final: Path) -> None:
     replaced = replaced_of(final)
     shutil.rmtree(replaced, ignore_errors=True)
     if not final.exists():
-        partial.rename(final)
+        rename(partial, final)
     elif exchange(partial, final):
         with contextlib.suppress(OSError):  # the new one is in its place, whatever becomes of the old one
             partial.rename(replaced)
@@ -216,9 +217,9 @@ def put_in_place(partial: Path, final: Path) -> None:
 
 def _rename_twice(partial: Path, final: Path) -> None:
     while True:
-        final.rename(replaced_of(final))
+        rename(final, replaced_of(final))
         try:
-            partial.rename(final)
+            rename(partial, final)
         except OSError as error:
             put_back(final)
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # a reader has put it back before us

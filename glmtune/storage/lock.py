@@ -5,9 +5,10 @@ Where a lock lies, and what holds it:
     RUN/.glmtune.lock       inside folders that stay (train, predict, eval, compare), see `lock_folder`
     .NAME.lock              beside folders that a rename replaces (quantize, export), see `lock_beside`
 
-The operating system's lock on that file is what counts: it goes with its process, however that ends. (The
-package `filelock` makes a file whose mere presence is the lock where there is no flock; that would stay.)
-The file names the holder, for the message to whoever comes second.
+The operating system's lock on that file is what counts (flock; on Windows that of a byte): it goes with its
+process, however that ends. The file names the holder, for the message to whoever comes second. (The package
+`filelock` calls the same two, but empties the file; and where a system has neither, the mere presence of its
+file is the lock, which stays when the holder dies.)
 
 Network file systems may have no such locks, or locks that other machines do not see, without saying so. There
 the holder also refreshes the file's time every `HEARTBEAT_SECONDS`, and one that has not been refreshed for
@@ -18,6 +19,7 @@ longer there holds nothing.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -394,6 +396,11 @@ def _file_system(folder: str) -> str:
 
 # ---- the system's lock ----
 
+try:
+    import fcntl
+except ImportError:  # Windows; a Python in WebAssembly has neither
+    fcntl = None
+
 if sys.platform == "win32":
     import msvcrt
 
@@ -403,11 +410,16 @@ if sys.platform == "win32":
     def _try_lock(handle: int) -> None:
         os.lseek(handle, LOCKED_BYTE, os.SEEK_SET)
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-else:
-    import fcntl
+elif fcntl is not None:
+    _flock, _alone = fcntl.flock, fcntl.LOCK_EX | fcntl.LOCK_NB
 
     def _try_lock(handle: int) -> None:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(handle, _alone)
+else:
+
+    def _try_lock(handle: int) -> None:
+        # As a file system without locks answers: the record decides.
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 # A forked child shares the open file, and with it the lock, which would stay while any of both lives. Closing

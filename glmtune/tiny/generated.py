@@ -8,6 +8,7 @@ from pathlib import Path
 
 from glmtune.errors import ConfigError
 from glmtune.storage.files import sync
+from glmtune.storage.renames import replace
 from glmtune.tiny.corpus.mix import write
 
 PREFIX = "generated:"
@@ -49,7 +50,7 @@ def _resolved(name: str) -> str:
         unfinished = path.with_suffix(f".{os.getpid()}.part")
         write(unfinished, seed=CORPUS_SEED, count=int(parts[2]), salt=parts[1])
         sync(unfinished)
-        unfinished.replace(path)
+        replace(unfinished, path)
     return str(path)
 
 

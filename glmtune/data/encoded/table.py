@@ -35,6 +35,7 @@ class RowTable:
         """
         self._file = file
         self._writer: pyarrow.RecordBatchStreamWriter | None = None
+        self._sink: pyarrow.OSFile | None = None
         self._waiting: list[EncodedBatch] = []
         self._tables: list[pyarrow.Table] = []
         self._lengths: list[np.ndarray] = []
@@ -93,7 +94,9 @@ class RowTable:
         table = pa.table({**columns, "length": pa.array(lengths)})
         if self._file is not None:
             if self._writer is None:
-                self._writer = pa.ipc.new_stream(str(self._file), table.schema)
+                # Opened here: a writer that opens a file itself leaves it open, and Windows renames no such.
+                self._sink = pa.OSFile(str(self._file), "wb")
+                self._writer = pa.ipc.new_stream(self._sink, table.schema)
             self._writer.write_table(table)
             return
         for values in (lengths, *tokens.values()):
@@ -111,6 +114,8 @@ class RowTable:
             self._flush()
         if self._writer is not None:
             self._writer.close()
+        if self._sink is not None:
+            self._sink.close()
 
     def dataset(self) -> datasets.Dataset:
         """Return the rows that stayed in memory."""

@@ -29,6 +29,7 @@ from glmtune.models.generation import GENERATION_FILE, release_generation
 from glmtune.models.releases.families import Family
 from glmtune.models.tokenizers.load import load_tokenizer_folder
 from glmtune.storage.files import write_text
+from glmtune.storage.names import last_part
 
 MODELFILE = "Modelfile"
 ROWS_AT_ONCE = 4096
@@ -87,7 +88,7 @@ def model_name(source: str) -> str:
     >>> model_name("zai-org/GLM-4-9B-0414"), model_name("runs/my model")
     ('GLM-4-9B-0414', 'my-model')
     """
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).name).strip("-.") or "model"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last_part(source)).strip("-.") or "model"
 
 
 def write_gguf(folder: Path, job: Written, on_tensor: Callable[[int, int], object]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +60,7 @@ def resolve_source(source: str | Path, download_options: Mapping[str, object] | 
         raise ConfigError(
             f"`model.source` is the file `{name}`, but it must be a folder; pass `{folder.parent}`."
         )
-    if os.sep in name or name.startswith((".", "~")):
+    if "/" in name or "\\" in name or name.startswith((".", "~")):
         raise ConfigError(
             f"`model.source` is `{name}`, but there is no such folder (looked in {Path.cwd()}), and only hub "
             f"ids under {' and '.join(f'{owner}/' for owner in OWNERS)} are fetched. Correct the path; "

@@ -64,7 +64,7 @@ def cached_library(command: Sequence[str], sources: Sequence[Path], made_of: byt
             [*command, *map(str, sources), "-o", str(made)],
             check=True,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=COMPILE_SECONDS,
             env={**os.environ, "TMPDIR": place},

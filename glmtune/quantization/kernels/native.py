@@ -7,7 +7,7 @@ PyTorch's, and tie the result to its version; without them it is a matter of sec
 
 What must hold, in the order in which it is checked; the first that does not is the reason given in the log::
 
-    GLMTUNE_NATIVE_KERNELS is not 0 -> x86-64 with AVX-512 -> a C++ compiler -> it compiles -> it loads
+    GLMTUNE_NATIVE_KERNELS is not 0 -> Linux on x86-64, AVX-512 -> a C++ compiler -> it compiles -> loads
 
 Otherwise products of PyTorch or the plain path run instead
 (`glmtune.quantization.kernels.dispatch`). Nothing is compiled on import. ``GLMTUNE_CACHE`` moves the
@@ -24,6 +24,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,22 +86,28 @@ def native_library() -> NativeLibrary:
     """
     if os.environ.get(SWITCH, "1") == "0":
         return NativeLibrary(None, f"{SWITCH} is 0")
+    if sys.platform != "linux" or not hasattr(os, "geteuid"):
+        # Elsewhere no file describes the processor, and on Windows none says whose a file in the cache is.
+        return NativeLibrary(None, f"they are compiled on Linux only, and this is {platform.system()}")
     flags = _cpu_flags()
     if platform.machine() != "x86_64" or not flags >= REQUIRED_ISA:
         return NativeLibrary(None, "the processor has no AVX-512")
     compiler = _compiler()
     if compiler is None:
-        return NativeLibrary(None, f"no C++ compiler found ({', '.join(COMPILERS)}, or CXX)")
+        return _refused(f"no C++ compiler found ({', '.join(COMPILERS)}, or CXX)")
     try:
         functions: Any = _load_library(compiler, flags)
     except OSError as error:
-        reason = f"they cannot be kept or loaded: {error}"
+        return _refused(f"they cannot be kept or loaded: {error}")
     except subprocess.SubprocessError as error:
         said = str(getattr(error, "stderr", None) or error).strip() or repr(error)
-        reason = f"compiling them failed: {said.splitlines()[-1]}"
-    else:
-        return _described(functions, matrix_unit="amx_bf16" in flags)
-    LOGGER.warning("The native kernels are not used, as %s", reason)
+        return _refused(f"compiling them failed: {said.splitlines()[-1]}")
+    return _described(functions, matrix_unit="amx_bf16" in flags)
+
+
+def _refused(reason: str) -> NativeLibrary:
+    """Say once what keeps this processor from its fast products: it could have them."""
+    LOGGER.warning("PyTorch's products of quantized weights run in place of faster ones: %s", reason)
     return NativeLibrary(None, reason)
 
 

@@ -30,6 +30,7 @@ from glmtune.storage.files import PARTIAL, REPLACED, partial_of
 from glmtune.storage.lock import lock_folder
 from glmtune.storage.manifest import MANIFEST, damage_of, facts_of, write_manifest
 from glmtune.storage.manifest import read_manifest as parsed_manifest
+from glmtune.storage.renames import rename
 from glmtune.training.distributed.collectives import is_connection_lost
 
 LOSS_STATE = "loss_state.json"
@@ -343,7 +344,7 @@ def repair(run: Path) -> None:
         if original.exists():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
-            leftover.rename(original)
+            rename(leftover, original)
     for leftover in _leftovers(run, PARTIAL):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
@@ -436,5 +437,5 @@ def set_aside(
     for path in kept:
         shutil.copy2(path, target / path.name)
     for path in found:
-        path.rename(target / path.name)
+        rename(path, target / path.name)
     return target

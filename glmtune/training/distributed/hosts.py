@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -96,9 +97,15 @@ def launch_on_hosts(command: str, values: Mapping[str, Any], settings: LaunchSet
         0, or 128 + the number of the signal that stopped the run after it had saved.
 
     Raises:
-        ConfigError: the hostfile is wrong or a machine cannot be reached.
+        ConfigError: the hostfile is wrong, a machine cannot be reached, or this one runs Windows.
         TrainingError: a machine's part failed; it has said why, and the others were stopped.
     """
+    if os.name == "nt":
+        raise ConfigError(
+            f"`launch.hostfile` is `{settings.hostfile}`, but its machines are started by a line for a Unix "
+            "shell, with Python and this folder at the same places as here, and this is Windows. Start each "
+            "machine yourself, with `launch.num_nodes`, `launch.node_rank` and `launch.master_addr`."
+        )
     hosts = read_hostfile(Path(str(settings.hostfile)))
     if shutil.which("ssh") is None:
         raise ConfigError(

@@ -45,6 +45,8 @@ OWN_PROGRAM = ("-P", str(Path(__file__).resolve().parents[2] / "__main__.py"))
 or `datasets.py` of the user's is taken for the package or for a library."""
 SEVERAL_MACHINES_PORT = 29500
 """torchrun's default: machines cannot agree on a free port before they are connected, so it must be known."""
+KILLED: int = getattr(signal, "SIGKILL", 9)
+"""Windows has no such signal, and ends processes with a code of their own."""
 SAVING_SECONDS = 1800
 """How long processes told to stop may take to save: a large checkpoint over a network takes minutes."""
 
@@ -219,6 +221,9 @@ def _launch_once(command: str, values: Mapping[str, Any], node: Node) -> int:
     # By itself each process would take a thread for every core, and they would be in each other's way.
     cores = os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // node.num_processes)))
+    if sys.platform == "win32":
+        # The library behind torch's faster store is in no build for Windows, where asking for it is an error.
+        os.environ.setdefault("USE_LIBUV", "0")
     os.environ[LAUNCHED] = str(os.getpid())
     is_first = TYPED not in os.environ  # a launcher that was started over ssh has the head's
     os.environ[TYPED] = typed_command()
@@ -302,7 +307,7 @@ def _blame(failure: ProcessFailure) -> tuple[int, int, int]:
     SIGKILL). Which of them ended first by the clock says little: the cause may take longer to end than those
     that only noticed.
     """
-    is_stopped = failure.exitcode in (-signal.SIGTERM, -signal.SIGKILL)
+    is_stopped = failure.exitcode in (-signal.SIGTERM, -KILLED)
     if PARTNER_LOST in _told(failure)[0]:
         group = 3
     elif failure.exitcode in (-signal.SIGTERM, 128 + signal.SIGTERM):

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from glmtune.errors import CheckpointError
 from glmtune.storage.checksums import checked_json, json_with_checksum
 from glmtune.storage.files import write_json
+from glmtune.storage.renames import replace
 
 ROLLBACKS_FILE = "rollbacks.json"
 
@@ -142,5 +143,5 @@ def append_item(path: Path, values: Mapping[str, Any]) -> None:
     except FileNotFoundError:
         pass
     except (ValueError, TypeError):
-        path.replace(path.with_suffix(f".damaged{path.suffix}"))
+        replace(path, path.with_suffix(f".damaged{path.suffix}"))
     write_json(path, [*found, values])
