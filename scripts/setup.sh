@@ -18,5 +18,5 @@ VENV=${VIRTUAL_ENV:-.venv}
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
 # The build of PyTorch depends on the machine, so it is installed first and the project never pins it.
 "$VENV/bin/python" -c 'import torch' 2>/dev/null || "$VENV/bin/python" -m pip install --quiet "$TORCH"
-"$VENV/bin/python" -m pip install --quiet --editable '.[dev,deepspeed,web]'
+"$VENV/bin/python" -m pip install --quiet --editable '.[dev,docs,deepspeed,web]'
 echo "glmtune is installed: source $VENV/bin/activate, then glmtune --help"

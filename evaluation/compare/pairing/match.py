@@ -97,7 +97,7 @@ def match(baseline: Run, candidate: Run) -> Pair:
             f"it cannot be compared with {candidate.folder}: they differ in {', in '.join(problems)}."
             f" {' '.join(ways_out)}",
             path=baseline.folder,
-        )
+        ).see("not-comparable")
     # The fingerprint hashes whole prompts; what a model was asked may be shorter, so every answer is checked
     # too.
     _refuse_other_questions(baseline, candidate)
