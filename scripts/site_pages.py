@@ -21,6 +21,8 @@ ELSEWHERE = "more"
 """Folder of the site for what does not stand in ``docs``."""
 FENCE = re.compile(r"(^ *```.*?^ *```[^\n]*$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+CHINESE = "\u3001-\u303f\u4e00-\u9fff\uff00-\uffef“”"
+LINE_END = re.compile(rf"(?<=[{CHINESE}])\n *(?=[{CHINESE}])")
 
 
 def on_config(config: Any) -> Any:
@@ -28,16 +30,29 @@ def on_config(config: Any) -> Any:
     if Path(config.docs_dir) == DOCS:
         folder = Path(tempfile.mkdtemp(prefix="glmtune-docs-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        put_together(folder)
+        linked = put_together(folder)
+        named = set(re.findall(r"[\w/]+\.md", str(config.nav)))
+        pages = {
+            page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md") if ".zh" not in page.suffixes
+        }
+        if orphans := sorted(pages - named - {place.as_posix() for place in linked}):
+            from mkdocs.exceptions import PluginError
+
+            raise PluginError(
+                f"No link leads to {', '.join(orphans)}. Name them in mkdocs.yml, or link to them."
+            )
         config.docs_dir = str(folder)
     return config
 
 
-def put_together(target: Path) -> None:
+def put_together(target: Path) -> set[Path]:
     """Write all pages of the site.
 
     Args:
         target: an empty folder.
+
+    Returns:
+        What some page links to, as it stands on the site.
 
     Raises:
         FileNotFoundError: a page links to a folder without a README.md.
@@ -47,19 +62,22 @@ def put_together(target: Path) -> None:
         write_notebook(notebook)
     waiting = sorted(DOCS.rglob("*.md"))
     seen = set(waiting)
+    reached: set[Path] = set()
     while waiting:
         page = waiting.pop()
         text, linked = turned(page.read_text(encoding="utf-8"), page)
         place = target / place_of(page)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text, encoding="utf-8")
-        for file in linked:
+        for file in (file for file in linked if file not in seen):
+            seen.add(file)
             if file.suffix == ".md":
-                waiting += [file] * (file not in seen)
-                seen.add(file)
-            else:
+                waiting.append(file)
+            elif DOCS not in file.parents:
                 (target / place_of(file)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, target / place_of(file))
+        reached |= {place_of(file) for file in linked if file != page}
+    return reached
 
 
 def turned(text: str, page: Path) -> tuple[str, list[Path]]:
@@ -70,7 +88,7 @@ def turned(text: str, page: Path) -> tuple[str, list[Path]]:
         page: where it stands in the repository.
 
     Returns:
-        The text, and the files outside ``docs`` that it links to.
+        The text, and the files of this repository that it links to.
     """
     linked: list[Path] = []
 
@@ -87,16 +105,20 @@ def turned(text: str, page: Path) -> tuple[str, list[Path]]:
                     f"{page}: {match[2]} is a folder without a README.md. Link to a file."
                 )
             return match[0]  # MkDocs names it
-        if DOCS not in file.parents:
-            linked.append(file)
+        linked.append(file)
         place = place_of(file)
         if file.suffix == ".ipynb":
             place = place.with_suffix(".md")
         away = os.path.relpath(place, place_of(page).parent).replace(os.sep, "/")
         return f"{match[1]}{away}{mark}{anchor}{match[3]}"
 
-    parts = FENCE.split(text)  # code stays as it is
-    return "".join(part if FENCE.fullmatch(part) else LINK.sub(turn, part) for part in parts), linked
+    def written(part: str) -> str:
+        if FENCE.fullmatch(part):
+            return part  # code stays as it is
+        # A browser shows the end of a line as a blank, which Chinese has not.
+        return LINK.sub(turn, LINE_END.sub("", part))
+
+    return "".join(map(written, FENCE.split(text))), linked
 
 
 def place_of(file: Path) -> Path:
