@@ -58,8 +58,8 @@ def put_together(target: Path) -> set[Path]:
         FileNotFoundError: a page links to a folder without a README.md.
     """
     shutil.copytree(DOCS, target, dirs_exist_ok=True)
-    for notebook in sorted(target.rglob("*.ipynb")):
-        write_notebook(notebook)
+    for notebook in sorted(DOCS.rglob("*.ipynb")):
+        write_notebook(notebook, target / place_of(notebook).parent)
     waiting = sorted(DOCS.rglob("*.md"))
     seen = set(waiting)
     reached: set[Path] = set()
@@ -126,21 +126,21 @@ def place_of(file: Path) -> Path:
     return file.relative_to(DOCS) if DOCS in file.parents else Path(ELSEWHERE) / file.relative_to(REPO)
 
 
-def write_notebook(notebook: Path) -> None:
-    """Write a notebook as a page beside it, its pictures in a folder.
+def write_notebook(notebook: Path, folder: Path) -> None:
+    """Write a notebook as a page, its pictures in a folder beside it.
 
     Args:
         notebook: with the outputs of its last run.
+        folder: of the page.
     """
     from nbconvert import MarkdownExporter
 
-    pictures = f"{notebook.stem}_files"
     text, resources = MarkdownExporter().from_filename(
-        str(notebook), resources={"output_files_dir": pictures, "unique_key": notebook.stem}
+        str(notebook), resources={"output_files_dir": f"{notebook.stem}_files", "unique_key": notebook.stem}
     )
     for name, content in resources["outputs"].items():
-        (notebook.parent / name).parent.mkdir(exist_ok=True)
-        (notebook.parent / name).write_bytes(content)
-    note = f"[This page as a notebook]({notebook.name}) to run and change.\n\n"
-    title, _, rest = text.partition("\n")
-    notebook.with_suffix(".md").write_text(f"{title}\n\n{note}{rest}", encoding="utf-8")
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    title, _, rest = turned(text, notebook)[0].partition("\n")
+    note = f"[This page as a notebook]({notebook.name}) to run and change."
+    (folder / f"{notebook.stem}.md").write_text(f"{title}\n\n{note}\n{rest}", encoding="utf-8")
