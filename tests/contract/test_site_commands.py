@@ -48,6 +48,8 @@ def check(words: list[str]) -> None:
         given = [word for word in words[2:] if word not in ("--help", "--cfg")]
         reading = read_words(given, command)
         assert isinstance(load_settings(command, reading.overrides, reading.config_dir), command.schema)
+    elif words[:2] == ["python", "-m"]:
+        assert (REPO / words[2].replace(".", "/")).with_suffix(".py").is_file(), words
     elif words[0] in ("bash", "python"):
         assert (REPO / words[1]).is_file(), words
     else:
