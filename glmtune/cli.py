@@ -207,6 +207,8 @@ def _report(error: Exception) -> int:
             f"unexpected {type(error).__name__}: {error}\n"
             "This is a fault of glmtune or of a library below it; run again with --debug for the stack trace."
         )
+    elif error.anchor is not None:
+        text += f"\nMore: docs/trouble.md#{error.anchor}"
     code = error.exit_code if isinstance(error, GlmtuneError) else 1
     if _is_launched():  # one of several processes: the launcher shows one error of one of them
         from glmtune.training.distributed.launch import record_failure

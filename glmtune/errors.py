@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 
 class GlmtuneError(Exception):
@@ -12,9 +13,16 @@ class GlmtuneError(Exception):
 
     Attributes:
         exit_code: of a command that ends with this error.
+        anchor: of the entry in ``docs/trouble.md`` that says more, for what users meet most; else None.
     """
 
     exit_code: int = 1
+    anchor: str | None = None
+
+    def see(self, anchor: str) -> Self:
+        """Name the entry of ``docs/trouble.md`` that says more: ``raise ConfigError(...).see("layout")``."""
+        self.anchor = anchor
+        return self
 
 
 class ConfigError(GlmtuneError):

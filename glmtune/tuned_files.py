@@ -169,4 +169,4 @@ def check_same_base(
         f"The {what} was trained on another base: `{trained_on.source}` with fingerprint "
         f"{trained_on.fingerprint[:16]}, but the model `{model.source}` has {model.fingerprint()[:16]}. Load "
         "that base, or (in Python) pass `check_base=False` to use it all the same."
-    )
+    ).see("another-base")

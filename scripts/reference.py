@@ -49,9 +49,12 @@ def section(command: Command) -> str:
             *(f"- `{name}=` {', '.join(f'`{each}`' for each in found)}" for name, found in groups.items()),
         ]
     training = {path for path, _, _ in setting_rows(TrainConfig)} if command.name != "train" else set()
-    if len(training & {path for path, _, _ in rows}) > len(training) / 2:  # which takes a run's settings, too
+    paths = {path for path, _, _ in rows}
+    if len(training & paths) > len(training) / 2:  # which takes a run's settings, too
         rows = [row for row in rows if row[0] not in training]
-        lines += ["", f"The settings of [`glmtune train`](#glmtune-train){', and:' if rows else '.'}"]
+        absent = ", ".join(f"`{path}`" for path in sorted(training - paths))
+        but = f", but for {absent}" if absent else ""
+        lines += ["", f"The settings of [`glmtune train`](#glmtune-train){but}{', and:' if rows else '.'}"]
     lines += ["", "| setting | default | meaning |", "|---|---|---|"] if rows else []
     lines += [
         f"| `{path}` | {cell(default)} | {text.replace('|', chr(92) + '|')} |" for path, default, text in rows

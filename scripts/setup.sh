@@ -22,5 +22,5 @@ VENV=${VIRTUAL_ENV:-.venv}
 if [ -n "${LOCKED:-}" ]; then
     "$VENV/bin/python" -m pip install --quiet --requirement requirements-ci.lock
 fi
-"$VENV/bin/python" -m pip install --quiet --editable '.[dev,deepspeed,web]'
+"$VENV/bin/python" -m pip install --quiet --editable '.[dev,docs,deepspeed,web]'
 echo "glmtune is installed: source $VENV/bin/activate, then glmtune --help"

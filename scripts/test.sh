@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Install, then style with security checks, types, known vulnerabilities and tests: what CI runs. Further words go to pytest.
+# The documentation is built by one of the tests (tests/contract/test_site.py), strictly, as by scripts/docs.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

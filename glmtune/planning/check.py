@@ -123,7 +123,7 @@ def check_run(config: RunConfig, settings: PlanSettings) -> str:
         raise ConfigError(
             f"The run cannot fit, and `plan.enforce` is true. {problem} `glmtune plan` with the same "
             "settings shows every part; `plan.enforce=false` starts it all the same."
-        )
+        ).see("out-of-memory")
     return problem
 
 

@@ -169,7 +169,7 @@ class Lock:
                     f"{guards} is being written by another process{f' ({found.who})' if found.who else ''}:"
                     " two runs cannot share an `output_dir`. Wait for it, end it, or choose another"
                     " `output_dir`."
-                )
+                ).see("folder-in-use")
             if not self._waits and waited < POLL_SECONDS and patience > PATIENCE_SECONDS:
                 LOGGER.warning(
                     "%s is held by %s. Waiting up to %.0f seconds to see whether it is still there.",

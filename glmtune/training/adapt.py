@@ -379,7 +379,7 @@ def tune_all(model: GlmModel, tokenizer: GlmTokenizer) -> TunedModel:
         raise ConfigError(
             f"`tune` is `full`, but `{model.source}` is quantized ({model.quantization}): codes cannot be "
             "trained. Tune a prefix or LoRA (`+recipe=ptuning`, `+recipe=lora`), or load unquantized weights."
-        )
+        ).see("codes")
     model.float()
     model.requires_grad_(True)
     model.config.dtype = torch.float32  # what config.json of every checkpoint will say

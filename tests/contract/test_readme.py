@@ -1,4 +1,7 @@
-"""Every command of both READMEs runs, on a smaller job; both READMEs hold the same commands."""
+"""Every command of the READMEs, and of the pages a newcomer follows, runs, on a smaller job.
+
+Of all other pages `test_site_commands.py` composes the commands.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,18 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
+# In this order, in one folder: later pages use what earlier ones wrote. A command runs where it stands first.
+PAGES = (
+    "README.md",
+    "docs/start/tiny.md",
+    "docs/start/one_card.md",
+    "docs/howto/own_data.md",
+    "docs/howto/abilities.md",
+    "docs/howto/int4.md",
+    "docs/howto/export.md",
+    "docs/howto/several_gpus.md",
+    "docs/howto/evaluate.md",
+)
 # What makes a command of the README small enough for a test, without changing its path through the code.
 SMALL = {
     "train": [
@@ -26,10 +41,12 @@ SMALL = {
     "compare": ["benchmark.limit=2", "num_threads=1"],
     "dial": ["strengths=[0,1]", "retention.num_prompts=8", "data.max_eval_samples=8"],
 }
-# A comparison's exit code is its verdict.
-DONE = {"compare": (0, 3, 4)}
+# A comparison's exit code is its verdict, a plan's whether it fits.
+DONE = {"compare": (0, 3, 4), "plan": (0, 3)}
 # These are run by CI itself, or only change the shell.
 ELSEWHERE = ("bash scripts/test.sh", "bash scripts/setup.sh", "source ")
+# Only composed: those before them take the same way, and these would take minutes together.
+COMPOSED = ("torchrun ", "glmtune compare benchmark=exam ")
 # They run until they are told to end: see test_readme_talk.py.
 LONG_RUNNING = ("glmtune chat", "glmtune serve", "glmtune web")
 
@@ -37,7 +54,7 @@ LONG_RUNNING = ("glmtune chat", "glmtune serve", "glmtune web")
 def commands(readme: str) -> list[str]:
     text = (REPO / readme).read_text(encoding="utf-8")
     lines: list[str] = []
-    for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL):
+    for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, flags=re.DOTALL):
         lines += [line.split("  #")[0].strip() for line in block.replace("\\\n", " ").splitlines()]
     return [re.sub(r"\s+", " ", line) for line in lines if line and not line.startswith("#")]
 
@@ -81,15 +98,23 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_there_are_commands() -> None:
-    assert len(commands("README.md")) > 20
-
-
-@pytest.mark.parametrize(
-    "line", [line for line in commands("README.md") if not line.startswith((*ELSEWHERE, *LONG_RUNNING))]
+RUN = list(
+    dict.fromkeys(
+        line
+        for page in PAGES
+        for line in commands(page)
+        if not line.startswith((*ELSEWHERE, *LONG_RUNNING, *COMPOSED))
+    )
 )
+
+
+def test_there_are_commands() -> None:
+    assert len(RUN) > 35
+
+
+@pytest.mark.parametrize("line", RUN)
 def test_command_runs(line: str, workplace: Path) -> None:
-    """Run one command; they stand in the README's order, and later ones use what earlier ones wrote."""
+    """Run one command; they stand in the pages' order, and later ones use what earlier ones wrote."""
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "SKIP_SETUP": "1",

@@ -117,7 +117,7 @@ def check_comparable(baseline: Run, candidate: Run, *, but: Collection[str] = ()
             f"it cannot be compared with {candidate.folder}: they differ in {', in '.join(problems)}."
             f" {' '.join(ways_out)}",
             path=baseline.folder,
-        )
+        ).see("not-comparable")
     # The fingerprint hashes whole prompts; what a model was asked may be shorter, so every answer is checked
     # too.
     _refuse_other_questions(baseline, candidate)

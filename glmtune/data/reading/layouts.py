@@ -108,7 +108,7 @@ def detect_layout(
             * ("rejected" in columns),
             path=path,
             line=rows[0].line,
-        )
+        ).see("layout")
     required = _REQUIRED[layout.name] if need_answers else 1
     missing = [name for name in layout.columns[:required] if name not in columns]
     missing += [name for name in (settings.history_column,) if name and name not in columns]

@@ -78,7 +78,7 @@ def check_gguf(family: Family, prefix_path: str | None) -> None:
         raise ConfigError(
             "`format` is `gguf`, but llama.cpp has no place for a prefix: keys and values in front of every "
             "layer. Serve it with `glmtune serve`, or tune with LoRA, which is merged into the file."
-        )
+        ).see("prefix-export")
     gguf_package()
 
 

@@ -79,7 +79,7 @@ def download(name: str, options: Mapping[str, object] | None = None) -> Path:
         f"{shown} could not be downloaded and are not in the local cache ({reason}). Check the network "
         "(HF_ENDPOINT names a mirror, HF_HUB_OFFLINE=1 forbids the network), or download the files "
         "elsewhere and pass their folder as `model.source`. `glm-tiny` needs no download."
-    )
+    ).see("download")
 
 
 def download_from_modelscope(name: str) -> Path:

@@ -65,7 +65,7 @@ def resolve_source(source: str | Path, download_options: Mapping[str, object] | 
             f"`model.source` is `{name}`, but there is no such folder (looked in {Path.cwd()}), and only hub "
             f"ids under {' and '.join(f'{owner}/' for owner in OWNERS)} are fetched. Correct the path; "
             "download any other hub model with `hf download` and give its folder."
-        )
+        ).see("no-such-model")
     raise ConfigError(
         unknown_name("`model.source`", name, PRESETS)
         + f" A hub id under {' or '.join(f'{owner}/' for owner in OWNERS)} and a folder work too."

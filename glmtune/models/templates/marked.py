@@ -194,7 +194,7 @@ def pieces_of(text: str, with_marks: str, given: MarkedMessages) -> list[Piece]:
             "The checkpoint's chat template changes what messages say in a way that cannot be followed, so "
             "it is not known which tokens are whose. Nothing is guessed: tune with plain text, "
             "or give the folder a chat template that writes contents as they are."
-        )
+        ).see("chat-template")
     return [piece for piece in pieces if piece.text]
 
 

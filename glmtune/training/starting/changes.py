@@ -171,7 +171,7 @@ def refuse_impossible_changes(stored: Mapping[str, Any], settings: Mapping[str, 
         + "\n".join(f"- `{path}`: {before} then, {now} now ({why})" for path, before, now, why in found)
         + f"\nRepeat them to go on. Or {way}. Or start anew with `resume=never` (the earlier run is kept in "
         "`previous/`)."
-    )
+    ).see("changed-settings")
 
 
 def _share_state(before: Any, now: Any) -> bool:

@@ -82,6 +82,8 @@ class NotFiniteError(TrainingError):
         evidence: what is known.
     """
 
+    anchor = "not-finite"
+
     def __init__(self, evidence: Evidence, newest: Path | None) -> None:
         """Word the message.
 
