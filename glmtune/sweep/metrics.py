@@ -60,7 +60,7 @@ def metric_of(name: str, benchmarks: Collection[str]) -> Metric:
     if name in OF_RUN:
         return Metric(name, "train", OF_RUN[name][1], "nats" if name.endswith(("loss", "kl")) else "")
     if name in METRICS:
-        return Metric(name, "predict", True, "of 100")
+        return Metric(name, "predict", True, "0 to 100")
     if name in benchmarks or name.endswith((".yaml", ".yml")):
         return Metric(name, "eval", True, "%")
     raise ConfigError(unknown_name("`sweep.metric`", name, [*OF_RUN, *METRICS, *benchmarks]))

@@ -72,7 +72,7 @@ def _number(value: float) -> str:
 
 def _caption(metric: Metric, *, repeated: bool) -> str:
     way = "higher" if metric.is_larger_better else "lower"
-    unit = f" in {metric.unit}" if metric.unit else ""
+    unit = f" ({metric.unit})" if metric.unit else ""
     text = f"{metric.name}{unit}, {way} is better"
     if not repeated:
         return f"{text}; one seed a point: the order of close ones may be luck"

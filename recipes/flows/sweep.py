@@ -311,10 +311,12 @@ def _announce(sweep: _Sweep, console: Console, points: Sequence[Point], num_tria
     search = (
         "all points of a grid" if sweep.config.sweep.search == "grid" else "points chosen by Optuna (TPE)"
     )
-    num_points = num_trials // sweep.config.sweep.repeats
+    repeats = sweep.config.sweep.repeats
+    seeds = "1 seed" if repeats == 1 else f"{repeats} seeds"
+    num_points = num_trials // repeats
     rows = [
         *((axis.key, _values(axis)) for axis in sweep.axes),
-        ("trials", f"{num_trials} = {num_points} points x {sweep.config.sweep.repeats} seeds, {search}"),
+        ("trials", f"{num_trials} = {num_points} points x {seeds}, {search}"),
         ("best", f"the {way} {sweep.metric.name}"),
         ("folder", str(sweep.folder)),
         ("first", sweep.command(points[0], f"{sweep.folder}/...")),

@@ -76,6 +76,8 @@ def test_who_stops_the_sweep_stops_its_run(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first interruption asks it to end in order, a second one kills it."""
+    # A shell that starts us in the background has SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(processes, "OWN_PROGRAM", ("-c", SLEEPER))
     monkeypatch.setattr(processes, "POLL_SECONDS", 0.05)
 
@@ -85,8 +87,11 @@ def test_who_stops_the_sweep_stops_its_run(
                 threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        run_command([str(tmp_path), kind], tmp_path / "log", interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_command([str(tmp_path), kind], tmp_path / "log", interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (tmp_path / "ended").exists() == (kind == "polite")
     process = int((tmp_path / "began").read_text())
     wait_for(lambda: not is_alive(process))
