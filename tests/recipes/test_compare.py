@@ -248,8 +248,8 @@ class TestRefusals:
                 "`benchmark.split` is val, but ceval, mmlu differ in it",
             ),
             (("candidate.quantization=int4", "benchmark.split=test"), "no gold answers|split|test"),
-            (("runs=[a]",), "`runs` names 1 folders, but it must name two"),
-            (("runs=[a,b,c]",), "`runs` names 3 folders"),
+            (("runs=[a]",), "`runs` names 1 folder, but it must name two"),
+            (("runs=[a,b,c]",), "`runs` names `a`, but this folder does not exist"),
             (("runs=[a,b]", "candidate.quantization=int4"), "`candidate` is set beside `runs`"),
             (("runs=[a,b]", "model=chatglm2-6b"), "`model` is set beside `runs`"),
             (("runs=[a,b]", "text_file=x"), "`text_file` is set beside `runs`"),
@@ -285,5 +285,5 @@ def test_names_of_benchmarks():
 def test_candidates_keep_what_the_candidate_names():
     config = load_settings(COMMAND, ["candidates=[int8,bf16]", "candidate.dtype=bfloat16"])
     assert [side.dtype for side in config.candidate_sides().values()] == ["bfloat16", "bfloat16"]
-    with pytest.raises(ConfigError, match="`runs` names 1 folders"):
+    with pytest.raises(ConfigError, match="`runs` names 1 folder"):
         CompareConfig(runs=["one"])

@@ -146,10 +146,9 @@ def _runs_table(matrix: Matrix) -> TextTable:
         for name, each in matrix.benchmarks.items()
     ]
     columns = ("", "model", *heads, "made by", "score", "run")
-    caption = (
-        "± one standard error, questions taken one by one; in brackets Wilson's 95 % interval; sd: standard"
-        " deviation of the averages of several runs."
-    )
+    caption = "± one standard error, questions taken one by one; in brackets Wilson's 95 % interval."
+    if any(repeats for each in matrix.benchmarks.values() for repeats in each.repeats):
+        caption += " sd: standard deviation of the averages of several runs."
     return TextTable("Runs", columns, tuple(rows), caption, text_columns=("model", "made by", "score", "run"))
 
 
@@ -176,7 +175,7 @@ def _square(
 def _family(matrix: Matrix, name: str) -> str:
     num_pairs = len(matrix.runs) * (len(matrix.runs) - 1) // 2
     if name == OVER_ALL or len(matrix.benchmarks) == 1:
-        return f"the {num_pairs} pairs"
+        return "one pair" if num_pairs == 1 else f"the {num_pairs} pairs"
     num_tests = num_pairs * len(matrix.benchmarks)
     return f"the {num_pairs} pairs on all {len(matrix.benchmarks)} benchmarks ({num_tests} tests)"
 
