@@ -7,12 +7,14 @@ import json
 import math
 import statistics
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from scipy.stats import t, ttest_rel
 
 from evaluation.answer import Answer
+from evaluation.compare.kept import Exam
 from evaluation.compare.pairing.match import match
 from evaluation.compare.pairing.runs import read_run
 from evaluation.compare.reporting.flips import flips_page
@@ -33,8 +35,9 @@ from evaluation.reporting.files import write_report
 from evaluation.reporting.results import make_result
 from evaluation.running.fingerprint import fingerprint
 from evaluation.sample import Sample
+from evaluation.settings import BenchmarkSettings
 from evaluation.task import Rule, Task
-from glmtune.errors import DataError
+from glmtune.errors import ConfigError, DataError
 from tests.evaluation.compare.cases import INT4
 from tests.evaluation.doubles import IDENTITY, make_task
 
@@ -251,3 +254,9 @@ def test_grades_that_were_changed_are_refused(tmp_path: Path) -> None:
         path.write_text("\n".join([json.dumps(row), *lines[1:]]) + "\n", encoding="utf-8")
         with pytest.raises(DataError, match=message.replace("(", r"\(")):
             read_run(folder)
+
+
+def test_an_exam_with_grades_tells_not_what_is_kept(tmp_path: Path) -> None:
+    exam = BenchmarkSettings(name="longbench", data_dir="sample")
+    with pytest.raises(ConfigError, match=r"`retention.exam` is `longbench`, whose answers have grades"):
+        Exam(exam, tmp_path, cast(Any, None), cast(Any, None), name="glm-tiny")

@@ -53,6 +53,14 @@ def test_c_eval_hard_has_the_eight_published_subjects() -> None:
         assert spec.groups(split).headline == "accuracy_macro"
 
 
+def test_the_eight_hard_subjects_of_the_official_files(benchmarks_data: Path) -> None:
+    task = make_task("ceval_hard", data_dir=benchmarks_data / "ceval")
+    assert len(task.samples) == 19 + 18 + 16 + 24 + 19 + 18 + 19 + 19
+    assert len({sample.subject for sample in task.samples}) == 8
+    assert not task.is_partial
+    assert not task.is_sample_set
+
+
 # ---- CMMLU ----
 
 
