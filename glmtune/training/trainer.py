@@ -93,7 +93,7 @@ class GlmTrainer(Trainer):
         self._train_sampler = EpochSampler(
             rows.train.lengths,
             batch_size=args.per_device_train_batch_size * args.world_size,
-            group_by_length=settings.group_by_length,
+            group_by_length=bool(settings.group_by_length),  # decided by `RunConfig`
             seed=args.seed,
             shuffle=settings.shuffle and rows.train.stream is None,  # a stream draws its rows itself
             parts=rows.train.parts,

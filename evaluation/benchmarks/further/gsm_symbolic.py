@@ -56,8 +56,9 @@ def _sample(row: dict[str, object], subject: str, index: int, path: Path, line: 
         index,
         question,
         answer=gold(answer, path, line),
-        # Of which template it is: problems of one template go right or wrong together.
         row_id=f"{row.get('original_id', '')}/{row.get('instance', index)}",
+        # Of which template it is: problems of one template go right or wrong together.
+        cluster=str(row.get("original_id", "")),
         explanation=without_marks(answer[: answer.rfind("####")].strip()),
     )
 

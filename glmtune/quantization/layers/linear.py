@@ -194,8 +194,8 @@ class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleV
             input = input.to(torch.get_autocast_dtype(device))
         number = self.number
         if number is not None and input.dtype in WEIGHT_DTYPES and torch.compiler.is_compiling():
-            found: Tensor = torch.ops.glmtune.multiply_codes(input, number, self.out_features)
-            return found if self.bias is None else found + self.bias.to(found.dtype)
+            made: Tensor = torch.ops.glmtune.multiply_codes(input, number, self.out_features)
+            return made if self.bias is None else made + self.bias.to(made.dtype)
         codes = (self.weight, self.weight_scale, self.weight_zero)
         product = self.product
         if product is not None and not torch.is_grad_enabled():
