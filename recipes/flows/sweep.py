@@ -192,11 +192,6 @@ def _read(config: SweepConfig, words: Sequence[str] | None, extra_configs: Path 
         )
     if config.sweep.search == "optuna":
         require_optuna()
-    if own := [word for word in words if _key(word).startswith("hydra.")]:
-        raise ConfigError(
-            f"`{own[0]}` is of Hydra's own sweepers, which are not run here. Their counterparts are"
-            " `sweep.search`, `sweep.trials` and `sweep.metric`."
-        )
     over = long_forms(words_over(config.sweep.over or {}), COMMAND, extra_configs)
     words = long_forms(words, COMMAND, extra_configs)
     typed = [word for word in words if not _key(word).startswith(OWN)]

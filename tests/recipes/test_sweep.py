@@ -171,7 +171,7 @@ def test_words_of_a_whole_sweep(
         pytest.param([RATES, "sweep.metric=exam", "sweep.score_words=[output_dir=a]"], "holds `output_dir=a`", id="score folder"),
         pytest.param([RATES, "sweep.score_words=[split=test]"], "but training measures `eval_loss` itself", id="score nothing"),
         pytest.param([RATES, "sweep.trials=9"], "`sweep.trials` is 9, but `sweep.search` is `grid`", id="trials"),
-        pytest.param([RATES, "hydra.sweeper.n_trials=9"], "`hydra.sweeper.n_trials=9` is of Hydra's own sweepers", id="hydra"),
+        pytest.param([RATES, "hydra.sweeper.n_trials=9"], "`hydra.sweeper.n_trials` is no setting of `glmtune sweep`. Did you mean `sweep.trials`", id="hydra"),
         pytest.param(["trainer.learning_rat=1,2"], "Did you mean `trainer.learning_rate`", id="unknown"),
         pytest.param(["trainer.learning_rate=1e-3,-1,fast"], "2 of the points cannot be trained:\n- trainer.learning_rate=-1: `trainer.learning_rate` is -1", id="values"),
         pytest.param(["+recipe=ptuning,lora", "prefix.pre_seq_len=4,8"], "2 of the points cannot be trained:\n- +recipe=lora", id="together"),
