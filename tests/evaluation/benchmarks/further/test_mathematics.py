@@ -21,7 +21,7 @@ def test_gsm_symbolic_is_asked_as_gsm8k_is() -> None:
     header = (gsm8k.prompt(gsm8k.samples[0]).text or "").rpartition("Q: ")[0]
     first = task.samples[0]
     assert task.prompt(first).text == f"{header}Q: {first.question}\nA:"
-    assert (first.answer, first.row_id, first.subject) == ("14", "0/0", "main")
+    assert (first.answer, first.row_id, first.cluster, first.subject) == ("14", "0/0", "0", "main")
     assert "<<" not in first.explanation
     assert task.rules == gsm8k.rules
     assert task.headline == "accuracy_macro"
