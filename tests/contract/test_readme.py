@@ -112,7 +112,7 @@ def test_there_are_commands() -> None:
     assert len(RUN) > 35
 
 
-@pytest.mark.parametrize("line", RUN)
+@pytest.mark.parametrize("line", RUN, ids=[f"{n}-{line.split()[1]}" for n, line in enumerate(RUN)])
 def test_command_runs(line: str, workplace: Path) -> None:
     """Run one command; they stand in the pages' order, and later ones use what earlier ones wrote."""
     environment = os.environ | {
