@@ -117,7 +117,7 @@ def test_variables_are_the_settings_that_the_page_names(recorded) -> None:
 def test_the_page_says_what_the_other_scripts_run() -> None:
     setup = (REPO / "scripts" / "setup.sh").read_text(encoding="utf-8")
     assert re.search(r"torch==[\d.]+", setup)[0] in INSTALL  # type: ignore[index]
-    for word in (".[dev,deepspeed,web]", "requirements-ci.lock", "LOCKED"):
+    for word in (".[dev,docs,deepspeed,web]", "requirements-ci.lock", "LOCKED"):
         assert word in setup
         assert word in INSTALL
     for script, command in (("test.sh", "scripts/audit.py"), ("gpu_check.sh", "benchmarks.gpu.check")):
