@@ -32,7 +32,7 @@ make_root() {
     done
     "$PYTHON" -m pip install --quiet --target "$root/site" --only-binary=:all: --python-version 3.11 \
         --implementation cp --platform manylinux_2_28_aarch64 --platform manylinux_2_17_aarch64 \
-        --platform manylinux2014_aarch64 'transformers>=5.24,<6' numpy safetensors regex pyyaml psutil xxhash \
+        --platform manylinux2014_aarch64 'transformers>=5.24,<6' numpy safetensors regex pyyaml psutil xxhash pydantic \
         sympy networkx jinja2 fsspec filelock typing-extensions
     "$PYTHON" -m pip install --quiet --target "$root/site" --only-binary=:all: --python-version 3.11 --no-deps \
         --implementation cp --platform manylinux_2_28_aarch64 "$TORCH"
