@@ -5,12 +5,12 @@
 # Needs Debian's qemu-user-static; `arm` also apt sources for arm64 (`dpkg --add-architecture arm64`, `apt-get update`)
 # and about 1.5 GB. Variables:
 #   CPU=Haswell        what is emulated; for arm such as cortex-a72 (NEON), neoverse-v1 (SVE, i8mm, bfloat16), max
-#   TORCH=torch==...   default: the version that scripts/setup.sh installs
+#   TORCH=torch==...   for arm; by default the last whose build for ARM on the package index is one for CPUs
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 REPO=$PWD
-TORCH=${TORCH:-$(sed -n 's/.*TORCH:-\(torch==[0-9.]*\).*/\1/p' scripts/setup.sh)}
+TORCH=${TORCH:-torch==2.8.0}
 PYTHON=${PYTHON:-python3}
 
 avx2() {
@@ -32,7 +32,10 @@ make_root() {
     done
     "$PYTHON" -m pip install --quiet --target "$root/site" --only-binary=:all: --python-version 3.11 \
         --implementation cp --platform manylinux_2_28_aarch64 --platform manylinux_2_17_aarch64 \
-        --platform manylinux2014_aarch64 "$TORCH" 'transformers>=5.24,<6' numpy safetensors regex pyyaml psutil
+        --platform manylinux2014_aarch64 'transformers>=5.24,<6' numpy safetensors regex pyyaml psutil xxhash pydantic \
+        sympy networkx jinja2 fsspec filelock typing-extensions
+    "$PYTHON" -m pip install --quiet --target "$root/site" --only-binary=:all: --python-version 3.11 --no-deps \
+        --implementation cp --platform manylinux_2_28_aarch64 "$TORCH"
 }
 
 arm() {
