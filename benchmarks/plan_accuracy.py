@@ -66,6 +66,8 @@ SHAPES = {
     "first-157m": {"layers": 8, "hidden": 768, "ffn": 3072, "heads": 12},
 }
 """Name -> options of `benchmarks/make_checkpoint.py`."""
+TINY_ROWS = 4864
+"""Rows of glm-tiny's embedding, some of them unused."""
 
 PREFIX, LORA, FULL = "+recipe=ptuning", "+recipe=lora", "+recipe=full"
 CASES: dict[str, tuple[str, list[str]]] = {
@@ -152,9 +154,19 @@ def make_model(work: Path, shape: str, ice_text: Path | None = None) -> Path:
     script = Path(__file__).with_name("make_checkpoint.py")
     subprocess.run([sys.executable, str(script), *options], check=True)
     if not is_first:
-        for name in ("tokenizer.model", "tokenizer_config.json"):
-            shutil.copy(assets / name, folder / name)
+        shutil.copy(assets / "tokenizer_config.json", folder / "tokenizer_config.json")
+        write_tokenizer(assets / "tokenizer.model", folder / "tokenizer.model", SHAPES[shape]["vocab"])
     return folder
+
+
+def write_tokenizer(source: Path, target: Path, rows: int) -> None:
+    """Write glm-tiny's vocabulary with pieces that no text has, as many as a model with so many rows wants."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto.FromString(source.read_bytes())
+    for number in range(rows - TINY_ROWS):
+        model.pieces.add(piece=f"<no text has {number}>", score=-1000.0)
+    target.write_bytes(model.SerializeToString())
 
 
 def write_rows(file: Path) -> Path:
