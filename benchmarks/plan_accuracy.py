@@ -160,7 +160,7 @@ def make_model(work: Path, shape: str, ice_text: Path | None = None) -> Path:
 
 
 def write_tokenizer(source: Path, target: Path, rows: int) -> None:
-    """Write glm-tiny's vocabulary with pieces that no text has, as many as a model with so many rows wants."""
+    """Write glm-tiny's vocabulary with pieces that no text has, enough for a model with so many rows."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto.FromString(source.read_bytes())
