@@ -1,7 +1,7 @@
 # glmtune serve in a container. It serves the embedded model without a network, as a user without rights.
 #
 #   docker build -t glmtune .                                  for CPUs
-#   docker build -t glmtune --build-arg DEVICE=cu128 .         for NVIDIA GPUs (the name of a build of PyTorch)
+#   docker build -t glmtune:gpu --build-arg DEVICE=cu128 .     for NVIDIA GPUs (the name of a build of PyTorch)
 #   docker run --rm --init -p 127.0.0.1:8000:8000 glmtune      add `--gpus all` for GPUs
 #   docker build -t glmtune --build-arg EXTRAS=deepspeed,web .      with optional parts of glmtune
 #   docker run ... glmtune serve host=0.0.0.0 model=/models/chatglm2-6b     settings of one's own

@@ -461,7 +461,7 @@ def _main(config: TrainConfig) -> int:
 
 COMMAND = Command(
     name="train",
-    summary="Tune a model: P-Tuning v2 (+recipe=ptuning) or all its weights (+recipe=full).",
+    summary="Tune a model: P-Tuning v2 (+recipe=ptuning), LoRA (+recipe=lora) or all weights (+recipe=full).",
     schema=TrainConfig,
     run=_main,
     examples=(
