@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -217,6 +219,27 @@ def test_a_kept_reference_that_is_gone_or_of_other_rows(words: Words, rows: dict
     (result.output_dir / reference.REFERENCE_FILE).write_bytes(b"cut")
     with pytest.raises(CheckpointError, match=r"reference\.safetensors cannot be read"):
         trained(longer)
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["there", "missing"])
+def test_all_processes_ask_one_whether_to_keep_the_reference(
+    is_there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looked by himself might find what the first process has just written, and leave it alone."""
+    asked: list[Callable[[], None]] = []
+    monkeypatch.setattr(reference.collectives, "broadcast_from_main", asked.append)
+    start = object.__new__(reference.ReferenceStart)
+    start._trainer = cast(Any, SimpleNamespace(run_folder=tmp_path, sets=dict))
+    start._kept = {"train": np.zeros((1, 2), np.float32)}
+    file = tmp_path / reference.REFERENCE_FILE
+    if is_there:
+        file.parent.mkdir()
+        file.write_bytes(b"as it was")
+    state = cast(Any, SimpleNamespace(global_step=4))
+    start.on_train_begin(cast(Any, None), state, cast(Any, None))
+    [keep] = asked
+    keep()
+    assert (file.read_bytes() == b"as it was") == is_there
 
 
 def test_adapters_are_on_again_after_they_were_passed_by(words: Words) -> None:
