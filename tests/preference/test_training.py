@@ -242,6 +242,15 @@ def test_all_processes_ask_one_whether_to_keep_the_reference(
     assert (file.read_bytes() == b"as it was") == is_there
 
 
+def test_a_run_that_is_set_aside_takes_its_reference_along(words: Words) -> None:
+    """Else the new run would write over what the earlier one needs to go on."""
+    first = trained(words("full", "trainer.max_steps=2"))
+    kept = (first.output_dir / reference.REFERENCE_FILE).read_bytes()
+    trained(words("full", "trainer.max_steps=2", "resume=never", "data.max_target_length=8"))
+    assert (first.output_dir / "previous" / "1" / reference.REFERENCE_FILE).read_bytes() == kept
+    assert (first.output_dir / reference.REFERENCE_FILE).read_bytes() != kept
+
+
 def test_adapters_are_on_again_after_they_were_passed_by(words: Words) -> None:
     result = trained(words("lora", "trainer.eval_steps=1"))
     margins = [entry["rewards/margins"] for entry in read_log(result.output_dir) if "loss" in entry]
