@@ -21,8 +21,8 @@ from glmtune.terminal.progress import Meter
 START_ANEW = 75
 """A run that went back to a checkpoint asks for it by this exit code, a few times at most."""
 STOPPED = range(129, 129 + 64)
-"""Exit codes, 128 and the signal that asked the run to stop, which it did in order. Larger ones, such as those of
-Windows for a crash (0xC0000005), are failures."""
+"""Exit codes, 128 and the signal that asked the run to stop, which it did in order. Larger ones, such as
+those of Windows for a crash (0xC0000005), are failures."""
 
 
 @dataclass
