@@ -348,3 +348,16 @@ def test_a_setting_of_the_group_stands_for_dpo() -> None:
     config = load_settings(COMMAND, ["+recipe=lora", "data=preference", "preference.beta=0.3"])
     assert (config.preference.loss, config.preference.beta) == ("dpo", 0.3)
     assert load_settings(COMMAND, ["+recipe=kto"]).preference.loss == "kto"
+
+
+def test_a_setting_of_the_group_leaves_what_a_recipe_of_ones_own_chose(tmp_path: Path) -> None:
+    texts = {
+        "mine": "defaults: [lora, {override /data: preference}, {override /preference: kto}, _self_]",
+        "further": "defaults: [mine, _self_]",
+    }
+    (tmp_path / "recipe").mkdir()
+    for name, text in texts.items():
+        (tmp_path / "recipe" / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")
+    for name in texts:
+        config = load_settings(COMMAND, [f"+recipe={name}", "preference.beta=0.3"], tmp_path)
+        assert (config.preference.loss, config.preference.beta) == ("kto", 0.3)
