@@ -264,7 +264,7 @@ def _check_points(sweep: _Sweep) -> list[Point]:
     with Meter("checking", total=len(points), unit="points", transient=True) as meter:
         for number, point in enumerate(points, start=1):
             try:
-                _check_measured(sweep.metric, sweep.settings(point)[0])
+                _check_measured(sweep.metric, sweep.settings(point)[0], sweep.config.sweep.score_words)
             except ConfigError as error:
                 problems.append(f"- {point.shown}: {error}")
             meter.update(number)
@@ -278,8 +278,8 @@ def _check_points(sweep: _Sweep) -> list[Point]:
     return points
 
 
-def _check_measured(metric: Metric, settings: TrainConfig) -> None:
-    """Refuse a metric that a run would not measure.
+def _check_measured(metric: Metric, settings: TrainConfig, score_words: Sequence[str]) -> None:
+    """Refuse a metric that neither a run nor what scores it would measure.
 
     Raises:
         ConfigError: see above.
@@ -288,6 +288,13 @@ def _check_measured(metric: Metric, settings: TrainConfig) -> None:
         raise ConfigError(
             f"`sweep.metric` is `{metric.name}`, but no rows are kept for evaluation. Add"
             " `data.validation_file=FILE` or `data.validation_frac=0.1`, or use `sweep.metric=train_loss`."
+        )
+    names_rows = "data.validation_file" in map(_key, score_words)
+    if metric.command == "predict" and settings.data.mix is not None and not names_rows:
+        raise ConfigError(
+            f"`sweep.metric` is `{metric.name}`, but `data.mix` names several data sets, and `predict`"
+            " answers the rows of one. Name it, `sweep.score_words=[data.validation_file=FILE]`, or use"
+            " `sweep.metric=eval_loss`."
         )
     if (
         metric.name in ("eval_retention", "eval_retention_kl", "eval_leak_rate")

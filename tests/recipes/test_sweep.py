@@ -181,6 +181,10 @@ def test_words_of_a_whole_sweep(
         pytest.param(["sweep.over={trainer.learning_rate: 1}"], "but it takes a list of values", id="over"),
         pytest.param([RATES, "data.validation_file=null"], "but no rows are kept for evaluation", id="no rows"),
         pytest.param([RATES, "retention=null", "sweep.metric=eval_retention"], "`retention` is null", id="no retention"),
+        pytest.param(
+            [RATES, "sweep.metric=rouge-l", "data=files", "data.mix=[{name:a,train_file:a.jsonl},{name:b,train_file:b.jsonl}]", "data.validation_frac=0.1"],
+            "answers the rows of one", id="mixture",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_refused_before_anything_starts(

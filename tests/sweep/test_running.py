@@ -224,6 +224,7 @@ def test_the_command_that_scores_names_what_was_trained(
     tune: str, expected: list[str], tmp_path: Path
 ) -> None:
     data = {"train_file": "a.jsonl", "validation_frac": 0.1, "cache": False, "prompt_column": None}
+    data |= {"streaming": True, "shuffle_buffer": 9, "mix": [{"name": "a"}]}
     settings = {
         "tune": tune,
         "model": {"source": "m", "quantization": None, "quantization_bit": None},
