@@ -272,6 +272,7 @@ def _check_points(sweep: _Sweep) -> list[Point]:
         more = len(problems) - LISTED
         lines = [*problems[:LISTED], *([f"- and {more} more"] if more > 0 else [])]
         raise ConfigError(f"{len(problems)} of the points cannot be trained:\n" + "\n".join(lines))
+    _refuse_unlike(sweep.metric, [sweep.settings(point)[0] for point in points])
     first = sweep.settings(points[0])[0]
     if warning := check_run(first, first.plan):
         write_error(f"glmtune: the first trial may run out of memory. {warning}\n")
@@ -303,6 +304,31 @@ def _check_measured(metric: Metric, settings: TrainConfig, score_words: Sequence
         raise ConfigError(
             f"`sweep.metric` is `{metric.name}`, but `retention` is null, so nobody measures it. Leave"
             " `retention=null` out."
+        )
+
+
+def _refuse_unlike(metric: Metric, points: Sequence[TrainConfig]) -> None:
+    """Refuse a figure that means something else at other points: losses of preferences are of their settings.
+
+    Raises:
+        ConfigError: see above.
+    """
+    preferences = [settings.preference for settings in points]
+    if metric.command != "train" or not any(preferences):
+        return
+    way = ""
+    if metric.name.endswith("loss"):
+        kinds, why = set(preferences), "whose values say nothing of each other"
+        way = "; with a reference at all points also `sweep.metric=eval_accuracy`"
+    elif metric.name.endswith("accuracy"):
+        kinds = {preference and preference.has_reference for preference in preferences}
+        why = "and accuracy is of pairs, measured against a reference or without one, or of tokens"
+    else:
+        return
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"`sweep.metric` is `{metric.name}`, but the points learn by different losses (`preference`),"
+            f" {why}. Use a score of their answers, such as `sweep.metric=rouge-l`, or a benchmark{way}."
         )
 
 
