@@ -135,6 +135,9 @@ def test_other_losses(recipe: str, words: Words) -> None:
     assert last["margins"] > first["margins"]
     assert last["accuracies"] > 0.7
     assert result.results["final_eval_loss"] < result.results["baseline_eval_loss"]
+    card = (result.output_dir / "README.md").read_text(encoding="utf-8")
+    assert ("the baseline is the model without tuning" in card) == (recipe == "orpo"), "it has no reference"
+    assert ("of single answers those whose reward" in card) == (recipe == "kto")
     assert ("kl" in next(e for e in read_log(result.output_dir) if "loss" in e)) == (recipe == "kto")
 
 
