@@ -210,8 +210,9 @@ def _data(config: DialConfig, tuned: Path, words: Sequence[str] | None, console:
         )
     if data.layout == PREFERENCE:
         raise ConfigError(
-            "`data.layout` is `preference`, but a sweep measures one answer to each prompt, and of these one"
-            " is the worse. Name rows of the task: `data=ads`, or `data=files data.validation_file=FILE`."
+            "`data.layout` is `preference`, but `glmtune dial` measures one answer to each prompt, and of"
+            " these one is the worse. Name rows of the task: `data=ads`, or `data=files"
+            " data.validation_file=FILE`."
         )
     return dataclasses.replace(data, packing=False)  # rows are read one by one here
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,8 +20,9 @@ from glmtune.terminal.progress import Meter
 
 START_ANEW = 75
 """A run that went back to a checkpoint asks for it by this exit code, a few times at most."""
-STOPPED = 128
-"""Exit codes above it: a signal asked the run to stop, and it did so in order."""
+STOPPED = range(129, 129 + 64)
+"""Exit codes, 128 and the signal that asked the run to stop, which it did in order. Larger ones, such as
+those of Windows for a crash (0xC0000005), are failures."""
 
 
 @dataclass
@@ -86,9 +88,10 @@ class Runner:
         return PointResult(point, by_seed, failed)
 
     def value(self, name: str) -> float | None:
-        """Return the figure of a trial; None where it has none."""
+        """Return the figure of a trial; None where it has none, or none that is finite."""
         record = self.records.get(name)
-        return record.figures.get(self.metric.name) if record is not None and record.is_done else None
+        found = record.figures.get(self.metric.name) if record is not None and record.is_done else None
+        return found if found is not None and math.isfinite(found) else None
 
     def problem(self, name: str) -> str:
         """Return why a trial has no figure."""
@@ -129,7 +132,9 @@ class Runner:
     def _measure(self, trial: Trial, meter: Meter) -> None:
         """Add the figure that training has not measured; what goes wrong is tried again by later commands."""
         if self.metric.command == "train":
-            self.problems[trial.name] = f"its results tell no {self.metric.name}"
+            figure = self.records[trial.name].figures.get(self.metric.name)
+            told = f"no {self.metric.name}" if figure is None else f"{self.metric.name} {figure}"
+            self.problems[trial.name] = f"its results tell {told}"
             return
         score = self.score(trial)
         self._say_command(meter, score.words)
@@ -193,7 +198,7 @@ def _trained(trial: Trial, waiting: Callable[[], None]) -> TrialRecord:
 
 
 def _refuse_stopped(trial: Trial, code: int) -> None:
-    if code > STOPPED:
+    if code in STOPPED:
         raise GlmtuneError(
-            f"{trial.name} was stopped by signal {code - STOPPED}. The same command goes on from there."
+            f"{trial.name} was stopped by signal {code - 128}. The same command goes on from there."
         )

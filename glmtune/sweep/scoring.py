@@ -14,8 +14,11 @@ from glmtune.sweep.metrics import Metric
 from glmtune.sweep.trials import Trial
 
 TUNED = {"prefix": "prefix_path", "lora": "adapter_path"}
-NOT_OF_PREDICT = ("packing", "packing_length", "cache", "cache_dir", "num_workers", "max_train_samples")
-"""Settings of a run's data that say nothing of the rows it is evaluated on."""
+NOT_OF_PREDICT = (
+    *("packing", "packing_length", "cache", "cache_dir", "num_workers", "max_train_samples"),
+    *("streaming", "shuffle_buffer", "mix"),
+)
+"""Settings of a run's data that say nothing of the rows it is evaluated on, or are none of `predict`."""
 
 
 @dataclass(frozen=True)

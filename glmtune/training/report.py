@@ -235,10 +235,14 @@ machine and the versions, `trainer_log.jsonl` the course of the training.{_chang
 def _meaning(settings: Mapping[str, Any]) -> str:
     """Say what the figures of the table are."""
     if preference := settings.get("preference"):
+        loss = preference["loss"]
+        right = "pairs whose better\nanswer has the higher reward"
+        if loss == "kto":
+            right += " (of single answers those whose reward has the sign of the judgement)"
+        baseline = "the model without tuning" if loss == "orpo" else "the reference"
         return (
-            f"Losses are those of {preference['loss']} (beta {preference['beta']}), accuracies the share of"
-            " pairs whose better\nanswer has the higher reward, both on the validation rows; the baseline is"
-            " the reference."
+            f"Losses are those of {loss} (beta {preference['beta']}), accuracies the share of {right}, both"
+            f" on the validation rows; the baseline is {baseline}."
         )
     return (
         "Losses are nats per answer token, accuracies the share of answer tokens that the model finds most"

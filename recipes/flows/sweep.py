@@ -264,7 +264,7 @@ def _check_points(sweep: _Sweep) -> list[Point]:
     with Meter("checking", total=len(points), unit="points", transient=True) as meter:
         for number, point in enumerate(points, start=1):
             try:
-                _check_measured(sweep.metric, sweep.settings(point)[0])
+                _check_measured(sweep.metric, sweep.settings(point)[0], sweep.config.sweep.score_words)
             except ConfigError as error:
                 problems.append(f"- {point.shown}: {error}")
             meter.update(number)
@@ -272,14 +272,15 @@ def _check_points(sweep: _Sweep) -> list[Point]:
         more = len(problems) - LISTED
         lines = [*problems[:LISTED], *([f"- and {more} more"] if more > 0 else [])]
         raise ConfigError(f"{len(problems)} of the points cannot be trained:\n" + "\n".join(lines))
+    _refuse_unlike(sweep.metric, [sweep.settings(point)[0] for point in points])
     first = sweep.settings(points[0])[0]
     if warning := check_run(first, first.plan):
         write_error(f"glmtune: the first trial may run out of memory. {warning}\n")
     return points
 
 
-def _check_measured(metric: Metric, settings: TrainConfig) -> None:
-    """Refuse a metric that a run would not measure.
+def _check_measured(metric: Metric, settings: TrainConfig, score_words: Sequence[str]) -> None:
+    """Refuse a metric that neither a run nor what scores it would measure.
 
     Raises:
         ConfigError: see above.
@@ -289,6 +290,13 @@ def _check_measured(metric: Metric, settings: TrainConfig) -> None:
             f"`sweep.metric` is `{metric.name}`, but no rows are kept for evaluation. Add"
             " `data.validation_file=FILE` or `data.validation_frac=0.1`, or use `sweep.metric=train_loss`."
         )
+    names_rows = "data.validation_file" in map(_key, score_words)
+    if metric.command == "predict" and settings.data.mix is not None and not names_rows:
+        raise ConfigError(
+            f"`sweep.metric` is `{metric.name}`, but `data.mix` names several data sets, and `predict`"
+            " answers the rows of one. Name it, `sweep.score_words=[data.validation_file=FILE]`, or use"
+            " `sweep.metric=eval_loss`."
+        )
     if (
         metric.name in ("eval_retention", "eval_retention_kl", "eval_leak_rate")
         and settings.retention is None
@@ -296,6 +304,31 @@ def _check_measured(metric: Metric, settings: TrainConfig) -> None:
         raise ConfigError(
             f"`sweep.metric` is `{metric.name}`, but `retention` is null, so nobody measures it. Leave"
             " `retention=null` out."
+        )
+
+
+def _refuse_unlike(metric: Metric, points: Sequence[TrainConfig]) -> None:
+    """Refuse a figure that means something else at other points: losses of preferences are of their settings.
+
+    Raises:
+        ConfigError: see above.
+    """
+    preferences = [settings.preference for settings in points]
+    if metric.command != "train" or not any(preferences):
+        return
+    way = ""
+    if metric.name.endswith("loss"):
+        kinds, why = set(preferences), "whose values say nothing of each other"
+        way = "; with a reference at all points also `sweep.metric=eval_accuracy`"
+    elif metric.name.endswith("accuracy"):
+        kinds = {preference and preference.has_reference for preference in preferences}
+        why = "and accuracy is of pairs, measured against a reference or without one, or of tokens"
+    else:
+        return
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"`sweep.metric` is `{metric.name}`, but the points learn by different losses (`preference`),"
+            f" {why}. Use a score of their answers, such as `sweep.metric=rouge-l`, or a benchmark{way}."
         )
 
 

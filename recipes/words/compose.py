@@ -105,7 +105,7 @@ def _composed(command: Command, overrides: Sequence[str], extra_configs: Path | 
     for name, inner in _optional_groups(command.schema):
         ConfigStore.instance().store(group=name, name=f"{name}_schema", node=default_values(inner))
     OmegaConf.register_new_resolver("by_size", _by_size, replace=True)
-    arguments = [written(override, command) for override in _with_groups(overrides)]
+    arguments = [written(override, command) for override in _with_groups(overrides, extra_configs)]
     if extra_configs is not None:
         place = quoted(f"file://{extra_configs.resolve()}")
         arguments.append(f"hydra.searchpath=[{place}]")
@@ -219,18 +219,48 @@ def _optional_groups(schema: type) -> Iterator[tuple[str, type]]:
             yield field.name, inner
 
 
-def _with_groups(overrides: list[str]) -> list[str]:
+def _with_groups(overrides: list[str], extra_configs: Path | None) -> list[str]:
     """Let one setting of a group that is null by default stand for the group: ``deepspeed.NAME=...``.
 
-    A recipe that is called as an option of the group has chosen it (``+recipe=kto``).
+    What a recipe has chosen stays chosen (``+recipe=kto preference.beta=0.2``).
     """
     keys = [override.partition("=")[0].lstrip("+") for override in overrides]
     recipes = [override.partition("=")[2] for override in overrides if override.startswith("+recipe=")]
     for group, option in {"deepspeed": "zero2", "retain": "normal", "preference": "dpo"}.items():
-        is_chosen = group in keys or any(recipe in group_options(group, None) for recipe in recipes)
-        if any(key.startswith(f"{group}.") for key in keys) and not is_chosen:
+        if group in keys or not any(key.startswith(f"{group}.") for key in keys):
+            continue
+        if group not in _chosen_by(recipes, extra_configs):
             overrides = [f"{group}={option}", *overrides]
     return overrides
+
+
+def _chosen_by(recipes: Sequence[str], extra_configs: Path | None) -> set[str]:
+    """Return the groups of which recipes, and those that they build on, choose an option."""
+    import yaml
+
+    from glmtune.storage.yaml_text import read_yaml
+
+    roots = [config_dir(), *([extra_configs] if extra_configs else [])]
+    chosen, pending, seen = set[str](), list(recipes), set[str]()
+    while pending:
+        recipe = pending.pop()
+        file = next((path for root in roots if (path := root / "recipe" / f"{recipe}.yaml").is_file()), None)
+        if file is None or recipe in seen:
+            continue
+        seen.add(recipe)
+        try:
+            content = read_yaml(file)
+        except (OSError, yaml.YAMLError):  # Hydra says what is wrong with it
+            continue
+        items = content.get("defaults") if isinstance(content, dict) else None
+        for item in items if isinstance(items, list) else []:
+            if isinstance(item, dict):
+                chosen |= {
+                    key.split()[-1].lstrip("/") for key in item if isinstance(key, str) and key.strip()
+                }
+            else:
+                pending.append(str(item))
+    return chosen
 
 
 def load_settings(command: Command, overrides: Sequence[str], extra_configs: Path | None = None) -> Any:

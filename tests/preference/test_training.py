@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -133,6 +135,9 @@ def test_other_losses(recipe: str, words: Words) -> None:
     assert last["margins"] > first["margins"]
     assert last["accuracies"] > 0.7
     assert result.results["final_eval_loss"] < result.results["baseline_eval_loss"]
+    card = (result.output_dir / "README.md").read_text(encoding="utf-8")
+    assert ("the baseline is the model without tuning" in card) == (recipe == "orpo"), "it has no reference"
+    assert ("of single answers those whose reward" in card) == (recipe == "kto")
     assert ("kl" in next(e for e in read_log(result.output_dir) if "loss" in e)) == (recipe == "kto")
 
 
@@ -217,6 +222,36 @@ def test_a_kept_reference_that_is_gone_or_of_other_rows(words: Words, rows: dict
     (result.output_dir / reference.REFERENCE_FILE).write_bytes(b"cut")
     with pytest.raises(CheckpointError, match=r"reference\.safetensors cannot be read"):
         trained(longer)
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["there", "missing"])
+def test_all_processes_ask_one_whether_to_keep_the_reference(
+    is_there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looked by himself might find what the first process has just written, and leave it alone."""
+    asked: list[Callable[[], None]] = []
+    monkeypatch.setattr(reference.collectives, "broadcast_from_main", asked.append)
+    start = object.__new__(reference.ReferenceStart)
+    start._trainer = cast(Any, SimpleNamespace(run_folder=tmp_path, sets=dict))
+    start._kept = {"train": np.zeros((1, 2), np.float32)}
+    file = tmp_path / reference.REFERENCE_FILE
+    if is_there:
+        file.parent.mkdir()
+        file.write_bytes(b"as it was")
+    state = cast(Any, SimpleNamespace(global_step=4))
+    start.on_train_begin(cast(Any, None), state, cast(Any, None))
+    [keep] = asked
+    keep()
+    assert (file.read_bytes() == b"as it was") == is_there
+
+
+def test_a_run_that_is_set_aside_takes_its_reference_along(words: Words) -> None:
+    """Else the new run would write over what the earlier one needs to go on."""
+    first = trained(words("full", "trainer.max_steps=2"))
+    kept = (first.output_dir / reference.REFERENCE_FILE).read_bytes()
+    trained(words("full", "trainer.max_steps=2", "resume=never", "data.max_target_length=8"))
+    assert (first.output_dir / "previous" / "1" / reference.REFERENCE_FILE).read_bytes() == kept
+    assert (first.output_dir / reference.REFERENCE_FILE).read_bytes() != kept
 
 
 def test_adapters_are_on_again_after_they_were_passed_by(words: Words) -> None:
@@ -316,3 +351,16 @@ def test_a_setting_of_the_group_stands_for_dpo() -> None:
     config = load_settings(COMMAND, ["+recipe=lora", "data=preference", "preference.beta=0.3"])
     assert (config.preference.loss, config.preference.beta) == ("dpo", 0.3)
     assert load_settings(COMMAND, ["+recipe=kto"]).preference.loss == "kto"
+
+
+def test_a_setting_of_the_group_leaves_what_a_recipe_of_ones_own_chose(tmp_path: Path) -> None:
+    texts = {
+        "mine": "defaults: [lora, {override /data: preference}, {override /preference: kto}, _self_]",
+        "further": "defaults: [mine, _self_]",
+    }
+    (tmp_path / "recipe").mkdir()
+    for name, text in texts.items():
+        (tmp_path / "recipe" / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")
+    for name in texts:
+        config = load_settings(COMMAND, [f"+recipe={name}", "preference.beta=0.3"], tmp_path)
+        assert (config.preference.loss, config.preference.beta) == ("kto", 0.3)

@@ -181,6 +181,12 @@ def test_words_of_a_whole_sweep(
         pytest.param(["sweep.over={trainer.learning_rate: 1}"], "but it takes a list of values", id="over"),
         pytest.param([RATES, "data.validation_file=null"], "but no rows are kept for evaluation", id="no rows"),
         pytest.param([RATES, "retention=null", "sweep.metric=eval_retention"], "`retention` is null", id="no retention"),
+        pytest.param(["+recipe=dpo", "preference.beta=0.1,0.3"], "the points learn by different losses (`preference`), whose values", id="strength of a preference"),
+        pytest.param(["+recipe=dpo", "preference=dpo,orpo", "sweep.metric=eval_accuracy"], "a reference or without one", id="no reference"),
+        pytest.param(
+            [RATES, "sweep.metric=rouge-l", "data=files", "data.mix=[{name:a,train_file:a.jsonl},{name:b,train_file:b.jsonl}]", "data.validation_frac=0.1"],
+            "answers the rows of one", id="mixture",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_refused_before_anything_starts(
@@ -201,6 +207,18 @@ def test_a_launcher_and_a_file_of_settings_are_refused(
     (tmp_path / "config.yaml").write_text("tune: prefix\n")
     assert main(["sweep", "--settings", str(tmp_path / "config.yaml")]) == 2
     assert "takes no `--settings`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["trainer.learning_rate=0.1,0.2"], ["preference.beta=0.1,0.3", "sweep.metric=eval_accuracy"]],
+    ids=["one loss", "one reference"],
+)
+def test_preferences_are_compared_by_what_is_alike(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", "+recipe=dpo", *words, "sweep.dry_run=true"]) == 0
+    assert capsys.readouterr().out.count("$ glmtune train") == 2
 
 
 def test_another_sweep_is_not_mixed_in(

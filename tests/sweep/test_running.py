@@ -144,6 +144,25 @@ def test_a_run_that_was_stopped_is_no_failure(tmp_path: Path, commands: Commands
     assert commands.ran == ["train 1", "train 2", "train 2"]
 
 
+@pytest.mark.parametrize("code", [255, 0xC0000005], ids=["minus-one", "crash-on-windows"])
+def test_large_exit_codes_are_failures(code: int, tmp_path: Path, commands: Commands) -> None:
+    commands.codes = {"1": [code]}
+    runner = run(tmp_path / "s", "12")
+    assert (runner.value("1"), runner.value("2")) == (None, 2.0)
+    assert runner.problem("1") == f"exit code {code}: glmtune: Memory ran out"
+
+
+@pytest.mark.parametrize("name", ["nan", "inf"])
+def test_a_run_that_ended_outside_all_numbers_is_not_the_best(
+    name: str, tmp_path: Path, commands: Commands
+) -> None:
+    with open_sweep(tmp_path / "s", {}) as journal:
+        runner = Runner(journal, {}, LOSS, lambda trial: Score((), tmp_path))
+        runner.run(trials(tmp_path / "s", name, "2"), 2)
+    assert (runner.value(name), runner.value("2")) == (None, 2.0)
+    assert runner.problem(name) == f"its results tell eval_loss {name}"
+
+
 def test_a_score_is_measured_by_its_own_command_also_later(tmp_path: Path, commands: Commands) -> None:
     run(tmp_path / "s", "1")
     runner = run(tmp_path / "s", "12", metric=ROUGE)
@@ -205,6 +224,7 @@ def test_the_command_that_scores_names_what_was_trained(
     tune: str, expected: list[str], tmp_path: Path
 ) -> None:
     data = {"train_file": "a.jsonl", "validation_frac": 0.1, "cache": False, "prompt_column": None}
+    data |= {"streaming": True, "shuffle_buffer": 9, "mix": [{"name": "a"}]}
     settings = {
         "tune": tune,
         "model": {"source": "m", "quantization": None, "quantization_bit": None},

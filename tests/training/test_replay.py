@@ -20,11 +20,12 @@ from glmtune.retention.base_answers import BaseAnswers
 from glmtune.retention.own_prompts import sample_prompts, turn_of_user
 from glmtune.retention.prompts import Prompt
 from glmtune.retention.replay import Replay
-from glmtune.retention.settings import RetainSettings
+from glmtune.retention.settings import RETAIN_FILE, RetainSettings
 from glmtune.training.checkpoints.folder import read_manifest
 from glmtune.training.config import RunConfig
 from glmtune.training.log import read_log
 from glmtune.training.session import train
+from glmtune.training.starting import base_answers
 from glmtune.training.tracking.header import header
 from glmtune.training.trainer import GlmTrainer
 
@@ -37,6 +38,28 @@ def retain(tmp_path: Path) -> Callable[..., RetainSettings]:
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in QUESTIONS), encoding="utf-8")
     return lambda **values: RetainSettings(**{"prompts": str(file), "max_new_tokens": 8, **values})
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["there", "missing"])
+def test_all_processes_ask_one_whether_to_keep_the_answers(
+    is_there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looked by himself might find what the first process has just written, and leave it alone."""
+    asked: list[Callable[[], None]] = []
+    written: list[Path] = []
+    monkeypatch.setattr(base_answers.collectives, "broadcast_from_main", asked.append)
+    monkeypatch.setattr(base_answers, "write_answers", lambda file, answers: written.append(file))
+    start = object.__new__(base_answers.ReplayStart)
+    start._trainer = cast(Any, SimpleNamespace(run_folder=tmp_path))
+    start._replay = cast(Any, SimpleNamespace(answers=ANSWERS))
+    file = tmp_path / RETAIN_FILE
+    if is_there:
+        file.parent.mkdir()
+        file.write_text("as it was")
+    start.on_train_begin(cast(Any, None), cast(Any, SimpleNamespace(global_step=4)), cast(Any, None))
+    [keep] = asked
+    keep()
+    assert written == ([] if is_there else [file])
 
 
 # ---- which rows

@@ -59,7 +59,7 @@ RUN_FILES = frozenset(
     | {"all_results.json", "train_results.json", "eval_results.json", "README.md"}
     | {"retention", "retention.png"}
     | {"rollbacks.json", "changed_settings.json", "not_finite.json", "not_finite.damaged.json"}
-    | {"retention"}
+    | {"preference"}
 )
 # torch.save turns a full disk into a RuntimeError of its zip writer, safetensors into an error of its own.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)

@@ -64,17 +64,19 @@ def watch() -> None:
     starter = os.environ.pop(STARTED_BY, "")  # not what processes of this one are to look for
     if not (is_started() or starter):
         return
-    expected = starter or os.environ.get(LAUNCHED, "")
-    if expected.isdigit() and os.getppid() != int(expected):
+    above, expected = _ancestors(), starter or os.environ.get(LAUNCHED, "")
+    number = int(expected) if expected.isdigit() else None
+    # Not the parent alone: the Python of a virtual environment on Windows starts another one, which we are.
+    if number is not None and number not in (os.getppid(), *(process.pid for process in above)):
         _end()  # it was killed while we were being started
     if os.getppid() > 1:  # 1 is the system, or the program of a container, with which everything in it ends
-        threading.Thread(target=_poll, args=(_launchers(),), name="glmtune-parent", daemon=True).start()
+        watched = _launchers(above, number)
+        threading.Thread(target=_poll, args=(watched,), name="glmtune-parent", daemon=True).start()
 
 
-def _launchers() -> list[psutil.Process]:
+def _launchers(above: Sequence[psutil.Process], starter: int | None) -> Sequence[psutil.Process]:
     """Return the parent, and those above it up to the topmost launcher: DeepSpeed's runs another one."""
-    above = _ancestors()
-    tops = [index for index, process in enumerate(above) if _is_launcher(process)]
+    tops = [index for index, process in enumerate(above) if process.pid == starter or _is_launcher(process)]
     return above[: 1 + max(tops, default=0)]
 
 

@@ -80,9 +80,16 @@ class ReferenceStart(TrainerCallback):
             self._take(self._made())
         kept, file = self._kept, self._trainer.run_folder / REFERENCE_FILE
         assert kept is not None
-        if state.global_step == 0 or not file.exists():
-            rows = {split: each.fingerprint for split, each in self._trainer.sets().items()}
-            collectives.broadcast_from_main(lambda: _write(file, kept, rows))
+        rows = {split: each.fingerprint for split, each in self._trainer.sets().items()}
+        begins = state.global_step == 0
+
+        def keep() -> None:
+            # Asked by one process for all: another might look when the file has just been written, or on a
+            # machine that has none, and leave the others alone in the collective.
+            if begins or not file.exists():
+                _write(file, kept, rows)
+
+        collectives.broadcast_from_main(keep)
 
     def _made(self) -> dict[str, np.ndarray]:
         if collectives.is_main_process():

@@ -74,7 +74,7 @@ def preference_words(results: Mapping[str, Any]) -> list[str]:
     if final is None:
         return []
     return [
-        f"margin {margin_words(final)}, better answers preferred in {_accuracy_words(final)} of the pairs"
+        f"margin {margin_words(final)}, right in {_accuracy_words(final)} of the pairs (or judged answers)"
     ]
 
 

@@ -71,8 +71,15 @@ class ReplayStart(TrainerCallback):
                 self._take(self._made())
         answers, file = self._replay.answers, self._trainer.run_folder / RETAIN_FILE
         assert answers is not None
-        if state.global_step == 0 or not file.exists():
-            collectives.broadcast_from_main(lambda: write_answers(file, answers))
+        begins = state.global_step == 0
+
+        def keep() -> None:
+            # Asked by one process for all: another might look when the file has just been written, or on a
+            # machine that has none, and leave the others alone in the collective.
+            if begins or not file.exists():
+                write_answers(file, answers)
+
+        collectives.broadcast_from_main(keep)
 
     def _made(self) -> BaseAnswers:
         model = cast(PreTrainedModel, self._trainer.tuned.model)

@@ -39,6 +39,14 @@ for rank in range(2):
     subprocess.Popen([sys.executable, "-c", sys.argv[1]], start_new_session=True)
 time.sleep(600)
 """
+# As a virtual environment on Windows has it: its Python is a small program that starts the real one.
+STARTER = """
+import os, subprocess, sys, time
+os.environ["GLMTUNE_STARTED_BY"] = str(os.getpid())
+between = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+subprocess.Popen([sys.executable, "-c", between, sys.argv[1]], start_new_session=True)
+time.sleep(600)
+"""
 
 
 @contextlib.contextmanager
@@ -76,6 +84,15 @@ def test_a_killed_launcher_takes_all_with_it() -> None:
         time.sleep(3 * parent.POLL_SECONDS)
         assert all(parent._lives(each) for each in below), "while it lives, they do"
         launcher.kill()
+        assert_gone(below)
+
+
+def test_a_program_between_a_starter_and_its_command_hides_neither_from_the_other() -> None:
+    with started("-c", STARTER, process(), readies=1) as (starter, below):
+        assert len(below) == 4
+        time.sleep(3 * parent.POLL_SECONDS)
+        assert all(parent._lives(each) for each in below), "while it lives, they do"
+        starter.kill()
         assert_gone(below)
 
 
@@ -128,21 +145,27 @@ def test_which_ancestors_are_launchers(words: str, expected: bool) -> None:
     assert parent._is_launcher(Process()) == expected  # type: ignore[arg-type]
 
 
-def test_the_chain_goes_up_to_the_topmost_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chain_goes_up_to_the_topmost_launcher() -> None:
     """`deepspeed` runs `deepspeed.launcher.launch`, which runs a script of the user's, which runs us."""
     chain = ["bash run.sh", "python -u -m deepspeed.launcher.launch", "python /bin/deepspeed", "bash", "sshd"]
 
     class Process:
         def __init__(self, words: str) -> None:
-            self.words = words
+            self.words, self.pid = words, len(words)
 
         def cmdline(self) -> list[str]:
             return self.words.split()
 
-    monkeypatch.setattr(parent, "_ancestors", lambda: [Process(words) for words in chain])
-    assert [each.words for each in parent._launchers()] == chain[:3]  # type: ignore[attr-defined]
-    monkeypatch.setattr(parent, "_ancestors", lambda: [Process("bash"), Process("sshd")])
-    assert [each.words for each in parent._launchers()] == ["bash"]  # type: ignore[attr-defined]
+    def watched(*above: str, starter: int | None = None) -> list[str]:
+        found = parent._launchers([Process(words) for words in above], starter)  # type: ignore[arg-type]
+        return [each.words for each in found]  # type: ignore[attr-defined]
+
+    assert watched(*chain) == chain[:3]
+    assert watched("bash", "sshd") == ["bash"]
+    assert watched("python", "glmtune.exe", "explorer", starter=len("glmtune.exe")) == [
+        "python",
+        "glmtune.exe",
+    ]
 
 
 HEARD = """
