@@ -126,7 +126,7 @@ class Result:
         return [each.outcome(self.rule) for each in self.judgements]
 
     @property
-    def title(self) -> str:
+    def what(self) -> str:
         """What was measured, with SAMPLE and PARTIAL where no published figure may be compared."""
         marks = [
             mark
@@ -140,7 +140,12 @@ class Result:
         shots = f", {self.task.num_fewshot}-shot" if self.task.num_fewshot else ""
         named = "".join(f", {words}" for words in self.task.own_prompt_words)
         what = f"{self.task.title} {self.task.split}, {self.task.protocol}{shots}{named}{self.drawn}"
-        return " ".join([*marks, f"{what}: {described(self.fingerprint['model'])}"])
+        return " ".join([*marks, what])
+
+    @property
+    def title(self) -> str:
+        """What was measured, and of whom."""
+        return f"{self.what}: {described(self.fingerprint['model'])}"
 
 
 @dataclass(frozen=True, slots=True)
