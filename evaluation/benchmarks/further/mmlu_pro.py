@@ -79,7 +79,7 @@ def load(folder: Path, split: str, subjects: Sequence[str]) -> list[Sample]:
     found: dict[str, list[Sample]] = {subject: [] for subject in ROWS}
     for line, row in _rows(path):
         subject = row.get("category")
-        if subject not in found:
+        if not isinstance(subject, str) or subject not in found:
             raise DataError(
                 f"`category` is {shown(subject)}, but must be one of {', '.join(ROWS)}.", path=path, line=line
             )

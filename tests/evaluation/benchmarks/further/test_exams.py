@@ -191,13 +191,14 @@ def test_mmlu_pro_reads_the_official_parquet_files(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"category": "poetry"}, '`category` is "poetry", but must be one of math'),
+        ({"category": ["math"]}, "`category` is .*must be one of math"),
         ({"answer": "D"}, "there are 3 options"),
         ({"answer": "AB"}, '`answer` is "AB"'),
         ({"options": list("abcdefghijk")}, "there are 11 options"),
         ({"options": "a, b"}, "`options` a list of texts"),
         ({"question": None}, "must be texts"),
     ],
-    ids=["category", "beyond", "two letters", "eleven", "no list", "no text"],
+    ids=["category", "category_list", "beyond", "two letters", "eleven", "no list", "no text"],
 )
 def test_mmlu_pro_rows_that_cannot_be_asked(
     change: dict[str, Any], message: str, describe: Callable[..., Path]
