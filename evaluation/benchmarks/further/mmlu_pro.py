@@ -56,10 +56,10 @@ RULES = {
 
 
 def header(subject: str) -> str:
-    """Return the lines before the examples."""
+    """Return the lines before the examples; the official file ends with three breaks, its code adds one."""
     return (
         f"The following are multiple choice questions (with answers) about {subject}. Think step by step and"
-        ' then finish your answer with "the answer is (X)" where X is the correct letter choice.\n\n\n'
+        ' then finish your answer with "the answer is (X)" where X is the correct letter choice.\n\n\n\n'
     )
 
 

@@ -136,7 +136,7 @@ def test_mmlu_pro_asks_as_its_repository_does() -> None:
     history = next(sample for sample in task.samples if sample.subject == "history")
     assert task.prompt(history).text == (
         "The following are multiple choice questions (with answers) about history. Think step by step and then finish"
-        ' your answer with "the answer is (X)" where X is the correct letter choice.\n\n\n'
+        ' your answer with "the answer is (X)" where X is the correct letter choice.\n\n\n\n'
         "Question:\nWhich came first?\nOptions:\nA. the railway\nB. the telephone\nC. the wheel\nD. the camera\n"
         "E. the car\nF. the radio\n"
         "Answer: Let's think step by step. The wheel is thousands of years old. The answer is (C).\n\n"
