@@ -296,3 +296,18 @@ def test_several_graded_answers_beside_one_graded_answer(tmp_path: Path) -> None
     assert pair.difference_pp == pytest.approx(100 * (first - second))
     assert found.metrics == ("mean grade, mean of 2 answers", "mean grade")
     assert "accuracy, %" not in "".join(table.to_markdown() for table in matrix_tables(matrix))
+
+
+def test_a_question_is_truncated_whose_every_answer_is(tmp_path: Path) -> None:
+    class Long(DrawingBackend):
+        def generate(self, prompts: Sequence[Prompt], limits: Limits) -> Iterator[tuple[int, Completion]]:
+            assert limits.drawing is not None
+            for place in self._order(prompts):
+                is_cut = place == 0 or (place == 1 and limits.drawing.number == 0)
+                yield place, Completion("A", "length" if is_cut else "eos", 9, 1)
+
+    run(tmp_path, 2, Long())
+    values = results(tmp_path)
+    assert (values["num_truncated"], values["num_truncated_answers"]) == (1, 3)
+    assert [values["subjects"][name]["num_truncated"] for name in ("law", "art")] == [1, 0]
+    assert [row["answers"] for row in lines(tmp_path)] == [["A", "A"]] * 12

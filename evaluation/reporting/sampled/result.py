@@ -29,6 +29,7 @@ class SampledResult(Result):
         num_answers: to each question.
         num_unparsed_answers: of all answers, those in which nothing was found.
         num_truncated_answers: of all answers, those cut at their length limit.
+        are_truncated: of each question, whether every answer was cut; such questions count as truncated.
     """
 
     draws: tuple[Draws, ...] = ()
@@ -36,6 +37,7 @@ class SampledResult(Result):
     num_answers: int = 0
     num_unparsed_answers: int = 0
     num_truncated_answers: int = 0
+    are_truncated: tuple[bool, ...] = ()
 
     @property
     def is_comparable(self) -> bool:
@@ -106,6 +108,7 @@ def put_together(results: Sequence[Result], fingerprint: Mapping[str, Any]) -> S
         num_answers=len(results),
         num_unparsed_answers=sum(each.extracted.get(first.rule) is None for each in answers),
         num_truncated_answers=sum(each.is_truncated for each in answers),
+        are_truncated=tuple(all(each.is_truncated for each in row) for row in rows),
     )
     estimates = _estimates(made, task.groups, is_graded=task.is_graded(first.rule))
     return dataclasses.replace(made, summaries={first.rule: estimates[MEAN]}, estimates=estimates)
@@ -135,10 +138,13 @@ def _outcomes(result: SampledResult, scores: Sequence[float]) -> list[Outcome]:
             sample.index,
             is_correct=math.isclose(score, 1.0),
             is_unparsed=draws.voted is None,
+            is_truncated=is_truncated,
             score=score,
             cluster=sample.cluster,
         )
-        for sample, draws, score in zip(result.task.samples, result.draws, scores, strict=True)
+        for sample, draws, is_truncated, score in zip(
+            result.task.samples, result.draws, result.are_truncated, scores, strict=True
+        )
     ]
 
 
