@@ -44,7 +44,8 @@ class Rule:
         reads: ``text`` (the completion) or ``scores`` (the best choice's letter is handed to ``extract``).
         grade: extracted answer and sample to a grade from 0 to 1, for answers that are more or less right;
             ``matches`` is then left out, and only full marks count as right.
-        weigh: sample to its weight in the averages of this rule; None weighs all alike.
+        weigh: sample to its weight in the averages of this rule; None weighs all alike, as the deciding rule
+            must: paired tests, clustered errors and several answers count questions.
         version: raised whenever the rule may read the same answer otherwise. Answers are kept and read
             anew, so that it decides whether results may be compared, and not whether a run may go on.
     """
@@ -91,6 +92,10 @@ class PreparedProtocol:
     max_new_tokens_of: Callable[[Sample], int] | None = None
     shorten: Callable[[Sample, int], Prompt] | None = None
     longest: Callable[[Sample], int] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the rule that decides does not weigh questions."""
+        assert all(rule.weigh is None for rule in list(self.rules.values())[:1]), "see `Rule.weigh`"
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,9 @@ def named_values(rows: Iterable[tuple[str, str | rich.text.Text]], *, title: str
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(map(latex_text, cells)) + r" \\"
+    row = " & ".join(map(latex_text, cells)) + r" \\"
+    # Behind the `\\` of the row before, these two would be an argument of it, whatever blanks are between.
+    return "{}" + row if row.startswith(("[", "*")) else row
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from glmtune.tables import TextTable, latex_document, latex_text
@@ -59,6 +60,13 @@ def test_latex_has_the_rules_of_booktabs_and_no_mark_of_its_own():
         r"\end{table}",
     ]
     assert latex_document([table, table]).count(r"\begin{table}") == 2
+
+
+@pytest.mark.parametrize("name", ["[law]", "*law", "* law"])
+def test_a_row_is_no_argument_of_the_end_of_the_one_before(name: str):
+    """LaTeX looks for `*` and `[` behind a row's end, over blanks and the line's end."""
+    rows = TextTable("T", ("name", "n"), (("art", "1"), (name, "2"))).to_latex().splitlines()[7:9]
+    assert rows == [r"    art & 1 \\", rf"    {{}}{name} & 2 \\"]
 
 
 def test_latex_text_keeps_every_letter():

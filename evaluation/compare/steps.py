@@ -14,6 +14,7 @@ from evaluation.compare.statistics.pairwise import Difference, corrected, differ
 from evaluation.evaluate import DEFAULT_FOLDER
 from evaluation.metrics import Groups, Outcome, Score, summarize_outcomes
 from evaluation.reporting.results import Evaluated
+from evaluation.reporting.tables import measure_name
 from glmtune.errors import ConfigError
 from glmtune.storage.lock import lock_folder
 from glmtune.tuned_files import ADAPTER_CONFIG, MODEL_CONFIG, PREFIX_FILE
@@ -115,7 +116,8 @@ def make_curve(done: Mapping[int, Evaluated]) -> Curve:
     Args:
         done: by step, in their order.
     """
-    task = next(iter(done.values())).result.task
+    results = [each.result for each in done.values()]
+    task = results[0].task
     by_step = {
         step: {(row.subject, row.index): row for row in each.result.outcomes} for step, each in done.items()
     }
@@ -135,8 +137,9 @@ def make_curve(done: Mapping[int, Evaluated]) -> Curve:
         Point(step, _score(outcomes[step], task.headline), change, str(done[step].folder))
         for step, change in zip(steps, found, strict=True)
     )
-    shots = f", {task.num_fewshot}-shot" if task.num_fewshot else ""
-    return Curve(f"{task.title} {task.split}, {task.protocol}{shots}", task.headline, points)
+    # The first that lacks questions, if one does: the title says PARTIAL of all then.
+    titled = max(results, key=lambda result: result.task.is_partial)
+    return Curve(titled.what, task.headline, points, measure_name(titled))
 
 
 def _score(outcomes: Sequence[Outcome], average: str) -> Score:

@@ -78,6 +78,9 @@ class _Comparer:
             except (Empty, OSError, ValueError):  # too long, or ended by its own bound of memory
                 self.end()
                 return False
+            except BaseException:  # interrupted: the reply still to come would be taken for the next one's
+                self.end()
+                raise
 
     def _start(self) -> None:
         # `-P`: a file of the user's called `sympy.py` in the working folder is not what is meant.
@@ -128,8 +131,11 @@ try:
 except ImportError:  # Windows: the bound of time remains
     pass
 else:
-    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for kind, bound in ((resource.RLIMIT_AS, 4 << 30), (resource.RLIMIT_CORE, 0)):
+        try:
+            resource.setrlimit(kind, (bound, bound))
+        except (ValueError, OSError):  # a lower bound holds already (a cluster's), or the system has none
+            pass
 def read(formula):
     config = [LatexExtractionConfig(boxed_match_priority=0)]
     return parse("$" + formula.replace("$", "") + "$", extraction_config=config, parsing_timeout=None)

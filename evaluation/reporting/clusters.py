@@ -66,7 +66,9 @@ def cluster_rows(outcomes: Sequence[Outcome], groups: Groups) -> list[ClusterRow
     # Beside it stands the error that the other tables have: over subjects, where these are averaged.
     summary = summarize_outcomes(rows, Groups(headline=groups.headline))
     found = {
-        by: clustered_mean([row.value for row in rows], clusters, weights=weights, confidence=CONFIDENCE)
+        by: clustered_mean(
+            [row.value for row in rows], clusters, weights=weights, confidence=CONFIDENCE, lowest=0.0
+        )
         for by, clusters in ways.items()
     }
     return [

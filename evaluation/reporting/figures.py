@@ -21,6 +21,8 @@ CHINESE_FONTS = (
 """Fonts of the usual systems that hold Chinese, sans first; none is fetched."""
 _CHINESE = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]+")
 PAPER = ("svg", "pdf")
+HIGHEST = 500.0
+"""Inches of a figure, whose bars may be thousands: a PNG has less than 65,536 pixels at 120 per inch."""
 
 
 @cache
@@ -38,7 +40,13 @@ def readable(text: str) -> str:
     Args:
         text: a title.
     """
-    return text if chinese_font() is not None else _CHINESE.sub("\N{HORIZONTAL ELLIPSIS}", text)
+    shown = text if chinese_font() is not None else _CHINESE.sub("\N{HORIZONTAL ELLIPSIS}", text)
+    return _without_formulas(shown)
+
+
+def _without_formulas(text: str) -> str:
+    """Return a text whose dollar signs are shown: between two, matplotlib reads a formula, or fails to."""
+    return text.replace("$", r"\$")
 
 
 def readable_names(names: Iterable[str]) -> list[str]:
@@ -50,9 +58,11 @@ def readable_names(names: Iterable[str]) -> list[str]:
     Args:
         names: in their order.
     """
-    if chinese_font() is not None:
-        return list(names)
-    return [f"no. {place}" if _CHINESE.search(name) else name for place, name in enumerate(names, start=1)]
+    has_font = chinese_font() is not None
+    return [
+        f"no. {place}" if not has_font and _CHINESE.search(name) else _without_formulas(name)
+        for place, name in enumerate(names, start=1)
+    ]
 
 
 def save_figure(figure: Figure, path: Path, *, paper: bool = False) -> list[Path]:
@@ -73,6 +83,7 @@ def save_figure(figure: Figure, path: Path, *, paper: bool = False) -> list[Path
 
     # No date and no version of matplotlib inside: the same result makes the same bytes. Text stays text in a
     # PDF (type 42, which publishers ask for), and in an SVG becomes outlines, which need no font.
+    figure.set_figheight(min(figure.get_figheight(), HIGHEST))
     metadata: dict[str, dict[str, Any]] = {
         "png": {"Software": "glmtune"},
         "svg": {"Date": None, "Creator": "glmtune"},

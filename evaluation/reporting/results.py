@@ -126,7 +126,7 @@ class Result:
         return [each.outcome(self.rule) for each in self.judgements]
 
     @property
-    def title(self) -> str:
+    def what(self) -> str:
         """What was measured, with SAMPLE and PARTIAL where no published figure may be compared."""
         marks = [
             mark
@@ -137,10 +137,19 @@ class Result:
             )
             if holds
         ]
+        return " ".join([*marks, f"{self.task.title} {self.task.split}, {self.way_asked}"])
+
+    @property
+    def way_asked(self) -> str:
+        """How it was asked: the protocol, exemplars, a user's own words, and whether answers were drawn."""
         shots = f", {self.task.num_fewshot}-shot" if self.task.num_fewshot else ""
         named = "".join(f", {words}" for words in self.task.own_prompt_words)
-        what = f"{self.task.title} {self.task.split}, {self.task.protocol}{shots}{named}{self.drawn}"
-        return " ".join([*marks, f"{what}: {described(self.fingerprint['model'])}"])
+        return f"{self.task.protocol}{shots}{named}{self.drawn}"
+
+    @property
+    def title(self) -> str:
+        """What was measured, and of whom."""
+        return f"{self.what}: {described(self.fingerprint['model'])}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,10 +35,9 @@ def _row(run: Evaluated) -> tuple[str, ...]:
     result = run.result
     summary, task = result.summary, result.task
     published = comparable_row(result)
-    shots = f", {task.num_fewshot}-shot" if task.num_fewshot else ""
     return (
         f"{task.title} {task.split}",
-        f"{task.protocol}{shots}",
+        result.way_asked,
         f"{summary.micro.num_samples:,}",
         summary.headline.removeprefix("accuracy_"),
         percent(summary.accuracy) if task.labelled else NOTHING,

@@ -16,6 +16,8 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+from evaluation.statistics import without_spread
+
 SUBJECT, CLUSTER = "subject", "cluster"
 """Ways to cluster questions: by their subject, or by what the benchmark names, a document for instance."""
 MIN_CLUSTERS = 2
@@ -61,6 +63,7 @@ def clustered_mean(
     *,
     weights: Sequence[float] | None = None,
     confidence: float = 0.95,
+    lowest: float = -1.0,
 ) -> Clustered | None:
     """Average scores, and put an error around the average that knows of clusters.
 
@@ -75,6 +78,7 @@ def clustered_mean(
         clusters: to which each belongs.
         weights: of each in the average, their sum being 1; None weighs all alike.
         confidence: of the two-sided interval.
+        lowest: that a score can be; it counts where clusters do not differ (`without_spread`).
 
     Returns:
         None where there are fewer than two clusters: one alone says nothing about others.
@@ -101,11 +105,13 @@ def clustered_mean(
     usual = math.sqrt(alone if weights is not None else alone * count / (count - 1))
     stderr = math.sqrt(max(0.0, usual**2 + pairs))
     if stderr < ROUNDING:
-        stderr = 0.0
+        low, high = without_spread.bounds(mean, len(places), confidence=confidence, lowest=lowest)
+        p_value = without_spread.p_value(mean, len(places))
+        return Clustered(mean, 0.0, usual, low, high, p_value, count, len(places))
     degrees = len(places) - 1
     wide = stderr * math.sqrt(len(places) / degrees)
     half = float(t.ppf((1 + confidence) / 2, degrees)) * wide
-    p_value = float(2 * t.sf(abs(mean) / wide, degrees)) if wide else float(mean == 0)
+    p_value = float(2 * t.sf(abs(mean) / wide, degrees))
     return Clustered(mean, stderr, usual, mean - half, mean + half, p_value, count, len(places))
 
 

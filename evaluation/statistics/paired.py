@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from evaluation.statistics import without_spread
+
 ROUNDING = 1e-12
 """Below it a standard error is what equal differences leave behind when their mean is rounded."""
 
@@ -74,7 +76,10 @@ def paired_mean(
     if stderr < ROUNDING:
         stderr = 0.0
     below = sum(part**2 / degrees for part, degrees in parts)
-    degrees = variance**2 / below if below else float(sum(degrees for _, degrees in parts))
+    if not stderr:
+        low, high = without_spread.bounds(mean, len(values), confidence=confidence)
+        return PairedMean(mean, 0.0, low, high, without_spread.p_value(mean, len(values)), len(values))
+    degrees = variance**2 / below
     half = float(t.ppf((1 + confidence) / 2, degrees)) * stderr
-    p_value = float(2 * t.sf(abs(mean) / stderr, degrees)) if stderr else float(mean == 0)
+    p_value = float(2 * t.sf(abs(mean) / stderr, degrees))
     return PairedMean(mean, stderr, mean - half, mean + half, p_value, len(values))

@@ -45,7 +45,7 @@ class Draws:
         return math.fsum(self.scores) / len(self.scores)
 
     def pass_at(self, k: int) -> float:
-        """Estimate the chance that one of k answers is right; see `pass_at_k`."""
+        """Estimate the chance that one of k answers is right (has full marks); see `pass_at_k`."""
         return pass_at_k(len(self.scores), self.num_right, k)
 
     @property

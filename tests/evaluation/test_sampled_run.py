@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,11 +11,15 @@ import pytest
 
 from evaluation.backend import Drawing, Limits
 from evaluation.compare.pairing.runs import find_runs
+from evaluation.compare.reporting.matrix import matrix_tables
+from evaluation.compare.settings import ImportSettings
+from evaluation.compare.several import compare_each, plain_pair, read_sides
+from evaluation.compare.statistics.pairwise import STUDENT
 from evaluation.evaluate import evaluate_model, evaluate_sampled
 from evaluation.running.data_parallel import Processes
 from evaluation.running.failed_questions import FAILED_PATTERN
-from evaluation.sample import Completion, Failure, Prompt
-from evaluation.task import hash_prompt
+from evaluation.sample import Completion, Failure, Prompt, Sample
+from evaluation.task import Rule, Task, hash_prompt
 from glmtune.errors import ConfigError, DataError
 from glmtune.terminal.console import Console
 from tests.evaluation.doubles import Stopped, TableBackend, make_task
@@ -232,3 +237,77 @@ def test_paper_files(tmp_path: Path) -> None:
     run(tmp_path, 2, paper=True)
     assert ((tmp_path / "chart.pdf").read_bytes(), (tmp_path / "chart.svg").read_bytes()) == first
     assert r"\toprule" in (tmp_path / "tables.tex").read_text(encoding="utf-8")
+
+
+def graded_task() -> Task:
+    """A is worth 1, B 3/4, C 1/2, D nothing, whatever the question."""
+
+    def grade(text: str, sample: Sample) -> float:
+        return {"A": 1.0, "B": 0.75, "C": 0.5}.get(text, 0.0)
+
+    rule = Rule("a letter has a grade", lambda text, _: text if len(text) == 1 else None, grade=grade)
+    task = make_task(file="quiz.yaml")
+    return dataclasses.replace(task, prepared=dataclasses.replace(task.prepared, rules={"worth": rule}))
+
+
+def test_several_graded_answers(tmp_path: Path) -> None:
+    done = run(tmp_path / "a", 2, task=graded_task())
+    assert done is not None
+    values, rows = results(tmp_path / "a"), lines(tmp_path / "a")
+    worth = {"A": 1.0, "B": 0.75, "C": 0.5, "D": 0.0, None: 0.0}
+    assert [row["scores"] for row in rows] == [[worth[each] for each in row["answers"]] for row in rows]
+    assert [row["score"] for row in rows] == [sum(row["scores"]) / 2 for row in rows]
+    assert {row["status"] for row in rows} == {"graded", "unparsed"}
+    estimates = {name: each["accuracy_micro"] for name, each in values["estimates"].items()}
+    full = [row["scores"].count(1.0) for row in rows]
+    assert list(estimates) == ["mean", "majority", "pass@1", "pass@2"]
+    assert estimates["mean"] == values["accuracy_micro"] == pytest.approx(sum(r["score"] for r in rows) / 12)
+    assert estimates["pass@1"] == pytest.approx(sum(full) / 24)
+    assert estimates["pass@2"] == pytest.approx(sum(map(bool, full)) / 12)
+    assert estimates["pass@1"] < estimates["mean"], "only full marks pass"
+    assert values["is_graded"] is True
+    assert not done.result.is_comparable
+    text = (tmp_path / "a" / "report.md").read_text(encoding="utf-8")
+    assert "| mean over answers | 12 | 2 |" in text
+    assert "an answer passes with full marks only" in text
+    assert text.count("mean grade, %") == 3, "of estimates, clusters, subjects"
+    assert "accuracy, %" not in text
+
+
+def test_several_graded_answers_beside_one_graded_answer(tmp_path: Path) -> None:
+    task = graded_task()
+    run(tmp_path / "drawn", 2, task=task)
+
+    class Letters(TableBackend):
+        def generate(self, prompts: Sequence[Prompt], limits: Limits) -> Iterator[tuple[int, Completion]]:
+            for place in self._order(prompts):
+                yield place, Completion("AB"[place % 2], "eos", 9, 1)
+
+    evaluate_model(task, Letters(), Console(quiet=True), output_dir=tmp_path / "one")
+    names = [str(tmp_path / "drawn"), str(tmp_path / "one")]
+    sides = read_sides(names, ImportSettings(), None)
+    assert plain_pair(sides) is None, "no verdict"
+    matrix = compare_each(sides, names, confidence=0.95, average=None, cluster=None)
+    found = matrix.benchmarks["quiz"]
+    pair = found.pairs[0, 1]
+    assert pair.method == STUDENT, "McNemar's test counts right and wrong"
+    assert (pair.num_first, pair.num_second) == (None, None)
+    first, second = (results(Path(name))["accuracy_micro"] for name in names)
+    assert pair.difference_pp == pytest.approx(100 * (first - second))
+    assert found.metrics == ("mean grade, mean of 2 answers", "mean grade")
+    assert "accuracy, %" not in "".join(table.to_markdown() for table in matrix_tables(matrix))
+
+
+def test_a_question_is_truncated_whose_every_answer_is(tmp_path: Path) -> None:
+    class Long(DrawingBackend):
+        def generate(self, prompts: Sequence[Prompt], limits: Limits) -> Iterator[tuple[int, Completion]]:
+            assert limits.drawing is not None
+            for place in self._order(prompts):
+                is_cut = place == 0 or (place == 1 and limits.drawing.number == 0)
+                yield place, Completion("A", "length" if is_cut else "eos", 9, 1)
+
+    run(tmp_path, 2, Long())
+    values = results(tmp_path)
+    assert (values["num_truncated"], values["num_truncated_answers"]) == (1, 3)
+    assert [values["subjects"][name]["num_truncated"] for name in ("law", "art")] == [1, 0]
+    assert [row["answers"] for row in lines(tmp_path)] == [["A", "A"]] * 12

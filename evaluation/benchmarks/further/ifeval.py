@@ -63,6 +63,15 @@ def _sample(row: dict[str, Any], index: int, path: Path, line: int) -> Sample:
             path=path,
             line=line,
         )
+    if not all(isinstance(name, str) for name in names) or not all(
+        kwargs is None or isinstance(kwargs, dict) for kwargs in given
+    ):
+        raise DataError(
+            f"`instruction_id_list` is {shown(names)} and `kwargs` {shown(given)}, but they must hold texts"
+            " and objects.",
+            path=path,
+            line=line,
+        )
     # The hub's copy has every argument of every kind, those that do not apply as null.
     asked = [
         {"id": name, **{key: value for key, value in (kwargs or {}).items() if value is not None}}

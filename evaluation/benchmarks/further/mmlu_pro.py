@@ -56,10 +56,10 @@ RULES = {
 
 
 def header(subject: str) -> str:
-    """Return the lines before the examples."""
+    """Return the lines before the examples; the official file ends with three breaks, its code adds one."""
     return (
         f"The following are multiple choice questions (with answers) about {subject}. Think step by step and"
-        ' then finish your answer with "the answer is (X)" where X is the correct letter choice.\n\n\n'
+        ' then finish your answer with "the answer is (X)" where X is the correct letter choice.\n\n\n\n'
     )
 
 
@@ -79,7 +79,7 @@ def load(folder: Path, split: str, subjects: Sequence[str]) -> list[Sample]:
     found: dict[str, list[Sample]] = {subject: [] for subject in ROWS}
     for line, row in _rows(path):
         subject = row.get("category")
-        if subject not in found:
+        if not isinstance(subject, str) or subject not in found:
             raise DataError(
                 f"`category` is {shown(subject)}, but must be one of {', '.join(ROWS)}.", path=path, line=line
             )

@@ -68,7 +68,10 @@ class Pair:
         """Whether published figures may stand beside this pair."""
         results = self.baseline.results
         is_own = str(results["title"]).startswith("OWN ")
-        return not (results["is_sample_set"] or results["is_partial"] or is_own or results.get("own_prompt"))
+        # Of several drawn answers each is a run that can be compared; published are the likeliest ones.
+        is_drawn = self.baseline.fingerprint["decoding"].get("do_sample", False)
+        differs = results["is_sample_set"] or results["is_partial"] or results.get("own_prompt") or is_drawn
+        return not (differs or is_own)
 
 
 def match(baseline: Run, candidate: Run) -> Pair:

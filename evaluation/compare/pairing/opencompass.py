@@ -10,6 +10,7 @@ told ``--dump-eval-details``::
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ FAMILIES = {
 }
 """Beginnings of data sets that are subjects of one benchmark."""
 AGAIN = "Evaluate again with `--dump-eval-details`, which writes the score of every question."
+_PLACE = re.compile("0|[1-9][0-9]{0,8}")
+"""Number of a question, written in one way only."""
 ROUNDING = 0.01
 """Percentage points by which a written accuracy may differ from its questions: it is rounded."""
 
@@ -86,7 +89,7 @@ def _read(file: Path, predictions: Path) -> list[tuple[Outcome, QuestionText]]:
         details = {str(place): each for place, each in enumerate(details)}
     if not isinstance(details, dict):
         raise DataError(f"it has no `details`, so no question by itself. {AGAIN}", path=file)
-    numbered = {int(name): each for name, each in details.items() if name.isdecimal()}
+    numbered = {int(name): each for name, each in details.items() if _PLACE.fullmatch(name)}
     if sorted(numbered) != list(range(len(numbered))) or not numbered:
         raise DataError(f"`details` must have the questions 0, 1, 2, ... without a gap. {AGAIN}", path=file)
     prompts = _prompts(predictions, numbered)
@@ -156,9 +159,11 @@ def _is_user(turn: Mapping[str, Any]) -> bool:
 def _check_accuracy(values: Mapping[str, Any], scores: list[float], file: Path) -> None:
     written = values.get("accuracy", values.get("score"))
     mean = 100 * sum(scores) / len(scores)
-    if isinstance(written, int | float) and abs(written - mean) > ROUNDING:
+    # Compared, not subtracted: a whole number may be larger than any float.
+    if isinstance(written, int | float) and not mean - ROUNDING <= written <= mean + ROUNDING:
+        said = f"{written:.2f}" if -1000 < written < 1000 else f"{str(written)[:12]}..."
         raise DataError(
-            f"its questions give {mean:.2f} %, but it says {written:.2f} %: the scores of single questions"
+            f"its questions give {mean:.2f} %, but it says {said} %: the scores of single questions"
             f" are not those of its figure. {AGAIN}",
             path=file,
         )

@@ -116,7 +116,9 @@ def scored(run: Run, data_dir: str | None, *, with_texts: bool) -> ScoredRun:
             QuestionText(samples[row.answer.key].question, samples[row.answer.key].choices) for row in rows
         )
     title = str(run.results["title"]).removesuffix(f": {run.results.get('model')}")
-    metric = f"mean of {run.results['num_answers']} answers" if run.is_sampled else "accuracy"
+    metric = "mean grade" if run.results.get("is_graded") else "accuracy"
+    if run.is_sampled:
+        metric = f"{metric}, mean of {run.results['num_answers']} answers"
     return ScoredRun(
         benchmark=str(run.results["benchmark"]),
         title=title,

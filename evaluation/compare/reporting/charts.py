@@ -48,7 +48,7 @@ def draw_bars(report: ComparisonReport, confidence: float, path: Path, *, paper:
             BAR_WIDTH,
             yerr=error_bars(scores),
             color=COLORS[side],
-            label=label,
+            label=readable(label),
             error_kw={"ecolor": "#222222", "capsize": 2, "linewidth": 0.8},
         )
     above.set_ylabel("accuracy, % (95 % interval)")
@@ -104,6 +104,7 @@ def draw_margins(report: ComparisonReport, path: Path, *, paper: bool = False) -
         for name, each in report.benchmarks.items()
         if each.sensitivity.choices is not None
     }
+    labels = [readable(label) for label in report.labels]
     figure = Figure(figsize=(7, 0.6 + 2.8 * len(shifts)), layout="constrained")
     rows = figure.subplots(len(shifts), 1, squeeze=False)
     for (name, shift), (axes,) in zip(shifts.items(), rows, strict=True):
@@ -111,8 +112,8 @@ def draw_margins(report: ComparisonReport, path: Path, *, paper: bool = False) -
         width = shift.margins[0].high - shift.margins[0].low
         counts = [each.num_samples for each in shift.margins]
         after = [each.num_candidate for each in shift.margins]
-        axes.bar(lows, counts, width, align="edge", color=NEUTRAL, label=f"questions, {report.labels[0]}")
-        axes.stairs(after, [*lows, shift.margins[-1].high], color="#222222", label=report.labels[1])
+        axes.bar(lows, counts, width, align="edge", color=NEUTRAL, label=f"questions, {labels[0]}")
+        axes.stairs(after, [*lows, shift.margins[-1].high], color="#222222", label=labels[1])
         twin = axes.twinx()
         for part, color in (("num_lost", COLORS[1]), ("num_gained", COLORS[0])):
             shares = [
@@ -123,7 +124,7 @@ def draw_margins(report: ComparisonReport, path: Path, *, paper: bool = False) -
             twin.plot(centers, shares, "o-", color=color, markersize=4, label=part.removeprefix("num_"))
         twin.set_ylabel("flipped, % of those questions")
         twin.set_ylim(0, max(5.0, 1.1 * twin.get_ylim()[1]))
-        axes.set_title(f"{name}: flips by margin of {report.labels[0]}", fontsize=10)
+        axes.set_title(f"{readable(name)}: flips by margin of {labels[0]}", fontsize=10)
         axes.set_xlabel("margin: best minus second-best probability")
         axes.set_ylabel("questions")
         handles = [axes.get_legend_handles_labels(), twin.get_legend_handles_labels()]

@@ -52,11 +52,13 @@ class Curve:
         title: benchmark and protocol.
         average: ``accuracy_micro`` or ``accuracy_macro``.
         points: in the order of their steps.
+        measure: what the averages are of, as a column is called.
     """
 
     title: str
     average: str
     points: tuple[Point, ...]
+    measure: str = "accuracy, %"
 
 
 def curve_table(name: str, curve: Curve) -> TextTable:
@@ -85,7 +87,7 @@ def curve_table(name: str, curve: Curve) -> TextTable:
     first = curve.points[0].step
     since = f"since {'base' if not first else f'step {first:,}'}, points"
     sure = f"{100 * CONFIDENCE:g} % interval"
-    columns = ("step", "n", "accuracy, %", sure, since, f"{sure} of it", "p", "p Holm")
+    columns = ("step", "n", curve.measure, sure, since, f"{sure} of it", "p", "p Holm")
     methods = dict.fromkeys(point.change.method for point in curve.points if point.change is not None)
     average = curve.average.removeprefix("accuracy_").capitalize()
     caption = f"{average} average, ± one standard error, Wilson's interval."
@@ -199,7 +201,8 @@ def draw_curves(run: str, curves: Mapping[str, Curve], path: Path, *, paper: boo
             label=f"{name}, n = {scores[0].num_samples:,}",
         )
     axes.set_xlabel("step (0: base)")
-    axes.set_ylabel("accuracy, % (95 % interval)")
+    measures = " or ".join(dict.fromkeys(curve.measure for curve in curves.values()))
+    axes.set_ylabel(f"{measures} (95 % interval)")
     axes.set_title(readable(f"Checkpoints of {run}"), fontsize=10, wrap=True)
     axes.legend(fontsize=8)
     return save_figure(figure, path, paper=paper)

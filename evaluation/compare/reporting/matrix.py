@@ -163,7 +163,7 @@ def _square(
     for row, mark in enumerate(marks):
         cells = [_cell(pairs, row, column) for column in range(len(marks))]
         rows.append((mark, *([percent(scores[row].accuracy)] if scores else []), *cells))
-    columns = ("", *(["accuracy, %"] if scores else []), *marks)
+    columns = ("", *(["score, %"] if scores else []), *marks)
     sure = f"{100 * matrix.confidence:g} %"
     caption = (
         f"Row minus column, points, with {sure} intervals that are not corrected; * differs at"

@@ -281,10 +281,10 @@ def draw_pareto(table: MethodTable, title: str, path: Path, *, paper: bool = Fal
         color = COLORS[0] if each.name in table.front else NEUTRAL
         axes.errorbar(*place, yerr=each.half_width_pp, color=color, capsize=3, linewidth=1)
         axes.scatter(*place, s=30 + 170 * speed / fastest, color=color, zorder=3)
-        axes.annotate(each.name, place, xytext=(7, 5), textcoords="offset points", fontsize=8)
+        axes.annotate(readable(each.name), place, xytext=(7, 5), textcoords="offset points", fontsize=8)
     baseline = (table.cost.weight_bytes / MEGABYTE, 0.0)
     axes.scatter(*baseline, s=30 + 170 * (table.cost.questions_per_second or 0.0) / fastest, color=COLORS[1])
-    axes.annotate(table.label, baseline, xytext=(7, 5), textcoords="offset points", fontsize=8)
+    axes.annotate(readable(table.label), baseline, xytext=(7, 5), textcoords="offset points", fontsize=8)
     front = sorted((each for each in table.methods if each.name in table.front), key=_size)
     axes.plot([_size(each) for each in front], [each.drop_pp for each in front], "--", color=COLORS[0])
     axes.axhline(0, color=NEUTRAL, linewidth=1)

@@ -10,8 +10,8 @@ from evaluation.reporting.chart import error_bars
 from evaluation.reporting.clusters import cluster_table
 from evaluation.reporting.figures import readable, save_figure
 from evaluation.reporting.files import ANSWERS_CHECKSUM
-from evaluation.reporting.sampled.result import MAJORITY, MEAN, SampledResult, sampled_json
-from evaluation.reporting.tables import percent, run_table, subject_table
+from evaluation.reporting.sampled.result import FIRST, MAJORITY, MEAN, SampledResult, sampled_json
+from evaluation.reporting.tables import measure_name, percent, run_table, subject_table
 from evaluation.running.run_files import (
     ANSWERS_NAME,
     CHART_NAME,
@@ -20,6 +20,7 @@ from evaluation.running.run_files import (
     RESULTS_NAME,
     holds_evaluations,
 )
+from evaluation.statistics.sampled import Draws
 from glmtune.storage.checksums import file_checksum, json_with_checksum, with_checksum
 from glmtune.storage.files import json_text, write_text_atomically
 from glmtune.storage.journal import refuse_foreign_folder
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from glmtune.terminal.console import Console
 
 ABOUT = {MEAN: "mean over answers (pass@1)", MAJORITY: "majority vote"}
+ABOUT_GRADES = {**ABOUT, MEAN: "mean over answers"}
 
 
 def estimates_table(result: SampledResult) -> TextTable:
@@ -38,13 +40,14 @@ def estimates_table(result: SampledResult) -> TextTable:
         result: of the run.
     """
     headline = result.summary.headline
+    about = ABOUT_GRADES if result.is_graded else ABOUT
     rows: list[tuple[str, ...]] = []
     for name, summary in result.estimates.items():
         score = summary.micro if headline == "accuracy_micro" else summary.macro
         low, high = interval(score)
         rows.append(
             (
-                ABOUT.get(name, name),
+                about.get(name, name),
                 f"{score.num_samples:,}",
                 f"{result.num_answers}",
                 percent(score.accuracy),
@@ -52,11 +55,13 @@ def estimates_table(result: SampledResult) -> TextTable:
                 f"{100 * low:.2f}–{100 * high:.2f}",
             )
         )
-    columns = ("", "n questions", "answers each", "accuracy, %", "± s.e.", "95 % interval")
+    columns = ("", "n questions", "answers each", measure_name(result), "± s.e.", "95 % interval")
     notes = [
         f"{headline.removeprefix('accuracy_').capitalize()} average; the question is the unit of every error"
         " (Miller 2024, eq. 1; Wilson's interval at that error); pass@k is Chen et al. 2021, eq. 1"
     ]
+    if result.is_graded:
+        notes.append("answers are graded: an answer passes with full marks only")
     if result.drawing_frac is not None:
         notes.append(
             f"{100 * result.drawing_frac:.0f} % of the variance of the mean comes from the drawing, which"
@@ -79,7 +84,7 @@ def sampled_tables(result: SampledResult) -> list[TextTable]:
         result: of the run.
     """
     found = [estimates_table(result)]
-    if (clustered := cluster_table(result.cluster_rows)) is not None:
+    if (clustered := cluster_table(result.cluster_rows, measure_name(result))) is not None:
         found.append(clustered)
     return [*found, subject_table(result)] if len(result.summary.subjects) > 1 else found
 
@@ -133,7 +138,6 @@ def _answer_lines(result: SampledResult) -> list[str]:
     lines: list[str] = []
     for judgement, draws in zip(result.judgements, result.draws, strict=True):
         sample, voted = judgement.sample, draws.voted
-        is_right = voted is not None and draws.scores[draws.answers.index(voted)] == 1
         values: dict[str, Any] = {
             "subject": sample.subject,
             "index": sample.index,
@@ -143,13 +147,22 @@ def _answer_lines(result: SampledResult) -> list[str]:
             "answers": list(draws.answers),
             "scores": list(draws.scores),
             "gold": sample.answer,
-            "status": "unparsed" if voted is None else "correct" if is_right else "wrong",
+            "status": _status(result, draws),
             "score": draws.mean,
         }
         if sample.cluster:
             values["cluster"] = sample.cluster
         lines.append(with_checksum(values))
     return lines
+
+
+def _status(result: SampledResult, draws: Draws) -> str:
+    """Return how the vote went, in the words of single answers."""
+    if draws.voted is None:
+        return "unparsed"
+    if result.is_graded:
+        return "graded"
+    return "correct" if draws.scores[draws.answers.index(draws.voted)] == 1 else "wrong"
 
 
 def draw_estimates(result: SampledResult, path: Path, *, paper: bool = False) -> list[Path]:
@@ -173,7 +186,7 @@ def draw_estimates(result: SampledResult, path: Path, *, paper: bool = False) ->
         name: summary.micro if headline == "accuracy_micro" else summary.macro
         for name, summary in result.estimates.items()
     }
-    passes: dict[int, Score] = {1: scores[MEAN]}
+    passes: dict[int, Score] = {1: scores.get(FIRST, scores[MEAN])}
     passes |= {int(name[5:]): score for name, score in scores.items() if name.startswith("pass@")}
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
@@ -201,7 +214,7 @@ def draw_estimates(result: SampledResult, path: Path, *, paper: bool = False) ->
     axes.set_xticks(list(passes), [str(k) for k in passes])
     axes.set_ylim(0, 100)
     axes.set_xlabel("k answers")
-    axes.set_ylabel("accuracy, % (95 % interval)")
+    axes.set_ylabel(f"{measure_name(result)} (95 % interval)")
     axes.legend(fontsize=8)
     axes.set_title(readable(result.title), fontsize=10, wrap=True)
     return save_figure(figure, path, paper=paper)

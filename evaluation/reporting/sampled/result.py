@@ -15,7 +15,7 @@ from evaluation.running.failed_questions import FailedQuestion
 from evaluation.statistics.sampled import Draws, drawing_variance, steps_of_k
 from glmtune.errors import GlmtuneError
 
-MEAN, MAJORITY = "mean", "majority"
+MEAN, MAJORITY, FIRST = "mean", "majority", "pass@1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,12 @@ class SampledResult(Result):
 
     Attributes:
         draws: the answers to each question, in the order of the task's samples.
-        estimates: averages of the mean, of the majority vote and of pass@k, by name.
+        estimates: averages of the mean, of the majority vote and of pass@k, by name; pass@1 is the mean, and
+            stands by itself only where answers are graded: then only full marks pass.
         num_answers: to each question.
         num_unparsed_answers: of all answers, those in which nothing was found.
         num_truncated_answers: of all answers, those cut at their length limit.
+        are_truncated: of each question, whether every answer was cut; such questions count as truncated.
     """
 
     draws: tuple[Draws, ...] = ()
@@ -35,6 +37,7 @@ class SampledResult(Result):
     num_answers: int = 0
     num_unparsed_answers: int = 0
     num_truncated_answers: int = 0
+    are_truncated: tuple[bool, ...] = ()
 
     @property
     def is_comparable(self) -> bool:
@@ -105,8 +108,9 @@ def put_together(results: Sequence[Result], fingerprint: Mapping[str, Any]) -> S
         num_answers=len(results),
         num_unparsed_answers=sum(each.extracted.get(first.rule) is None for each in answers),
         num_truncated_answers=sum(each.is_truncated for each in answers),
+        are_truncated=tuple(all(each.is_truncated for each in row) for row in rows),
     )
-    estimates = _estimates(made, task.groups)
+    estimates = _estimates(made, task.groups, is_graded=task.is_graded(first.rule))
     return dataclasses.replace(made, summaries={first.rule: estimates[MEAN]}, estimates=estimates)
 
 
@@ -117,10 +121,11 @@ def _draws(judgements: Sequence[Judgement], rule: str) -> Draws:
     )
 
 
-def _estimates(result: SampledResult, groups: Groups) -> dict[str, Summary]:
+def _estimates(result: SampledResult, groups: Groups, *, is_graded: bool) -> dict[str, Summary]:
     scores = {
         MEAN: [each.mean for each in result.draws],
         MAJORITY: [each.majority for each in result.draws],
+        **({FIRST: [each.pass_at(1) for each in result.draws]} if is_graded else {}),
         **{f"pass@{k}": [each.pass_at(k) for each in result.draws] for k in steps_of_k(result.num_answers)},
     }
     return {name: summarize_outcomes(_outcomes(result, each), groups) for name, each in scores.items()}
@@ -133,10 +138,13 @@ def _outcomes(result: SampledResult, scores: Sequence[float]) -> list[Outcome]:
             sample.index,
             is_correct=math.isclose(score, 1.0),
             is_unparsed=draws.voted is None,
+            is_truncated=is_truncated,
             score=score,
             cluster=sample.cluster,
         )
-        for sample, draws, score in zip(result.task.samples, result.draws, scores, strict=True)
+        for sample, draws, is_truncated, score in zip(
+            result.task.samples, result.draws, result.are_truncated, scores, strict=True
+        )
     ]
 
 

@@ -10,6 +10,7 @@ import re
 import pytest
 
 from evaluation.answer import Answer
+from evaluation.backend import Drawing
 from evaluation.compare.pairing.match import match
 from evaluation.compare.pairing.questions import find_questions
 from evaluation.compare.pairing.runs import read_run
@@ -33,6 +34,7 @@ from evaluation.compare.reporting.tables import ComparisonReport
 from evaluation.compare.settings import GateSettings
 from evaluation.compare.statistics.perplexity import TextLoss
 from evaluation.metrics import Groups
+from evaluation.task import Task
 from glmtune.errors import GlmtuneError
 from tests.evaluation.compare.cases import INT4, write_run
 from tests.evaluation.doubles import IDENTITY, make_task
@@ -92,10 +94,10 @@ def test_published_rows_stand_beside_measured_ones(tmp_path):
     names = dataclasses.replace(IDENTITY, name="THUDM/chatglm2-6b")
     four = dataclasses.replace(names, quantization="int4")
 
-    def text(part: bool) -> str:
+    def text(part: bool, task: Task = task) -> str:
         whole = dataclasses.replace(task, is_partial=part)
         runs = [
-            write_run(tmp_path / f"{part}{name}", whole, identity)
+            write_run(tmp_path / f"{task.kind}{part}{name}", whole, identity)
             for name, identity in (("a", names), ("b", four))
         ]
         pair = match(*map(read_run, runs))
@@ -104,6 +106,10 @@ def test_published_rows_stand_beside_measured_ones(tmp_path):
     assert "| BF16, published | 53.57 |" in text(False)
     assert "| INT4, published | 50.30 |" in text(False)
     assert "published |" not in text(True)
+    written = make_task("generate", benchmark="ceval", split="val", sizes={"law": 4})
+    assert "| BF16, published | 53.57 |" in text(False, written)
+    # Each of several drawn answers is a run, too; the published answers are the likeliest.
+    assert "published |" not in text(False, written.drawn(Drawing(0.8)))
     assert text(True).startswith("# PARTIAL BF16 → INT4")
 
 

@@ -396,8 +396,10 @@ def test_runs_of_opencompass(tmp_path: Path) -> None:
             r"question 0 of `details` has no `correct`",
         ),
         ({"accuracy": 12.5}, r"give 100.00 %, but it says 12.50 %"),
+        ({"accuracy": 10**400}, r"give 100.00 %, but it says 100000000000\.\.\. %"),
+        ({"details": {"1" * 5000: {"correct": True}}}, r"0, 1, 2, ... without a gap"),
     ],
-    ids=["without", "gaps", "unscored", "another_accuracy"],
+    ids=["without", "gaps", "unscored", "another_accuracy", "no_float", "no_number"],
 )
 def test_results_without_single_questions(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):

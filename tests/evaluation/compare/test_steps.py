@@ -94,3 +94,18 @@ def test_runs_without_checkpoints_are_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3").mkdir()
     with pytest.raises(ConfigError, match="checkpoint-3 holds neither a prefix, an adapter nor a model"):
         find_steps(tmp_path)
+
+
+def test_a_curve_is_named_as_its_evaluations_are(tmp_path: Path) -> None:
+    """Whose words, whose sample, a part: what stands in the titles of the steps stands in the curve's."""
+    done = {step: evaluated(tmp_path / str(step), 10) for step in (0, 5)}
+    said = {"template": "mine.jinja", "template_hash": "0"}
+
+    def told(each: Evaluated, **changes) -> Evaluated:
+        task = dataclasses.replace(each.result.task, **changes)
+        return dataclasses.replace(each, result=dataclasses.replace(each.result, task=task))
+
+    whole = {step: told(each, is_sample_set=True, own_prompt=said) for step, each in done.items()}
+    assert make_curve(whole).title == "SAMPLE Quiz val, test, template mine.jinja"
+    assert make_curve(done).title == "Quiz val, test"
+    assert make_curve({0: done[0], 5: told(done[5], is_partial=True)}).title == "PARTIAL Quiz val, test"

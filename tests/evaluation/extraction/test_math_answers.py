@@ -112,6 +112,30 @@ class TestFormulas:
         assert time.monotonic() - began < 20
         assert math_answers.is_the_same_formula("0.125", gold(r"\frac{1}{8}"))
 
+    def test_an_interrupt_leaves_no_reply_for_the_next_pair(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        comparer = equality._Comparer()
+        assert comparer.ask("1", "1.0")
+
+        def interrupted(timeout: float) -> str:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(comparer._replies, "get", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            comparer.ask("2", "2.0")
+        assert not comparer.ask("3", "4"), "not the reply to the pair before"
+        comparer.end()
+
+    def test_a_lower_bound_of_memory_that_holds_already_stays(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        resource = pytest.importorskip("resource")
+        bound = 3 << 30
+        lower = f"import resource\nresource.setrlimit(resource.RLIMIT_AS, ({bound}, {bound}))\n"
+        monkeypatch.setattr(equality, "_CHILD", lower + equality._CHILD)
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        comparer = equality._Comparer()
+        assert comparer.ask("1", "1.0")
+        comparer.end()
+        assert resource.getrlimit(resource.RLIMIT_AS) == before
+
     @pytest.mark.parametrize(
         "text",
         [

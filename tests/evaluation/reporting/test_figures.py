@@ -39,6 +39,23 @@ def test_without_a_chinese_font_names_become_places(monkeypatch: pytest.MonkeyPa
     assert readable("客服") == "客服"
 
 
+def test_dollar_signs_are_no_formulas(tmp_path: Path) -> None:
+    """Subjects, models and folders are called as their owners like."""
+    for text in ("costs in $ and in $", "model $x_$ of mine", r"a\$b_$ and $", "one $"):
+        save_figure(drawn(readable(text)), tmp_path / "a.png")
+        figure = drawn()
+        figure.axes[0].barh(readable_names([text, "law"]), [1, 2])
+        save_figure(figure, tmp_path / "b.png")
+        assert figure.axes[0].title.get_text() == "accuracy"
+
+
+def test_a_figure_of_thousands_of_bars_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "HIGHEST", 4.0)
+    figure = Figure(figsize=(1, 2000))
+    save_figure(figure, tmp_path / "a.png")
+    assert figure.get_figheight() == 4.0
+
+
 @pytest.mark.filterwarnings("error:Glyph")
 def test_no_glyph_is_missing_in_what_is_drawn(tmp_path: Path) -> None:
     save_figure(drawn(readable("客服, accuracy")), tmp_path / "a.png", paper=True)

@@ -63,6 +63,12 @@ def test_everything_a_run_leaves_says_it(tmp_path: Path, monkeypatch: pytest.Mon
     assert "How it was run" in report
     assert command in report
     assert summary_table([done], described(done.fingerprint["model"])).title.endswith(WORDS)
+    said = dataclasses.replace(done.result.task, own_prompt={"system": "Be brief."})
+    own = dataclasses.replace(done, result=dataclasses.replace(done.result, task=said))
+    assert [summary_table([each], "m").rows[0][1] for each in (done, own)] == [
+        "test",
+        "test, own system message",
+    ]
 
 
 def test_the_name_of_a_prefix_makes_no_other_run() -> None:

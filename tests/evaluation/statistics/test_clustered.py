@@ -74,7 +74,11 @@ def test_no_spread_is_no_difference() -> None:
     assert (found.stderr, found.p_value, found.design_effect) == (0.0, 1.0, None)
     found = clustered_mean([0.5] * 6, ["a", "a", "b", "b", "c", "c"])
     assert found is not None
-    assert found.p_value == 0.0
+    assert found.p_value == pytest.approx(2 / 1.5**3), "three clusters are no certainty"
+    assert found.low < 0 < 0.5 < found.high < 1
+    right = clustered_mean([1.0] * 6, ["a", "a", "b", "b", "c", "c"], lowest=0.0)
+    assert right is not None
+    assert (right.low, right.high) == (pytest.approx(0.025 ** (1 / 3)), 1.0), "exact bound of 3 of 3"
 
 
 def simulated(generator: np.random.Generator, num_clusters: int, size: int) -> tuple[list[float], list[int]]:

@@ -75,6 +75,22 @@ def test_single_questions_of_subjects_stand_together() -> None:
     assert (alone.low_pp, alone.high_pp, alone.p_value) == (-100, 100, 1)
 
 
+def test_equal_differences_are_no_certainty() -> None:
+    """Two questions that both flip prove nothing; a hundred do. No difference at all bounds how many differ."""
+    for count, is_sure in ((2, False), (5, False), (6, True), (100, True)):
+        found = difference_of(rows([1.0] * count, shares=True), rows([0.0] * count, shares=True), MICRO)
+        assert found.p_value == pytest.approx(stats.binomtest(count, count).pvalue), "the sign test's"
+        assert (found.low_pp > 0) is (found.p_value < 0.05) is is_sure
+        assert found.high_pp == pytest.approx(100)
+    same = difference_of(rows([0.5] * 100, shares=True), rows([0.5] * 100, shares=True), MICRO)
+    exact = stats.binomtest(0, 100).proportion_ci(0.95).high
+    assert (same.low_pp, same.high_pp, same.p_value) == (
+        pytest.approx(-100 * exact),
+        pytest.approx(100 * exact),
+        1.0,
+    )
+
+
 @pytest.mark.parametrize("cluster", ["subject", "cluster"])
 def test_clusters_of_differences(cluster: str) -> None:
     names = "aabbccddee"

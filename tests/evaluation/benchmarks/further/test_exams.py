@@ -136,7 +136,7 @@ def test_mmlu_pro_asks_as_its_repository_does() -> None:
     history = next(sample for sample in task.samples if sample.subject == "history")
     assert task.prompt(history).text == (
         "The following are multiple choice questions (with answers) about history. Think step by step and then finish"
-        ' your answer with "the answer is (X)" where X is the correct letter choice.\n\n\n'
+        ' your answer with "the answer is (X)" where X is the correct letter choice.\n\n\n\n'
         "Question:\nWhich came first?\nOptions:\nA. the railway\nB. the telephone\nC. the wheel\nD. the camera\n"
         "E. the car\nF. the radio\n"
         "Answer: Let's think step by step. The wheel is thousands of years old. The answer is (C).\n\n"
@@ -191,13 +191,14 @@ def test_mmlu_pro_reads_the_official_parquet_files(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"category": "poetry"}, '`category` is "poetry", but must be one of math'),
+        ({"category": ["math"]}, "`category` is .*must be one of math"),
         ({"answer": "D"}, "there are 3 options"),
         ({"answer": "AB"}, '`answer` is "AB"'),
         ({"options": list("abcdefghijk")}, "there are 11 options"),
         ({"options": "a, b"}, "`options` a list of texts"),
         ({"question": None}, "must be texts"),
     ],
-    ids=["category", "beyond", "two letters", "eleven", "no list", "no text"],
+    ids=["category", "category_list", "beyond", "two letters", "eleven", "no list", "no text"],
 )
 def test_mmlu_pro_rows_that_cannot_be_asked(
     change: dict[str, Any], message: str, describe: Callable[..., Path]

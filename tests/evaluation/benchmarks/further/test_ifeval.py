@@ -264,8 +264,10 @@ def test_the_official_file_and_the_copy_of_the_hub(describe: Callable[..., Path]
             "relation='more than'",
         ),
         ({"prompt": None}, "`prompt` is absent"),
+        ({"kwargs": [["num_words"]]}, "must hold texts and objects"),
+        ({"instruction_id_list": [["punctuation:no_comma"]]}, "must hold texts and objects"),
     ],
-    ids=["kind", "lengths", "none", "pattern", "relation", "prompt"],
+    ids=["kind", "lengths", "none", "pattern", "relation", "prompt", "arguments_list", "kind_list"],
 )
 def test_rows_that_cannot_be_checked(
     change: dict[str, Any], message: str, describe: Callable[..., Path]

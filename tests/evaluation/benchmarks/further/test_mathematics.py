@@ -109,9 +109,10 @@ def test_exemplars_of_the_harness_are_parsed_and_not_run(describe: Callable[...,
     )
     folder = describe({"minerva_math.py": program})
     assert competition_math.exemplars(folder) == [("P?", "S.")]
-    describe({"minerva_math.py": "def list_fewshot_samples():\n    return [open('x')]\n"})
-    with pytest.raises(DataError, match="no list of `problem` and `solution`"):
-        competition_math.exemplars(folder)
+    for body in ("return [open('x')]", "return", "pass"):
+        describe({"minerva_math.py": f"def list_fewshot_samples():\n    {body}\n"})
+        with pytest.raises(DataError, match="no list of `problem` and `solution`"):
+            competition_math.exemplars(folder)
     (folder / "minerva_math.py").unlink()
     with pytest.raises(DataError, match="the worked exemplars are missing"):
         competition_math.exemplars(folder)
