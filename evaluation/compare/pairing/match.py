@@ -64,6 +64,11 @@ class Pair:
         return str(results["title"]).rpartition(": ")[0]
 
     @property
+    def measure(self) -> str:
+        """What the averages are of."""
+        return "mean grade" if self.baseline.results.get("is_graded") else "accuracy"
+
+    @property
     def is_comparable(self) -> bool:
         """Whether published figures may stand beside this pair."""
         results = self.baseline.results

@@ -51,7 +51,7 @@ def draw_bars(report: ComparisonReport, confidence: float, path: Path, *, paper:
             label=readable(label),
             error_kw={"ecolor": "#222222", "capsize": 2, "linewidth": 0.8},
         )
-    above.set_ylabel("accuracy, % (95 % interval)")
+    above.set_ylabel(f"{report.measure}, % (95 % interval)")
     above.set_ylim(0, 100)
     above.legend(fontsize=8)
     above.set_title(readable(report.title), fontsize=10, wrap=True)

@@ -50,6 +50,11 @@ class ComparisonReport:
         return worst(each.comparison.verdict.outcome for each in self.benchmarks.values())
 
     @property
+    def measure(self) -> str:
+        """What the averages are of, in words."""
+        return " or ".join(dict.fromkeys(each.pair.measure for each in self.benchmarks.values()))
+
+    @property
     def title(self) -> str:
         """Who is compared, marked where a run is a sample or a part."""
         titles = [each.pair.title for each in self.benchmarks.values()]
@@ -95,12 +100,15 @@ def main_table(report: ComparisonReport, confidence: float) -> TextTable:
     ]
     heads = [f"{each.pair.what}, {each.comparison.verdict.average}, %" for each in shown]
     sure = f"{100 * confidence:g} %"
+    tests = dict.fromkeys(
+        "t bound of grades" if each.pair.measure != "accuracy" else "score test" for each in shown
+    )
     caption = (
         f"± one standard error; in brackets {sure} intervals of the paired bootstrap. Bounds: each alone"
-        f" holds with {sure} confidence (score test); the verdict rests on them, for they stay honest where"
-        " few or no answers flipped and the bootstrap can only repeat what it saw."
+        f" holds with {sure} confidence ({' or '.join(tests)}); the verdict rests on them, for they stay"
+        " honest where few or no answers flipped and the bootstrap can only repeat what it saw."
     )
-    return TextTable("Accuracy", ("", *heads), tuple(rows), caption)
+    return TextTable(report.measure.capitalize(), ("", *heads), tuple(rows), caption)
 
 
 def _bounds(verdict: Verdict) -> str:

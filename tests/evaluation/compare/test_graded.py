@@ -236,7 +236,11 @@ def test_a_graded_run_is_written_read_back_and_compared(tmp_path: Path) -> None:
     assert compared.comparison.micro.drop_pp == pytest.approx(100 * (0.625 - 0.4375))
     assert (compared.comparison.micro.num_lost, compared.comparison.micro.num_gained) == (9, 0)
     whole = ComparisonReport(("FP32", "INT4"), {"quiz": compared})
-    assert "paired t test" in markdown(whole, GATE)
+    text = markdown(whole, GATE)
+    assert "paired t test" in text
+    assert "## Mean grade" in text
+    assert "(t bound of grades)" in text
+    assert "score test" not in text
     page = flips_page(whole, {})
     assert page.count('<article class="is-lost"') == 9
     assert "0.500" in page
