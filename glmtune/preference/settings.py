@@ -55,8 +55,8 @@ class PreferenceSettings:
             )
         if self.desirable_weight == self.undesirable_weight == 0:
             raise ConfigError(
-                "`preference.desirable_weight` and `preference.undesirable_weight` are both 0, but then nothing"
-                " is learnt. Leave one of them at 1."
+                "`preference.desirable_weight` and `preference.undesirable_weight` are both 0, but then"
+                " nothing is learnt. Leave one of them at 1."
             )
         self._check_read()
 
