@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from glmtune.errors import ConfigError
@@ -43,7 +44,7 @@ class PreferenceSettings:
         check_choice("preference.loss", self.loss, LOSSES)
         if self.reference is not None:
             check_choice("preference.reference", self.reference, REFERENCES)
-        if not self.beta > 0:
+        if not 0 < self.beta < math.inf:
             raise ConfigError(f"`preference.beta` is {self.beta}, but it must be above 0, such as 0.1.")
         for name in ("sft_weight", "desirable_weight", "undesirable_weight"):
             check_range(f"preference.{name}", getattr(self, name), low=0)
@@ -51,6 +52,11 @@ class PreferenceSettings:
             raise ConfigError(
                 f"`preference.label_smoothing` is {self.label_smoothing}, but it must be from 0 to below 0.5:"
                 " at a half nothing is preferred any more."
+            )
+        if self.desirable_weight == self.undesirable_weight == 0:
+            raise ConfigError(
+                "`preference.desirable_weight` and `preference.undesirable_weight` are both 0, but then"
+                " nothing is learnt. Leave one of them at 1."
             )
         self._check_read()
 

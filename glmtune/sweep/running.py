@@ -15,7 +15,7 @@ from glmtune.sweep.processes import progress_of, run_command
 from glmtune.sweep.scoring import Score
 from glmtune.sweep.space import Point
 from glmtune.sweep.statistics import PointResult
-from glmtune.sweep.trials import DONE, FAILED, Trial, TrialRecord, trial_name
+from glmtune.sweep.trials import DONE, FAILED, Trial, TrialRecord, changes_of, trial_name
 from glmtune.terminal.progress import Meter
 
 START_ANEW = 75
@@ -114,8 +114,13 @@ class Runner:
 
     def _do(self, trial: Trial, meter: Meter, num_ended: int) -> None:
         if self._needs_training(trial):
-            self._say_command(meter, ["train", *trial.words])
-            self._keep(_trained(trial, lambda: self._show(meter, trial, num_ended)))
+            words = ["train", *trial.words]
+            if trial.name in self.records and trial.settings and changes_of(trial):
+                words.append(
+                    "resume=never"
+                )  # it failed with other settings, which a run that goes on repeats
+            self._say_command(meter, words)
+            self._keep(_trained(trial, words, lambda: self._show(meter, trial, num_ended)))
         if self._is_done(trial) and self.value(trial.name) is None:
             self._measure(trial, meter)
         value = self.value(trial.name)
@@ -170,7 +175,7 @@ class Runner:
         meter.say(f"$ {without_secrets(['glmtune', *words])}")
 
 
-def _trained(trial: Trial, waiting: Callable[[], None]) -> TrialRecord:
+def _trained(trial: Trial, words: Sequence[str], waiting: Callable[[], None]) -> TrialRecord:
     """Train a trial to its end, or go on with it.
 
     Raises:
@@ -179,7 +184,7 @@ def _trained(trial: Trial, waiting: Callable[[], None]) -> TrialRecord:
     from glmtune.training.report import RESULTS_FILE, read_results
 
     begin = time.monotonic()
-    ended = run_command(["train", *trial.words], trial.log, waiting)
+    ended = run_command(words, trial.log, waiting)
     while ended.code == START_ANEW:
         ended = run_command(["train", *trial.words], trial.log, waiting)
     _refuse_stopped(trial, ended.code)

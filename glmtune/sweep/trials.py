@@ -177,26 +177,42 @@ def refuse_other_runs(trials: Iterable[Trial], records: Mapping[str, TrialRecord
     Raises:
         ConfigError: a trial was trained with settings that differ.
     """
-    from glmtune.training.run_folder import CONFIG_FILE
-    from glmtune.training.starting.changes import changed_settings
-
     for trial in trials:
         record = records.get(trial.name)
         if record is not None and not record.is_done:
             continue
-        stored = _stored(trial.folder / CONFIG_FILE)
-        if stored is not None:
-            here = dict(trial.settings)
-            if not (here.get("launch") or {}).get("num_processes"):  # as many as there were then
-                here["launch"] = stored.get("launch")
-            changes = changed_settings(stored, here)
-        else:  # not begun, or its folder was removed to make room
+        changes = changes_of(trial)
+        if changes is None:  # not begun, or its folder was removed to make room
             changes = sorted(set(record.words) ^ set(trial.words)) if record is not None else []
         if changes:
             raise ConfigError(
                 f"{trial.folder} was trained with other settings ({'; '.join(changes)}), and a table of both"
                 " would compare what is not alike. Repeat them, or name another `output_dir`."
             )
+
+
+def changes_of(trial: Trial) -> list[str] | None:
+    """List the settings that decide numbers and differ from those of the run in a trial's folder.
+
+    Args:
+        trial: of today.
+
+    Returns:
+        Each in words; None where no run is there.
+
+    Raises:
+        ConfigError: its settings cannot be read.
+    """
+    from glmtune.training.run_folder import CONFIG_FILE
+    from glmtune.training.starting.changes import changed_settings
+
+    stored = _stored(trial.folder / CONFIG_FILE)
+    if stored is None:
+        return None
+    here = dict(trial.settings)
+    if not (here.get("launch") or {}).get("num_processes"):  # as many as there were then
+        here["launch"] = stored.get("launch")
+    return changed_settings(stored, here)
 
 
 def _stored(file: Path) -> dict[str, Any] | None:

@@ -321,6 +321,12 @@ def test_over_codes(words: Words) -> None:
         pytest.param(
             ["+recipe=dpo", "preference.beta=0"], "`preference.beta` is 0.0, but it must", id="beta"
         ),
+        pytest.param(["+recipe=dpo", "preference.beta=inf"], "`preference.beta` is inf", id="infinite-beta"),
+        pytest.param(
+            ["+recipe=kto", "preference.desirable_weight=0", "preference.undesirable_weight=0"],
+            "then nothing is learnt",
+            id="no-weight",
+        ),
         pytest.param(["+recipe=dpo", "preference.los=kto"], "Did you mean `preference.loss`", id="name"),
         pytest.param(
             ["+recipe=full", "preference=dpo", "data=preference", "from_scratch=true", "retention=null"],

@@ -27,10 +27,12 @@ class Commands:
 
     def __init__(self) -> None:
         self.ran: list[str] = []
+        self.words: list[list[str]] = []
         self.codes: dict[str, list[int]] = {}
 
     def __call__(self, words: Any, log: Path, waiting: Callable[[], object] = lambda: None) -> Ended:
         command, *rest = words
+        self.words.append(list(words))
         folder = Path(next(word for word in rest if word.startswith("output_dir=")).partition("=")[2])
         self.ran.append(f"{command} {folder.name}")
         waiting()
@@ -117,6 +119,24 @@ def test_other_words_are_another_trial(tmp_path: Path, commands: Commands) -> No
     with open_sweep(tmp_path / "s", {}) as journal:
         journal.append(TrialRecord("1", ("p=1", "old=2"), "failed", reason="no"))
     assert run(tmp_path / "s", "1").value("1") == 1.0
+
+
+def test_a_trial_that_failed_with_other_settings_begins_anew(
+    tmp_path: Path, commands: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else `train` would refuse to go on with what it left, and no word of a sweep could make it."""
+    commands.codes = {"1": [75, 0], "2": [0]}
+    for name, steps in (("1", 9), ("2", 2)):
+        folder = tmp_path / "s" / "trials" / name
+        with open_sweep(tmp_path / "s", {}) as journal:
+            journal.append(TrialRecord(name, ("p=1", "old=2"), "failed", reason="no"))
+        folder.mkdir()
+        settings = {**trials(tmp_path / "s", name)[0].settings, "trainer": {"max_steps": steps}}
+        (folder / "config.yaml").write_text(json.dumps(settings))
+    assert run(tmp_path / "s", "12").value("1") == 1.0
+    assert commands.words[0][-1] == "resume=never"
+    assert not any("resume=never" in words for words in commands.words[1:]), "once; and for others not at all"
+    assert "trials/1 resume=never" in capsys.readouterr().err
 
 
 def test_it_ends_where_nothing_succeeds(tmp_path: Path, commands: Commands) -> None:

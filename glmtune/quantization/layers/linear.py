@@ -240,7 +240,8 @@ class QuantizedLinear(_Codes, nn.Linear):  # pyright: ignore[reportIncompatibleV
             return self.__dict__
         held = {name: _frozen(tensor) for name, tensor in self.stored().items()}
         parameters = {**self._parameters, **held}
-        return {**self.__dict__, "product": None, "_parameters": parameters}
+        # The number stands for this layer: compiled, a copy would multiply by the codes of this one.
+        return {**self.__dict__, "product": None, "number": None, "_parameters": parameters}
 
     # Called by `state_dict` for every module (torch 2.13): meta tensors would be saved as nothing.
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

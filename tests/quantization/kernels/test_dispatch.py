@@ -22,6 +22,7 @@ from glmtune.quantization.kernels.dispatch import (
 )
 from glmtune.quantization.kernels.int4pack import panel_outputs
 from glmtune.quantization.kernels.native import SWITCH, native_library
+from glmtune.quantization.layers.compiled import give_number
 from glmtune.quantization.layers.linear import QuantizedLinear
 
 DATA_FREE = [name for name, method in METHODS.items() if not method.calibrated]
@@ -116,9 +117,12 @@ def test_gradients_are_those_of_the_plain_path(method: str) -> None:
 def test_casts_moves_and_copies_take_the_product_away() -> None:
     made = layer("int4")
     prepare_for_inference(made, torch.bfloat16)
-    assert copy.deepcopy(made).product is None
+    give_number(made)
+    twin = copy.deepcopy(made)
+    assert (twin.product, twin.number) == (None, None), "compiled, it would be the other one's product"
+    assert made.number is not None
     made.float()
-    assert made.product is None
+    assert (made.product, made.number) == (None, None)
 
 
 def test_the_reason_for_the_plain_path_is_said_once(
