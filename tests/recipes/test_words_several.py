@@ -61,7 +61,7 @@ def test_points_are_those_of_hydra(words: list[str]) -> None:
         ("a=int(interval(4,64))", Interval("a", 4, 64, is_int=True)),
         ("a=tag(log,int(interval(4,64)))", Interval("a", 4, 64, is_int=True, is_log=True)),
         ("data=glob(a*)", Choices("data", ("adgen", "ads"))),
-        ("data=glob(*,exclude=[c*,f*])", Choices("data", ("adgen", "ads"))),
+        ("data=glob(*,exclude=[c*,f*,p*])", Choices("data", ("adgen", "ads"))),
         ("data.train_file=训练集.jsonl,b.jsonl", Choices("data.train_file", ("'训练集.jsonl'", "b.jsonl"))),
     ],
 )
