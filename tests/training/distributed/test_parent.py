@@ -27,7 +27,7 @@ parent.watch()
 if os.fork() == 0:
     time.sleep(600)
 subprocess.Popen(["sleep", "600"])
-print("ready", flush=True)
+os.write(1, b"ready\\n")  # at once: two processes share the pipe, and print may write word and line end apart
 {after}
 time.sleep(600)
 """
