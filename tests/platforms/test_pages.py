@@ -180,7 +180,7 @@ def test_a_pod_runs(name: str, pod: dict[str, Any]) -> None:
     assert {mount["name"] for mount in container["volumeMounts"]} == volumes
     assert pod["securityContext"]["runAsUser"] == 10001, "the user of the image"
     written = getattr(made, "output_dir", None)
-    assert written is None or written.startswith("/work/"), "results outlive the pod"
+    assert written is None or written.startswith("/srv/glmtune/"), "results outlive the pod"
     if name == "glmtune-full":
         [job] = [each for each in MANIFESTS if each["kind"] == "Job" and each["metadata"]["name"] == name]
         assert job["spec"]["completions"] == job["spec"]["parallelism"] == made.launch.num_nodes

@@ -58,7 +58,8 @@ def test_a_figure_of_thousands_of_bars_is_drawn(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.filterwarnings("error:Glyph")
 def test_no_glyph_is_missing_in_what_is_drawn(tmp_path: Path) -> None:
-    save_figure(drawn(readable("客服, accuracy")), tmp_path / "a.png", paper=True)
+    written = save_figure(drawn(readable("客服, accuracy")), tmp_path / "a.png", paper=True)
+    assert sorted(path.suffix for path in written) == [".pdf", ".png", ".svg"]
 
 
 def test_a_font_is_one_of_this_machine() -> None:
