@@ -14,12 +14,19 @@ the two tests can succeed, so each may err at its whole level.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from evaluation.compare.settings import GateSettings
 from evaluation.compare.statistics.counts import Strata
-from evaluation.compare.statistics.intervals import POWER, score_bounds, score_z, smoothed_spread
+from evaluation.compare.statistics.intervals import (
+    POWER,
+    Interval,
+    score_bounds,
+    score_z,
+    smoothed_spread,
+)
 
 WITHIN = "within"
 EXCEEDS = "exceeds"
@@ -81,6 +88,9 @@ class Verdict:
         )
 
 
+Pairs = TypeVar("Pairs", bound="Judged")
+
+
 def judge_drop(strata: Strata, average: str, gate: GateSettings) -> Verdict:
     """Test a drop against the tolerance, one-sided in both directions.
 
@@ -91,11 +101,46 @@ def judge_drop(strata: Strata, average: str, gate: GateSettings) -> Verdict:
     """
     from scipy.stats import norm
 
+    z = score_z(strata, gate.max_drop_pp / 100)
+    p_values = float(norm.cdf(z)), float(norm.sf(z))
+    return conclude(strata, average, gate, p_values, score_bounds(strata, gate.confidence), _num_needed)
+
+
+class Judged(Protocol):
+    """Weighted pairs of two runs, right and wrong or graded."""
+
+    @property
+    def drop(self) -> float:
+        """Baseline minus candidate, a fraction."""
+        ...
+
+    @property
+    def num_samples(self) -> int:
+        """Questions asked."""
+        ...
+
+
+def conclude(
+    strata: Pairs,
+    average: str,
+    gate: GateSettings,
+    p_values: tuple[float, float],
+    bounds: Interval,
+    needed: Callable[[Pairs, float, float], int | None],
+) -> Verdict:
+    """Put a verdict together from tests of any kind.
+
+    Args:
+        strata: the pairs, weighted as the average weighs them.
+        average: its name, ``micro`` or ``macro``.
+        gate: tolerance and confidence.
+        p_values: that the drop is not within the tolerance, and that it does not exceed it.
+        bounds: of the drop, each one-sided at the confidence.
+        needed: from pairs, tolerance and confidence how many questions would decide.
+    """
     tolerance, level = gate.max_drop_pp / 100, 1 - gate.confidence
-    z = score_z(strata, tolerance)
-    p_within, p_exceeds = float(norm.cdf(z)), float(norm.sf(z))
+    p_within, p_exceeds = p_values
     outcome = WITHIN if p_within <= level else EXCEEDS if p_exceeds <= level else UNDECIDED
-    bounds = score_bounds(strata, gate.confidence)
     return Verdict(
         outcome=outcome,
         average=average,
@@ -107,7 +152,7 @@ def judge_drop(strata: Strata, average: str, gate: GateSettings) -> Verdict:
         p_within=p_within,
         p_exceeds=p_exceeds,
         num_samples=strata.num_samples,
-        num_needed=_num_needed(strata, tolerance, gate.confidence) if outcome == UNDECIDED else None,
+        num_needed=needed(strata, tolerance, gate.confidence) if outcome == UNDECIDED else None,
     )
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from evaluation.compare.settings import HEADLINE, GateSettings
 from evaluation.compare.statistics.drops import AVERAGES, Comparison, Drop, corrected
-from evaluation.compare.statistics.gate import EXCEEDS, UNDECIDED, WITHIN, Verdict
+from evaluation.compare.statistics.gate import Verdict, conclude
 from evaluation.compare.statistics.intervals import POWER, Interval
 from evaluation.metrics import MACRO, MICRO, Groups, Outcome, Score, summarize_outcomes
 
@@ -223,23 +223,8 @@ def judge_grades(strata: GradedStrata, average: str, gate: GateSettings) -> Verd
         average: its name, ``micro`` or ``macro``.
         gate: tolerance and confidence.
     """
-    tolerance, level = gate.max_drop_pp / 100, 1 - gate.confidence
-    p_within, p_exceeds = strata.p_values(tolerance, gate.confidence)
-    outcome = WITHIN if p_within <= level else EXCEEDS if p_exceeds <= level else UNDECIDED
-    bounds = strata.bounds(gate.confidence)
-    return Verdict(
-        outcome=outcome,
-        average=average,
-        max_drop_pp=gate.max_drop_pp,
-        confidence=gate.confidence,
-        drop_pp=100 * strata.drop,
-        lower_pp=100 * bounds.low,
-        upper_pp=100 * bounds.high,
-        p_within=p_within,
-        p_exceeds=p_exceeds,
-        num_samples=strata.num_samples,
-        num_needed=_num_needed(strata, tolerance, gate.confidence) if outcome == UNDECIDED else None,
-    )
+    p_values = strata.p_values(gate.max_drop_pp / 100, gate.confidence)
+    return conclude(strata, average, gate, p_values, strata.bounds(gate.confidence), _num_needed)
 
 
 def _pairs(baseline: Sequence[Outcome], candidate: Sequence[Outcome]) -> dict[str, PairedGrades]:
