@@ -58,7 +58,7 @@ def _sample(row: dict[str, object], subject: str, index: int, path: Path, line: 
         answer=gold(answer, path, line),
         row_id=f"{row.get('original_id', '')}/{row.get('instance', index)}",
         # Of which template it is: problems of one template go right or wrong together.
-        cluster=str(row.get("original_id", "")),
+        cluster="" if row.get("original_id") is None else str(row["original_id"]),
         explanation=without_marks(answer[: answer.rfind("####")].strip()),
     )
 

@@ -35,7 +35,10 @@ def test_gsm_symbolic_keeps_to_its_rows(describe: Callable[..., Path]) -> None:
     line = json.dumps(row) + "\n"
     folder = describe({"generated_data/GSM_p2.jsonl": line * 2500})
     task = make_task("gsm_symbolic", protocol="zero_shot_cot", data_dir=folder, subjects=["p2"])
-    assert (len(task.samples), task.samples[9].row_id) == (2500, "3/2")
+    assert (len(task.samples), task.samples[9].row_id, task.samples[9].cluster) == (2500, "3/2", "3")
+    describe({"generated_data/GSM_p2.jsonl": json.dumps({**row, "original_id": None}) + "\n" + line * 2499})
+    task = make_task("gsm_symbolic", protocol="zero_shot_cot", data_dir=folder, subjects=["p2"])
+    assert task.samples[0].cluster == "", "a template that is not named is no template"
     describe({"generated_data/GSM_p2.jsonl": line * 3})
     with pytest.raises(DataError, match=r"3 rows, but this file of gsm_symbolic \(`p2`\) must have 2500"):
         make_task("gsm_symbolic", protocol="zero_shot_cot", data_dir=folder, subjects=["p2"])
