@@ -46,6 +46,7 @@ from torch import Tensor, nn
 from glmtune.errors import ConfigError, unknown_name
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.quantization.arithmetic.primitives import QuantizedTensor, round_activations
+from glmtune.quantization.kernels.between_products import use_calls_between_products
 from glmtune.quantization.kernels.fused_projections import fuse_attention_projections
 from glmtune.quantization.kernels.gated_mlp import fuse_gates
 from glmtune.quantization.kernels.int4pack import Int4Packed, packed_int4, panel_outputs
@@ -304,6 +305,7 @@ def prepare_for_inference(
         used["plain" if kernel is None else kernel.name] += 1
     fuse_attention_projections(model)  # both look at the products that the layers have by now
     fuse_gates(model)
+    use_calls_between_products(model)
     if input_dtype == torch.bfloat16:
         use_small_batch_products(model)
     return dict(used)
