@@ -172,7 +172,8 @@ def _scores(
     for line in lines:
         if line.filter != filter:
             continue
-        measured = chosen.metric if chosen.metric in line.scores else next(iter(line.scores))
+        first = next(iter(line.scores))
+        measured = chosen.metric if chosen.metric is not None and chosen.metric in line.scores else first
         if line.doc_id in seen:
             raise DataError(
                 f"`doc_id` {line.doc_id} is there a second time (first in line {seen[line.doc_id]}), and"
