@@ -38,7 +38,7 @@ def average_table(result: Result, published: PublishedRow | None) -> TextTable:
         (_readable(MACRO), summary.macro),
     ]
     if summary.headline != MICRO:
-        rows.reverse()
+        rows.reverse()  # the published average stands first
     rows += list(summary.categories.items())
     rows += [(_readable(name), score) for name, score in summary.further.items()]
     columns = ("", "n", measure_name(result), "95 % interval", "unparsed", "truncated")
