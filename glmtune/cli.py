@@ -72,9 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     guard_output()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if (
-        "LOCAL_RANK" in os.environ
-    ):  # `deepspeed --module glmtune train` says it a second time, in front of all
+    # `deepspeed --module glmtune train` says it a second time, in front of all.
+    if "LOCAL_RANK" in os.environ:
         arguments = [word for word in arguments if not re.fullmatch(r"--local[_-]rank=[0-9]+", word)]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         _print_help()

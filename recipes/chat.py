@@ -102,9 +102,8 @@ def run(config: ChatConfig, words: Sequence[str] = ()) -> int:
         run_piped(session, standard_input())
         return 0
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), 1
-        )  # what is left in the buffer would be an error at the end
+        # What is left in the buffer would be an error at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return BROKEN_PIPE
     finally:
         answerer.close()

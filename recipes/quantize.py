@@ -140,6 +140,7 @@ def _report_table(report: QuantizationReport) -> TextTable:
     from glmtune.tables import TextTable
 
     rows: list[tuple[str, ...]] = []
+    # A kind has one reason: layers are skipped by kind or by name, and one example tells which.
     reasons = {layer.kind: layer.reason for layer in report.layers if not layer.replaced}
     worst = {layer.name: layer.sqnr_db for layer in report.layers}
     for kind in report.kinds():

@@ -158,6 +158,7 @@ def _quantization(
 
 
 def _prefix(records: dict[str, TensorRecord], official: dict[str, Any]) -> dict[str, Any]:
+    # Names without the part all become "", which is dropped.
     inside = {name.partition("prefix_encoder.")[2]: record for name, record in records.items()}
     inside.pop("", None)
     length = inside["embedding.weight"].shape[0] if "embedding.weight" in inside else None

@@ -50,9 +50,8 @@ def block_bytes(work: Workload, *, is_lowest: bool = False, is_dense: bool = Fal
     kept = mlp_bytes(work) if is_dense else expert_bytes(work)
     kept += 2 * norm_bytes(work) + linear_input_bytes(work)
     kept += attention_bytes(work, is_lowest=is_lowest) + lora_bytes(work, is_lowest=is_lowest)
-    if (
-        is_lowest and work.tune == "prefix"
-    ):  # LoRA rotates queries that need a gradient, the lowest prefix none
+    # LoRA rotates queries that need a gradient, the lowest prefix none.
+    if is_lowest and work.tune == "prefix":
         kept -= rotary_bytes(work)
     return kept - norm_bytes(work) if is_lowest and not work.is_full else kept
 

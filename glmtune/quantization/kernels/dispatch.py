@@ -165,9 +165,8 @@ class Int8Product:
         """See `Kernel`."""
         if layer.bits != 8 or layer.group_size is not None:
             return "codes are not INT8 with a scale per row"
-        if (
-            layer.in_features % INT8_COLUMNS
-        ):  # torch 2.13 reads beyond the end of the row: a segmentation fault
+        # torch 2.13 reads beyond the end of the row: a segmentation fault.
+        if layer.in_features % INT8_COLUMNS:
             return f"{layer.in_features} input features are no multiple of {INT8_COLUMNS}"
         return _cpu_refusal(layer, dtype, "_weight_int8pack_mm")
 
