@@ -190,6 +190,7 @@ def _load(config: TrainConfig, chosen: torch.device) -> tuple[GlmModel, GlmToken
             device=device,
             family=config.model.family,
             quantization=config.model.method,
+            quantization_embeddings=config.model.quantization_embeddings,
             verify_checksums=config.model.verify_checksums,
         )
     check_tunable(model, config.tune)

@@ -20,14 +20,15 @@ from __future__ import annotations
 from glmtune.planning.geometry import Latent
 from glmtune.planning.workload import Workload
 
-# Three constants of other modules, repeated because importing those means importing torch, which takes
+# Four constants of other modules, repeated because importing those means importing torch, which takes
 # longer than the whole plan; `tests/planning` measures what is really kept.
 HEAD_ROWS = 256
 """On a CPU the head is given a multiple of so many rows (`glmtune.models.architectures.chunked_loss`)."""
 LOGITS_PER_CHUNK = 2**26
 """Logits formed at once (same place)."""
-DECODED_ROWS = 512
-"""Outputs whose weights are formed from codes at once on a CPU (`glmtune.quantization.layers.linear`)."""
+DECODED_ROWS, DECODED_ROWS_ELSEWHERE = 512, 2**15
+"""Outputs whose weights are formed from codes at once on a CPU, and on others
+(`glmtune.quantization.layers.linear`)."""
 SHARED_INPUT = ("q_proj", "k_proj", "v_proj")
 """Layers of a block that read one tensor."""
 FROM_BELOW = (*SHARED_INPUT, "query_key_value", "q_a_proj", "kv_a_proj_with_mqa")
@@ -320,8 +321,19 @@ def decoded_bytes(work: Workload) -> float:
     """
     if work.method is None:
         return 0.0
-    most = DECODED_ROWS if work.device == "cpu" else max(rows for rows, _ in work.geometry.linears.values())
-    widest = max(min(rows, most) * columns for rows, columns in work.geometry.linears.values())
+    return _formed_bytes(work, *work.geometry.linears.values())
+
+
+def decoded_head_bytes(work: Workload) -> float:
+    """Return the weight of a head of codes while it is formed; see `decoded_bytes`."""
+    if work.embeddings is None:
+        return 0.0
+    return _formed_bytes(work, (work.geometry.vocab_size, work.geometry.hidden_size))
+
+
+def _formed_bytes(work: Workload, *shapes: tuple[int, int]) -> float:
+    most = DECODED_ROWS if work.device == "cpu" else DECODED_ROWS_ELSEWHERE
+    widest = max(min(rows, most) * columns for rows, columns in shapes)
     return widest * (1 + 4 + (work.compute_bytes if work.compute_bytes != 4 else 0))
 
 

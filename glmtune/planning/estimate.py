@@ -111,7 +111,7 @@ def estimate(work: Workload) -> Estimate:
 def _moments(work: Workload) -> dict[str, Memory]:
     held = _held(work)
     late = _gradients(work)[1]
-    decoded = kept.decoded_bytes(work)
+    decoded = max(kept.decoded_bytes(work), kept.decoded_head_bytes(work))
     evaluation, eval_logits = kept.evaluation_bytes(work)
     return {
         **_pass_moments(work),
@@ -178,6 +178,7 @@ def _pass_moments(work: Workload) -> dict[str, Memory]:
         top, bottom = all_blocks, lowest
     inside, buffers = kept.block_moment_bytes(work), _buffers(work)
     casts, decoded = _cast_bytes(work), kept.decoded_bytes(work)
+    head = kept.decoded_head_bytes(work)
     kept_casts = casts if not work.checkpointing else 0.0  # autocast forgets them after the forward pass
     loss = all_blocks + outer + kept.head_bytes(work)
     return {
@@ -186,14 +187,14 @@ def _pass_moments(work: Workload) -> dict[str, Memory]:
             gradients=earlier,
             activations=loss,
             logits=2 / 3 * kept.logits_bytes(work),
-            buffers=buffers + casts,
+            buffers=buffers + casts + head,
         ),
         "head": dataclasses.replace(
             held,
             gradients=early,
             activations=loss,
             logits=kept.logits_bytes(work),
-            buffers=buffers + kept_casts,
+            buffers=buffers + kept_casts + head,
         ),
         "topmost block": dataclasses.replace(
             held, gradients=early, activations=top + outer + inside, buffers=buffers + kept_casts + decoded
@@ -234,7 +235,7 @@ def _cast_bytes(work: Workload) -> float:
         dense, size = geometry.mixture.num_dense, 3 * geometry.hidden_size
         linear += size * geometry.mlp_size * dense
         linear += size * geometry.mixture.shared_size * (geometry.num_layers - dense)
-    return 2.0 * (linear + geometry.embedding_size)
+    return 2.0 * (linear + (geometry.embedding_size if work.embeddings is None else 0))
 
 
 def _buffers(work: Workload) -> float:
@@ -250,7 +251,7 @@ def _buffers(work: Workload) -> float:
     own, geometry = trained_bytes(work), work.geometry
     block = geometry.block_size
     if sharding.fsdp:
-        outer = geometry.embedding_size * (1 if geometry.is_tied else 2) + geometry.final_norm_size
+        outer = geometry.outer_size + geometry.final_norm_size
         return float((outer + 2 * block) * work.weight_bytes + block * own * work.is_full)
     if sharding.stage == 0:
         return num_trained(work) * own
@@ -319,6 +320,9 @@ def _loading_bytes(work: Workload) -> float:
 
     Read in parts: its share, and one tensor, of which embedding and head are the largest.
     """
+    if work.embeddings is not None and work.method is None:  # rounded when all of it is there
+        plain = dataclasses.replace(work, embeddings=None)
+        return base_bytes(plain) + work.geometry.embedding_size * work.outer_bytes_per_weight
     if not work.loads_in_parts:
         return base_bytes(work) if work.device == "cpu" else 0.0
     share = base_bytes(work) / work.sharding.num_processes
@@ -329,7 +333,7 @@ def _with_overhead(work: Workload, memory: Memory, highest: float) -> Memory:
     """Add what is held beyond the tensors; ``highest`` is what passed at the fullest moment."""
     if work.device == "cpu":
         slack = CPU_SLACK * (memory.passing + memory.gradients) + CPU_FRAGMENTS * (highest - memory.passing)
-        if work.checkpointing or work.method is not None:
+        if work.checkpointing or work.has_codes:
             slack += CPU_STRANDED * work.geometry.num_layers * kept.mlp_bytes(work)
         return dataclasses.replace(memory, overhead=CPU_LIBRARIES + slack)
     talks = NCCL_BUFFERS if work.sharding.num_processes > 1 else 0.0

@@ -99,23 +99,27 @@ class RunConfig:
         self._check_retain()
         self._check_preference()
         self._check_sharding()
-        for name in ("quantization_activations", "quantization_embeddings"):
-            if (value := getattr(self.model, name)) is not None:
-                raise ConfigError(
-                    f"`model.{name}` is `{value}`, but training takes activations, embedding and head "
-                    "as they are. Leave it out; it is a setting of answering."
-                )
+        if (value := self.model.quantization_activations) is not None:
+            raise ConfigError(
+                f"`model.quantization_activations` is `{value}`, but training takes activations as they are. "
+                "Leave it out; it is a setting of answering."
+            )
         if self.model.is_split:
             raise ConfigError(
                 "`model.device_map` or `model.num_gpus` is given, but training splits no model by layers: "
                 "with `distributed=fsdp` or `deepspeed=zero3` several GPUs share its weights. Leave it out; "
                 "it is a setting of answering."
             )
-        if self.tune == "full" and self.model.method is not None:
-            raise ConfigError(
-                f"`model.quantization` is `{self.model.method}`, but `tune` is `full`, and codes cannot be "
-                "trained. Leave it out, or tune a prefix or LoRA."
-            )
+        asked = {
+            "quantization": self.model.method,
+            "quantization_embeddings": self.model.quantization_embeddings,
+        }
+        for name, value in asked.items():
+            if self.tune == "full" and value is not None:
+                raise ConfigError(
+                    f"`model.{name}` is `{value}`, but `tune` is `full`, and codes cannot be trained. "
+                    "Leave it out, or tune a prefix or LoRA."
+                )
         if self.from_scratch and self.tune != "full":
             raise ConfigError(
                 f"`from_scratch` is true, but `tune` is `{self.tune}`, which freezes the base, and a base of "
@@ -266,7 +270,7 @@ class RunConfig:
         The whole base is needed to compute a prefix from a text, or codes from weights.
         """
         whole = self.prefix is not None and self.prefix.init == "text"
-        return self.shards_weights and not (whole or self.from_scratch or self.model.method is not None)
+        return self.shards_weights and not (whole or self.from_scratch or self.model.makes_codes)
 
     def _check_sharding(self) -> None:
         """Check what shards the weights over processes."""
@@ -290,8 +294,13 @@ class RunConfig:
                 "the prefix, so each would be compiled by itself. Use `trainer.torch_compile=false`, or "
                 "`+recipe=lora`."
             )
-        if self.distributed == "fsdp" and self.model.method is not None:
-            raise ConfigError(
-                f"`distributed` is `fsdp`, but `model.quantization` is `{self.model.method}`, and codes are "
-                "not divided. Leave one of them out: an INT4 base is small enough for every process."
-            )
+        asked = {
+            "quantization": self.model.method,
+            "quantization_embeddings": self.model.quantization_embeddings,
+        }
+        for name, value in asked.items():
+            if self.distributed == "fsdp" and value is not None:
+                raise ConfigError(
+                    f"`distributed` is `fsdp`, but `model.{name}` is `{value}`, and codes are not divided. "
+                    "Leave one of them out: an INT4 base is small enough for every process."
+                )

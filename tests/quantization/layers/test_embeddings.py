@@ -85,13 +85,23 @@ def test_the_inputs_of_the_head_are_not_rounded():
     used = prepare_for_inference(model, activations="int8", embeddings="int8")
     assert used["native"] == 1
     assert used["native-a8"] == 36  # six layers of six blocks
-    with pytest.raises(ConfigError, match=r"`quantization_embeddings` is `int8`, but .* are codes already"):
-        round_embeddings(model)
+    codes = model.get_output_embeddings()
+    round_embeddings(model)  # they are so already
+    assert model.get_output_embeddings() is codes
 
 
-def test_it_is_not_saved(tmp_path: Path):
+def test_codes_of_another_width_are_left(oracles: Path):
+    with pytest.raises(
+        ConfigError, match=r"`quantization_embeddings` is `int8`, but .* codes of 4 bits already"
+    ):
+        load_model(oracles / "v1" / "int4_embeddings", device="cpu", quantization_embeddings="int8")
+
+
+def test_it_is_not_saved_beside_blocks_in_floating_point(tmp_path: Path):
     model = load_model("glm-tiny", device="cpu", quantization_embeddings="int8")
-    with pytest.raises(ConfigError, match=r"rounded to INT8 in memory .*quantization_embeddings"):
+    with pytest.raises(
+        ConfigError, match=r"rounded to INT8 in memory .*quantization_embeddings.*floating point"
+    ):
         model.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -101,7 +111,7 @@ def test_settings_reach_the_model_and_are_named_in_results():
     assert backend.identity.quantization == "int4-e8"
     plain = load_backend(dataclasses.replace(ROUNDED, quantization_embeddings=None))
     assert plain.identity.quantization == "int4"
-    assert plain.identity.weights_hash == backend.identity.weights_hash
+    assert plain.identity.weights_hash != backend.identity.weights_hash  # the codes are part of it
     assert backend.weight_bytes < plain.weight_bytes
     side = SideSettings(quantization="int4-a8-e8").applied_to(ModelSettings())
     assert (side.method, side.quantization_activations, side.quantization_embeddings) == (
@@ -118,5 +128,10 @@ def test_wrong_values_and_uses_are_refused():
         ModelSettings(quantization_embeddings="int4")
     with pytest.raises(ConfigError, match=r"`quantization_embeddings` is `int4`"):
         load_model("glm-tiny", quantization_embeddings="int4")
-    with pytest.raises(ConfigError, match=r"`model.quantization_embeddings` is `int8`, but training"):
-        TrainConfig(model=ROUNDED)
+    rounded = dataclasses.replace(ROUNDED, quantization=None)
+    with pytest.raises(ConfigError, match=r"`model.quantization_embeddings` is `int8`, but `tune` is `full`"):
+        TrainConfig(model=rounded, tune="full", prefix=None)
+    with pytest.raises(
+        ConfigError, match=r"`fsdp`, but `model.quantization_embeddings` is `int8`, and codes"
+    ):
+        TrainConfig(model=rounded, distributed="fsdp")
