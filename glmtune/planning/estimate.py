@@ -111,7 +111,7 @@ def estimate(work: Workload) -> Estimate:
 def _moments(work: Workload) -> dict[str, Memory]:
     held = _held(work)
     late = _gradients(work)[1]
-    decoded = max(kept.decoded_bytes(work), kept.decoded_head_bytes(work))
+    decoded = max(kept.decoded_bytes(work), kept.decoded_head_bytes(work, is_training=False))
     evaluation, eval_logits = kept.evaluation_bytes(work)
     return {
         **_pass_moments(work),
@@ -178,7 +178,6 @@ def _pass_moments(work: Workload) -> dict[str, Memory]:
         top, bottom = all_blocks, lowest
     inside, buffers = kept.block_moment_bytes(work), _buffers(work)
     casts, decoded = _cast_bytes(work), kept.decoded_bytes(work)
-    head = kept.decoded_head_bytes(work)
     kept_casts = casts if not work.checkpointing else 0.0  # autocast forgets them after the forward pass
     loss = all_blocks + outer + kept.head_bytes(work)
     return {
@@ -187,14 +186,14 @@ def _pass_moments(work: Workload) -> dict[str, Memory]:
             gradients=earlier,
             activations=loss,
             logits=2 / 3 * kept.logits_bytes(work),
-            buffers=buffers + casts + head,
+            buffers=buffers + casts,
         ),
         "head": dataclasses.replace(
             held,
             gradients=early,
             activations=loss,
             logits=kept.logits_bytes(work),
-            buffers=buffers + kept_casts + head,
+            buffers=buffers + kept_casts + kept.decoded_head_bytes(work),
         ),
         "topmost block": dataclasses.replace(
             held, gradients=early, activations=top + outer + inside, buffers=buffers + kept_casts + decoded

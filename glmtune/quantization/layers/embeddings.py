@@ -90,7 +90,6 @@ def _is_int8(part: object) -> bool:
 
 def _rounded(base: PreTrainedModel, name: str, weight: Tensor) -> QuantizedLinear | QuantizedEmbedding:
     """Put codes in place of a layer."""
-
     # The numbers of the checkpoint, so that codes are those that `glmtune quantize` writes.
     stored_dtype: torch.dtype | None = getattr(base, "stored_dtype", None)
 
