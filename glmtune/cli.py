@@ -137,11 +137,20 @@ def _thread_errors_in_words() -> Generator[None]:
         threading.excepthook = before
 
 
-@_thread_errors_in_words()
-def _dispatch(name: str, rest: list[str]) -> int:
+def command_named(name: str) -> Command:
+    """Import a command's recipe.
+
+    Raises:
+        ConfigError: no command has this name; nearest first.
+    """
     if name not in COMMANDS:
         raise ConfigError(unknown_name("Command", name, COMMANDS))
-    command = importlib.import_module(COMMANDS[name][0]).COMMAND
+    return importlib.import_module(COMMANDS[name][0]).COMMAND
+
+
+@_thread_errors_in_words()
+def _dispatch(name: str, rest: list[str]) -> int:
+    command = command_named(name)
     if "-h" in rest or "--help" in rest:
         _print_command_help(command)
         return 0

@@ -23,6 +23,8 @@ BOOLEANS = {"true": "true", "yes": "true", "on": "true", "1": "true"} | {
     "false": "false", "no": "false", "off": "false", "0": "false",
 }  # fmt: skip
 MULTIRUN = ("-m", "--multirun")  # Hydra's own
+LISTED = 3
+"""Commands named where several have a setting."""
 NO_VALUE = ("false", "none", "null", "")
 
 
@@ -72,7 +74,7 @@ def read_words(words: Sequence[str], command: Command, config_dir: Path | None =
 
 
 def unknown_setting(key: str, command: Command) -> str:
-    """Word the message for a setting that does not exist: the nearest one by meaning, or by letters.
+    """Word the message for a setting that does not exist: the nearest one, or the commands that have it.
 
     Args:
         key: as it was given.
@@ -90,9 +92,38 @@ def unknown_setting(key: str, command: Command) -> str:
     names = {path.rpartition(".")[2]: path for path in known}
     names |= {path.rpartition(".")[2]: path for path in known if path.rpartition(".")[0] == section}
     close = [names[name] for name in difflib.get_close_matches(leaf, names, n=1, cutoff=0.75)]
-    near = meant or initials or inside or close
-    guess = f" Did you mean `{near[0]}`?" if near else ""
+    own = {path.rpartition(".")[2]: path for path in known if section and path.rpartition(".")[0] == section}
+    beside = [own[name] for name in difflib.get_close_matches(leaf, own, n=1, cutoff=0.75)]
+    near = beside or meant or initials or inside or close
+    if near:
+        guess = f" Did you mean `{near[0]}`?"
+    elif elsewhere := _commands_with(key, command):
+        guess = f" It is a setting of {_either(elsewhere)}."
+    else:
+        guess = ""
     return f"`{key}` is no setting of `glmtune {command.name}`.{guess} See `glmtune {command.name} --help`."
+
+
+def _commands_with(key: str, command: Command) -> list[str]:
+    """Return the other commands that have a setting or group of this name.
+
+    Commands had other names once (`dial` was `sweep`), and settings that belong to the neighbour are typed.
+    """
+    from glmtune.cli import COMMANDS, command_named
+
+    names = [name for name in COMMANDS if name != command.name]
+    return [name for name in names if _has(command_named(name), key)]
+
+
+def _has(command: Command, key: str) -> bool:
+    return key in command.types or key in command.sections or key in command.groups
+
+
+def _either(names: Sequence[str]) -> str:
+    words = [f"`glmtune {name}`" for name in names[:LISTED]]
+    words += ["others"] * (len(names) > LISTED)
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _initials(path: str) -> str:
