@@ -20,15 +20,16 @@ from __future__ import annotations
 from glmtune.planning.geometry import Latent
 from glmtune.planning.workload import Workload
 
-# Four constants of other modules, repeated because importing those means importing torch, which takes
+# Some constants of other modules, repeated because importing those means importing torch, which takes
 # longer than the whole plan; `tests/planning` measures what is really kept.
 HEAD_ROWS = 256
 """On a CPU the head is given a multiple of so many rows (`glmtune.models.architectures.chunked_loss`)."""
 LOGITS_PER_CHUNK = 2**26
 """Logits formed at once (same place)."""
-DECODED_ROWS, DECODED_ROWS_ELSEWHERE = 512, 2**15
-"""Outputs whose weights are formed from codes at once on a CPU, and on others
-(`glmtune.quantization.layers.linear`)."""
+DECODED_ROWS = 512
+"""Outputs whose weights are formed from codes at once on a CPU (`glmtune.quantization.layers.linear`)."""
+DECODED_WHOLE, DECODED_PIECE = 2**15, 2**13
+"""On others: up to so many outputs at once, wider layers in such pieces (same place)."""
 SHARED_INPUT = ("q_proj", "k_proj", "v_proj")
 """Layers of a block that read one tensor."""
 FROM_BELOW = (*SHARED_INPUT, "query_key_value", "q_a_proj", "kv_a_proj_with_mqa")
@@ -349,8 +350,12 @@ def decoded_head_bytes(work: Workload, *, is_training: bool = True) -> float:
 
 
 def _formed_bytes(work: Workload, *shapes: tuple[int, int]) -> float:
-    most = DECODED_ROWS if work.device == "cpu" else DECODED_ROWS_ELSEWHERE
-    widest = max(min(rows, most) * columns for rows, columns in shapes)
+    def at_once(rows: int) -> int:
+        if work.device == "cpu":
+            return min(rows, DECODED_ROWS)
+        return rows if rows <= DECODED_WHOLE else DECODED_PIECE
+
+    widest = max(at_once(rows) * columns for rows, columns in shapes)
     return widest * (1 + 4 + (work.compute_bytes if work.compute_bytes != 4 else 0))
 
 
