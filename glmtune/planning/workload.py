@@ -372,6 +372,9 @@ def _check(config: RunConfig, geometry: Geometry) -> None:
             f"`quantization` is `{asked}`, but `{geometry.name}` is stored as `{stored}`. Leave "
             "`quantization` out, or name the unquantized release."
         )
+    if stored is not None:
+        what = f"`{geometry.name}` is quantized ({stored})"
+        config.check_division(what, has_outer_codes=geometry.embeddings is not None)
     if rounds is not None and geometry.embeddings not in (None, rounds):
         raise ConfigError(
             f"`quantization_embeddings` is `{rounds}`, but embedding and head of `{geometry.name}` are "

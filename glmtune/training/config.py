@@ -110,11 +110,7 @@ class RunConfig:
                 "with `distributed=fsdp` or `deepspeed=zero3` several GPUs share its weights. Leave it out; "
                 "it is a setting of answering."
             )
-        asked = {
-            "quantization": self.model.method,
-            "quantization_embeddings": self.model.quantization_embeddings,
-        }
-        for name, value in asked.items():
+        for name, value in self._asked_codes.items():
             if self.tune == "full" and value is not None:
                 raise ConfigError(
                     f"`model.{name}` is `{value}`, but `tune` is `full`, and codes cannot be trained. "
@@ -294,13 +290,36 @@ class RunConfig:
                 "the prefix, so each would be compiled by itself. Use `trainer.torch_compile=false`, or "
                 "`+recipe=lora`."
             )
-        asked = {
-            "quantization": self.model.method,
-            "quantization_embeddings": self.model.quantization_embeddings,
-        }
-        for name, value in asked.items():
-            if self.distributed == "fsdp" and value is not None:
-                raise ConfigError(
-                    f"`distributed` is `fsdp`, but `model.{name}` is `{value}`, and codes are not divided. "
-                    "Leave one of them out: an INT4 base is small enough for every process."
-                )
+        for name, value in self._asked_codes.items():
+            if value is not None:
+                is_outer = name == "quantization_embeddings"
+                self.check_division(f"`model.{name}` is `{value}`", has_outer_codes=is_outer)
+
+    def check_division(self, what: str, *, has_outer_codes: bool) -> None:
+        """Refuse to divide codes among processes where that cannot be.
+
+        Args:
+            what: says of which codes, for the message.
+            has_outer_codes: embedding and head are codes, not the blocks alone.
+
+        Raises:
+            ConfigError: `distributed` or `deepspeed` would divide them.
+        """
+        if self.distributed == "fsdp":
+            raise ConfigError(
+                f"`distributed` is `fsdp`, but {what}, and codes are not divided. Leave one of them out: an "
+                "INT4 base is small enough for every process."
+            )
+        # DeepSpeed (0.19) takes the type that it computes in from the first weight, which is the embedding.
+        if has_outer_codes and self.shards_weights:
+            raise ConfigError(
+                f"`deepspeed` divides the weights (stage 3), but {what}, and DeepSpeed computes in the type "
+                "of the first weight, which must not be codes. Use `deepspeed=zero2`: a base of codes is small "
+                "enough for every process."
+            )
+
+    @property
+    def _asked_codes(self) -> dict[str, str | None]:
+        """Settings of the model that make codes, by name."""
+        model = self.model
+        return {"quantization": model.method, "quantization_embeddings": model.quantization_embeddings}

@@ -39,7 +39,8 @@ def test_embedding_and_head_are_their_codes():
         (head, plain.get_output_embeddings().weight),
     ):
         step_O1 = weight.abs().amax(dim=1, keepdim=True) / 127
-        assert ((codes.dequantized() - weight).abs() <= 0.51 * step_O1).all()
+        # Half a step, and what a scale in float16 is off at the largest codes.
+        assert ((codes.dequantized() - weight).abs() <= 0.6 * step_O1).all()
     with torch.no_grad():
         plain.get_input_embeddings().weight.copy_(embedding.dequantized())
         plain.get_output_embeddings().weight.copy_(head.dequantized())
