@@ -314,8 +314,8 @@ class RunConfig:
         if has_outer_codes and self.shards_weights:
             raise ConfigError(
                 f"`deepspeed` divides the weights (stage 3), but {what}, and DeepSpeed computes in the type "
-                "of the first weight, which must not be codes. Use `deepspeed=zero2`: a base of codes is small "
-                "enough for every process."
+                "of the first weight, which must not be codes. Use `deepspeed=zero2`: a base of codes is "
+                "small enough for every process."
             )
 
     @property
