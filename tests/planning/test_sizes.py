@@ -240,6 +240,12 @@ def test_a_folder_says_how_its_embedding_is_stored(oracles: Path, tmp_path: Path
             f"model={tmp_path / 'e8'}", "+recipe=ptuning", *more, hardware=parse_hardware("cpu:8GB")
         )
         assert (work.method, work.embeddings) == ("int4-g32", "int8")
+    for words, message in (
+        (("deepspeed=zero3",), r"\(stage 3\), but `.*e8` is quantized \(int4-g32\), and DeepSpeed computes"),
+        (("distributed=fsdp",), r"`distributed` is `fsdp`, but `.*e8` is quantized \(int4-g32\), and codes"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            work_of(f"model={tmp_path / 'e8'}", "+recipe=ptuning", *words)
     with pytest.raises(ConfigError, match=r"`quantization_embeddings` is `int8`, but .* stored as `int4`"):
         work_of(
             f"model={oracles / 'v1' / 'int4_embeddings'}", "+recipe=ptuning", "quantization_embeddings=int8"

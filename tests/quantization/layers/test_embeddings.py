@@ -20,6 +20,7 @@ from glmtune.quantization.kernels.dispatch import prepare_for_inference
 from glmtune.quantization.kernels.native import native_library
 from glmtune.quantization.layers.embeddings import round_embeddings
 from glmtune.quantization.layers.linear import QuantizedEmbedding, QuantizedLinear
+from glmtune.training.distributed.deepspeed_settings import DeepSpeedSettings
 from recipes.train import TrainConfig
 from tests.inference.engine.cases import shared_prompts
 from tests.inference.engine.requests import alone
@@ -136,3 +137,12 @@ def test_wrong_values_and_uses_are_refused():
         ConfigError, match=r"`fsdp`, but `model.quantization_embeddings` is `int8`, and codes"
     ):
         TrainConfig(model=rounded, distributed="fsdp")
+    zero3 = DeepSpeedSettings(stage=3)
+    with pytest.raises(ConfigError, match=r"\(stage 3\), but `model.quantization_embeddings` is .*zero2"):
+        TrainConfig(model=rounded, deepspeed=zero3)
+    config = TrainConfig(deepspeed=zero3)
+    with pytest.raises(
+        ConfigError, match=r"\(stage 3\), but `x` is quantized \(int4\), and DeepSpeed computes"
+    ):
+        config.check_division("`x` is quantized (int4)", has_outer_codes=True)
+    config.check_division("`x` is quantized (int4)", has_outer_codes=False)  # codes of blocks alone are taken
