@@ -32,8 +32,8 @@ float32 at 4,096 inputs, where the gate and up projection of a 6B model (27,392 
 multiple of every panel that kernels pack outputs into, so that a piece can be unpacked alone."""
 WHOLE_ELSEWHERE, OUTPUTS_AT_ONCE_ELSEWHERE = 2**15, 2**13
 """On other devices, where every piece costs several kernel launches, up to so many outputs are formed at
-once, which is enough for all layers of blocks; a head has 65,024 to 151,552 (4 GiB at 4,096 inputs), and they
-are formed in pieces of the second number."""
+once, which is enough for the blocks of 6B and 9B models; wider layers, above all heads of 65,024 to 151,552
+outputs (4 GiB at 4,096 inputs), are formed in pieces of the second number."""
 
 
 class PackedStorage(Protocol):
