@@ -28,6 +28,8 @@ LOCAL_ONLY = (
     "draft",
     "quantization",
     "quantization_bit",
+    "quantization_activations",
+    "quantization_embeddings",
 )
 """Settings of a model in this process, which a server has for itself."""
 BROKEN_PIPE = 128 + 13
