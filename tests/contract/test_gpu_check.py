@@ -114,6 +114,12 @@ def test_stopped_half_way_there_is_a_report(tmp_path: Path, monkeypatch: pytest.
     assert "third: not run" in report
 
 
+def test_what_starts_the_parts_imports_no_torch() -> None:
+    """Each process that it spawns on a GPU would import it again, before it knows what it is for."""
+    code = "import sys, benchmarks.gpu.check; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0
+
+
 def test_published_figures_are_those_of_the_file() -> None:
     reports = yaml.safe_load((REPO / "benchmarks" / "published.yaml").read_text())
     found = {

@@ -23,6 +23,7 @@ from glmtune.data.reading import text_rows
 from glmtune.data.settings import DataSettings
 from glmtune.errors import ConfigError, DataError, GlmtuneError
 from glmtune.loading import load_tokenizer
+from tests.warm.start import warm_python
 
 
 @pytest.fixture
@@ -198,7 +199,7 @@ def test_a_killed_encoding_leaves_nothing_that_is_taken_for_whole(tiny, kept: Da
     )
     values = {name: getattr(kept, name) for name in ("train_file", "cache", "cache_dir")}
     values |= {"max_source_length": 60, "max_target_length": 60, "num_workers": 2}
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(values)], check=False)
+    done = subprocess.run([*warm_python(), "-c", code, json.dumps(values)], check=False)
     assert done.returncode == -9
     root = Path(str(kept.cache_dir))
     assert list(root.glob(".*")), "it had begun"
