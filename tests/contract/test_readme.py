@@ -34,6 +34,7 @@ PAGES = (
 SMALL = {
     "train": [
         "retention.num_prompts=8",
+        "retention.max_new_tokens=8",
         "trainer.max_steps=2",
         "data.max_train_samples=32",
         "data.max_eval_samples=8",
@@ -133,7 +134,8 @@ def test_command_runs(line: str, workplace: Path) -> None:
     command = words[1]
     if words[0] == "glmtune":
         words += SMALL.get(command, [])
-        words += ["retention.exam_limit=2"] * ("retention.exam=exam" in words)
+        words += ["retention.exam_limit=1"] * ("retention.exam=exam" in words)
+        words += ["retain.max_new_tokens=8"] * ("retain=normal" in words)
         words[:1] = ["glmtune"] if line in FIRST else [*warm_python(), "-m", "glmtune"]
     elif command in ("scripts/quickstart.sh", "scripts/ds_train_finetune.sh"):
         words += SMALL["train"]
