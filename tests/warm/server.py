@@ -48,7 +48,7 @@ class Fork:
 
 def import_everything() -> None:
     """Import what commands import on their way."""
-    import numpy
+    import numpy  # noqa: F401
     import torch
 
     from glmtune.cli import COMMANDS
@@ -56,7 +56,6 @@ def import_everything() -> None:
     for name in (*IMPORTED, *(recipe for recipe, _ in COMMANDS.values())):
         importlib.import_module(name)
     torch.set_num_threads(1)
-    del numpy
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -145,6 +144,7 @@ def become(request: dict[str, Any]) -> None:
     # Forks would share the state of their parent, where new processes have their own.
     random.seed()
     sys.modules["numpy"].random.seed()
+    sys.modules["torch"].seed()
     option, program, *words = request["words"]
     if option == "-m":
         sys.path.insert(0, os.getcwd())

@@ -18,11 +18,11 @@ from tests.warm.start import warm_folder, warm_python
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only Linux forks from a warm process")
 FACTS = """
-import json, os, sys, torch
+import json, numpy, os, random, sys, torch
 print(json.dumps({
     "argv": sys.argv, "path": sys.path[0], "cwd": os.getcwd(), "name": __name__, "input": sys.stdin.read(),
     "given": os.environ.get("GLMTUNE_GIVEN"), "parent": os.getppid(), "leads": os.getsid(0) == os.getpid(),
-    "seed": torch.initial_seed(), "encodings": [sys.stdout.encoding, sys.stderr.errors],
+    "seeds": [torch.initial_seed(), random.random(), numpy.random.rand()], "encodings": [sys.stdout.encoding, sys.stderr.errors],
 }))
 """
 
@@ -35,16 +35,18 @@ def run(*words: str, python: list[str] | None = None, **options: Any) -> subproc
 
 def test_words_folder_variables_streams(tmp_path: Path) -> None:
     found = []
-    for python in ([sys.executable], warm_python()):
+    for python in ([sys.executable], warm_python(), warm_python()):
         variables = {**os.environ, "GLMTUNE_GIVEN": "值"}
         done = run("-c", FACTS, "a b", "'", python=python, cwd=tmp_path, env=variables, input="问\n")
         assert (done.returncode, done.stderr) == (0, "")
         found.append(json.loads(done.stdout))
-    new, warm = found
-    assert warm.pop("parent") != new.pop("parent") == os.getpid()
-    assert warm.pop("leads")
+    new, warm, again = found
+    seeds = [each.pop("seeds") for each in found]
+    assert all(len(set(drawn)) == 3 for drawn in zip(*seeds, strict=True)), "each draws its own numbers"
+    assert warm.pop("parent") == again.pop("parent") != new.pop("parent") == os.getpid()
+    assert warm.pop("leads") is again.pop("leads") is True
     new.pop("leads")
-    assert warm == new
+    assert warm == again == new
     assert warm["given"] == "值"
 
 
