@@ -45,13 +45,7 @@ class _NativeNorm:
         if not _takes(hidden_states, self.weight):
             parent: Any = super()
             return parent.forward(hidden_states)
-        x, weight = hidden_states.contiguous(), self.weight
-        out, width = torch.empty_like(x), weight.numel()
-        native_library().functions.glmtune_rms_norm(
-            *(x.data_ptr(), weight.data_ptr(), x.numel() // width, width, self.variance_epsilon),
-            *(x.dtype == torch.bfloat16, out.data_ptr(), _threads(x)),
-        )
-        return out
+        return normed(hidden_states.contiguous(), self.weight, self.variance_epsilon)
 
 
 class NativeNorm(_NativeNorm, modeling_glm.GlmRMSNorm):
@@ -100,12 +94,19 @@ def _native_rotation(original: Rotation) -> Rotation:
         taken = unsqueeze_dim == 1 and q.dim() == k.dim() == 4 and _takes(q, k, cos, sin)
         if not taken or not _has_whole_tokens(q) or not _has_whole_tokens(k) or cos.stride() != sin.stride():
             return original(q, k, cos, sin, unsqueeze_dim)
-        return _rotated(q, cos, sin), _rotated(k, cos, sin)
+        return rotated(q, cos, sin), rotated(k, cos, sin)
 
     return rotation
 
 
-def _rotated(states_BNSH: Tensor, cos_BSR: Tensor, sin_BSR: Tensor) -> Tensor:
+def rotated(states_BNSH: Tensor, cos_BSR: Tensor, sin_BSR: Tensor) -> Tensor:
+    """Turn queries or keys, ``[B, N, S, H]``, by the angles of their tokens.
+
+    Args:
+        states_BNSH: bfloat16 or float32, the heads of a token behind one another in memory.
+        cos_BSR: of the same type, ``[B or 1, S, R]``; the second half of R repeats the first.
+        sin_BSR: the same, with the same strides.
+    """
     batch, heads, tokens, width = states_BNSH.shape
     shape = _States(batch, tokens, heads, width, states_BNSH.stride(0), states_BNSH.stride(2))
     out_BSNH = states_BNSH.new_empty(batch, tokens, heads, width)
@@ -116,6 +117,16 @@ def _rotated(states_BNSH: Tensor, cos_BSR: Tensor, sin_BSR: Tensor) -> Tensor:
         *(states_BNSH.dtype == torch.bfloat16, out_BSNH.data_ptr(), _threads(states_BNSH)),
     )
     return out_BSNH.transpose(1, 2)
+
+
+def normed(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Return ``weight * (x / sqrt(mean(x²) + epsilon))``, ``[..., I]``: contiguous, one type of `DTYPES`."""
+    out, width = torch.empty_like(x), weight.numel()
+    native_library().functions.glmtune_rms_norm(
+        *(x.data_ptr(), weight.data_ptr(), x.numel() // width, width, epsilon),
+        *(x.dtype == torch.bfloat16, out.data_ptr(), _threads(x)),
+    )
+    return out
 
 
 def _takes(*tensors: Tensor) -> bool:

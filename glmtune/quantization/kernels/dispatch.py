@@ -47,6 +47,7 @@ from glmtune.errors import ConfigError, unknown_name
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.quantization.arithmetic.primitives import QuantizedTensor, round_activations
 from glmtune.quantization.kernels.between_products import use_calls_between_products
+from glmtune.quantization.kernels.decoding_layers import use_decoding_layers
 from glmtune.quantization.kernels.fused_projections import fuse_attention_projections
 from glmtune.quantization.kernels.gated_mlp import fuse_gates
 from glmtune.quantization.kernels.int4pack import Int4Packed, packed_int4, panel_outputs
@@ -305,6 +306,7 @@ def prepare_for_inference(
     fuse_attention_projections(model)  # both look at the products that the layers have by now
     fuse_gates(model)
     use_calls_between_products(model)
+    use_decoding_layers(model)
     if input_dtype == torch.bfloat16:
         use_small_batch_products(model)
     return dict(used)
