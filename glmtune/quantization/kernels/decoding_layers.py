@@ -92,7 +92,7 @@ class _FewTokens:
         use_cache: bool | None = False,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         **kwargs: Any,
-    ) -> Tensor:
+    ) -> Any:
         """Return the hidden states behind the layer, ``[B, S, D]``; arguments as in transformers."""
         calls = _CALLS.get(self)  # pyright: ignore[reportArgumentType]
         is_taken = calls is not None and _takes(hidden_states, position_embeddings) and calls.are_current()
