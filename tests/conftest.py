@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.warm.start import remember_environment
+
 REPO = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("GLMTUNE_SHARED", REPO.parent / "shared"))
 
@@ -57,6 +59,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the slowest files; whole files go to one process each, in this order."""
     places = {REPO / "tests" / name: place for place, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_runtest_logstart() -> None:
+    """Before a test: what single tests had changed is undone."""
+    remember_environment()
 
 
 def shared_folder(name: str) -> Path:
