@@ -224,7 +224,7 @@ def _unknown_keys(schema: type, values: Mapping[str, Any], path: str) -> list[st
 
 
 @functools.cache
-def _adapter(schema: type[Settings]) -> TypeAdapter[Settings]:
+def _adapter(schema: type) -> TypeAdapter[Any]:
     """Return what checks values of a schema: pydantic takes longer to make it than to use it many times."""
     from pydantic import TypeAdapter
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.warm.start import remember_environment
+
 REPO = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("GLMTUNE_SHARED", REPO.parent / "shared"))
 
@@ -18,7 +20,37 @@ SHARED = Path(os.environ.get("GLMTUNE_SHARED", REPO.parent / "shared"))
 SLOWEST = (
     "contract/test_readme.py",
     "contract/test_gpu_check.py",
+    "e2e/test_ds_processes.py",
+    "e2e/test_generations.py",
+    "e2e/test_data_killed.py",
     "contract/test_notebooks.py",
+    "platforms/test_windows_like.py",
+    "e2e/test_fsdp_processes.py",
+    "e2e/test_export_of_glm_tiny.py",
+    "e2e/test_train_killed.py",
+    "e2e/test_transformers_format.py",
+    "e2e/test_async_save.py",
+    "e2e/test_ds_launch.py",
+    "e2e/test_eval_killed.py",
+    "e2e/test_ds_matrix.py",
+    "recipes/test_compare.py",
+    "training/measuring/test_retention.py",
+    "platforms/test_poor_places.py",
+    "e2e/test_ds_precision.py",
+    "interactive/terminal_chat/test_tuned.py",
+    "recipes/test_sweep.py",
+    "training/measuring/test_retention_switch.py",
+    "contract/test_site_commands.py",
+    "inference/engine/test_mixed_requests.py",
+    "inference/engine/test_continuous_batching.py",
+    "inference/engine/test_split_model.py",
+    "training/test_resume_force.py",
+    "training/test_start_from.py",
+    "recipes/test_eval_models.py",
+    "contract/test_own_files.py",
+    "data/test_cache.py",
+    "contract/test_configs.py",
+    "contract/test_site.py",
 )
 """Files of tests that take longest, the longest first: one that begins last would leave all cores but one idle."""
 
@@ -27,6 +59,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the slowest files; whole files go to one process each, in this order."""
     places = {REPO / "tests" / name: place for place, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_runtest_logstart() -> None:
+    """Before a test: what single tests had changed is undone."""
+    remember_environment()
 
 
 def shared_folder(name: str) -> Path:

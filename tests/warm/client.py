@@ -21,19 +21,17 @@ READ_LATE = (
         "COLUMNS",
         "LINES",
         "NO_COLOR",
-        "TERM",
+        "OLDPWD",
+        "OPENAI_API_KEY",
+        "OUTPUT_DIR",
         "PATH",
         "PWD",
-        "OLDPWD",
+        "RUN",
         "SHLVL",
-        "_",
-        "VIRTUAL_ENV",
-        "SKIP_SETUP",
     ),
-    *("PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"),
-    *("RUN", "OUTPUT_DIR", "OPENAI_API_KEY"),
+    *("SKIP_SETUP", "TERM", "VIRTUAL_ENV", "_"),
     # Set by glmtune itself, also in the process of the tests.
-    *("TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"),
+    *("HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY"),
 )
 """Variables that may differ from those of the warm process, besides those of glmtune itself: nothing reads them while
 it is imported."""
@@ -44,7 +42,9 @@ def is_as_warm(environment: dict[str, str], warm: dict[str, str], paths: list[st
     names = {name for name in {*environment, *warm} if environment.get(name) != warm.get(name)}
     if environment.get("PYTHONPATH", "") in paths:
         names.discard("PYTHONPATH")
-    return all(name in READ_LATE or name in late or name.startswith("GLMTUNE_") for name in names)
+    return all(
+        name in READ_LATE or name in late or name.startswith(("GLMTUNE_", "PYTEST_")) for name in names
+    )
 
 
 def main() -> None:

@@ -18,6 +18,14 @@ HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
 BEFORE_TESTS = dict(os.environ)
 """As the test session found it: single tests change it."""
+_set_meanwhile: set[str] = set()
+
+
+def remember_environment() -> None:
+    """Note, between two tests, which variables libraries of this process have set: no wish of a test to come."""
+    names = {*BEFORE_TESTS, *os.environ}
+    _set_meanwhile.clear()
+    _set_meanwhile.update(name for name in names if BEFORE_TESTS.get(name) != os.environ.get(name))
 
 
 def warm_python(*late: str) -> list[str]:
@@ -28,7 +36,14 @@ def warm_python(*late: str) -> list[str]:
     """
     if not hasattr(os, "pidfd_open"):  # only Linux has it
         return [sys.executable]
-    return [sys.executable, "-I", "-S", str(HERE / "client.py"), str(_place()), ",".join(late)]
+    return [
+        sys.executable,
+        "-I",
+        "-S",
+        str(HERE / "client.py"),
+        str(_place()),
+        ",".join({*late, *_set_meanwhile}),
+    ]
 
 
 @functools.cache

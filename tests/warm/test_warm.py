@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.warm.start import warm_folder, warm_python
+from tests.warm.start import remember_environment, warm_folder, warm_python
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only Linux forks from a warm process")
 FACTS = """
@@ -116,3 +116,14 @@ def test_what_imports_would_have_read_makes_a_new_process() -> None:
         assert (done.stdout == f"{os.getpid()}\n") == is_new, variables
     done = run("-I", "-c", code)
     assert done.stdout == f"{os.getpid()}\n", "other options are those of a new one"
+
+
+def test_what_libraries_of_the_tests_set_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate sets one as it is imported, which would leave every command of a whole session cold."""
+    code = "import os; print(os.getppid())"
+    monkeypatch.setenv("SET_BY_A_LIBRARY", "1")
+    assert run("-c", code).stdout == f"{os.getpid()}\n"
+    remember_environment()
+    assert run("-c", code).stdout != f"{os.getpid()}\n"
+    monkeypatch.undo()
+    remember_environment()
