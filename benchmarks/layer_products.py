@@ -1,12 +1,12 @@
-"""A layer of codes by every product that one processor can have: the plain path, PyTorch's and the compiled ones.
+"""A layer of codes by every product that a processor can have: the plain path, PyTorch's, the compiled ones.
 
 Answers two questions. Do PyTorch's products earn their place (`glmtune/quantization/kernels/int4pack.py`)? On
-Windows, a Mac or a machine without a compiler they are all there is. And do the compiled ones, which are there on
-Linux? `--processor` measures as on a lesser one than this, in both. All take turns; medians are reported, after
-a round that warms caches up.
+Windows, a Mac or a machine without a compiler they are all there is. And do the compiled ones, as on Linux?
+All take turns; medians are reported, after a round that warms caches up. The second line measures, in PyTorch
+and in our products, what a lesser processor than this would run (`avx2-vnni`: with a dot product of bytes).
 
 python benchmarks/layer_products.py --inputs 2048 --outputs 2048 --rows 1 4 16 64 256
-python benchmarks/layer_products.py --processor avx2-vnni --inputs 4096 --outputs 13696 --layers 12
+ATEN_CPU_CAPABILITY=avx2 GLMTUNE_NATIVE_KERNELS=avx2 python benchmarks/layer_products.py --layers 6
 """
 
 from __future__ import annotations
@@ -17,7 +17,19 @@ import statistics
 import time
 from collections.abc import Sequence
 
-PROCESSORS = ("this", "avx2", "avx2-vnni")
+import torch
+
+from glmtune.quantization.arithmetic.methods import METHODS
+from glmtune.quantization.kernels.dispatch import Int4Product, Int8Product, Kernel, NativeProduct
+from glmtune.quantization.kernels.native import SWITCH
+from glmtune.quantization.layers.linear import QuantizedLinear
+
+KERNELS: dict[str, tuple[Kernel, ...]] = {
+    "plain": (),
+    "PyTorch": (Int8Product(), Int4Product()),
+    "native": (NativeProduct(),),
+    "native-a8": (NativeProduct("native-a8", rounded=True),),
+}
 
 
 def options() -> argparse.Namespace:
@@ -25,7 +37,6 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--processor", choices=PROCESSORS, default="this")
     parser.add_argument("--inputs", type=int, default=2048)
     parser.add_argument("--outputs", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=1, help="computed in turn: more than fit into caches")
@@ -37,27 +48,6 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-OPTIONS = options()
-if (
-    OPTIONS.processor != "this"
-):  # both are read once: by PyTorch when it is imported, by us at the first product
-    os.environ["ATEN_CPU_CAPABILITY"] = "avx2"
-    os.environ["GLMTUNE_NATIVE_KERNELS"] = OPTIONS.processor
-
-import torch
-
-from glmtune.quantization.arithmetic.methods import METHODS
-from glmtune.quantization.kernels.dispatch import Int4Product, Int8Product, Kernel, NativeProduct
-from glmtune.quantization.layers.linear import QuantizedLinear
-
-KERNELS: dict[str, tuple[Kernel, ...]] = {
-    "plain": (),
-    "PyTorch": (Int8Product(), Int4Product()),
-    "native": (NativeProduct(),),
-    "native-a8": (NativeProduct("native-a8", rounded=True),),
-}
-
-
 def seconds(layers: Sequence[QuantizedLinear], inputs: torch.Tensor, repeats: int) -> float:
     """Time one product, averaged over some calls."""
     start = time.perf_counter()
@@ -67,13 +57,13 @@ def seconds(layers: Sequence[QuantizedLinear], inputs: torch.Tensor, repeats: in
     return (time.perf_counter() - start) / repeats / len(layers)
 
 
-def prepared(name: str, how: str) -> list[QuantizedLinear] | None:
+def prepared(name: str, how: str, chosen: argparse.Namespace) -> list[QuantizedLinear] | None:
     """Return layers of a method with one kind of product; None where there is none for it."""
     method = METHODS[name]
-    quantized = method.quantize(torch.randn(OPTIONS.outputs, OPTIONS.inputs) * 0.05)
+    quantized = method.quantize(torch.randn(chosen.outputs, chosen.inputs) * 0.05)
     made: list[QuantizedLinear] = []
-    for _ in range(OPTIONS.layers):
-        layer = QuantizedLinear(OPTIONS.inputs, OPTIONS.outputs, layout=method.layout(name))
+    for _ in range(chosen.layers):
+        layer = QuantizedLinear(chosen.inputs, chosen.outputs, layout=method.layout(name))
         layer.put(quantized)
         if KERNELS[how]:
             taken = [kernel for kernel in KERNELS[how] if not kernel.refusal(layer, torch.bfloat16)]
@@ -86,20 +76,21 @@ def prepared(name: str, how: str) -> list[QuantizedLinear] | None:
 
 def main() -> None:
     """Take turns, then print a table."""
-    torch.set_num_threads(OPTIONS.threads)
-    kinds = [how for how in KERNELS if how != "plain" or not OPTIONS.no_plain]
-    print(f"processor: {OPTIONS.processor}, PyTorch: {torch.backends.cpu.get_cpu_capability()}")
+    chosen = options()
+    torch.set_num_threads(chosen.threads)
+    kinds = [how for how in KERNELS if how != "plain" or not chosen.no_plain]
+    print(f"PyTorch: {torch.backends.cpu.get_cpu_capability()}, our own: {os.environ.get(SWITCH, '1')}")
     print(f"| method | rows | {', ms | '.join(kinds)}, ms | GB/s of codes, the same order |")
     print(f"|---|---:|{'---:|' * len(kinds)}---:|")
-    for name in OPTIONS.methods:
-        arms = {how: layers for how in kinds if (layers := prepared(name, how)) is not None}
-        gigabytes = OPTIONS.inputs * OPTIONS.outputs * METHODS[name].bits / 8e9
-        for rows in OPTIONS.rows:
-            inputs = torch.randn(rows, OPTIONS.inputs).bfloat16()
+    for name in chosen.methods:
+        arms = {how: layers for how in kinds if (layers := prepared(name, how, chosen)) is not None}
+        gigabytes = chosen.inputs * chosen.outputs * METHODS[name].bits / 8e9
+        for rows in chosen.rows:
+            inputs = torch.randn(rows, chosen.inputs).bfloat16()
             found: dict[str, list[float]] = {how: [] for how in arms}
-            for number in range(OPTIONS.rounds + 1):
+            for number in range(chosen.rounds + 1):
                 for how, layers in arms.items():
-                    took = seconds(layers, inputs, repeats=max(1, 16 // rows // OPTIONS.layers))
+                    took = seconds(layers, inputs, repeats=max(1, 16 // rows // chosen.layers))
                     if number:
                         found[how].append(took)
             took = {how: statistics.median(times) for how, times in found.items()}

@@ -23,8 +23,8 @@ from glmtune.quantization.kernels.native import SWITCH, native_library
 from glmtune.quantization.kernels.packed import ACTIVATION_BLOCK
 from glmtune.quantization.layers.linear import QuantizedLinear
 
-# By name: an emulator does not change what /proc/cpuinfo says, and the compiler runs on the real processor, whose
-# instructions -march=native would take.
+# By name: an emulator does not change what /proc/cpuinfo says, and the compiler runs on the real processor,
+# whose instructions -march=native would take.
 SWITCHES = ("0", "avx2")
 SHAPES = ((64, 128), (48, 256), (176, 64))
 """Outputs and inputs: whole panels, a part of one, both."""

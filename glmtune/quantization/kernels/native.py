@@ -1,13 +1,14 @@
 """The products of ``csrc/``: compiled once into the user's cache, called through ctypes.
 
 Compiled on the user's machine, as the fast instructions differ by processor (AVX2, AVX-VNNI, AVX-512 BF16 and
-VNNI): with ``-march=native`` the compiler takes what is there, which one wheel for all could not. Plain C functions and
-ctypes rather than an extension of PyTorch, whose headers take a minute to compile, want a compiler that fits
-PyTorch's, and tie the result to its version; without them it is a matter of seconds.
+VNNI): with ``-march=native`` the compiler takes what is there, which one wheel for all could not. Plain C
+functions and ctypes rather than an extension of PyTorch, whose headers take a minute to compile, want a
+compiler that fits PyTorch's, and tie the result to its version; without them it is a matter of seconds.
 
 What must hold, in the order in which it is checked; the first that does not is the reason given in the log::
 
-    GLMTUNE_NATIVE_KERNELS is not 0 -> Linux on x86-64, AVX-512 or AVX2 -> a C++ compiler -> it compiles -> loads
+    GLMTUNE_NATIVE_KERNELS is not 0 -> Linux on x86-64 -> AVX-512 or AVX2 -> a C++ compiler -> it compiles
+    -> loads
 
 Otherwise products of PyTorch or the plain path run instead
 (`glmtune.quantization.kernels.dispatch`). Nothing is compiled on import. ``GLMTUNE_CACHE`` moves the
@@ -58,10 +59,10 @@ class InstructionSet:
 
 
 AVX512 = InstructionSet(frozenset({"avx512f", "avx512bw", "avx512vl", "f16c"}))
-"""512-bit vectors, of 16-bit numbers, masked 256-bit loads of those, and float16. BF16 and VNNI are used where
-the compiler defines them."""
+"""512-bit vectors, of 16-bit numbers, masked 256-bit loads of those, and float16. BF16 and VNNI are used
+where the compiler defines them."""
 AVX2 = InstructionSet(frozenset({"avx2", "fma", "f16c"}))
-"""256-bit vectors, multiplication with addition, and float16. AVX-VNNI is used where the compiler defines it."""
+"""256-bit vectors, multiplication with addition, and float16. AVX-VNNI is used where the compiler has it."""
 LESSER = {
     "avx2": InstructionSet(AVX2.needs, ("-mavx2", "-mfma", "-mf16c")),
     "avx2-vnni": InstructionSet(AVX2.needs | {"avx_vnni"}, ("-mavx2", "-mfma", "-mf16c", "-mavxvnni")),

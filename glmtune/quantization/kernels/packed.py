@@ -1,8 +1,8 @@
 """Codes and scales in the layout of the native kernels, the only copy: multiplied, or unpacked on demand.
 
 The kernels compute 64 outputs at a time: four registers of 16 float32 sums (AVX-512). So the codes that they
-need together lie together. A *panel* is 64 outputs; a *step* is the run of columns whose codes fill a 32-bit word:
-8 columns of INT4, 4 of INT8. In memory, panel after panel, step after step, output after output::
+need together lie together. A *panel* is 64 outputs; a *step* is the run of columns whose codes fill a 32-bit
+word: 8 columns of INT4, 4 of INT8. In memory, panel after panel, step after step, output after output::
 
     panel 0                                              panel 1
       step 0: columns 0..7      step 1: columns 8..15      ...

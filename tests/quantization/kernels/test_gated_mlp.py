@@ -12,7 +12,6 @@ from transformers.models.glm4.modeling_glm4 import Glm4MLP
 from glmtune.quantization.arithmetic.methods import METHODS
 from glmtune.quantization.kernels.dispatch import KERNELS, prepare_for_inference
 from glmtune.quantization.kernels.gated_mlp import GatedGlm4MLP, GatedMLP
-from glmtune.quantization.kernels.native import native_library
 from glmtune.quantization.kernels.packed import PackedProduct
 from glmtune.quantization.layers.linear import QuantizedLinear
 

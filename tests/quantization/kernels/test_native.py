@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +14,10 @@ from glmtune.errors import ConfigError
 from glmtune.loading import load_base
 from glmtune.quantization.arithmetic.methods import METHODS
 from glmtune.quantization.arithmetic.primitives import round_activations
-from glmtune.quantization.kernels import native, packed
-from glmtune.quantization.kernels.dispatch import KERNELS, choose_kernel, prepare_for_inference
+from glmtune.quantization.kernels import packed
+from glmtune.quantization.kernels.dispatch import KERNELS, prepare_for_inference
 from glmtune.quantization.kernels.fused_projections import FusedProducts, fuse_attention_projections
-from glmtune.quantization.kernels.native import SWITCH, native_library
+from glmtune.quantization.kernels.native import native_library
 from glmtune.quantization.kernels.packed import ACTIVATION_BLOCK, PackedProduct
 from glmtune.quantization.layers.linear import QuantizedLinear
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from glmtune.quantization.kernels import small_batch
 from glmtune.quantization.kernels.dispatch import prepare_for_inference
-from glmtune.quantization.kernels.native import NativeLibrary, native_library
+from glmtune.quantization.kernels.native import NativeLibrary
 from glmtune.quantization.kernels.small_batch import MAX_ROWS, SmallBatchLinear, use_small_batch_products
 
 pytestmark = pytest.mark.usefixtures("compiled")
