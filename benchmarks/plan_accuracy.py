@@ -90,6 +90,10 @@ CASES: dict[str, tuple[str, list[str]]] = {
         "124m", [FULL, "rows=2", "source=64", "target=128", "trainer.precision=bf16"],
     ),
     "124m prefix 1x512 int4": ("124m", [PREFIX, "rows=1", "source=256", "target=255", "quantization=int4"]),
+    "124m prefix 1x512 int4-e8": (
+        "124m",
+        [PREFIX, "rows=1", "source=256", "target=255", "quantization=int4", "quantization_embeddings=int8"],
+    ),
     "253m prefix 1x512": ("253m", [PREFIX, "rows=1", "source=256", "target=255"]),
     "253m lora 1x512 checkpointing": ("253m", [LORA, "rows=1", "source=256", "target=255", "checkpointing"]),
     "253m full 1x128": ("253m", [FULL, "rows=1", "source=64", "target=63"]),

@@ -95,6 +95,14 @@ class Groups:
         there = list(subjects)
         return [name for name in there if name in self.official] or there
 
+    def members(self, subjects: Iterable[str]) -> dict[str, list[str]]:
+        """Return category to those of some subjects that are in it, both in the subjects' order."""
+        found: dict[str, list[str]] = {}
+        for name in subjects:
+            if name in self.categories:
+                found.setdefault(self.categories[name], []).append(name)
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -162,10 +170,6 @@ def summarize_outcomes(outcomes: Sequence[Outcome], groups: Groups) -> Summary:
 
     averaged = groups.averaged(subjects)
     own = [name for name in subjects if name not in averaged]
-    members: dict[str, list[str]] = {}
-    for name in subjects:
-        if name in groups.categories:
-            members.setdefault(groups.categories[name], []).append(name)
     further = {
         title: macro_score([[subjects[name] for name in unit] for unit in units])
         for title, units in groups.further.items()
@@ -183,7 +187,10 @@ def summarize_outcomes(outcomes: Sequence[Outcome], groups: Groups) -> Summary:
         micro=average(averaged, MICRO),
         macro=average(averaged, MACRO),
         subjects=subjects,
-        categories={title: average(names, groups.category_average) for title, names in members.items()},
+        categories={
+            title: average(names, groups.category_average)
+            for title, names in groups.members(subjects).items()
+        },
         further=further,
     )
 

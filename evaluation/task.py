@@ -40,7 +40,8 @@ class Rule:
     Attributes:
         about: one line for reports.
         extract: completion and sample to the answer, None where nothing is found (an extraction failure).
-        matches: whether an extracted answer is the sample's gold answer.
+        matches: whether an extracted answer is the sample's gold answer; None where that could not be found
+            out (a formula that no computer algebra gets through).
         reads: ``text`` (the completion) or ``scores`` (the best choice's letter is handed to ``extract``).
         grade: extracted answer and sample to a grade from 0 to 1, for answers that are more or less right;
             ``matches`` is then left out, and only full marks count as right.
@@ -52,7 +53,7 @@ class Rule:
 
     about: str
     extract: Callable[[str, Sample], str | None]
-    matches: Callable[[str, Sample], bool] = is_exactly_the_answer
+    matches: Callable[[str, Sample], bool | None] = is_exactly_the_answer
     reads: str = TEXT
     version: int = 1
     grade: Callable[[str, Sample], float] | None = None
@@ -259,8 +260,12 @@ class Task:
                 found[name] = rule.extract(value, sample)
         return found
 
-    def is_correct(self, sample: Sample, extracted: str | None, rule: str) -> bool:
-        """Say whether an answer extracted under a rule is right; a failed extraction never is."""
+    def is_correct(self, sample: Sample, extracted: str | None, rule: str) -> bool | None:
+        """Say whether an answer extracted under a rule is right; a failed extraction never is.
+
+        Returns:
+            None where the rule could not find it out, which counts as wrong.
+        """
         if self.rules[rule].grade is not None:
             return self.grade(sample, extracted, rule) == 1.0
         return extracted is not None and self.rules[rule].matches(extracted, sample)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune.errors import ConfigError, GlmtuneError, unknown_name
+from glmtune.errors import ConfigError, GlmtuneError, UnknownSettingError, unknown_name
 from glmtune.terminal.text import guard_output, shown, write, write_error
 from glmtune.version import __version__
 
@@ -72,9 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     guard_output()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if (
-        "LOCAL_RANK" in os.environ
-    ):  # `deepspeed --module glmtune train` says it a second time, in front of all
+    # `deepspeed --module glmtune train` says it a second time, in front of all.
+    if "LOCAL_RANK" in os.environ:
         arguments = [word for word in arguments if not re.fullmatch(r"--local[_-]rank=[0-9]+", word)]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         _print_help()
@@ -137,11 +136,20 @@ def _thread_errors_in_words() -> Generator[None]:
         threading.excepthook = before
 
 
-@_thread_errors_in_words()
-def _dispatch(name: str, rest: list[str]) -> int:
+def command_named(name: str) -> Command:
+    """Import a command's recipe.
+
+    Raises:
+        ConfigError: no command has this name; nearest first.
+    """
     if name not in COMMANDS:
         raise ConfigError(unknown_name("Command", name, COMMANDS))
-    command = importlib.import_module(COMMANDS[name][0]).COMMAND
+    return importlib.import_module(COMMANDS[name][0]).COMMAND
+
+
+@_thread_errors_in_words()
+def _dispatch(name: str, rest: list[str]) -> int:
+    command = command_named(name)
     if "-h" in rest or "--help" in rest:
         _print_command_help(command)
         return 0
@@ -200,6 +208,15 @@ def _is_launched() -> bool:
     return "GLMTUNE_LAUNCHED" in os.environ
 
 
+def _commands_with(setting: str) -> list[str]:
+    """Return the commands that have a setting or group of this name.
+
+    Commands had other names once (`dial` was `sweep`), and settings are typed that belong to the neighbour.
+    """
+    found = {name: command_named(name) for name in COMMANDS}
+    return [name for name, each in found.items() if setting in (*each.types, *each.sections, *each.groups)]
+
+
 def _report(error: Exception) -> int:
     text = str(error)
     if not isinstance(error, GlmtuneError):
@@ -207,6 +224,8 @@ def _report(error: Exception) -> int:
             f"unexpected {type(error).__name__}: {error}\n"
             "This is a fault of glmtune or of a library below it; run again with --debug for the stack trace."
         )
+    elif isinstance(error, UnknownSettingError):
+        text = str(error.of_commands(_commands_with(error.key)))
     elif error.anchor is not None:
         text += f"\nMore: docs/trouble.md#{error.anchor}"
     code = error.exit_code if isinstance(error, GlmtuneError) else 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -29,6 +29,56 @@ class ConfigError(GlmtuneError):
     """A setting is unknown, of the wrong type, out of range, or contradicts another one."""
 
     exit_code = 2
+
+
+class UnknownSettingError(ConfigError):
+    """A setting that a command does not have.
+
+    Attributes:
+        key: as it was given.
+        command: name of the command.
+        near: the setting that may be meant; None: nothing is near.
+        around: what is said before and after.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        command: str,
+        near: str | None = None,
+        *,
+        around: tuple[str, str] = ("", ""),
+        others: Sequence[str] = (),
+    ) -> None:
+        """Word the message.
+
+        Args:
+            key: see the class.
+            command: see the class.
+            near: see the class.
+            around: see the class.
+            others: commands that have such a setting; named where nothing is near.
+        """
+        self.key, self.command, self.near, self.around = key, command, near, around
+        guess = f" Did you mean `{near}`?" if near else ""
+        if others and not near:
+            named = [f"`glmtune {name}`" for name in others[:3]] + ["others"] * (len(others) > 3)
+            *some, last = named
+            guess = (
+                f" It is a setting of {', '.join(some)} or {last}."
+                if some
+                else f" It is a setting of {last}."
+            )
+        text = f"`{key}` is no setting of `glmtune {command}`.{guess} See `glmtune {command} --help`."
+        super().__init__(text.join(around))
+
+    def of_commands(self, others: Sequence[str]) -> UnknownSettingError:
+        """Return the error that also names the commands which have such a setting."""
+        return UnknownSettingError(self.key, self.command, self.near, around=self.around, others=others)
+
+    def within(self, before: str, after: str) -> UnknownSettingError:
+        """Return the error that says something before and after."""
+        return UnknownSettingError(self.key, self.command, self.near, around=(before, after))
 
 
 class DataError(GlmtuneError):

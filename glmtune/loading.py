@@ -33,6 +33,7 @@ from glmtune.quantization.files.external import load_external
 from glmtune.quantization.files.quantize_on_load import QuantizingReader
 from glmtune.quantization.in_place import InPlaceQuantization
 from glmtune.quantization.kernels.dispatch import prepare_for_inference
+from glmtune.quantization.layers.embeddings import round_embeddings
 from glmtune.quantization.layers.linear import QuantizedLinear
 from glmtune.settings import check_choice, check_strengths
 
@@ -73,8 +74,8 @@ def load_model(
             quantizes them as they are read, tensor by tensor; one of EXTERNAL there (``nf4``,
             ``torchao-int4``, ...) leaves it to another library, for GPUs.
         quantization_activations: ``int8`` also rounds the inputs of quantized layers; None leaves them.
-        quantization_embeddings: ``int8`` rounds embedding and head to INT8 codes; such a model answers,
-            and is not saved. None leaves them.
+        quantization_embeddings: ``int8`` rounds embedding and head to INT8 codes; None leaves them as they
+            are stored.
         prefix: a prefix to attach: an encoder, a run folder, a checkpoint folder, or a file (ours, or an
             official ``pytorch_model.bin``).
         prefix_strength: how much the prefix counts wherever nothing else is asked for: 1 as it was tuned, 0
@@ -107,6 +108,7 @@ def load_model(
     """
     options: dict[str, Any] = {"dtype": dtype, "device": device, "family": family}
     options |= {"quantization": quantization, "device_map": device_map, "max_memory": max_memory}
+    options["quantization_embeddings"] = quantization_embeddings
     source, options = check_typed(source, options, typed)
     options |= {"check_base": check_base, "attn_implementation": attn_implementation}
     options |= {"prefix_strength": prefix_strength, "adapter_scale": adapter_scale}
@@ -115,10 +117,8 @@ def load_model(
     # Last: the fast products hold the codes in an order of their own and join neighbouring layers,
     # which a prefix, an adapter or a cast coming later would not find as they expect them.
     has_codes = any(isinstance(module, QuantizedLinear) for module in model.modules())
-    if quantization_embeddings is not None:
-        check_choice("quantization_embeddings", quantization_embeddings, EMBEDDINGS)
-    if has_codes or quantization_activations is not None or quantization_embeddings is not None:
-        prepare_for_inference(model, activations=quantization_activations, embeddings=quantization_embeddings)
+    if has_codes or quantization_activations is not None:
+        prepare_for_inference(model, activations=quantization_activations)
         model.in_place_quantizer = InPlaceQuantization(quantization_activations)
         model.keep_products()
     return model
@@ -208,6 +208,7 @@ def load_base(
     family: Family | str | None = None,
     attn_implementation: str | None = None,
     quantization: str | None = None,
+    quantization_embeddings: str | None = None,
     device_map: object = None,
     num_gpus: int | None = None,
     max_memory: Mapping[Any, int | str] | None = None,
@@ -222,6 +223,8 @@ def load_base(
         family: release line, None to detect it.
         attn_implementation: a name transformers knows.
         quantization: see `load_model`.
+        quantization_embeddings: see `load_model`. Beside a ``quantization`` of ours they are rounded as they
+            are read, so that they are never whole in floating point; else when all is there.
         device_map: see `load_model`.
         num_gpus: with ``device_map="auto"``: how many devices; None: all there are.
         max_memory: see `load_model`.
@@ -233,6 +236,8 @@ def load_base(
     Raises:
         ConfigError: see `load_model`; so is CheckpointError.
     """
+    if quantization_embeddings is not None:
+        check_choice("quantization_embeddings", quantization_embeddings, EMBEDDINGS)
     placement = _placement(device, device_map, num_gpus, max_memory)
     if not isinstance(placement, Placement):
         placement, device = None, placement
@@ -247,9 +252,11 @@ def load_base(
         with verifying(verify_checksums):
             model = load_external(source, quantization, **options)
     else:
-        reader = QuantizingReader(quantization)
+        reader = QuantizingReader(quantization, embeddings=quantization_embeddings or False)
         with verifying(verify_checksums):
             model = load_official(source, quantizer=reader, placement=placement, **options)
+    if quantization_embeddings is not None:
+        round_embeddings(model)
     model.in_place_quantizer = InPlaceQuantization()
     return model
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import reprlib
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from glmtune.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Settings = TypeVar("Settings")
 
@@ -125,7 +129,8 @@ def check_strengths(
             )
 
 
-def type_hints(schema: type) -> dict[str, Any]:
+@functools.cache
+def type_hints(schema: type) -> Mapping[str, Any]:
     """Return the resolved annotations of a settings class, in field order."""
     return typing.get_type_hints(schema)
 
@@ -218,6 +223,14 @@ def _unknown_keys(schema: type, values: Mapping[str, Any], path: str) -> list[st
     return problems
 
 
+@functools.cache
+def _adapter(schema: type[Settings]) -> TypeAdapter[Settings]:
+    """Return what checks values of a schema: pydantic takes longer to make it than to use it many times."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(schema)
+
+
 def build_settings(schema: type[Settings], values: Mapping[str, Any]) -> Settings:
     """Turn nested plain values into a settings object, reporting every problem at once.
 
@@ -231,7 +244,7 @@ def build_settings(schema: type[Settings], values: Mapping[str, Any]) -> Setting
     Raises:
         ConfigError: unknown keys (with the nearest valid one) or wrong types, all of them listed.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     if not isinstance(values, Mapping):
         raise ConfigError(f"Settings must be names with values, but they are {reprlib.repr(values)}.")
@@ -239,7 +252,7 @@ def build_settings(schema: type[Settings], values: Mapping[str, Any]) -> Setting
     if problems:
         raise ConfigError("\n".join(problems))
     try:
-        return TypeAdapter(schema).validate_python(dict(values))
+        return _adapter(schema).validate_python(dict(values))
     except ValidationError as error:
         lines = []
         for item in error.errors():

@@ -28,6 +28,8 @@ LOCAL_ONLY = (
     "draft",
     "quantization",
     "quantization_bit",
+    "quantization_activations",
+    "quantization_embeddings",
 )
 """Settings of a model in this process, which a server has for itself."""
 BROKEN_PIPE = 128 + 13
@@ -102,9 +104,8 @@ def run(config: ChatConfig, words: Sequence[str] = ()) -> int:
         run_piped(session, standard_input())
         return 0
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), 1
-        )  # what is left in the buffer would be an error at the end
+        # What is left in the buffer would be an error at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return BROKEN_PIPE
     finally:
         answerer.close()

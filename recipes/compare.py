@@ -20,7 +20,7 @@ from evaluation.compare.statistics.gate import EXIT_CODES
 from evaluation.settings import ALL, BenchmarkSettings
 from evaluation.statistics.clustered import CLUSTER, SUBJECT
 from glmtune.errors import ConfigError, unknown_name
-from glmtune.inference.settings import EngineSettings
+from glmtune.inference.settings import DraftSettings, EngineSettings
 from glmtune.models.settings import ModelSettings
 from glmtune.settings import check_choice, check_range, setting
 from recipes.words.compose import Command
@@ -62,6 +62,7 @@ class CompareConfig:
     text_window_tokens: int = setting(512, "tokens of the text that are read at once")
     model: ModelSettings = setting(ModelSettings, "the model that both sides share, where they do not differ")
     engine: EngineSettings = setting(EngineSettings, "how much is computed at once")
+    draft: DraftSettings = setting(DraftSettings, "a smaller model that drafts tokens for either side")
     protocol: str | None = setting(None, "as in `glmtune eval`, for all benchmarks")
     is_chat: bool | None = setting(
         None, "ask in conversations (true) or as plain text (false); default: by the baseline's name"
@@ -113,6 +114,7 @@ class CompareConfig:
             **dict.fromkeys(("baseline", "candidate"), SideSettings()),
             "model": ModelSettings(),
             "engine": EngineSettings(),
+            "draft": DraftSettings(),
             "benchmark": BenchmarkSettings(data_dir=self.benchmark.data_dir),
             "resume": True,
         }
@@ -353,6 +355,7 @@ def _answer(
         is_chat=is_chat,
         settings=config.engine,
         num_threads=config.num_threads,
+        draft=config.draft,
     )
     runs = {}
     for name in config.names():

@@ -248,15 +248,14 @@ def _load(config: DialConfig, tuned: Path) -> GlmModel:
         **source.where,
         family=source.family,
         quantization=source.method,
+        quantization_embeddings=source.quantization_embeddings,
         prefix=None if config.prefix_path is None else tuned,
         adapter=None if config.adapter_path is None else tuned,
         # What a strength does to the tuned part shows where it applies: a switch would answer the general
         # prompts by the base at every strength, beside a loss that is the tuned part's alone.
         use_switch=False,
     )
-    prepare_for_inference(
-        model, activations=source.quantization_activations, embeddings=source.quantization_embeddings
-    )
+    prepare_for_inference(model, activations=source.quantization_activations)
     return model
 
 
@@ -289,6 +288,7 @@ def _facts(
 ) -> dict[str, Any]:
     """Return what decides the points; another of it is another dial."""
     from glmtune.adapter import adapter_sha256
+    from glmtune.quantization.layers.embeddings import rounded_embeddings
 
     asked = json.dumps([[dataclasses.asdict(message) for message in each.messages] for each in prompts])
     digest = adapter_sha256(tuned) if tuned.is_dir() else hashlib.sha256(tuned.read_bytes()).hexdigest()
@@ -303,11 +303,7 @@ def _facts(
         "num_rows": len(task.rows.lengths),
         **{name: getattr(task.data, name) for name in names},
         # Those from before there was a choice do not name these.
-        **(
-            {"quantization_embeddings": config.model.quantization_embeddings}
-            if config.model.quantization_embeddings
-            else {}
-        ),
+        **({"quantization_embeddings": embeddings} if (embeddings := rounded_embeddings(model)) else {}),
         **({} if task.data.loss_on_thoughts else {"loss_on_thoughts": False}),
         "prompts_sha256": hashlib.sha256(asked.encode()).hexdigest(),
         "max_new_tokens": config.retention.max_new_tokens,

@@ -94,9 +94,8 @@ def _quantization(found: ModelDescription) -> str:
     if not found.quantization_bit:
         return "none"
     layers = ", ".join(f"{name} ({count})" for name, count in found.quantized_layers.items())
-    embeddings = "yes" if found.quantized_embeddings else "no"
     method = f"{found.quantization}, {found.quantization_bit} bits"
-    return f"{method}: {layers or 'no layer'}; embeddings: {embeddings}"
+    return f"{method}: {layers or 'no layer'}; embeddings: {found.quantized_embeddings}"
 
 
 def _prefix(found: ModelDescription) -> str:

@@ -103,6 +103,7 @@ def _command(plan: Plan, words: Sequence[str]) -> list[str]:
     if plan.best is None:
         return []
     changed = {override.partition("=")[0] for override in plan.best.overrides}
+    # One setting by three names: whichever was typed gives way to the one that is proposed.
     changed |= (
         {"model.quantization", "quantization_bit", "model.quantization_bit"}
         if "quantization" in changed
@@ -122,6 +123,7 @@ def _probe(config: PlanConfig, plan: Plan) -> tuple[Probe, Epoch | None]:
     if not lengths:
         return measure_steps(plan), None
     mean = sum(lengths) / len(lengths)
+    # At the mean length, for an epoch has rows of all lengths; memory is reckoned for the longest.
     probe = measure_steps(plan, length=max(8, round(mean)))
     batch = plan.work.batch
     per_step = batch.rows * batch.accumulation * plan.work.sharding.num_processes

@@ -176,12 +176,11 @@ def run(config: PredictConfig, words: Sequence[str] | None = None) -> PredictRes
             **source.where,
             family=source.family,
             quantization=source.method,
+            quantization_embeddings=source.quantization_embeddings,
         )
         model.use_switch = config.use_switch
         tuning = _tune(config, model, tuned_path)
-        prepare_for_inference(
-            model, activations=source.quantization_activations, embeddings=source.quantization_embeddings
-        )
+        prepare_for_inference(model, activations=source.quantization_activations)
         draft = load_draft(config.draft, source)
         _announce(console, config, asked, tuning, folder)
 
@@ -376,6 +375,7 @@ def _identity(
 ) -> RunIdentity:
     from glmtune.inference.predict.run_identity import RunIdentity, deciding_settings
     from glmtune.models.templates.renderer import template_for
+    from glmtune.quantization.layers.embeddings import rounded_embeddings
     from glmtune.version import __version__
 
     activations = config.model.quantization_activations
@@ -383,8 +383,8 @@ def _identity(
     assert source_length is not None
     assert target_length is not None
     rounding = {"quantization_activations": activations} if activations else {}
-    if config.model.quantization_embeddings:  # runs from before there was a choice do not name it
-        rounding["quantization_embeddings"] = config.model.quantization_embeddings
+    if embeddings := rounded_embeddings(model):  # runs from before there was a choice do not name it
+        rounding["quantization_embeddings"] = embeddings
     return RunIdentity(
         model=config.model.source,
         model_fingerprint=model.fingerprint(),

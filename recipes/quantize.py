@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from glmtune.data.settings import DataSettings
 from glmtune.errors import ConfigError
+from glmtune.models.checkpoints.quantized_layout import INT8_EMBEDDINGS
 from glmtune.models.settings import CheckpointSettings
 from glmtune.quantization.settings import QuantizationSettings, chosen_method
 from glmtune.settings import check_range, setting
@@ -35,7 +36,9 @@ class QuantizeConfig:
     data: DataSettings = setting(DataSettings, "training rows that calibrated methods (-gptq) look at")
     num_calibration_rows: int = setting(64, "how many of them")
     seed: int = setting(42, "seed of their choice")
-    output_dir: str | None = setting(None, "folder to appear; default: runs/quantize-MODEL-METHOD")
+    output_dir: str | None = setting(
+        None, "folder to appear; default: runs/quantize-MODEL-METHOD, -e8 behind it for INT8 embeddings"
+    )
     max_shard_mib: int = setting(2048, "largest weight file, MiB")
     overwrite: bool = setting(False, "replace an earlier result in output_dir; other folders never are")
     keep_chat_template: bool = setting(
@@ -89,14 +92,16 @@ def _job(config: QuantizeConfig) -> QuantizeJob:
     from glmtune.quantization.files.write import QuantizeJob
 
     source = str(config.model.source)
-    default = Path("runs") / f"quantize-{portable_name(last_part(source))}-{config.method}"
+    embeddings = config.quantization.layout_embeddings
+    name = config.method + ("-e8" if embeddings == INT8_EMBEDDINGS else "")
+    default = Path("runs") / f"quantize-{portable_name(last_part(source))}-{name}"
     return QuantizeJob(
         source=source,
         method=config.method,
         output_dir=Path(config.output_dir) if config.output_dir else default,
         family=config.model.family,
         skip=tuple(config.quantization.skip),
-        embeddings=config.quantization.embeddings,
+        embeddings=embeddings,
         max_shard_bytes=config.max_shard_mib * MEBIBYTE,
         overwrite=config.overwrite,
         keep_chat_template=config.keep_chat_template,
@@ -140,6 +145,7 @@ def _report_table(report: QuantizationReport) -> TextTable:
     from glmtune.tables import TextTable
 
     rows: list[tuple[str, ...]] = []
+    # A kind has one reason: layers are skipped by kind or by name, and one example tells which.
     reasons = {layer.kind: layer.reason for layer in report.layers if not layer.replaced}
     worst = {layer.name: layer.sqnr_db for layer in report.layers}
     for kind in report.kinds():
@@ -183,6 +189,7 @@ COMMAND = Command(
         "glmtune quantize model=glm-tiny bits=4",
         "glmtune quantize model=chatglm2-6b quantization=int4-g64 output_dir=chatglm2-6b-int4-g64",
         "glmtune quantize quantization=int4-gptq data=ads",
+        "glmtune quantize model=chatglm2-6b quantization=int4-g64 quantization.embeddings=int8",
         "glmtune quantize model=chatglm-6b bits=4 quantization.embeddings=true",
     ),
 )

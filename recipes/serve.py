@@ -99,9 +99,8 @@ def run(config: ServeConfig) -> None:
     start_logging()
 
     def load() -> ChatEngine:
-        from glmtune.inference.load_engine import (
-            load_engine,
-        )  # PyTorch takes seconds; `/health` answers meanwhile
+        # PyTorch takes seconds; `/health` answers meanwhile.
+        from glmtune.inference.load_engine import load_engine
 
         return load_engine(
             config.model,

@@ -190,8 +190,13 @@ def _load(config: TrainConfig, chosen: torch.device) -> tuple[GlmModel, GlmToken
             device=device,
             family=config.model.family,
             quantization=config.model.method,
+            quantization_embeddings=config.model.quantization_embeddings,
             verify_checksums=config.model.verify_checksums,
         )
+        if (quantized := getattr(model, "quantization", None)) is not None:
+            weight: Any = model.get_input_embeddings().weight
+            is_outer = not weight.is_floating_point()
+            config.check_division(f"`{source}` is quantized ({quantized})", has_outer_codes=is_outer)
     check_tunable(model, config.tune)
     if config.data.packing and model.family is Family.CHATGLM:
         raise ConfigError(

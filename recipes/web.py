@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from glmtune.errors import ConfigError
-from glmtune.inference.settings import EngineSettings
+from glmtune.inference.settings import DraftSettings, EngineSettings
 from glmtune.interactive.web.settings import WebSettings
 from glmtune.models.settings import ModelSettings
 from glmtune.settings import setting
@@ -23,6 +23,7 @@ class WebConfig(WebSettings):
 
     model: ModelSettings = setting(ModelSettings, "the base model")
     engine: EngineSettings = setting(EngineSettings, "how it computes")
+    draft: DraftSettings = setting(DraftSettings, "a smaller model that drafts tokens for it")
     prefix_path: dict[str, str] | list[str] | str | None = setting(
         None, "tuned prefixes: a run, several [A,B], or with names {style:runs/a,polite:runs/b}"
     )
@@ -46,6 +47,15 @@ class WebConfig(WebSettings):
                 "`url` names a server, which answers with its own model and adapters. Leave `model`,"
                 " `prefix_path`, `adapter_path` and `use_switch` out, or `url`."
             )
+        for name, value, usual in (
+            ("draft", self.draft, DraftSettings()),
+            ("engine", self.engine, EngineSettings()),
+        ):
+            if self.url is not None and value != usual:
+                raise ConfigError(
+                    f"`url` names a server, which computes as it was started, but `{name}` has settings,"
+                    f" which would be ignored. Leave `{name}` out, or `url`."
+                )
         if self.url_model is not None and self.url is None:
             raise ConfigError(
                 f"`url_model` is `{self.url_model}`, but there is no server. Add `url=ADDRESS`, or choose a"
@@ -110,6 +120,7 @@ def _answerer(config: WebConfig) -> Answerer:
         adapters=adapters,
         settings=config.engine,
         use_switch=config.use_switch,
+        draft=config.draft,
     )
     return LocalAnswerer(chat, config.model.described)
 

@@ -15,6 +15,20 @@ REPO = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("GLMTUNE_SHARED", REPO.parent / "shared"))
 
 
+SLOWEST = (
+    "contract/test_readme.py",
+    "contract/test_gpu_check.py",
+    "contract/test_notebooks.py",
+)
+"""Files of tests that take longest, the longest first: one that begins last would leave all cores but one idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slowest files; whole files go to one process each, in this order."""
+    places = {REPO / "tests" / name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 def shared_folder(name: str) -> Path:
     """Return a folder of the development data, or skip the test with the reason."""
     folder = SHARED / name

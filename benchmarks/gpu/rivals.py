@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from glmtune.quantization.files.external import quantizer_config
+# PyTorch comes in the functions: what starts the parts asks only whether a package is there, and each process
+# that it spawns imports this file again.
+if TYPE_CHECKING:
+    from torch import nn
 
 RIVALS = {"nf4": "bitsandbytes", "torchao-int4": "torchao"}
 """Method → the package that computes it."""
@@ -34,6 +34,7 @@ def quantize_by(method: str, model: nn.Module, device: str) -> str:
 
 def _nf4(blocks: nn.Module, device: str) -> str:
     import bitsandbytes as bnb
+    from torch import nn
 
     layers = [(name, module) for name, module in blocks.named_modules() if isinstance(module, nn.Linear)]
     for name, old in layers:
@@ -56,7 +57,10 @@ def _nf4(blocks: nn.Module, device: str) -> str:
 
 
 def _torchao(blocks: nn.Module, device: str) -> str:
+    import torch
     from torchao.quantization import quantize_
+
+    from glmtune.quantization.files.external import quantizer_config
 
     method = "torchao-int4" if device == "cuda" else "torchao-int8"  # its INT4 is for GPUs: so a dry run
     quantize_(blocks, quantizer_config(method, torch.bfloat16).quant_type)

@@ -38,6 +38,7 @@ from glmtune.models.releases.families import Family
 from glmtune.models.settings import ModelSettings
 from glmtune.prefix.attach import prefix_of, strength_of
 from glmtune.quantization.kernels.dispatch import prepare_for_inference
+from glmtune.quantization.layers.embeddings import rounded_embeddings
 from glmtune.switch.model import switch_of
 
 _ADAPTER_NAME = re.compile(r"(^|\.)(lora_\w+|prefix_encoder)\.")
@@ -58,7 +59,6 @@ class GlmBackend:
         is_chat: bool | None = None,
         settings: EngineSettings | None = None,
         activations: str | None = None,
-        embeddings: str | None = None,
         system: str | None = None,
         tuned: str = "",
         draft: Drafting | None = None,
@@ -73,7 +73,6 @@ class GlmBackend:
                 transformers' format has a chat template (`is_chat_model`).
             settings: how much is done at once.
             activations: what the inputs of quantized layers are rounded to, if they are.
-            embeddings: what embedding and head are rounded to, if they are.
             system: system message of conversations, where the model was tuned with one.
             tuned: what was attached to the model, as the user named it.
             draft: a model that drafts tokens.
@@ -93,8 +92,8 @@ class GlmBackend:
         quantization = (
             found.quantization if activations is None else f"{found.quantization}-a{activations[3:]}"
         )
-        if embeddings is not None:
-            quantization += f"-e{embeddings[3:]}"
+        if rounded_embeddings(model) is not None:
+            quantization += "-e8"
         beside = hash_beside_weights(model, self._encoder.vocabulary_hash)
         if (switch := switch_of(model)) is not None:
             beside = hashlib.sha256(f"{beside} {switch.fingerprint}".encode()).hexdigest()[:16]
@@ -237,6 +236,7 @@ def load_backend(
         **_where(model),
         family=model.family,
         quantization=model.method,
+        quantization_embeddings=model.quantization_embeddings,
         prefix=prefix_path,
         use_switch=use_switch,
         prefix_strength=prefix_strength,
@@ -253,11 +253,11 @@ def load_backend(
         tuned += f" at scale {adapter_scale:g}"
     options: dict[str, Any] = {
         "is_chat": is_chat, "settings": settings, "activations": activations,
-        "embeddings": model.quantization_embeddings, "tuned": tuned, "system": system,
+        "tuned": tuned, "system": system,
         "draft": None if draft is None else load_draft(draft, model),
     }  # fmt: skip
     backend = GlmBackend(loaded, tokenizer, name=model.source, **options)
-    prepare_for_inference(loaded, activations=activations, embeddings=model.quantization_embeddings)
+    prepare_for_inference(loaded, activations=activations)
     return backend
 
 

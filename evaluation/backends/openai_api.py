@@ -227,6 +227,7 @@ class OpenAIBackend:
                     yield from self._results(done, running)
                     if problem := self._reason_to_end(done):
                         client.end()
+                        # What still answers is kept; what fails now would only repeat the problem.
                         late = run(_wait(running, ENDING_SECONDS))
                         yield from self._results({task for task in late if not task.exception()}, running)
                         raise problem

@@ -15,6 +15,7 @@ from evaluation.benchmarks.benchmark import (
     Ask,
     Benchmark,
     check_rows,
+    expected_rows,
     field_of,
     read_text,
     sample_set_rows,
@@ -62,7 +63,7 @@ def load(folder: Path, split: str, subjects: Sequence[str]) -> list[Sample]:
             raise DataError(
                 f"no JSON object with `examples` ({error}). {WAY_OUT.format(name=NAME)}", path=path
             ) from None
-        expected = SUBJECTS[subject]["rows"] if own is None else own.get(subject, 0)
+        expected = expected_rows(own, subject, SUBJECTS[subject]["rows"])
         check_rows(path, len(rows), expected, name=NAME)
         for index, row in enumerate(rows):
             question, answer = (field_of(row, key, path, index + 1) for key in ("input", "target"))

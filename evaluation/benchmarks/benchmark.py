@@ -117,6 +117,17 @@ def sample_set_rows(folder: Path, split: str) -> dict[str, int] | None:
     return rows[split]
 
 
+def expected_rows(own: Mapping[str, int] | None, subject: str, official: int) -> int:
+    """Return how many rows a subject must have.
+
+    Args:
+        own: of `sample_set_rows`.
+        subject: whose; one that a set of one's own does not name has none.
+        official: as many as the official files have.
+    """
+    return official if own is None else own.get(subject, 0)
+
+
 def check_rows(path: Path, found: int, expected: int | None, *, name: str, way_out: str = WAY_OUT) -> None:
     """Raise DataError unless a file has as many rows as it must have.
 

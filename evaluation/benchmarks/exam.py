@@ -13,7 +13,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from evaluation.backend import Limits
-from evaluation.benchmarks.benchmark import Ask, Benchmark, check_rows, json_lines, sample_set_rows
+from evaluation.benchmarks.benchmark import (
+    Ask,
+    Benchmark,
+    check_rows,
+    expected_rows,
+    json_lines,
+    sample_set_rows,
+)
 from evaluation.benchmarks.multiple_choice import block
 from evaluation.extraction import keyed
 from evaluation.extraction.text import RUN_ON
@@ -99,7 +106,7 @@ def load(folder: Path, split: str, subjects: Sequence[str]) -> list[Sample]:
                 f"this question of the exam cannot be used: {str(error).rstrip('.')}.", path=path, line=line
             ) from None
     for subject in subjects:
-        expected = ROWS[subject] if own is None else own[subject]
+        expected = expected_rows(own, subject, ROWS[subject])
         check_rows(path, len(found[subject]), expected, name=f"the exam (`{subject}`)", way_out=WAY_OUT)
     return [sample for subject in subjects for sample in found[subject]]
 
@@ -114,7 +121,7 @@ def _subject(row: _Row) -> str:
 def _sample(row: _Row, subject: str, index: int) -> Sample:
     """Return a question whose key its rule can find; a key that none can would count as wrong for ever."""
     has_options = row.rule == keyed.LETTER
-    if len(row.choices) != len(LETTERS) * has_options:
+    if len(row.choices) != (len(LETTERS) if has_options else 0):
         raise ValueError(
             f"`rule` is `{row.rule}` and `choices` has {len(row.choices)}; `letter` needs four, others none"
         )
@@ -135,6 +142,7 @@ def _sample(row: _Row, subject: str, index: int) -> Sample:
         ),
         rule=row.rule,
     )
+    # The key is read as if a model had said it, by the same rule that will read the models.
     key = keyed.forms(row.answer)[-1]
     said = keyed.extract(key, sample)
     if said is None or not keyed.is_right(said, sample):

@@ -18,6 +18,7 @@ from evaluation.benchmarks.benchmark import (
     Ask,
     Benchmark,
     check_rows,
+    expected_rows,
     field_of,
     json_lines,
     read_text,
@@ -118,7 +119,7 @@ def load_json_lines(folder: Path, split: str, subjects: Sequence[str], *, name: 
                 explanation=without_marks(answer[: answer.rfind("####")].strip()),
             )
         )
-    check_rows(path, len(samples), ROWS[name][split] if own is None else own.get(name, 0), name=name)
+    check_rows(path, len(samples), expected_rows(own, name, ROWS[name][split]), name=name)
     return samples
 
 
@@ -139,7 +140,7 @@ def load_mgsm(folder: Path, split: str, subjects: Sequence[str]) -> list[Sample]
             raise DataError("a question, a tab and a number were expected.", path=path, line=index + 1)
         answer = gold(f"#### {number}", path, index + 1)
         samples.append(Sample(name, name, index, question, answer=answer, row_id=str(index)))
-    check_rows(path, len(samples), ROWS[name][split] if own is None else own.get(name, 0), name=name)
+    check_rows(path, len(samples), expected_rows(own, name, ROWS[name][split]), name=name)
     return samples
 
 

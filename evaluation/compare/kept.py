@@ -150,6 +150,8 @@ def compare_kept(before: Path, after: Path) -> Kept:
     right = counts.both + counts.lost
     kept = low = high = None
     if right:
+        # Of these questions nothing can be gained, so the drop is the share lost. The interval is of any
+        # drop, and reaches below 0 where little was lost; a share does not.
         drop = score_bounds(
             Strata.micro([PairCounts(both=counts.both, lost=counts.lost)]), (1 + CONFIDENCE) / 2
         )

@@ -3,8 +3,9 @@
 What a model writes may be a formula that no computer algebra gets through, or one that takes all memory
 (``9^{9^{9^9}}``). math-verify bounds its own time by signals, which work in a main thread only and do not
 stop what is computed in C. So a child process compares, with a bound of its memory, and is ended from outside
-when it takes too long; a formula that is too much for it is not equal. It is shown formulas as LaTeX only,
-for which math-verify has a grammar: nothing that a model wrote is evaluated as a program.
+when it takes too long. What is then unknown is said to be unknown (None), and not remembered: another time
+the machine may be less busy. The child is shown formulas as LaTeX only, for which math-verify has a grammar:
+nothing that a model wrote is evaluated as a program.
 """
 
 from __future__ import annotations
@@ -40,9 +41,12 @@ def check_extra() -> None:
         raise MissingExtraError("Comparing formulas (benchmark=math500, benchmark=math)", extra=EXTRA)
 
 
-@lru_cache(REMEMBERED)
-def are_equal(gold: str, answer: str) -> bool:
-    r"""Say whether two LaTeX formulas have the same value; False where that cannot be found out in time.
+class _Unknown(Exception):
+    """No outcome in time or memory: raised, as a cache keeps what is returned and not what is raised."""
+
+
+def are_equal(gold: str, answer: str) -> bool | None:
+    r"""Say whether two LaTeX formulas have the same value; None where that cannot be found out in time.
 
     Args:
         gold: the right formula, without dollar signs.
@@ -52,6 +56,14 @@ def are_equal(gold: str, answer: str) -> bool:
         MissingExtraError: math-verify is not installed.
     """
     check_extra()
+    try:
+        return _outcome(gold, answer)
+    except _Unknown:
+        return None
+
+
+@lru_cache(REMEMBERED)
+def _outcome(gold: str, answer: str) -> bool:
     return _comparer.ask(gold, answer)
 
 
@@ -65,6 +77,7 @@ class _Comparer:
         self._owner = 0
 
     def ask(self, gold: str, answer: str) -> bool:
+        """Return the child's outcome; raises `_Unknown` where it has none."""
         with self._lock:
             if self._process is None or self._process.poll() is not None or self._owner != os.getpid():
                 self._start()
@@ -74,13 +87,16 @@ class _Comparer:
             try:
                 process.stdin.write(json.dumps([gold, answer]) + "\n")
                 process.stdin.flush()
-                return json.loads(self._replies.get(timeout=SECONDS)) is True
+                outcome = json.loads(self._replies.get(timeout=SECONDS))
             except (Empty, OSError, ValueError):  # too long, or ended by its own bound of memory
                 self.end()
-                return False
+                raise _Unknown from None
             except BaseException:  # interrupted: the reply still to come would be taken for the next one's
                 self.end()
                 raise
+            if outcome is None:
+                raise _Unknown
+            return outcome is True
 
     def _start(self) -> None:
         # `-P`: a file of the user's called `sympy.py` in the working folder is not what is meant.
@@ -146,7 +162,7 @@ for line in sys.stdin:
     except BaseException as error:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
-        same = False
+        same = None if isinstance(error, MemoryError) else False
     print(json.dumps(same), flush=True)
 """
 

@@ -107,8 +107,12 @@ def is_the_same_text(extracted: str, sample: Sample) -> bool:
     return tidy(extracted) == tidy(sample.answer)
 
 
-def is_the_same_formula(extracted: str, sample: Sample) -> bool:
-    """Compare two formulas by value: as texts first, then by the computer algebra of `equality`."""
+def is_the_same_formula(extracted: str, sample: Sample) -> bool | None:
+    """Compare two formulas by value: as texts first, then by the computer algebra of `equality`.
+
+    Returns:
+        None where that came to no end in its time.
+    """
     if is_the_same_text(extracted, sample):
         return True
     if max(len(extracted), len(sample.answer)) > MAX_CHARS:

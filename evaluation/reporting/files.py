@@ -164,6 +164,8 @@ def _answer_lines(result: Result) -> list[str]:
             values |= {"gold": judgement.sample.answer, "status": judgement.status(result.rule)}
             if result.is_graded:
                 values["score"] = judgement.scores.get(result.rule, 0.0)
+            if result.rule in judgement.undecided:
+                values["undecided"] = True
         if judgement.sample.cluster:
             values["cluster"] = judgement.sample.cluster
         lines.append(with_checksum(values))

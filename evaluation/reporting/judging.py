@@ -21,6 +21,7 @@ class Judgement:
         answer: what the model gave.
         extracted: answer under each rule that could be applied; None where it found nothing.
         is_correct: whether that answer is right, by rule.
+        undecided: rules that could not find out whether it is right: unknown, and counted as wrong.
         scores: its grade from 0 to 1 under the rules that give one.
         weights: of the question in the averages, under the rules that weigh.
     """
@@ -31,6 +32,7 @@ class Judgement:
     is_correct: Mapping[str, bool]
     scores: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    undecided: frozenset[str] = frozenset()
 
     @property
     def is_truncated(self) -> bool:
@@ -77,12 +79,30 @@ def judge(task: Task, answers: Sequence[Answer]) -> list[Judgement]:
     judgements: list[Judgement] = []
     for sample, answer in zip(task.samples, answers, strict=True):
         extracted = task.answers(sample, text=answer.completion, scores=answer.scores)
-        is_correct = {rule: task.is_correct(sample, value, rule) for rule, value in extracted.items()}
+        is_correct = _compared(task, sample, extracted)
+        undecided = frozenset(rule for rule, found in is_correct.items() if found is None)
         scores = {rule: task.grade(sample, value, rule) for rule, value in extracted.items()}
         weights = {rule: weigh(sample) for rule in extracted if (weigh := task.rules[rule].weigh) is not None}
         known = {rule: score for rule, score in scores.items() if score is not None}
-        judgements.append(Judgement(sample, answer, extracted, is_correct, known, weights))
+        right = {rule: found is True for rule, found in is_correct.items()}
+        judgements.append(Judgement(sample, answer, extracted, right, known, weights, undecided))
     return judgements
+
+
+def _compared(task: Task, sample: Sample, extracted: Mapping[str, str | None]) -> dict[str, bool | None]:
+    """Compare what each rule read with the gold answer.
+
+    Rules that read the same and compare alike are asked once: a comparison that comes to no end takes its
+    whole time, and could come to one the second time, so that two rules would contradict each other.
+    """
+    outcomes: dict[object, bool | None] = {}
+    found: dict[str, bool | None] = {}
+    for rule, value in extracted.items():
+        question = (task.rules[rule].matches, task.rules[rule].grade, value)
+        if question not in outcomes:
+            outcomes[question] = task.is_correct(sample, value, rule)
+        found[rule] = outcomes[question]
+    return found
 
 
 def usable_rules(task: Task, judgements: Sequence[Judgement]) -> list[str]:

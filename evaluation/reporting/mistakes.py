@@ -16,6 +16,7 @@ WORDS = {
     "wrong": ("wrong", "答错"),
     "unparsed": ("not understood", "未能提取答案"),
     "truncated": ("truncated", "被截断"),
+    "undecided": ("not compared in time, counted as wrong", "未能及时比较，按答错计"),
     "correct": ("right", "答对"),
     "graded": ("graded", "按得分计"),
     "score": ("grade", "得分"),
@@ -43,6 +44,8 @@ def mistakes_page(result: Result) -> str:
     shown = _spread(chosen)
     counts = _counts(result, len(chosen), len(shown))
     filters = FILTERS | ({"graded": WORDS["graded"]} if result.is_graded else {})
+    if result.task.labelled and result.num_undecided:
+        filters |= {"undecided": WORDS["undecided"]}
     return build_page(
         result.title, counts, filters, [_article(each, result) for each in shown], width="60rem"
     )
@@ -61,6 +64,8 @@ def _counts(result: Result, num_chosen: int, num_shown: int) -> list[str]:
     counts = [("unparsed", micro.num_unparsed), ("truncated", micro.num_truncated)]
     if result.task.labelled:
         counts.insert(0, ("wrong", wrong))
+        if result.num_undecided:
+            counts.append(("undecided", result.num_undecided))
     parts = [f"{both(WORDS[name])}: {count}" for name, count in counts]
     if num_shown < num_chosen:
         english = f"shown: {num_shown} of {num_chosen}, evenly spread; all: answers.jsonl"
@@ -72,6 +77,8 @@ def _counts(result: Result, num_chosen: int, num_shown: int) -> list[str]:
 def _article(judgement: Judgement, result: Result) -> Article:
     sample, answer = judgement.sample, judgement.answer
     marks = [judgement.status(result.rule), *(["truncated"] if judgement.is_truncated else [])]
+    if result.task.labelled and result.rule in judgement.undecided:
+        marks.append("undecided")
     body = [
         question_block(sample),
         "<table>",

@@ -83,6 +83,11 @@ class Result:
         return sum(judgement.is_too_long for judgement in self.judgements)
 
     @property
+    def num_undecided(self) -> int:
+        """Answers of which the rule could not find out whether they are right; they count as wrong."""
+        return sum(self.rule in judgement.undecided for judgement in self.judgements)
+
+    @property
     def num_thinking(self) -> int:
         """Completions that hold thinking, which no rule reads."""
         return sum(thinks(judgement.answer.completion or "") for judgement in self.judgements)
@@ -248,6 +253,8 @@ def results_json(result: Result) -> dict[str, Any]:
     }
     if result.is_graded:
         values["is_graded"] = True
+    if known and result.num_undecided:
+        values["num_undecided"] = result.num_undecided
     if task.own_prompt:
         values["own_prompt"] = dict(task.own_prompt)
     if known:

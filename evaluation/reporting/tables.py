@@ -38,7 +38,7 @@ def average_table(result: Result, published: PublishedRow | None) -> TextTable:
         (_readable(MACRO), summary.macro),
     ]
     if summary.headline != MICRO:
-        rows.reverse()
+        rows.reverse()  # the published average stands first
     rows += list(summary.categories.items())
     rows += [(_readable(name), score) for name, score in summary.further.items()]
     columns = ("", "n", measure_name(result), "95 % interval", "unparsed", "truncated")
@@ -162,6 +162,8 @@ def _caption(result: Result) -> str:
         notes.append(
             f"{result.num_too_long:,} questions fit no context of the model: not asked, counted as unparsed"
         )
+    if result.task.labelled and result.num_undecided:
+        notes.append(undecided_note(result.num_undecided, len(result.judgements)))
     if result.num_thinking:
         notes.append(_thinking(result))
     if not result.task.labelled and result.task.benchmark == "ceval":
@@ -171,6 +173,19 @@ def _caption(result: Result) -> str:
     elif not result.is_comparable:
         notes.append("not comparable with published figures")
     return "; ".join(notes)
+
+
+def undecided_note(num_undecided: int, num_answers: int) -> str:
+    """Say how many answers are neither known to be right nor known to be wrong.
+
+    Args:
+        num_undecided: answers whose comparison came to no end.
+        num_answers: all of them.
+    """
+    return (
+        f"{num_undecided:,} of {num_answers:,} answers could not be compared with the right one in time or"
+        " memory: unknown, counted as wrong (scored again, they are compared again)"
+    )
 
 
 def _thinking(result: Result) -> str:

@@ -43,7 +43,7 @@ def progress_of(task: Task, console: Console | None) -> Generator[StartProgress]
         num_unparsed += extracted is None
         if task.labelled:
             grade = task.grade(sample, extracted, rule)
-            num_right += task.is_correct(sample, extracted, rule) if grade is None else grade
+            num_right += bool(task.is_correct(sample, extracted, rule)) if grade is None else grade
 
     with ExitStack() as shown:
 

@@ -165,6 +165,8 @@ def _refuse_other_run(folder: Path, identity: Mapping[str, Any], refuse_others: 
     if not journals:
         return
     there = _identity_in(folder)
+    # A run may go on with more questions (a higher limit, more subjects): then each answer that is there is
+    # held against its question, as no hash of all questions can be the same.
     if refuse_others is not None and there is not None and differ_in_questions_only(there, identity):
         if any(there.get(name) != value for name, value in identity.items() if name in QUESTIONS):
             refuse_others(folder, read_journals(folder).values())

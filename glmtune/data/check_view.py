@@ -112,6 +112,7 @@ def _show_histogram(split: SplitReport, console: Console) -> None:
     console.print("\n  tokens per row, prompt and answer, before truncation")
     for low, high, count in split.histogram:
         filled = round(_BAR_WIDTH * count / most)
+        # Few rows among many round to no bar at all, and would look like none.
         bar = "█" * filled if filled or not count else "▏"
         console.print(f"  {low:>6} – {high:<6} {bar} {count}", highlight=False)
     console.print()

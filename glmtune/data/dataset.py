@@ -437,6 +437,7 @@ def _encode(
 def _refuse(facts: SplitFacts, bad: Sequence[BadRow], settings: DataSettings) -> None:
     """Refuse bad rows: those that could not be read, or else those that could not be encoded."""
     refuse_bad_rows(facts.bad, facts.total - len(facts.bad), facts.total, facts.path, settings)
+    # Shares are of what came that far: a row that could not be read was never encoded.
     unfit, total = bad[len(facts.bad) :], facts.num_conversations
     refuse_bad_rows(unfit, total - len(unfit), total, facts.path, settings)
 
@@ -456,6 +457,7 @@ def _of_lengths(settings: DataSettings) -> DataSettings:
 
 
 def _facts(values: Mapping[str, Any]) -> SplitFacts:
+    # JSON has no tuples and no records: what `asdict` took apart is put together again.
     known = {field.name: values[field.name] for field in fields(SplitFacts)}
     layout: dict[str, Any] = values["layout"]
     known |= {

@@ -134,6 +134,7 @@ class Dial:
                 advance=advance,
             )
         )
+        # Over all tokens at once: a mean of batches would depend on how rows fall into them.
         loss = per_token(sum_over_tokens(self._model, self._batches(), self._device), prefix="eval")
         rouge_l = self._rouge_l() if self._questions else None
         return DialPoint(

@@ -82,7 +82,7 @@ def write_peft_adapter(adapted: PeftModel, saved: Path, folder: Path) -> int:
     for name, layer in layers.items():
         parts: list[Any] = [layer.lora_A[adapter], layer.lora_B[adapter]]
         down, up = (part.weight.detach().float() for part in parts)
-        missing = rank - down.shape[0]
+        missing = rank - down.shape[0]  # rows of zeros in A and columns of zeros in B add nothing
         weights[f"{PEFT_PREFIX}{name}.lora_A.weight"] = F.pad(down, (0, 0, 0, missing)).clone()
         scaled = up if shared is not None else up * scales[name]
         weights[f"{PEFT_PREFIX}{name}.lora_B.weight"] = F.pad(scaled, (0, missing)).clone()

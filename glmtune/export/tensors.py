@@ -67,9 +67,11 @@ def native_tensors(folder: Path, config: NativeConfig, shards: OpenShards) -> La
     layout = FusedLayout.of(config)
     makers: dict[str, Callable[[], Tensor]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    first = name_table(config)[0]
+    embedding = name_table(config)[0].official.removesuffix("weight")
     for entry in name_table(config):
-        record = records.get(entry.official, records[first.official])  # a tied head may not be stored
+        # A tied head may not be stored; its codes and scales are those of the embedding.
+        part = entry.official.rpartition(".")[2]
+        record = records[entry.official if entry.official in records else f"{embedding}{part}"]
         if len(entry.native) == 1:
             makers[entry.native[0]], shapes[entry.native[0]] = partial(shards.read, record), entry.shape
             continue
@@ -95,11 +97,16 @@ def dequantized_tensors(weights: LazyTensors, config: NativeConfig) -> LazyTenso
     assert layout is not None
     makers: dict[str, Callable[[], Tensor]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    codes = {name for entry in name_table(config) if entry.is_codes for name in entry.native}
+    codes = {
+        name: layout.of_layer(entry.official.removesuffix(".weight"))
+        for entry in name_table(config)
+        if entry.is_codes
+        for name in entry.native
+    }
     for name, shape in weights.shapes.items():
         if name in codes:
-            makers[name] = partial(_dequantized, weights, name, layout)
-            shapes[name] = (shape[0], shape[1] * 8 // layout.bits)
+            makers[name] = partial(_dequantized, weights, name, codes[name])
+            shapes[name] = (shape[0], shape[1] * 8 // codes[name].bits)
         elif not name.endswith((SCALE, ZERO)):
             makers[name], shapes[name] = partial(weights.__getitem__, name), shape
     return LazyTensors(makers, shapes)

@@ -118,6 +118,8 @@ def _from_sentencepiece(tokenizer: SentencePieceGlmTokenizer) -> tuple[Tokenizer
     pieces = [processor.IdToPiece(index) for index in range(processor.get_piece_size())]
     ids = {piece: index for index, piece in enumerate(pieces)}
     merges: list[tuple[float, int, int]] = []
+    # sentencepiece has no list of merges: it may join any two pieces whose whole is a piece. So every cut of
+    # every piece becomes a merge, ordered by the score of the whole.
     for index, piece in enumerate(pieces):
         if processor.IsControl(index) or processor.IsByte(index) or processor.IsUnknown(index):
             continue
@@ -174,6 +176,8 @@ def _from_ranks(tokenizer: ChatGLM4Tokenizer) -> tuple[Tokenizer, list[str]]:
 def _parts(piece: bytes, limit: int, ranks: dict[bytes, int]) -> list[bytes]:
     """Merge the bytes of a piece by rank as long as the result ranks below the piece itself."""
     parts = [bytes([byte]) for byte in piece]
+    # tiktoken stores pieces and ranks, tokenizers want pairs. Merging as tiktoken does, but with lower ranks
+    # only, stops at the two parts whose merge made the piece.
     while len(parts) > 2:
         joined = [
             (ranks.get(left + right, limit), place) for place, (left, right) in enumerate(pairwise(parts))

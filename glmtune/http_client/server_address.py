@@ -121,6 +121,8 @@ def read_address(
     values = [value for _, value in parse_qsl(parts.query, keep_blank_values=True)]
     raw = [value.partition("=")[2] for value in parts.query.split("&")]
     found = {key, password, parts.password or "", headers.get("Authorization", "").rpartition(" ")[2]}
+    # As decoded and as written in the address; the longest first, as one may be a part of another. What has
+    # two letters is no secret, and hiding it would make words unreadable.
     secrets = sorted({text for text in (*found, *values, *raw) if len(text) > 2}, key=len, reverse=True)
     return ServerAddress(
         parts.scheme,

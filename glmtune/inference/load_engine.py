@@ -44,10 +44,9 @@ def load_engine(
         **model.where,
         family=model.family,
         quantization=model.method,
+        quantization_embeddings=model.quantization_embeddings,
     )
-    prepare_for_inference(
-        loaded, activations=model.quantization_activations, embeddings=model.quantization_embeddings
-    )
+    prepare_for_inference(loaded, activations=model.quantization_activations)
     check_engine_computes(loaded)
     engine = Engine(loaded, settings, None if draft is None else load_draft(draft, model))
     for name, path in (prefixes or {}).items():

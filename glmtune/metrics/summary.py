@@ -123,6 +123,7 @@ def corpus_bleu(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     matches, totals = counts[..., :MAX_ORDER], counts[..., MAX_ORDER : 2 * MAX_ORDER]
     num_predicted, num_wanted = counts[..., -2], counts[..., -1]
+    # Where an order has no match, or a text no n-gram of it, these are no numbers: 0 in the last line.
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = np.exp(np.log(matches / totals).mean(axis=-1))
         brevity = np.exp(np.minimum(0.0, 1.0 - num_wanted / num_predicted))

@@ -12,7 +12,13 @@ from typing import Any
 from glmtune.models.checkpoints.config_rules import read_config
 from glmtune.models.checkpoints.headers import TensorRecord
 from glmtune.models.checkpoints.names import is_derived
-from glmtune.models.checkpoints.quantized_layout import LAYOUT_KEY, QuantizedLayout, stored_layout
+from glmtune.models.checkpoints.quantized_layout import (
+    INT8_EMBEDDINGS,
+    LAYOUT_KEY,
+    OUTER_MATRICES,
+    QuantizedLayout,
+    stored_layout,
+)
 from glmtune.models.checkpoints.shards import read_records
 from glmtune.models.releases.families import NATIVE_TYPES, Family, detect_family, parse_family
 from glmtune.models.releases.source import family_of_source, resolve_source
@@ -42,7 +48,8 @@ class ModelDescription:
         quantization: method, such as "int4"; "" for floating point weights.
         quantization_bit: 0, 4 or 8, as config.json says.
         quantized_layers: kind of linear layer → how many of it are stored as codes with scales.
-        quantized_embeddings: the embedding is stored so, too.
+        quantized_embeddings: how embedding and head are stored: ``no`` (floating point), ``yes`` (codes of
+            the same width) or ``int8`` (INT8 beside layers of any width).
         pre_seq_len: length of the prefix that config.json names or the files hold, else 0.
         prefix_projection: that prefix is re-parameterised through an MLP.
         holds_prefix: its weights are among the files.
@@ -69,7 +76,7 @@ class ModelDescription:
     quantization: str
     quantization_bit: int
     quantized_layers: Mapping[str, int]
-    quantized_embeddings: bool
+    quantized_embeddings: str
     pre_seq_len: int
     prefix_projection: bool
     holds_prefix: bool
@@ -140,24 +147,28 @@ def _quantization(
 ) -> dict[str, Any]:
     """Count what has scales beside it, by the last name of its layer."""
     scaled = [name.removesuffix(".weight_scale") for name in records if name.endswith(".weight_scale")]
-    is_embedding = [name.endswith("embeddings") for name in scaled]
-    kinds = Counter(
-        name.rpartition(".")[2] for name, skip in zip(scaled, is_embedding, strict=True) if not skip
-    )
+    kinds = Counter(name.rpartition(".")[2] for name in scaled)
     if official.get("model_type") in NATIVE_TYPES:
         own = official.get(LAYOUT_KEY)
         layout = None if own is None else QuantizedLayout.from_plain(own)
     else:
         layout = stored_layout(official, has_embeddings=family is Family.CHATGLM)
+    embeddings = "no"
+    if layout is not None and layout.has_int8_embeddings:
+        embeddings = INT8_EMBEDDINGS
+        kinds = Counter({name: count for name, count in kinds.items() if name not in OUTER_MATRICES})
+    elif kinds.pop("word_embeddings", 0):
+        embeddings = "yes"
     return {
         "quantization": layout.method if layout else "",
         "quantization_bit": layout.bits if layout else 0,
         "quantized_layers": dict(kinds),
-        "quantized_embeddings": any(is_embedding),
+        "quantized_embeddings": embeddings,
     }
 
 
 def _prefix(records: dict[str, TensorRecord], official: dict[str, Any]) -> dict[str, Any]:
+    # Names without the part all become "", which is dropped.
     inside = {name.partition("prefix_encoder.")[2]: record for name, record in records.items()}
     inside.pop("", None)
     length = inside["embedding.weight"].shape[0] if "embedding.weight" in inside else None

@@ -144,9 +144,8 @@ def _check_size(folder: Path, parent: Any, config: Any) -> int:
     count = sum(math.prod(record.shape) for record in records.values())
     layers = getattr(config, "num_hidden_layers", 0)
     asked = 0
-    if isinstance(layers, int) and layers <= len(
-        records
-    ):  # a million blocks take minutes even without memory
+    # More layers than tensors cannot be: a million of them take minutes to build even without memory.
+    if isinstance(layers, int) and layers <= len(records):
         with torch.device("meta"):
             model: Any = parent(config)
         model.tie_weights()

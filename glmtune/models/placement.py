@@ -47,7 +47,6 @@ OFFICIAL_NAMES = (
 """Modules of ChatGLM2 and later by their official names, which device maps of the official demos use."""
 LAYER = re.compile(r"(.*\blayers)\.(\d+)")
 
-DeviceMap = str | Mapping[str, Any]
 Devices = dict[str, torch.device]
 """Name of a module (``""``: the model) → where all of it lies."""
 _Model = TypeVar("_Model", bound=nn.Module)

@@ -52,13 +52,18 @@ class ModelSettings:
         None, "int8: round the inputs of quantized layers too (faster prompts on CPUs, other numbers)"
     )
     quantization_embeddings: str | None = setting(
-        None, "int8: embedding and head as INT8 codes, rounded on loading (faster answers, a small error)"
+        None, "int8: embedding and head as INT8 codes, rounded on loading (less memory, faster answers)"
     )
 
     @property
     def method(self) -> str | None:
         """The quantization asked for, by either of its settings."""
         return self.quantization if self.quantization_bit is None else f"int{self.quantization_bit}"
+
+    @property
+    def makes_codes(self) -> bool:
+        """Whether weights become codes on loading."""
+        return self.method is not None or self.quantization_embeddings is not None
 
     @property
     def is_split(self) -> bool:
@@ -76,7 +81,8 @@ class ModelSettings:
     @property
     def described(self) -> str:
         """The source and how it is quantized on loading, in words."""
-        return self.source if self.method is None else f"{self.source}, quantized to {self.method}"
+        found = self.source if self.method is None else f"{self.source}, quantized to {self.method}"
+        return found if self.quantization_embeddings is None else f"{found}, embedding and head in INT8"
 
     def __post_init__(self) -> None:
         """Check the fields that need no model."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 from glmtune.planning.geometry import Latent
 from glmtune.planning.workload import Workload
 
-# Three constants of other modules, repeated because importing those means importing torch, which takes
+# Some constants of other modules, repeated because importing those means importing torch, which takes
 # longer than the whole plan; `tests/planning` measures what is really kept.
 HEAD_ROWS = 256
 """On a CPU the head is given a multiple of so many rows (`glmtune.models.architectures.chunked_loss`)."""
@@ -28,6 +28,8 @@ LOGITS_PER_CHUNK = 2**26
 """Logits formed at once (same place)."""
 DECODED_ROWS = 512
 """Outputs whose weights are formed from codes at once on a CPU (`glmtune.quantization.layers.linear`)."""
+DECODED_WHOLE, DECODED_PIECE = 2**15, 2**13
+"""On others: up to so many outputs at once, wider layers in such pieces (same place)."""
 SHARED_INPUT = ("q_proj", "k_proj", "v_proj")
 """Layers of a block that read one tensor."""
 FROM_BELOW = (*SHARED_INPUT, "query_key_value", "q_a_proj", "kv_a_proj_with_mqa")
@@ -50,9 +52,8 @@ def block_bytes(work: Workload, *, is_lowest: bool = False, is_dense: bool = Fal
     kept = mlp_bytes(work) if is_dense else expert_bytes(work)
     kept += 2 * norm_bytes(work) + linear_input_bytes(work)
     kept += attention_bytes(work, is_lowest=is_lowest) + lora_bytes(work, is_lowest=is_lowest)
-    if (
-        is_lowest and work.tune == "prefix"
-    ):  # LoRA rotates queries that need a gradient, the lowest prefix none
+    # LoRA rotates queries that need a gradient, the lowest prefix none.
+    if is_lowest and work.tune == "prefix":
         kept -= rotary_bytes(work)
     return kept - norm_bytes(work) if is_lowest and not work.is_full else kept
 
@@ -286,8 +287,11 @@ def logits_bytes(work: Workload) -> float:
     ``4 (C' + C) V`` at the end of the backward pass, or while logits and log-softmax are formed.
     """
     labels, vocab = chunk_labels(work), work.geometry.vocab_size
-    whole = -(-labels // HEAD_ROWS) * HEAD_ROWS if work.device == "cpu" else labels
-    return max(12 * labels, 4 * (whole + labels)) * vocab
+    return max(12 * labels, 4 * (_head_rows(work, labels) + labels)) * vocab
+
+
+def _head_rows(work: Workload, labels: int) -> int:
+    return -(-labels // HEAD_ROWS) * HEAD_ROWS if work.device == "cpu" else labels
 
 
 def head_bytes(work: Workload) -> float:
@@ -320,8 +324,37 @@ def decoded_bytes(work: Workload) -> float:
     """
     if work.method is None:
         return 0.0
-    most = DECODED_ROWS if work.device == "cpu" else max(rows for rows, _ in work.geometry.linears.values())
-    widest = max(min(rows, most) * columns for rows, columns in work.geometry.linears.values())
+    return _formed_bytes(work, *work.geometry.linears.values())
+
+
+def decoded_head_bytes(work: Workload, *, is_training: bool = True) -> float:
+    """Return what forming the weight of a head of codes needs beyond the memory of logits.
+
+    The weight is formed when not all of that is there: in the forward pass beside the head's result, in the
+    backward pass beside the gradient of the logits in float32 and in the type of the products.
+
+    Args:
+        work: of the run.
+        is_training: with a backward pass; else beside `evaluation_bytes`.
+    """
+    if work.embeddings is None:
+        return 0.0
+    vocab, labels = work.geometry.vocab_size, chunk_labels(work)
+    formed = _formed_bytes(work, (vocab, work.geometry.hidden_size))
+    if not is_training:
+        labels, logits = _eval_labels(work), evaluation_bytes(work)[1]
+        return max(0.0, formed + work.compute_bytes * _head_rows(work, labels) * vocab - logits)
+    beside = (4 * labels + work.compute_bytes * _head_rows(work, labels)) * vocab
+    return max(0.0, formed + beside - logits_bytes(work))
+
+
+def _formed_bytes(work: Workload, *shapes: tuple[int, int]) -> float:
+    def at_once(rows: int) -> int:
+        if work.device == "cpu":
+            return min(rows, DECODED_ROWS)
+        return rows if rows <= DECODED_WHOLE else DECODED_PIECE
+
+    widest = max(at_once(rows) * columns for rows, columns in shapes)
     return widest * (1 + 4 + (work.compute_bytes if work.compute_bytes != 4 else 0))
 
 
@@ -339,8 +372,11 @@ def evaluation_bytes(work: Workload) -> tuple[float, float]:
     if geometry.mixture is not None:
         experts = geometry.mixture.num_chosen * (2 * geometry.hidden_size + 4 * geometry.mixture.expert_size)
         inner = max(inner, experts)
-    labels = batch.num_labels // batch.rows * batch.eval_rows
-    labels = min(labels, max(HEAD_ROWS, LOGITS_PER_CHUNK // geometry.vocab_size))
-    whole = -(-labels // HEAD_ROWS) * HEAD_ROWS if work.device == "cpu" else labels
+    labels = _eval_labels(work)
     inside = tokens * (work.compute_bytes * inner + 3 * work.residual_bytes * geometry.hidden_size)
-    return inside, 4.0 * (whole + labels) * geometry.vocab_size
+    return inside, 4.0 * (_head_rows(work, labels) + labels) * geometry.vocab_size
+
+
+def _eval_labels(work: Workload) -> int:
+    labels = work.batch.num_labels // work.batch.rows * work.batch.eval_rows
+    return min(labels, max(HEAD_ROWS, LOGITS_PER_CHUNK // work.geometry.vocab_size))

@@ -111,7 +111,7 @@ def estimate(work: Workload) -> Estimate:
 def _moments(work: Workload) -> dict[str, Memory]:
     held = _held(work)
     late = _gradients(work)[1]
-    decoded = kept.decoded_bytes(work)
+    decoded = max(kept.decoded_bytes(work), kept.decoded_head_bytes(work, is_training=False))
     evaluation, eval_logits = kept.evaluation_bytes(work)
     return {
         **_pass_moments(work),
@@ -193,7 +193,7 @@ def _pass_moments(work: Workload) -> dict[str, Memory]:
             gradients=early,
             activations=loss,
             logits=kept.logits_bytes(work),
-            buffers=buffers + kept_casts,
+            buffers=buffers + kept_casts + kept.decoded_head_bytes(work),
         ),
         "topmost block": dataclasses.replace(
             held, gradients=early, activations=top + outer + inside, buffers=buffers + kept_casts + decoded
@@ -234,7 +234,7 @@ def _cast_bytes(work: Workload) -> float:
         dense, size = geometry.mixture.num_dense, 3 * geometry.hidden_size
         linear += size * geometry.mlp_size * dense
         linear += size * geometry.mixture.shared_size * (geometry.num_layers - dense)
-    return 2.0 * (linear + geometry.embedding_size)
+    return 2.0 * (linear + (geometry.embedding_size if work.embeddings is None else 0))
 
 
 def _buffers(work: Workload) -> float:
@@ -250,7 +250,7 @@ def _buffers(work: Workload) -> float:
     own, geometry = trained_bytes(work), work.geometry
     block = geometry.block_size
     if sharding.fsdp:
-        outer = geometry.embedding_size * (1 if geometry.is_tied else 2) + geometry.final_norm_size
+        outer = geometry.outer_size + geometry.final_norm_size
         return float((outer + 2 * block) * work.weight_bytes + block * own * work.is_full)
     if sharding.stage == 0:
         return num_trained(work) * own
@@ -319,6 +319,9 @@ def _loading_bytes(work: Workload) -> float:
 
     Read in parts: its share, and one tensor, of which embedding and head are the largest.
     """
+    if work.embeddings is not None and work.method is None:  # rounded when all of it is there
+        plain = dataclasses.replace(work, embeddings=None)
+        return base_bytes(plain) + work.geometry.embedding_size * work.outer_bytes_per_weight
     if not work.loads_in_parts:
         return base_bytes(work) if work.device == "cpu" else 0.0
     share = base_bytes(work) / work.sharding.num_processes
@@ -329,7 +332,7 @@ def _with_overhead(work: Workload, memory: Memory, highest: float) -> Memory:
     """Add what is held beyond the tensors; ``highest`` is what passed at the fullest moment."""
     if work.device == "cpu":
         slack = CPU_SLACK * (memory.passing + memory.gradients) + CPU_FRAGMENTS * (highest - memory.passing)
-        if work.checkpointing or work.method is not None:
+        if work.checkpointing or work.has_codes:
             slack += CPU_STRANDED * work.geometry.num_layers * kept.mlp_bytes(work)
         return dataclasses.replace(memory, overhead=CPU_LIBRARIES + slack)
     talks = NCCL_BUFFERS if work.sharding.num_processes > 1 else 0.0

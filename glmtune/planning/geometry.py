@@ -80,6 +80,7 @@ class Geometry:
         latent: its attention, where that is widened from a few numbers.
         dtype: type of the weights as stored.
         quantization: method of stored codes, None for floating point weights.
+        embeddings: method of the codes of embedding and head, None where they are stored in floating point.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Geometry:
     latent: Latent | None = None
     dtype: str = "float16"
     quantization: str | None = None
+    embeddings: str | None = None
 
     @property
     def linears(self) -> Mapping[str, tuple[int, int]]:
@@ -179,6 +181,11 @@ class Geometry:
         return self.vocab_size * self.hidden_size
 
     @property
+    def outer_size(self) -> int:
+        """Numbers in embedding and head together."""
+        return self.embedding_size * (1 if self.is_tied else 2)
+
+    @property
     def final_norm_size(self) -> int:
         """Numbers in the norm after the last block."""
         return self.hidden_size * (2 if self.is_first else 1)
@@ -186,7 +193,7 @@ class Geometry:
     @property
     def num_parameters(self) -> int:
         """Numbers in the whole model, before quantization."""
-        outer = self.embedding_size * (1 if self.is_tied else 2) + self.final_norm_size
+        outer = self.outer_size + self.final_norm_size
         blocks = self.num_layers * self.block_size
         if self.mixture is not None:  # the lowest ones have a plain MLP
             blocks += self.mixture.num_dense * (3 * self.mlp_size * self.hidden_size - self.experts_size)
@@ -288,7 +295,9 @@ def read_geometry(source: str, *, family: str | None = None, from_scratch: bool 
     folder = _folder(source)
     geometry = _from_folder(source, folder, family) if folder is not None else _from_name(source)
     if from_scratch:
-        geometry = dataclasses.replace(geometry, is_tied=True, quantization=None, dtype="float32")
+        geometry = dataclasses.replace(
+            geometry, is_tied=True, quantization=None, embeddings=None, dtype="float32"
+        )
     return geometry
 
 
@@ -350,6 +359,7 @@ def _from_folder(source: str, folder: Path, family: str | None) -> Geometry:
         is_tied=is_first or bool(config.tie_word_embeddings),
         dtype=str(config.dtype or "float16").removeprefix("torch."),
         quantization=None if layout is None else layout.method or f"int{layout.bits}",
+        embeddings=None if layout is None else layout.embeddings_method,
     )
 
 

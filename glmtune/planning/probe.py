@@ -172,12 +172,14 @@ def _model(work: Workload) -> nn.Module:
     import torch
 
     from glmtune.models.checkpoints.config import native_config
+    from glmtune.models.checkpoints.quantized_layout import INT8_EMBEDDINGS
     from glmtune.models.load import build_model
     from glmtune.models.releases.families import Family
     from glmtune.prefix.attach import attach_prefix, freeze_base
     from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
     from glmtune.quantization.arithmetic.methods import method_named
     from glmtune.quantization.layers.apply import quantize_model
+    from glmtune.quantization.layers.embeddings import round_embeddings
     from glmtune.training.adapt import tune_adapter
 
     geometry = work.geometry
@@ -188,7 +190,10 @@ def _model(work: Workload) -> nn.Module:
     model._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
     if work.method is not None:  # calibrated methods are stored as the plain ones of their bits
         method = method_named(work.method)
-        quantize_model(model, f"int{method.bits}" if method.calibrated else work.method)
+        name = f"int{method.bits}" if method.calibrated else work.method
+        quantize_model(model, name, embeddings=geometry.is_first and work.embeddings == work.method)
+    if work.embeddings == INT8_EMBEDDINGS:
+        round_embeddings(model)
     if work.prefix is not None:
         encoder = PrefixEncoder(
             prefix_shape(config),

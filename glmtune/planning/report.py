@@ -54,13 +54,14 @@ def summary_rows(plan: Plan) -> list[tuple[str, str]]:
     sharing += f", {' and '.join(offload)} in host memory" if offload else ""
     levers = f"gradient checkpointing {'on' if work.checkpointing else 'off'}, {sharing}"
     levers += ", checkpoints written beside training" if work.saves_asynchronously else ""
+    embeddings = "" if work.embeddings is None else f", embedding and head {work.embeddings}"
     precision = {1: "", 2: "16 bits", 4: "float32"}[work.weight_bytes]
     precision += " under 16-bit autocast" if work.autocast else ""
     return [
         ("model", f"{geometry.name}, {geometry.num_parameters:,} parameters"),
         ("hardware", str(plan.hardware)),
         ("method", f"{work.tune}, {trained:,} numbers trained, {work.optim}"),
-        ("base", f"{work.method or 'not quantized'}, {precision}"),
+        ("base", f"{work.method or 'not quantized'}{embeddings}, {precision}"),
         (
             "batch",
             f"{batch.rows} rows of up to {batch.length:,} tokens x {batch.accumulation} passes x "

@@ -88,15 +88,16 @@ def base_bytes(work: Workload) -> float:
     """Return the bytes of the base model's weights, not sharded.
 
     Quantized: codes, scales and zero points in the linear layers of the blocks
-    (`Method.bits_per_weight`), everything else in floating point.
+    (`Method.bits_per_weight`), in embedding and head where these are, everything else in floating point.
     """
     geometry = work.geometry
     linear = geometry.block_linear_size * float(work.weight_bytes)
     if work.method is not None:
         shapes = geometry.linears.values()
         linear = sum(rows * columns * work.bits_per_weight(columns) / 8 for rows, columns in shapes)
-    rest = geometry.num_parameters - geometry.num_layers * geometry.block_linear_size
-    return geometry.num_layers * linear + rest * work.weight_bytes
+    rest = geometry.num_parameters - geometry.num_layers * geometry.block_linear_size - geometry.outer_size
+    outer = geometry.outer_size * work.outer_bytes_per_weight
+    return geometry.num_layers * linear + outer + rest * work.weight_bytes
 
 
 def states_of(work: Workload) -> States:

@@ -90,6 +90,7 @@ class Workload:
         prefix: with ``prefix``.
         lora: with ``lora``.
         method: how the base is quantized, None: not at all.
+        embeddings: how embedding and head are, None: not at all.
         batch: the longest one.
         sharding: among processes.
         checkpointing: activations inside blocks are computed again instead of kept.
@@ -120,6 +121,7 @@ class Workload:
     loads_in_parts: bool = False
     saves_asynchronously: bool = False
     attention: str = "sdpa"
+    embeddings: str | None = None
 
     @property
     def is_full(self) -> bool:
@@ -173,6 +175,18 @@ class Workload:
         return {**METHODS, **OPTIONAL}[self.method].bits_per_weight(columns)
 
     @property
+    def outer_bytes_per_weight(self) -> float:
+        """Bytes of a number of embedding and head, scales included."""
+        if self.embeddings is None:
+            return float(self.weight_bytes)
+        return {**METHODS, **OPTIONAL}[self.embeddings].bits_per_weight(self.geometry.hidden_size) / 8
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether anything of the base is codes."""
+        return self.method is not None or self.embeddings is not None
+
+    @property
     def lora_targets(self) -> dict[str, tuple[int, int]]:
         """``(out, in)`` of every adapted layer of a block, by name."""
         if self.lora is None:
@@ -218,6 +232,7 @@ def workload_of(
         optim=config.trainer.optim,
         loads_in_parts=config.loads_sharded and method is None,
         saves_asynchronously=config.trainer.async_save,
+        embeddings=config.model.quantization_embeddings or geometry.embeddings,
     )
 
 
@@ -344,6 +359,7 @@ def _machines(launch: LaunchSettings) -> int:
 
 def _check(config: RunConfig, geometry: Geometry) -> None:
     asked, stored = config.model.method, geometry.quantization
+    rounds = config.model.quantization_embeddings
     if geometry.mixture is not None:
         _check_mixture(config, geometry)
     if config.tune == "full" and stored is not None:
@@ -355,6 +371,14 @@ def _check(config: RunConfig, geometry: Geometry) -> None:
         raise ConfigError(
             f"`quantization` is `{asked}`, but `{geometry.name}` is stored as `{stored}`. Leave "
             "`quantization` out, or name the unquantized release."
+        )
+    if stored is not None:
+        what = f"`{geometry.name}` is quantized ({stored})"
+        config.check_division(what, has_outer_codes=geometry.embeddings is not None)
+    if rounds is not None and geometry.embeddings not in (None, rounds):
+        raise ConfigError(
+            f"`quantization_embeddings` is `{rounds}`, but embedding and head of `{geometry.name}` are "
+            f"stored as `{geometry.embeddings}`. Leave it out."
         )
     for name in (config.lora.targets or ()) if config.lora is not None else ():
         if name not in geometry.linears:

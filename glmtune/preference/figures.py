@@ -125,7 +125,7 @@ def _of_pairs(
     better: Array, worse: Array, log_better: Array, log_worse: Array, seed: int
 ) -> dict[str, float]:
     margins = better - worse
-    right = (np.sign(margins) + 1) / 2
+    right = (np.sign(margins) + 1) / 2  # 1, or a half for a tie, or 0
     means = np.stack([margins, right], axis=1)
     draws = [weights @ means / len(means) for weights in _draws(len(means), seed)]
     return _named(

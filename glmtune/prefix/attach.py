@@ -197,9 +197,9 @@ def _hand_down_prefix(
         return args, kwargs
     input_ids: Tensor | None = kwargs.get("input_ids", args[0] if args else None)
     inputs: Tensor = kwargs["inputs_embeds"] if input_ids is None else input_ids
-    # Quantized embeddings do not tell the floating type; attention casts once more in any case.
-    weight = _embeddings(base)
-    dtype = weight.dtype if weight.is_floating_point() else torch.float32
+    # Embeddings may be codes, which say beside them what their rows become.
+    embedding: Any = base.get_input_embeddings()
+    dtype = getattr(embedding, "output_like", embedding.weight).dtype
     kwargs["prefix_key_values"] = encoder.layer_states(inputs.shape[0], dtype)
     if encoder.gate is not None:
         kwargs["prefix_gates"] = encoder.layer_gates(strength)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glmtune.errors import ConfigError
+from glmtune.models.checkpoints.quantized_layout import INT8_EMBEDDINGS
 from glmtune.quantization.arithmetic.methods import method_named
-from glmtune.settings import setting
+from glmtune.settings import check_choice, setting
 
 DEFAULT_METHOD = "int4"
+EMBEDDINGS: dict[str, bool | str] = {INT8_EMBEDDINGS: INT8_EMBEDDINGS, "true": True, "false": False}
+"""Values of `quantization.embeddings`: what embedding and head become."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,27 @@ class QuantizationSettings:
     skip: list[str] = setting(
         list, "layers left as they are: official names, * patterns, or kinds such as dense"
     )
-    embeddings: bool = setting(False, "quantize embedding and head too (ChatGLM-6B only)")
+    embeddings: str | None = setting(
+        None,
+        "int8: embedding and head as INT8 codes, too (glmtune's own format); true: in the width of the "
+        "blocks, as ChatGLM-6B's official format has them",
+    )
 
     def __post_init__(self) -> None:
         """Check the method's name.
 
         Raises:
-            ConfigError: no such method.
+            ConfigError: no such method; embedding and head cannot be so.
         """
         if self.method is not None:
             method_named(self.method)
+        if self.embeddings is not None and str(self.embeddings).lower() not in EMBEDDINGS:
+            check_choice("quantization.embeddings", self.embeddings, tuple(EMBEDDINGS))
+
+    @property
+    def layout_embeddings(self) -> bool | str:
+        """What embedding and head become, as `plan_layout` takes it."""
+        return EMBEDDINGS[str(self.embeddings).lower()] if self.embeddings is not None else False
 
 
 def chosen_method(method: str | None, bits: int | None) -> str:

@@ -140,6 +140,7 @@ def ask(
     found: list[TunedAnswer] = []
     for index in which:
         answer_ids = base.answers.answer_ids[index]
+        # Not among the given: the base's answer was found to be this model's greedy one, too.
         ids, text = given.get(index, (answer_ids, base.answers.texts[index]))
         found.append(
             TunedAnswer(

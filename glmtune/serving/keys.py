@@ -8,9 +8,8 @@ from pathlib import Path
 
 from glmtune.errors import ConfigError
 
-_KEY = re.compile(
-    r"[!-+\--~]{1,512}"
-)  # what a header may hold, without blanks, and the comma that divides keys
+# What a header may hold, less blanks and the comma, which divides keys.
+_KEY = re.compile(r"[!-+\--~]{1,512}")
 
 
 def read_keys(setting: str, file: str | None, variable: str) -> list[str]:

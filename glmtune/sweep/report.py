@@ -190,6 +190,7 @@ def _values(ranking: Ranking, metric: Metric, commands: Mapping[str, str]) -> di
 
 
 def _plain(point: Point) -> dict[str, str]:
+    # Without Hydra's marks for keys that are added or taken away.
     return {key.lstrip("+~"): value for key, value in point.values}
 
 

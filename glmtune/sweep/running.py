@@ -116,9 +116,8 @@ class Runner:
         if self._needs_training(trial):
             words = ["train", *trial.words]
             if trial.name in self.records and trial.settings and changes_of(trial):
-                words.append(
-                    "resume=never"
-                )  # it failed with other settings, which a run that goes on repeats
+                # It failed with other settings, which a run that goes on repeats.
+                words.append("resume=never")
             self._say_command(meter, words)
             self._keep(_trained(trial, words, lambda: self._show(meter, trial, num_ended)))
         if self._is_done(trial) and self.value(trial.name) is None:

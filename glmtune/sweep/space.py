@@ -147,10 +147,13 @@ def grid(axes: Sequence[Axis]) -> list[Point]:
                 f" `grid`, which trains every value. Name some, `{axis.key}={axis.low:g},{axis.high:g}`, or"
                 " use `sweep.search=optuna`."
             )
-    return [
-        Point(values)
-        for values in itertools.product(*([(axis.key, value) for value in axis.ends] for axis in axes))
-    ]
+    return _every(axes)
+
+
+def _every(axes: Sequence[Axis]) -> list[Point]:
+    """Return the points of all values that can be named."""
+    values = ([(axis.key, value) for value in axis.ends] for axis in axes)
+    return [Point(chosen) for chosen in itertools.product(*values)]
 
 
 def corners(axes: Sequence[Axis], *, limit: int) -> list[Point]:
@@ -163,10 +166,7 @@ def corners(axes: Sequence[Axis], *, limit: int) -> list[Point]:
         limit: most points of a grid.
     """
     if math.prod(len(axis.ends) for axis in axes) <= limit:
-        return [
-            Point(values)
-            for values in itertools.product(*([(axis.key, value) for value in axis.ends] for axis in axes))
-        ]
+        return _every(axes)
     base = [(axis.key, axis.first) for axis in axes]
     found = {Point(tuple(base)): None}
     for place, axis in enumerate(axes):

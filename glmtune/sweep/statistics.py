@@ -178,6 +178,7 @@ def _p_values(points: Sequence[Numbers]) -> list[float]:
     errors = np.array([_standard_error(values) ** 2 for values in points])
     freedom = np.array([len(values) - 1 for values in points])
     worse = welch(means, errors, freedom)
+    # Nobody is worse than himself: without this the diagonal would be 0.5, and smaller than some p-values.
     np.fill_diagonal(worse, 1.0)
     return [float(value) for value in np.minimum(1.0, (len(points) - 1) * worse.min(axis=1))]
 

@@ -35,6 +35,7 @@ def short_number(value: float) -> str:
     >>> [short_number(number) for number in (0.25, 3.456, 200, 99999, 812.4, 6_243_584_000)]
     ['0.25', '3.46', '200', '99999', '812', '6.24G']
     """
+    # The bounds lie half a digit below the round number: from there on rounding needs one digit more.
     if value >= 99_999.5:
         for power, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
             if value >= 0.9995 * power:

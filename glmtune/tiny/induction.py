@@ -146,9 +146,8 @@ def _look_for_match(attention: nn.Module, heads: _Heads) -> None:
     # The norm in front divides by the stream's size, embedding plus what layer 0 wrote; `scale` undoes it, so
     # that a match has the logit MATCH whatever the sizes of the model are.
     width, hidden = heads.read.shape
-    scale = math.sqrt(
-        hidden / (1 + PREVIOUS**2 * width / hidden)
-    )  # of the normalised input over the embedding
+    # Of the normalised input over the embedding.
+    scale = math.sqrt(hidden / (1 + PREVIOUS**2 * width / hidden))
     channels = slice(heads.rotary // 2, heads.size)  # those that rotation leaves (almost) alone
     num_channels = heads.size - heads.rotary // 2
     amplitude = math.sqrt(MATCH * math.sqrt(heads.size) * hidden / (scale**2 * num_channels * PREVIOUS))

@@ -344,9 +344,8 @@ def tune_adapter(model: GlmModel, settings: LoraSettings) -> TunedAdapter:
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # PEFT 0.21 asks for a property that transformers renamed
+        # PEFT 0.21 asks for a property that transformers renamed.
+        warnings.simplefilter("ignore", FutureWarning)
         adapted = cast("PeftModel", get_peft_model(model, config))
     adapted.peft_config["default"].base_model_name_or_path = model.source
     return TunedAdapter(adapted)

@@ -99,23 +99,23 @@ class RunConfig:
         self._check_retain()
         self._check_preference()
         self._check_sharding()
-        for name in ("quantization_activations", "quantization_embeddings"):
-            if (value := getattr(self.model, name)) is not None:
-                raise ConfigError(
-                    f"`model.{name}` is `{value}`, but training takes activations, embedding and head "
-                    "as they are. Leave it out; it is a setting of answering."
-                )
+        if (value := self.model.quantization_activations) is not None:
+            raise ConfigError(
+                f"`model.quantization_activations` is `{value}`, but training takes activations as they are. "
+                "Leave it out; it is a setting of answering."
+            )
         if self.model.is_split:
             raise ConfigError(
                 "`model.device_map` or `model.num_gpus` is given, but training splits no model by layers: "
                 "with `distributed=fsdp` or `deepspeed=zero3` several GPUs share its weights. Leave it out; "
                 "it is a setting of answering."
             )
-        if self.tune == "full" and self.model.method is not None:
-            raise ConfigError(
-                f"`model.quantization` is `{self.model.method}`, but `tune` is `full`, and codes cannot be "
-                "trained. Leave it out, or tune a prefix or LoRA."
-            )
+        for name, value in self._asked_codes.items():
+            if self.tune == "full" and value is not None:
+                raise ConfigError(
+                    f"`model.{name}` is `{value}`, but `tune` is `full`, and codes cannot be trained. "
+                    "Leave it out, or tune a prefix or LoRA."
+                )
         if self.from_scratch and self.tune != "full":
             raise ConfigError(
                 f"`from_scratch` is true, but `tune` is `{self.tune}`, which freezes the base, and a base of "
@@ -266,7 +266,7 @@ class RunConfig:
         The whole base is needed to compute a prefix from a text, or codes from weights.
         """
         whole = self.prefix is not None and self.prefix.init == "text"
-        return self.shards_weights and not (whole or self.from_scratch or self.model.method is not None)
+        return self.shards_weights and not (whole or self.from_scratch or self.model.makes_codes)
 
     def _check_sharding(self) -> None:
         """Check what shards the weights over processes."""
@@ -290,8 +290,36 @@ class RunConfig:
                 "the prefix, so each would be compiled by itself. Use `trainer.torch_compile=false`, or "
                 "`+recipe=lora`."
             )
-        if self.distributed == "fsdp" and self.model.method is not None:
+        for name, value in self._asked_codes.items():
+            if value is not None:
+                is_outer = name == "quantization_embeddings"
+                self.check_division(f"`model.{name}` is `{value}`", has_outer_codes=is_outer)
+
+    def check_division(self, what: str, *, has_outer_codes: bool) -> None:
+        """Refuse to divide codes among processes where that cannot be.
+
+        Args:
+            what: says of which codes, for the message.
+            has_outer_codes: embedding and head are codes, not the blocks alone.
+
+        Raises:
+            ConfigError: `distributed` or `deepspeed` would divide them.
+        """
+        if self.distributed == "fsdp":
             raise ConfigError(
-                f"`distributed` is `fsdp`, but `model.quantization` is `{self.model.method}`, and codes are "
-                "not divided. Leave one of them out: an INT4 base is small enough for every process."
+                f"`distributed` is `fsdp`, but {what}, and codes are not divided. Leave one of them out: an "
+                "INT4 base is small enough for every process."
             )
+        # DeepSpeed (0.19) takes the type that it computes in from the first weight, which is the embedding.
+        if has_outer_codes and self.shards_weights:
+            raise ConfigError(
+                f"`deepspeed` divides the weights (stage 3), but {what}, and DeepSpeed computes in the type "
+                "of the first weight, which must not be codes. Use `deepspeed=zero2`: a base of codes is "
+                "small enough for every process."
+            )
+
+    @property
+    def _asked_codes(self) -> dict[str, str | None]:
+        """Settings of the model that make codes, by name."""
+        model = self.model
+        return {"quantization": model.method, "quantization_embeddings": model.quantization_embeddings}

@@ -191,6 +191,9 @@ def model_card(settings: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     tune, base = settings["tune"], as_given("model.source", settings["model"]["source"])
     bits = settings["model"].get("quantization_bit")
     method = f"int{bits}" if bits else settings["model"].get("quantization")
+    embeddings = settings["model"].get("quantization_embeddings")
+    quantized = "" if method is None else f", quantized to {method}"
+    quantized += "" if embeddings is None else f", embedding and head in {embeddings.upper()}"
     title = {"prefix": "P-Tuning v2 prefix", "lora": "LoRA adapter", "full": "fully tuned model"}[tune]
     scores = [(name, results[name]) for name in SCORES if name in results]
     rows = "\n".join(
@@ -215,7 +218,7 @@ machine and the versions, `trainer_log.jsonl` the course of the training.{_chang
 
 | | |
 |---|---|
-| base model | {base}{"" if method is None else f", quantized to {method}"} |
+| base model | {base}{quantized} |
 | base fingerprint | `{results["base_fingerprint"][:16]}` |
 | training data | {results["train_path"]} ({results["train_rows"]} rows) |{_beginning(results)}
 | data fingerprint | `{results["data_fingerprint"][:16]}` |{_rows_seen(results)}
@@ -227,7 +230,7 @@ machine and the versions, `trainer_log.jsonl` the course of the training.{_chang
 ## Use
 
 ```python
-{_usage(tune, base, method)}
+{_usage(tune, base, method, embeddings)}
 ```
 """
 
@@ -290,8 +293,9 @@ def _changes(results: Mapping[str, Any]) -> str:
     )
 
 
-def _usage(tune: str, base: str, method: str | None) -> str:
+def _usage(tune: str, base: str, method: str | None, embeddings: str | None) -> str:
     options = "" if method is None else f', quantization="{method}"'
+    options += "" if embeddings is None else f', quantization_embeddings="{embeddings}"'
     if tune == "full":
         return (
             "from glmtune import load_model, load_tokenizer\n\n"

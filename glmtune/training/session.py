@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def train(
     progress = ProgressDisplay(log)
     evaluation = EvaluationDisplay(lambda: progress.is_bar)
     try:
-        with signals:
+        with _problems_in_words(trainer), signals:
             # Killed between the last checkpoint and the report: there is nothing to train.
             if checkpoint is not None and has_ended(trainer, checkpoint):
                 opening.open()
@@ -183,14 +183,6 @@ def train(
                 trainer.saves.wait()  # so that no checkpoint is lost that is nearly complete
                 raise
             trainer.saves.finish()
-    except OSError as error:  # the log on a full disk, or another process's part of a checkpoint
-        raise TrainingError(write_problem(run / LOG_FILE, error)) from error
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise TrainingError(_memory_problem(trainer)) from error
-        if collectives.is_connection_lost(error):
-            raise TrainingError(_lost_problem(trainer)) from error
-        raise
     finally:
         progress.close()
         evaluation.close()
@@ -201,6 +193,21 @@ def train(
             "The same command goes on from there."
         )
     return signals.received
+
+
+@contextmanager
+def _problems_in_words(trainer: GlmTrainer) -> Generator[None]:
+    """Turn what may end any training, whatever it trains, into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:  # the log on a full disk, or another process's part of a checkpoint
+        raise TrainingError(write_problem(trainer.run_folder / LOG_FILE, error)) from error
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise TrainingError(_memory_problem(trainer)) from error
+        if collectives.is_connection_lost(error):
+            raise TrainingError(_lost_problem(trainer)) from error
+        raise
 
 
 def report(trainer: GlmTrainer, settings: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:

@@ -210,9 +210,12 @@ def _read(config: SweepConfig, words: Sequence[str] | None, extra_configs: Path 
     metric = metric_of(config.sweep.metric, [name for name in config_groups()["benchmark"] if name != "all"])
     _refuse_unused(config.sweep, metric, given)
     if not axes:
+        tuned = next((name for name in ("prefix_path", "adapter_path") if name in given), None)
+        dial = f" One that is tuned is measured at several strengths by `glmtune dial {tuned}=RUN`."
         raise ConfigError(
             "No setting has several values, so there is nothing to sweep. Give some, as"
             " `glmtune sweep +recipe=ptuning trainer.learning_rate=1e-3,5e-3 prefix.pre_seq_len=16,32`."
+            + (dial if tuned else "")
         )
     # Recipes name a folder for one run.
     folder = Path(config.output_dir if "output_dir" in given else FOLDER)

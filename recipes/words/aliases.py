@@ -54,6 +54,7 @@ _RENAMED = _renamed(
         "dtype torch_dtype": "model.dtype",
         "family": "model.family",
         "quant_method": "quantization.method model.quantization",
+        "quantization_embeddings": "quantization.embeddings",  # of `quantize`; others have it of the model
         # the rows
         "train_data train_data_path train_path data_path dataset_path": "data.train_file",
         "val_file valid_file eval_file dev_file val_data eval_data": "data.validation_file",

@@ -386,7 +386,7 @@ def _check_keys(overrides: Sequence[str], command: Command, extra: Path | None) 
         is_known = key in command.types or key in command.sections or key in command.groups
         is_own_group = extra is not None and (extra / key).is_dir()
         if not (is_known or is_own_group or key.startswith("hydra.")):
-            raise ConfigError(unknown_setting(key, command))
+            raise unknown_setting(key, command)
 
 
 def _check_group_options(overrides: Sequence[str], command: Command, extra: Path | None) -> None:
@@ -426,4 +426,4 @@ def _explain(message: str, command: Command) -> str:
     if unknown is None:
         return f"{first_line} Overrides look like `trainer.max_steps=100` or `data=ads`."
     key = unknown[1]
-    return unknown_setting(key, command)
+    return str(unknown_setting(key, command))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glmtune.errors import ConfigError
+from glmtune.errors import ConfigError, UnknownSettingError
 from recipes.words.aliases import ALIASES, EPOCHS, UNSUPPORTED, VALUES, Alias, settings_meant
 from recipes.words.command import Command, config_dir, default_values, group_options
 from recipes.words.values import literal as literal_of
@@ -71,8 +71,8 @@ def read_words(words: Sequence[str], command: Command, config_dir: Path | None =
     return reader.reading
 
 
-def unknown_setting(key: str, command: Command) -> str:
-    """Word the message for a setting that does not exist: the nearest one by meaning, or by letters.
+def unknown_setting(key: str, command: Command) -> UnknownSettingError:
+    """Make the error for a setting that does not exist: it names the nearest one by meaning, or by letters.
 
     Args:
         key: as it was given.
@@ -90,9 +90,10 @@ def unknown_setting(key: str, command: Command) -> str:
     names = {path.rpartition(".")[2]: path for path in known}
     names |= {path.rpartition(".")[2]: path for path in known if path.rpartition(".")[0] == section}
     close = [names[name] for name in difflib.get_close_matches(leaf, names, n=1, cutoff=0.75)]
-    near = meant or initials or inside or close
-    guess = f" Did you mean `{near[0]}`?" if near else ""
-    return f"`{key}` is no setting of `glmtune {command.name}`.{guess} See `glmtune {command.name} --help`."
+    own = {path.rpartition(".")[2]: path for path in known if section and path.rpartition(".")[0] == section}
+    beside = [own[name] for name in difflib.get_close_matches(leaf, own, n=1, cutoff=0.75)]
+    near = beside or meant or initials or inside or close
+    return UnknownSettingError(key, command.name, near[0] if near else None)
 
 
 def _initials(path: str) -> str:
@@ -154,9 +155,9 @@ class _Reader:
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
         if not self._is_known(name):
-            raise ConfigError(
-                f"`{word.partition('=')[0]}` is no option here. {unknown_setting(name, self.command)}"
-                " Options: --help, --cfg, --config-dir DIR, --debug."
+            raise unknown_setting(name, self.command).within(
+                f"`{word.partition('=')[0]}` is no option here. ",
+                " Options: --help, --cfg, --config-dir DIR, --debug.",
             )
         typed, num_left = word, len(self.pending)
         if not equals:
@@ -273,7 +274,7 @@ class _Reader:
             words = alias.values[plain].split()
             unknown = [word for word in words if not self._takes(word)]
             if unknown:
-                raise ConfigError(unknown_setting(name, self.command))
+                raise unknown_setting(name, self.command)
             return words, "" if words else "that is so anyhow"
         if target is not None:
             return self._renamed(name, target, value, literal)
@@ -284,7 +285,7 @@ class _Reader:
             raise ConfigError(f"`{typed}` cannot be obeyed: {alias.refused}.")
         if alias.own:
             raise ConfigError(f"`{typed}` cannot be obeyed: {alias.needless}. Leave it out.")
-        raise ConfigError(unknown_setting(name, self.command))
+        raise unknown_setting(name, self.command)
 
     def _takes(self, word: str) -> bool:
         return word.partition("=")[0] in (*self.command.types, *self.command.groups)

@@ -83,5 +83,5 @@ def test_without_pip_audit_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ci_runs_it() -> None:
-    assert "\npython scripts/audit.py\n" in (REPO / "scripts" / "test.sh").read_text()
+    assert "\n    python scripts/audit.py\n" in (REPO / "scripts" / "test.sh").read_text()
     assert all(len(reason) > 20 for reason in audit.IGNORED.values()), "every exception has a reason"

@@ -11,6 +11,7 @@ from glmtune.cli import COMMANDS
 from glmtune.errors import ConfigError
 from glmtune.models.releases.presets import PRESETS
 from recipes.words.compose import Command, config_dir, config_groups, default_values, load_settings
+from tests.conftest import slow_except
 
 GROUPS = config_groups()
 PAIRS = [(group, option) for group, options in GROUPS.items() for option in options]
@@ -54,15 +55,27 @@ def group_of(override: str) -> str:
     return override.partition("=")[0]
 
 
-@pytest.mark.parametrize(("group", "option"), PAIRS, ids=[f"{group}={option}" for group, option in PAIRS])
-def test_group_option_composes(group: str, option: str) -> None:
-    names = users_of(group)
-    assert names, f"configs/{group}/ belongs to no command"
-    for name in names:
-        prefix = "+" if group == "recipe" else ""
-        words = [*required(name), f"{prefix}{group}={option}", *belonging(name, group, option)]
-        settings = load_settings(command(name), words)
-        assert isinstance(settings, command(name).schema)
+TRIPLES = [(group, option, name) for group, option in PAIRS for name in users_of(group)]
+
+
+def covering() -> list[tuple[str, str, str]]:
+    """Each option with the first of its commands and a later one in turn, so that each command has each group."""
+    chosen = []
+    for group, options in GROUPS.items():
+        names = users_of(group)
+        assert names, f"configs/{group}/ belongs to no command"
+        for place in range(max(len(options), len(names))):
+            option = options[place % len(options)]
+            chosen += [(group, option, names[0]), (group, option, names[place % len(names)])]
+    return chosen
+
+
+@pytest.mark.parametrize(("group", "option", "name"), slow_except(set(covering()), TRIPLES))
+def test_group_option_composes(group: str, option: str, name: str) -> None:
+    prefix = "+" if group == "recipe" else ""
+    words = [*required(name), f"{prefix}{group}={option}", *belonging(name, group, option)]
+    settings = load_settings(command(name), words)
+    assert isinstance(settings, command(name).schema)
 
 
 def test_every_preset_is_a_model_option() -> None:

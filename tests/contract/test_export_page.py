@@ -13,6 +13,7 @@ import pytest
 
 from recipes.export import FORMATS
 from tests.contract.test_readme import REPO, SMALL, commands
+from tests.warm.start import warm_python
 
 PAGE = REPO / "docs" / "export.md"
 OTHERS = ("pip ", "cd ", "ollama ", "llama-cli ")
@@ -31,7 +32,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(words: list[str], folder: Path) -> str:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
     done = subprocess.run(
-        [sys.executable, "-m", *words],
+        [*warm_python(), "-m", *words],
         cwd=folder,
         env=environment,
         capture_output=True,

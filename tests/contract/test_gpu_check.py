@@ -49,12 +49,13 @@ def test_a_dry_run_does_everything(tmp_path: Path) -> None:
 
 
 def test_what_fails_or_hangs_is_reported_and_the_rest_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(check_module, "LEAST_SECONDS", 5)
     parts = [
         part("raising", "raises"),
         part("failing", "fails"),
-        part("hanging", "hangs", seconds=16),
+        part("hanging", "hangs", seconds=8),
         part("absent", "ends", why_not="bitsandbytes is not installed"),
         part("last", "ends"),
     ]
@@ -71,7 +72,7 @@ def test_what_fails_or_hangs_is_reported_and_the_rest_goes_on(
     report = (tmp_path / "some-card-80-gb.md").read_text()
     assert "ValueError: no such kernel" in report
     assert "failing: failed, exit code 3" in report
-    assert "hanging: too slow, stopped after its 16 seconds" in report
+    assert "hanging: too slow, stopped after its 8 seconds" in report
     assert "absent: skipped, bitsandbytes is not installed" in report
     assert report.count("| 12.5 |") == 4, "figures of parts that ended badly count, too"
     assert "    this one hangs" in capsys.readouterr().out
@@ -112,6 +113,12 @@ def test_stopped_half_way_there_is_a_report(tmp_path: Path, monkeypatch: pytest.
     assert "stopped before its end" in report
     assert "second: stopped" in report
     assert "third: not run" in report
+
+
+def test_what_starts_the_parts_imports_no_torch() -> None:
+    """Each process that it spawns on a GPU would import it again, before it knows what it is for."""
+    code = "import sys, benchmarks.gpu.check; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0
 
 
 def test_published_figures_are_those_of_the_file() -> None:

@@ -59,9 +59,8 @@ def test_torchrun(folder: Path) -> None:
 
 
 def test_processes_of_the_launcher(folder: Path) -> None:
-    (folder / "glmtune.py").write_text(
-        SPOILED
-    )  # `python -m glmtune` would run it; the script and its children do not
+    # `python -m glmtune` would run it; the script and its children do not.
+    (folder / "glmtune.py").write_text(SPOILED)
     script = Path(sys.executable).with_name("glmtune")
     small = (
         "retention.num_prompts=4",

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm.start import warm_python
+
 REPO = Path(__file__).resolve().parents[2]
 # In this order, in one folder: later pages use what earlier ones wrote. A command runs where it stands first.
 PAGES = (
@@ -32,6 +34,7 @@ PAGES = (
 SMALL = {
     "train": [
         "retention.num_prompts=8",
+        "retention.max_new_tokens=8",
         "trainer.max_steps=2",
         "data.max_train_samples=32",
         "data.max_eval_samples=8",
@@ -108,6 +111,10 @@ RUN = list(
 )
 
 
+# What a command imports by itself shows where nothing was imported before, so its first line starts a process.
+FIRST = list({" ".join(line.split()[:2]): line for line in reversed(RUN)}.values())
+
+
 def test_there_are_commands() -> None:
     assert len(RUN) > 35
 
@@ -124,15 +131,16 @@ def test_command_runs(line: str, workplace: Path) -> None:
         "VIRTUAL_ENV": str(Path(sys.executable).parents[1]),
     }
     words = [re.sub(r"^model=(?!glm-tiny).*", "model=glm-tiny", word) for word in shlex.split(line)]
+    command = words[1]
     if words[0] == "glmtune":
-        words += SMALL.get(words[1], [])
-        words += ["retention.exam_limit=2"] * ("retention.exam=exam" in words)
-    elif words[1] in ("scripts/quickstart.sh", "scripts/ds_train_finetune.sh"):
+        words += SMALL.get(command, [])
+        words += ["retention.exam_limit=1"] * ("retention.exam=exam" in words)
+        words += ["retain.max_new_tokens=8"] * ("retain=normal" in words)
+        words[:1] = ["glmtune"] if line in FIRST else [*warm_python(), "-m", "glmtune"]
+    elif command in ("scripts/quickstart.sh", "scripts/ds_train_finetune.sh"):
         words += SMALL["train"]
     cwd = REPO if words[0] == "bash" else workplace
     done = subprocess.run(
         words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
-    assert done.returncode in DONE.get(words[1], (0,)), (
-        f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-    )
+    assert done.returncode in DONE.get(command, (0,)), f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"

@@ -62,7 +62,7 @@ def test_chat(line: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", lines("glmtune serve"))
 def test_serve(line: str) -> None:
-    with serve(*words_of(line)) as served:
+    with serve(*words_of(line), python=[sys.executable]) as served:
         client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
         messages: Any = [{"role": "user", "content": QUESTION}]
         reply = client.chat.completions.create(model="glm-tiny", messages=messages, temperature=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 import shlex
@@ -37,19 +38,20 @@ def programs(line: str) -> list[list[str]]:
     return [words for words in found if words]
 
 
-def check(words: list[str]) -> None:
-    """Check the words of one program."""
+@functools.cache
+def check(*words: str) -> None:
+    """Check the words of one program; many stand on several pages, and what is well is well there, too."""
     if "glmtune" in words and words[0] in ("python", "torchrun"):
         words = words[words.index("glmtune") :]
     if words[0] == "glmtune":
         if words[1].startswith("-"):
-            assert words[1:] == ["--help"]
+            assert words[1:] == ("--help",)
             return
         command: Command = importlib.import_module(COMMANDS[words[1]][0]).COMMAND
         given = [word for word in words[2:] if word not in ("--help", "--cfg")]
         reading = read_words(given, command)
         assert isinstance(load_settings(command, reading.overrides, reading.config_dir), command.schema)
-    elif words[:2] == ["python", "-m"] and words[2] != "venv":
+    elif words[:2] == ("python", "-m") and words[2] != "venv":
         assert (REPO / words[2].replace(".", "/")).with_suffix(".py").is_file(), words
     elif words[0] in ("bash", "python") and words[1] != "-m":
         assert (REPO / words[1]).is_file(), words
@@ -63,7 +65,7 @@ def test_every_command_composes(page: str, monkeypatch: pytest.MonkeyPatch) -> N
     for line in commands(page):
         for words in programs(line):
             try:
-                check(words)
+                check(*words)
             except Exception as error:
                 raise AssertionError(f"{page}: {line}\n{error}") from error
 
@@ -82,7 +84,7 @@ def test_a_wrong_command_is_noticed() -> None:
     }
     for line, error in wrong.items():
         with pytest.raises(error):
-            check(programs(line)[0])
+            check(*programs(line)[0])
 
 
 def test_lines_are_taken_apart() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.e2e.test_train_killed import COMMON, DRIVER, METHODS, learnt
+from tests.warm.start import warm_python
 
 DEATHS = ["before the first checkpoint", "between two micro-batches", "while a checkpoint is written"]
 LENGTHS = ["data.max_source_length=60", "data.max_target_length=40"]
@@ -51,7 +51,7 @@ def sessions(
         overrides = [*METHODS["prefix"][:3], *common, f"model.source={tiny_base}", "retention=null"]
         plan[name] = {**runs, "deaths": DEATHS, "overrides": [*overrides, "prefix.switch=false", *words]}
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(plan)], capture_output=True, text=True, check=False
+        [*warm_python(), "-c", DRIVER, json.dumps(plan)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, json.loads(done.stdout.splitlines()[-1]), done.stderr

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.warm.start import warm_python
 
 # One process imports everything once and forks the processes of each session; one of them kills itself, the rest
 # are killed with it, as torchrun does.
@@ -129,7 +130,7 @@ BATCH_SIZES = (1, 3, 16, 128)
 
 def drive(plan: list[dict], folder: Path) -> list[list[int]]:
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(plan)],
+        [*warm_python(), "-c", DRIVER, json.dumps(plan)],
         capture_output=True,
         text=True,
         check=False,

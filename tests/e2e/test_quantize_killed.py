@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from glmtune.errors import CheckpointError
 from glmtune.quantization.files import quantize_on_load
 from glmtune.quantization.files.write import REPORT_FILE, QuantizeJob, quantize_checkpoint
 from glmtune.quantization.layers.finished_layers import FinishedLayer, FinishedLayers
+from tests.warm.start import warm_python
 
 KILLER = """
 import os, signal, sys
@@ -35,7 +35,7 @@ ROWS = ((5, 9, 13, 7, 11, 6), (8, 6, 20, 21, 9))
 
 
 def killed(source: Path, method: str, output: Path, layers: int) -> None:
-    command = [sys.executable, "-c", KILLER, str(source), method, str(output), str(layers)]
+    command = [*warm_python(), "-c", KILLER, str(source), method, str(output), str(layers)]
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=False
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 from torch import Tensor
+
+from tests.warm.start import warm_python
 
 # One process imports everything once and forks a child per session; the child kills itself where asked.
 DRIVER = '''
@@ -155,7 +156,7 @@ def sessions(
         )
     }
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(plan)],
+        [*warm_python(), "-c", DRIVER, json.dumps(plan)],
         capture_output=True,
         text=True,
         check=False,

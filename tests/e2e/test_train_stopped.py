@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.warm.start import warm_python
 
 DRIVER = """
 import json, os, resource, signal, sys, time
@@ -75,7 +76,7 @@ def story(
     ]
     plan = {"overrides": overrides, "stopped": str(folder / "stopped"), "full": str(folder / "full")}
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(plan)],
+        [*warm_python(), "-c", DRIVER, json.dumps(plan)],
         capture_output=True,
         text=True,
         check=False,

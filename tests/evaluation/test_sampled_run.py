@@ -69,6 +69,18 @@ def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def test_answers_that_could_not_be_compared_are_counted_over_all_answers(tmp_path: Path) -> None:
+    task = make_task()
+    rule = dataclasses.replace(task.rules["official"], matches=lambda extracted, sample: None)
+    task = dataclasses.replace(task, prepared=dataclasses.replace(task.prepared, rules={"official": rule}))
+    run(tmp_path, 3, task=task)
+    values = results(tmp_path)
+    assert values["num_undecided"] == 36 - values["num_unparsed_answers"] > 12
+    assert values["accuracy_micro"] == 0
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert f"{values['num_undecided']} of 36 answers could not be compared" in report
+
+
 def test_seeds_depend_on_question_and_number_alone(tmp_path: Path) -> None:
     backend, reverse = DrawingBackend(), DrawingBackend(reverse=True)
     run(tmp_path / "a", 3, backend)

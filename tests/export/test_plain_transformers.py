@@ -24,25 +24,29 @@ from glmtune.models.tokenizers.load import load_tokenizer_folder
 RANKS = Path(__file__).resolve().parent.parent / "golden" / "tokenizers" / "glm4" / "tokenizer.model"
 TURNS = (("user", "你好，今天想去哪里？"), ("assistant", "Hello  there!"), ("user", "3 + 4 = ?"))
 TEXT = "plain  text\n世界 42"
+FAMILIES = (Family.CHATGLM2, Family.CHATGLM3, Family.GLM4)
 READER = """
 import json, sys
 sys.modules["glmtune"] = None
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, turns, text = json.loads(sys.argv[1])
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-messages = [dict(zip(("role", "content"), turn)) for turn in turns]
-prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
-logits = model(**prompt).logits[0, -1, :8]
-model.generation_config.eos_token_id, stops = None, model.generation_config.eos_token_id
-answer = model.generate(**prompt, max_new_tokens=6, do_sample=False)
-ids = tokenizer(text)["input_ids"]
-print(json.dumps({
-    "class": type(model).__name__, "prompt": prompt["input_ids"][0].tolist(), "answer": answer[0].tolist(),
-    "stops": stops, "logits": logits.tolist(), "ids": ids,
-    "decoded": tokenizer.decode(ids, skip_special_tokens=True),
-}))
+folders, turns, text = json.loads(sys.argv[1])
+found = []
+for folder in folders:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    messages = [dict(zip(("role", "content"), turn)) for turn in turns]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+    logits = model(**prompt).logits[0, -1, :8]
+    model.generation_config.eos_token_id, stops = None, model.generation_config.eos_token_id
+    answer = model.generate(**prompt, max_new_tokens=6, do_sample=False)
+    ids = tokenizer(text)["input_ids"]
+    found.append({
+        "class": type(model).__name__, "prompt": prompt["input_ids"][0].tolist(), "answer": answer[0].tolist(),
+        "stops": stops, "logits": logits.tolist(), "ids": ids,
+        "decoded": tokenizer.decode(ids, skip_special_tokens=True),
+    })
+print(json.dumps(found))
 """
 
 
@@ -66,20 +70,33 @@ def make_source(family: Family, tokenizer_folder: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", [Family.CHATGLM2, Family.CHATGLM3, Family.GLM4])
-def test_model_tokenizer_and_prompt_without_our_code(
-    family: Family, tiny_tokenizer_folder: Path, tmp_path: Path
-) -> None:
-    source = make_source(family, tiny_tokenizer_folder, tmp_path / "source")
-    out = tmp_path / "out"
-    export(ExportJob(str(source), "transformers", out, family, None, None, None, 2**30, False))
-    arguments = json.dumps([str(out), TURNS, TEXT])
+@pytest.fixture(scope="module")
+def read(
+    tiny_tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[Family, tuple[Path, dict[str, Any]]]:
+    """The source of each generation, and what the other process found in its export."""
+    folder = tmp_path_factory.mktemp("plain")
+    sources = {
+        family: make_source(family, tiny_tokenizer_folder, folder / f"{family.value} source")
+        for family in FAMILIES
+    }
+    outs = [str(folder / family.value) for family in FAMILIES]
+    for (family, source), out in zip(sources.items(), outs, strict=True):
+        export(ExportJob(str(source), "transformers", Path(out), family, None, None, None, 2**30, False))
+    arguments = json.dumps([outs, TURNS, TEXT])
     done = subprocess.run(
-        [sys.executable, "-c", READER, arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", READER, arguments], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    return {family: (sources[family], each) for family, each in zip(FAMILIES, found, strict=True)}
 
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_model_tokenizer_and_prompt_without_our_code(
+    family: Family, read: dict[Family, tuple[Path, dict[str, Any]]]
+) -> None:
+    source, found = read[family]
     tokenizer: Any = load_tokenizer_folder(source, family)
     template = template_for(tokenizer)
     prompt = template.encode_prompt(tokenizer, [Message(role, text) for role, text in TURNS])  # pyright: ignore[reportArgumentType]

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,7 @@ from glmtune.quantization.files.write import REPORT_FILE, QuantizeJob, quantize_
 from glmtune.storage import files, lock
 from tests.export.test_export import job
 from tests.prefix.conftest import make_base, make_prefix
+from tests.warm.start import warm_python
 
 MARKERS = {"export": MARKER, "quantize": REPORT_FILE}
 Write = Callable[..., object]
@@ -139,7 +139,7 @@ def test_a_disk_that_is_really_full(tiny_base: Path, tmp_path: Path) -> None:
         (["export", *places], 600),
     ]
     done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, json.dumps(cases)], capture_output=True, text=True, check=False
+        [*warm_python(), "-c", FULL_DISK, json.dumps(cases)], capture_output=True, text=True, check=False
     )
     assert done.stdout.split() == ["1", "1", "1"], done.stderr
     assert done.stderr.count("there is no room left on its disk (File too large)") == 3, done.stderr

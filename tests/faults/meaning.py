@@ -121,9 +121,8 @@ def _read(path: Path) -> object:
     if path.suffix == ".json":
         return json.loads(path.read_text(encoding="utf-8"))
     if path.suffix == ".jsonl":
-        *lines, _ = path.read_bytes().split(
-            b"\n"
-        )  # the last one may be torn, in the middle of a character too
+        # The last one may be torn, in the middle of a character too.
+        *lines, _ = path.read_bytes().split(b"\n")
         return [json.loads(line) for line in lines]
     return None
 
@@ -144,10 +143,11 @@ def _parts(name: str, path: Path) -> dict[str, str]:
     if path.name == "checkpoint.json" and isinstance(value, dict):
         value = {**value, "files": sorted(value["files"])}  # sizes hang on the digits of times
     if path.name == "adapter_config.json" and isinstance(value, dict):
+        # A set: each process has its order.
         value = {
             **value,
             "target_modules": sorted(value["target_modules"]),
-        }  # a set: each process has its order
+        }
     return dict(_leaves(value, ""))
 
 

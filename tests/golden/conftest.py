@@ -42,3 +42,9 @@ def golden(oracles: Path) -> Callable[[str], Golden]:
         return Golden(folder, load_file(folder / "ptuning.safetensors"), values)
 
     return load
+
+
+@pytest.fixture(params=["embedding", "projection"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each form of the prefix encoder: a table, and a table with an MLP behind it."""
+    return request.param

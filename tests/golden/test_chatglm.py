@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,8 +13,8 @@ from torch import Tensor, nn
 from glmtune.models.architectures.chatglm_inputs import token_positions
 from glmtune.models.load import load_official
 from glmtune.models.official import OfficialChatGlmForCausalLM
+from tests.golden.oracle import GRADIENT, LOSS, STEP_LOSS, Oracle, close, read_oracle
 
-LOGITS, LOSS, GRADIENT, STEP_LOSS = 1e-4, 2e-5, 1e-5, 5e-5  # the tolerances the oracles state
 CHECKPOINTS = {"v1": "checkpoint_bin", "v1_l28": "checkpoint_safetensors", "v1_1d": "checkpoint_safetensors"}
 FORWARD = [
     "plain_a",
@@ -32,31 +30,10 @@ FORWARD = [
 PAD = 3
 
 
-@dataclass
-class Oracle:
-    name: str
-    model: OfficialChatGlmForCausalLM
-    tensors: dict[str, Tensor]
-    cases: dict[str, Any]
-
-    def __call__(self, case: str, tensor: str) -> Tensor | None:
-        return self.tensors.get(f"{case}.{tensor}")
-
-    def need(self, case: str, tensor: str) -> Tensor:
-        return self.tensors[f"{case}.{tensor}"]
-
-    def value(self, case: str, name: str) -> Any:
-        return self.cases[case]["values"][name]
-
-    def inputs(self, case: str) -> dict[str, Tensor]:
-        if case not in self.cases:
-            pytest.skip(f"{self.name} has no {case}")
-        names = ("input_ids", "attention_mask", "position_ids")
-        return {name: value for name in names if (value := self(case, name)) is not None}
-
-    def real(self, case: str) -> Tensor:
-        ids = self.need(case, "input_ids")
-        return ids != PAD if self(case, "attention_mask") is not None else torch.ones_like(ids).bool()
+def real_tokens(oracle: Oracle[OfficialChatGlmForCausalLM], case: str) -> Tensor:
+    """Say which tokens are no padding; a batch without a mask has none."""
+    ids = oracle.need(case, "input_ids")
+    return ids != PAD if oracle(case, "attention_mask") is not None else torch.ones_like(ids).bool()
 
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
@@ -65,25 +42,20 @@ def attention(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module", params=list(CHECKPOINTS))
-def oracle(request: pytest.FixtureRequest, oracles: Path, attention: str) -> Oracle:
-    folder = oracles / request.param
-    source = folder / CHECKPOINTS[request.param]
-    model = load_official(source, dtype=torch.float32, device="cpu", attn_implementation=attention)
-    assert isinstance(model, OfficialChatGlmForCausalLM)
-    cases = json.loads((folder / "cases.json").read_text())["cases"]
-    return Oracle(request.param, model, load_file(folder / "cases.safetensors"), cases)
-
-
-def close(actual: Tensor, expected: Tensor, tolerance: float = LOGITS) -> None:
-    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)
+def oracle(
+    request: pytest.FixtureRequest, oracles: Path, attention: str
+) -> Oracle[OfficialChatGlmForCausalLM]:
+    found = read_oracle(oracles / request.param, CHECKPOINTS[request.param], attention)
+    assert isinstance(found.model, OfficialChatGlmForCausalLM)
+    return found
 
 
 @pytest.mark.parametrize("case", FORWARD)
 @torch.no_grad()
-def test_forward(oracle: Oracle, case: str) -> None:
+def test_forward(oracle: Oracle[OfficialChatGlmForCausalLM], case: str) -> None:
     inputs, labels = oracle.inputs(case), oracle(case, "labels")
     output = oracle.model(**inputs, labels=labels, output_hidden_states=True)
-    real = oracle.real(case)
+    real = real_tokens(oracle, case)
     if (expected := oracle(case, "logits")) is not None:
         close(output.logits[real], expected[real])
     if (expected := oracle(case, "logits_first_1_rows")) is not None:
@@ -104,7 +76,9 @@ def test_forward(oracle: Oracle, case: str) -> None:
 
 
 @torch.no_grad()
-def test_an_ordinary_mask_does_what_the_tokenizers_mask_and_positions_do(oracle: Oracle) -> None:
+def test_an_ordinary_mask_does_what_the_tokenizers_mask_and_positions_do(
+    oracle: Oracle[OfficialChatGlmForCausalLM],
+) -> None:
     inputs = oracle.inputs("left_padded")
     ids, real = inputs["input_ids"], inputs["input_ids"] != PAD
     logits = oracle.model(ids, attention_mask=real.long()).logits
@@ -116,7 +90,7 @@ def test_an_ordinary_mask_does_what_the_tokenizers_mask_and_positions_do(oracle:
 
 @pytest.mark.parametrize("case", ["not_reference_unrounded_frequencies", "not_reference_alpha_from_config"])
 @torch.no_grad()
-def test_two_tempting_mistakes_are_not_made(oracle: Oracle, case: str) -> None:
+def test_two_tempting_mistakes_are_not_made(oracle: Oracle[OfficialChatGlmForCausalLM], case: str) -> None:
     wrong, right = oracle.need(case, "plain_b_logits"), oracle.need("plain_b", "logits")
     if oracle.name == "v1_l28" and "alpha" in case:
         pytest.skip("with 28 layers the constant and the depth agree")
@@ -126,7 +100,7 @@ def test_two_tempting_mistakes_are_not_made(oracle: Oracle, case: str) -> None:
 
 @pytest.mark.parametrize("case", ["kv_single", "kv_left"])
 @torch.no_grad()
-def test_cache_steps(oracle: Oracle, case: str) -> None:
+def test_cache_steps(oracle: Oracle[OfficialChatGlmForCausalLM], case: str) -> None:
     ids, prefill = oracle.inputs(case)["input_ids"], oracle.value(case, "prefill_len")
     given = {
         name: value
@@ -156,7 +130,9 @@ def test_cache_steps(oracle: Oracle, case: str) -> None:
 
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("case", ["generate", "generate_left"])
-def test_generate(oracle: Oracle, case: str, use_cache: bool, recwarn: pytest.WarningsRecorder) -> None:
+def test_generate(
+    oracle: Oracle[OfficialChatGlmForCausalLM], case: str, use_cache: bool, recwarn: pytest.WarningsRecorder
+) -> None:
     inputs = oracle.inputs(case)
     settings = {"max_new_tokens": 16, "return_dict_in_generate": True, "output_logits": True}
     official = oracle.model.generate(**inputs, **settings, use_cache=use_cache)
@@ -169,14 +145,14 @@ def test_generate(oracle: Oracle, case: str, use_cache: bool, recwarn: pytest.Wa
     assert not [str(w.message) for w in recwarn if "generat" in str(w.message).lower()]
 
 
-def test_generate_stops_at_the_end_id_and_fills_with_pad(oracle: Oracle) -> None:
+def test_generate_stops_at_the_end_id_and_fills_with_pad(oracle: Oracle[OfficialChatGlmForCausalLM]) -> None:
     inputs = oracle.inputs("generate_eos")
     eos = oracle.value("generate_eos", "eos_token_id")
     sequences = oracle.model.generate(**inputs, max_new_tokens=16, eos_token_id=eos)
     assert torch.equal(sequences, oracle.need("generate_eos", "sequences"))
 
 
-def test_beam_search(oracle: Oracle) -> None:
+def test_beam_search(oracle: Oracle[OfficialChatGlmForCausalLM]) -> None:
     ids, expected = oracle.inputs("generate_beam")["input_ids"], oracle.need("generate_beam", "sequences")
     positions = token_positions(ids, oracle.model.config)
     for given in ({}, {"position_ids": positions}):
@@ -185,7 +161,7 @@ def test_beam_search(oracle: Oracle) -> None:
 
 
 @torch.no_grad()
-def test_rotary_table(oracle: Oracle) -> None:
+def test_rotary_table(oracle: Oracle[OfficialChatGlmForCausalLM]) -> None:
     rotary, positions = oracle.model.transformer.rotary_emb, oracle.need("rope", "positions")
     assert torch.equal(rotary.inv_freq(), oracle.need("rope", "inv_freq"))
     streams = positions.expand(1, oracle.model.config.num_position_streams, -1)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,8 +14,8 @@ from glmtune.errors import CheckpointError
 from glmtune.models.checkpoints.writing import official_tensors
 from glmtune.models.later import OfficialGlmForCausalLM
 from glmtune.models.load import load_official
+from tests.golden.oracle import LOSS, STEP_LOSS, Oracle, close, read_oracle
 
-LOGITS, LOSS, STEP_LOSS = 1e-4, 2e-5, 5e-5  # the tolerances the oracles state
 CHECKPOINTS = {
     "v2": "checkpoint_bin",
     "v2_32k": "checkpoint_safetensors",
@@ -36,43 +34,14 @@ FORWARD = [
 ]
 
 
-@dataclass
-class Oracle:
-    name: str
-    model: OfficialGlmForCausalLM
-    tensors: dict[str, Tensor]
-    cases: dict[str, Any]
-
-    def __call__(self, case: str, tensor: str) -> Tensor | None:
-        return self.tensors.get(f"{case}.{tensor}")
-
-    def need(self, case: str, tensor: str) -> Tensor:
-        return self.tensors[f"{case}.{tensor}"]
-
-    def value(self, case: str, name: str) -> Any:
-        return self.cases[case]["values"][name]
-
-    def inputs(self, case: str, *, positions: bool = True) -> dict[str, Tensor]:
-        names = ["input_ids", "attention_mask", *(["position_ids"] if positions else [])]
-        return {name: value for name in names if (value := self(case, name)) is not None}
-
-
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
 def attention(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module", params=list(CHECKPOINTS))
-def oracle(request: pytest.FixtureRequest, oracles: Path, attention: str) -> Oracle:
-    folder = oracles / request.param
-    source = folder / CHECKPOINTS[request.param]
-    model = load_official(source, dtype=torch.float32, device="cpu", attn_implementation=attention)
-    cases = json.loads((folder / "cases.json").read_text())["cases"]
-    return Oracle(request.param, model, load_file(folder / "cases.safetensors"), cases)
-
-
-def close(actual: Tensor, expected: Tensor, tolerance: float = LOGITS) -> None:
-    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)
+def oracle(request: pytest.FixtureRequest, oracles: Path, attention: str) -> Oracle[OfficialGlmForCausalLM]:
+    return read_oracle(oracles / request.param, CHECKPOINTS[request.param], attention)
 
 
 def real(case_mask: Tensor | None, ids: Tensor) -> Tensor:
@@ -81,9 +50,7 @@ def real(case_mask: Tensor | None, ids: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("case", FORWARD)
 @torch.no_grad()
-def test_forward(oracle: Oracle, case: str) -> None:
-    if case not in oracle.cases:
-        pytest.skip(f"{oracle.name} has no {case}")
+def test_forward(oracle: Oracle[OfficialGlmForCausalLM], case: str) -> None:
     inputs, labels = oracle.inputs(case), oracle(case, "labels")
     last_block: list[Tensor] = []
     hook = oracle.model.model.layers[-1].register_forward_hook(lambda *call: last_block.append(call[2]))
@@ -104,9 +71,8 @@ def test_forward(oracle: Oracle, case: str) -> None:
     nll = nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="none").view_as(
         labels[:, 1:]
     )
-    asked_by_real = mask[
-        :, :-1
-    ]  # a target right after left padding is predicted from a padding row: an accident
+    # A target right after left padding is predicted from a padding row: an accident.
+    asked_by_real = mask[:, :-1]
     close(nll[asked_by_real], oracle.need(case, "nll")[asked_by_real])
     if asked_by_real[labels[:, 1:] != -100].all():
         assert output.loss.item() == pytest.approx(oracle.need(case, "loss").item(), abs=LOSS)
@@ -114,7 +80,7 @@ def test_forward(oracle: Oracle, case: str) -> None:
 
 @pytest.mark.parametrize("case", ["kv_single", "kv_left"])
 @torch.no_grad()
-def test_cache_steps(oracle: Oracle, case: str) -> None:
+def test_cache_steps(oracle: Oracle[OfficialGlmForCausalLM], case: str) -> None:
     inputs, prefill = oracle.inputs(case), oracle.value(case, "prefill_len")
     mask = real(inputs.get("attention_mask"), inputs["input_ids"])
     length = mask.shape[1]
@@ -135,7 +101,9 @@ def test_cache_steps(oracle: Oracle, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["generate", "generate_left"])
-def test_generate(oracle: Oracle, case: str, recwarn: pytest.WarningsRecorder) -> None:
+def test_generate(
+    oracle: Oracle[OfficialGlmForCausalLM], case: str, recwarn: pytest.WarningsRecorder
+) -> None:
     inputs = oracle.inputs(case, positions=False)
     inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
     output = oracle.model.generate(
@@ -147,14 +115,14 @@ def test_generate(oracle: Oracle, case: str, recwarn: pytest.WarningsRecorder) -
     assert not [str(w.message) for w in recwarn if "generat" in str(w.message).lower()]
 
 
-def test_generate_stops_at_the_end_id_and_fills_with_pad(oracle: Oracle) -> None:
+def test_generate_stops_at_the_end_id_and_fills_with_pad(oracle: Oracle[OfficialGlmForCausalLM]) -> None:
     eos = oracle.value("generate_eos", "eos_token_id")
     inputs = oracle.inputs("generate_eos", positions=False)
     sequences = oracle.model.generate(**inputs, max_new_tokens=16, eos_token_id=eos)
     assert torch.equal(sequences, oracle.need("generate_eos", "sequences"))
 
 
-def test_beam_search(oracle: Oracle) -> None:
+def test_beam_search(oracle: Oracle[OfficialGlmForCausalLM]) -> None:
     inputs = oracle.inputs("generate_beam", positions=False)
     inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
     sequences = oracle.model.generate(**inputs, num_beams=3, max_new_tokens=12)
@@ -162,7 +130,7 @@ def test_beam_search(oracle: Oracle) -> None:
 
 
 @torch.no_grad()
-def test_rotary_table(oracle: Oracle) -> None:
+def test_rotary_table(oracle: Oracle[OfficialGlmForCausalLM]) -> None:
     positions = oracle.need("rope", "positions")
     cos, sin = oracle.model.model.rotary_emb(torch.zeros(1), positions[None])
     for table, name in ((cos, "cos"), (sin, "sin")):
@@ -171,7 +139,7 @@ def test_rotary_table(oracle: Oracle) -> None:
 
 
 @torch.no_grad()
-def test_rotary_table_in_bfloat16_is_only_rounded(oracle: Oracle) -> None:
+def test_rotary_table_in_bfloat16_is_only_rounded(oracle: Oracle[OfficialGlmForCausalLM]) -> None:
     if oracle("rope_bf16", "positions") is None:
         pytest.skip("the release runs in float16")
     positions = oracle.need("rope_bf16", "positions")
@@ -181,7 +149,7 @@ def test_rotary_table_in_bfloat16_is_only_rounded(oracle: Oracle) -> None:
 
 
 @torch.no_grad()
-def test_sequence_classification(oracle: Oracle) -> None:
+def test_sequence_classification(oracle: Oracle[OfficialGlmForCausalLM]) -> None:
     if "sequence_classification" not in oracle.cases:
         pytest.skip(f"{oracle.name} has no classifier")
     case = "sequence_classification"

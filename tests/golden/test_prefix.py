@@ -14,6 +14,7 @@ from glmtune.prefix.attach import attach_prefix, freeze_base
 from glmtune.prefix.checkpoint import load_prefix
 from glmtune.prefix.encoder import PrefixEncoder
 from tests.golden.conftest import Golden
+from tests.golden.oracle import close
 
 LOGITS, LOSS, GRADIENT, TRAINING, PREFIX = 1e-4, 2e-5, 1e-5, 5e-5, 1e-4
 
@@ -21,11 +22,6 @@ LOGITS, LOSS, GRADIENT, TRAINING, PREFIX = 1e-4, 2e-5, 1e-5, 5e-5, 1e-4
 @pytest.fixture(scope="module", params=["v2", "v2_32k", "glm3"])
 def cases(request: pytest.FixtureRequest, golden: Callable[[str], Golden]) -> Golden:
     return golden(request.param)
-
-
-@pytest.fixture(params=["embedding", "projection"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 @pytest.fixture(params=["sdpa", "eager"])
@@ -47,17 +43,13 @@ def _prefix(model: GlmForCausalLM) -> PrefixEncoder:
     return model.model.prefix_encoder
 
 
-def _close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)
-
-
 @torch.no_grad()
 def test_keys_and_values_have_the_official_layout(cases: Golden, kind: str, tuned: GlmForCausalLM) -> None:
     expected = cases.case(f"{kind}.prefix")["kv"]  # [layers, 2, prefix, batch, groups, size]
-    _close(_prefix(tuned)(), expected[:, :, :, 0], 1e-6)
+    close(_prefix(tuned)(), expected[:, :, :, 0], 1e-6)
     states = _prefix(tuned).layer_states(expected.shape[3], torch.float32)
     stacked = torch.stack([torch.stack(pair) for pair in states])
-    _close(stacked.permute(0, 1, 4, 2, 3, 5), expected, 1e-6)
+    close(stacked.permute(0, 1, 4, 2, 3, 5), expected, 1e-6)
 
 
 @torch.no_grad()
@@ -68,14 +60,14 @@ def test_forward(cases: Golden, kind: str, tuned: GlmForCausalLM, case: str) -> 
     output = tuned(**inputs)
     real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
     if "logits" in expected:
-        _close(output.logits[real], expected["logits"][real], LOGITS)
+        close(output.logits[real], expected["logits"][real], LOGITS)
     if "loss" in expected:
-        _close(output.loss, expected["loss"][0], LOSS)
+        close(output.loss, expected["loss"][0], LOSS)
         labels = inputs["labels"][:, 1:]
         losses = torch.nn.functional.cross_entropy(
             output.logits[:, :-1].transpose(1, 2), labels, ignore_index=-100, reduction="none"
         )
-        _close(losses, expected["nll"], LOGITS)
+        close(losses, expected["nll"], LOGITS)
 
 
 @torch.no_grad()
@@ -96,13 +88,13 @@ def test_decoding_with_a_cache(cases: Golden, kind: str, tuned: GlmForCausalLM) 
         cache = output.cache
         steps.append(output.logits)
     real = inputs["attention_mask"].bool()
-    _close(torch.cat(steps, dim=1)[real], case["logits_steps"][real], LOGITS)
+    close(torch.cat(steps, dim=1)[real], case["logits_steps"][real], LOGITS)
     # The released cache starts with the prefix; ours holds the tokens alone.
     expected = case["past_key_last"].permute(1, 2, 0, 3)
     prefix_key = _prefix(tuned).layer_states(expected.shape[0], torch.float32)[-1][0]
     whole = torch.cat([prefix_key, cache.layers[-1].keys], dim=2)
     visible = torch.cat([torch.ones(real.shape[0], prefix_key.shape[2], dtype=torch.bool), real], dim=1)
-    _close(whole.transpose(1, 2)[visible], expected.transpose(1, 2)[visible], LOGITS)
+    close(whole.transpose(1, 2)[visible], expected.transpose(1, 2)[visible], LOGITS)
 
 
 @torch.no_grad()
@@ -136,14 +128,14 @@ def trainable(request: pytest.FixtureRequest, tuned: GlmForCausalLM) -> GlmForCa
 def test_gradient(cases: Golden, kind: str, trainable: GlmForCausalLM) -> None:
     case = cases.case(f"{kind}.gradient")
     loss = trainable(**cases.inputs(f"{kind}.train_right_padded")).loss
-    _close(loss.detach(), case["loss"][0], LOSS)
+    close(loss.detach(), case["loss"][0], LOSS)
     loss.backward()
     named = dict(_prefix(trainable).named_parameters())
     for name, expected in case.items():
         if name.startswith("grad."):
             gradient = named[name.removeprefix("grad.")].grad
             assert gradient is not None
-            _close(gradient, expected, GRADIENT * float(expected.abs().max()))
+            close(gradient, expected, GRADIENT * float(expected.abs().max()))
 
 
 def test_twenty_training_steps(cases: Golden, kind: str, trainable: GlmForCausalLM) -> None:
@@ -160,10 +152,10 @@ def test_twenty_training_steps(cases: Golden, kind: str, trainable: GlmForCausal
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.detach())
-    _close(torch.stack(losses), case["losses"], TRAINING)
+    close(torch.stack(losses), case["losses"], TRAINING)
     torch.testing.assert_close(torch.stack(norms), case["grad_norms"], rtol=2e-5, atol=2e-5)
-    _close(_prefix(trainable).embedding.weight.detach(), case["final.embedding.weight"], PREFIX)
+    close(_prefix(trainable).embedding.weight.detach(), case["final.embedding.weight"], PREFIX)
     trainable.eval()
     with torch.no_grad():
         probe = trainable(cases.inputs(f"{kind}.plain_b")["input_ids"]).logits[:, -4:]
-    _close(probe, case["final_probe_logits_last4"], LOGITS)
+    close(probe, case["final_probe_logits_last4"], LOGITS)

@@ -21,6 +21,7 @@ from glmtune.prefix.encoder import PrefixEncoder
 from glmtune.prefix.init import build_prefix_encoder, text_rows
 from glmtune.prefix.settings import PrefixSettings
 from tests.golden.conftest import Golden
+from tests.golden.oracle import close
 
 LOGITS, LOSS, GRADIENT, TRAINING, PREFIX = 1e-4, 2e-5, 1e-5, 5e-5, 1e-4
 PAD = 3
@@ -29,11 +30,6 @@ PAD = 3
 @pytest.fixture(scope="module")
 def cases(golden: Callable[[str], Golden]) -> Golden:
     return golden("v1")
-
-
-@pytest.fixture(params=["embedding", "projection"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 @pytest.fixture
@@ -72,19 +68,15 @@ def _prefix(model: OfficialChatGlmForCausalLM) -> PrefixEncoder:
     return model.transformer.prefix_encoder
 
 
-def _close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)
-
-
 @torch.no_grad()
 def test_keys_and_values_have_the_official_layout(
     cases: Golden, kind: str, tuned: OfficialChatGlmForCausalLM
 ) -> None:
     expected = cases.case(f"{kind}.prefix")["kv"]  # [layers, 2, prefix, batch, heads, size]
-    _close(_prefix(tuned)(), expected[:, :, :, 0], 1e-6)
+    close(_prefix(tuned)(), expected[:, :, :, 0], 1e-6)
     states = _prefix(tuned).layer_states(expected.shape[3], torch.float32)
     stacked = torch.stack([torch.stack(pair) for pair in states])
-    _close(stacked.permute(0, 1, 4, 2, 3, 5), expected, 1e-6)
+    close(stacked.permute(0, 1, 4, 2, 3, 5), expected, 1e-6)
 
 
 @torch.no_grad()
@@ -94,14 +86,14 @@ def test_forward(cases: Golden, kind: str, tuned: OfficialChatGlmForCausalLM, ca
     output = tuned(**inputs)
     real = inputs["input_ids"] != PAD
     if "logits" in expected:
-        _close(output.logits[real], expected["logits"][real], LOGITS)
+        close(output.logits[real], expected["logits"][real], LOGITS)
         plain = tuned(inputs["input_ids"], attention_mask=real.long()).logits
-        _close(plain[real], expected["logits"][real], LOGITS)
-    _close(output.loss, expected["loss"][0], LOSS)
+        close(plain[real], expected["logits"][real], LOGITS)
+    close(output.loss, expected["loss"][0], LOSS)
     losses = nn.functional.cross_entropy(
         output.logits[:, :-1].transpose(1, 2), inputs["labels"][:, 1:], reduction="none"
     )
-    _close(losses, expected["nll"], LOGITS)
+    close(losses, expected["nll"], LOGITS)
 
 
 @torch.no_grad()
@@ -125,13 +117,13 @@ def test_decoding_with_a_cache(cases: Golden, kind: str, tuned: OfficialChatGlmF
             cache=output.cache,
         )
         logits.append(output.logits)
-    _close(torch.cat(logits, dim=1)[real], case["logits_steps"][real], LOGITS)
+    close(torch.cat(logits, dim=1)[real], case["logits_steps"][real], LOGITS)
     # The released cache starts with the prefix; ours holds the tokens alone.
     expected = case["past_key_last"].transpose(0, 1)
     prefix_key = _prefix(tuned).layer_states(len(ids), torch.float32)[-1][0].transpose(1, 2)
-    _close(prefix_key, expected[:, : prefix_key.shape[1]], LOGITS)
+    close(prefix_key, expected[:, : prefix_key.shape[1]], LOGITS)
     keys = output.cache.layers[-1].keys.transpose(1, 2)
-    _close(keys[real], expected[:, prefix_key.shape[1] :][real], LOGITS)
+    close(keys[real], expected[:, prefix_key.shape[1] :][real], LOGITS)
 
 
 @torch.no_grad()
@@ -147,7 +139,7 @@ def test_greedy_generation(cases: Golden, kind: str, tuned: OfficialChatGlmForCa
 def test_gradient(cases: Golden, kind: str, trainable: OfficialChatGlmForCausalLM) -> None:
     case = cases.case(f"{kind}.gradient")
     loss = trainable(**cases.inputs(f"{kind}.train_right_padded")).loss
-    _close(loss.detach(), case["loss"][0], LOSS)
+    close(loss.detach(), case["loss"][0], LOSS)
     loss.backward()
     named = dict(_prefix(trainable).named_parameters())
     gradients = {name.removeprefix("grad."): value for name, value in case.items() if "grad." in name}
@@ -155,7 +147,7 @@ def test_gradient(cases: Golden, kind: str, trainable: OfficialChatGlmForCausalL
     for name, expected in gradients.items():
         found = named[name].grad
         assert found is not None
-        _close(found, expected, GRADIENT * float(expected.abs().max()))
+        close(found, expected, GRADIENT * float(expected.abs().max()))
 
 
 def test_only_what_trains_in_the_release_trains(
@@ -179,13 +171,13 @@ def test_twenty_training_steps(cases: Golden, kind: str, trainable: OfficialChat
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.detach())
-    _close(torch.stack(losses), case["losses"], TRAINING)
+    close(torch.stack(losses), case["losses"], TRAINING)
     torch.testing.assert_close(torch.stack(norms), case["grad_norms"], rtol=2e-5, atol=2e-5)
-    _close(_prefix(trainable).embedding.weight.detach(), case["final.embedding.weight"], PREFIX)
+    close(_prefix(trainable).embedding.weight.detach(), case["final.embedding.weight"], PREFIX)
     trainable.eval()
     with torch.no_grad():
         probe = trainable(cases.inputs(f"{kind}.plain_b")["input_ids"]).logits[:, -4:]
-    _close(probe, case["final_probe_logits_last4"], LOGITS)
+    close(probe, case["final_probe_logits_last4"], LOGITS)
 
 
 def test_a_new_prefix_has_the_shape_of_the_official_file(
@@ -233,8 +225,8 @@ def test_a_written_prefix_holds_the_unrotated_keys_of_its_text(base: OfficialCha
     assert len(cache.layers) == base.config.num_hidden_layers
     for layer, cached in enumerate(cache.layers):
         keys = rotate(parts[None, :, layer, 0], cos, sin)
-        _close(keys.transpose(1, 2), cached.keys, 1e-5)
-        _close(parts[None, :, layer, 1].transpose(1, 2), cached.values, 1e-6)
+        close(keys.transpose(1, 2), cached.keys, 1e-5)
+        close(parts[None, :, layer, 1].transpose(1, 2), cached.values, 1e-6)
 
 
 @torch.no_grad()
@@ -248,4 +240,4 @@ def test_a_prefix_made_of_a_text(base: OfficialChatGlmForCausalLM) -> None:
     for length, expected in ((3, rows[:3]), (7, rows[[0, 1, 2, 3, 4, 0, 1]])):
         settings = PrefixSettings(pre_seq_len=length, init="text", init_text="say it")
         encoder = build_prefix_encoder(base, settings, Tokenizer())  # pyright: ignore[reportArgumentType]
-        _close(encoder.embedding.weight, expected, 0.0)
+        close(encoder.embedding.weight, expected, 0.0)

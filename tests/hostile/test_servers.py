@@ -351,9 +351,8 @@ class TestKeys:
             environment_proxy(read_address("http://model.example/v1", api_key_env="OPENAI_API_KEY")) is None
         )
         monkeypatch.delenv("no_proxy")
-        assert (
-            environment_proxy(read_address("http://model.example/v1")) is not None
-        )  # there is no key to read
+        # There is no key to read.
+        assert environment_proxy(read_address("http://model.example/v1")) is not None
         monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:9")
         with pytest.raises(ConfigError, match="only http:// ones"):
             environment_proxy(read_address("https://model.example/v1"))

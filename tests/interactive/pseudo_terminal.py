@@ -110,6 +110,6 @@ class Terminal:
         return bool(data)
 
 
-def chat(*words: str) -> list[str]:
+def chat(*words: str, python: Sequence[str] = (sys.executable,)) -> list[str]:
     """Return the command line of `glmtune chat`."""
-    return [sys.executable, "-m", "glmtune", "chat", *words]
+    return [*python, "-m", "glmtune", "chat", *words]

@@ -21,6 +21,7 @@ from glmtune.prefix.attach import attach_prefix, freeze_base
 from glmtune.prefix.encoder import PrefixEncoder, prefix_shape
 from glmtune.prefix.settings import PrefixSettings
 from glmtune.quantization.layers.apply import quantize_model
+from glmtune.quantization.layers.embeddings import round_embeddings
 from glmtune.training.adapt import tune_adapter
 from glmtune.training.settings import LoraSettings
 
@@ -90,6 +91,8 @@ def build(w: Workload) -> torch.nn.Module:
     model = build_model(config).to(torch.float32 if w.weight_bytes == 4 else torch.bfloat16)
     if w.method is not None:
         quantize_model(model, w.method)
+    if w.embeddings is not None:
+        round_embeddings(model)
     if w.prefix is not None:
         encoder = PrefixEncoder(
             prefix_shape(config),
@@ -198,6 +201,8 @@ CASES = {
     "prefix, no dropout": work(tune="prefix", prefix=PrefixSettings(pre_seq_len=10, dropout=0.0)),
     "prefix, int4": work(tune="prefix", weight_bytes=2, method="int4", is_padded=True),
     "prefix, int8": work(tune="prefix", method="int8"),
+    "prefix, int4-e8": work(tune="prefix", weight_bytes=2, method="int4", embeddings="int8", is_padded=True),
+    "prefix, int8 head": work(tune="prefix", embeddings="int8"),
     "prefix, checkpointing": work(tune="prefix", checkpointing=True, is_padded=True),
     "gated": work(tune="prefix", prefix=GATED),
     "gated, padded": work(tune="prefix", prefix=GATED, is_padded=True),
@@ -211,6 +216,7 @@ CASES = {
     "lora, bf16": work(tune="lora", weight_bytes=2),
     "lora, wide": work(tune="lora", lora=LoraSettings(rank=4, targets=["q_proj", "o_proj", "down_proj"])),
     "lora, checkpointing": work(tune="lora", checkpointing=True),
+    "lora, int4-e8": work(tune="lora", method="int4", embeddings="int8"),
     "first, full": work(FIRST),
     "first, full, padded": work(FIRST, is_padded=True),
     "first, full, autocast": work(FIRST, autocast=True),
@@ -219,6 +225,7 @@ CASES = {
     "first, prefix, projection": work(
         FIRST, tune="prefix", prefix=PrefixSettings(pre_seq_len=10, prefix_projection=True), is_padded=True
     ),
+    "first, prefix, int4-e8": work(FIRST, tune="prefix", method="int4", embeddings="int8", is_padded=True),
     "first, gated": work(FIRST, tune="prefix", prefix=GATED, rows=1),
     "first, gated, padded": work(FIRST, tune="prefix", prefix=GATED, is_padded=True),
     "first, lora": work(FIRST, tune="lora", is_padded=True),

@@ -105,6 +105,11 @@ CASES = {
     "prefix": work(WIDE, tune="prefix", rows=8, is_padded=True),
     "prefix, bf16": work(WIDE, tune="prefix", rows=8, is_padded=True, weight_bytes=2),
     "prefix, int4": work(WIDE, tune="prefix", rows=4, is_padded=True, weight_bytes=2, method="int4"),
+    "prefix, int4-e8": work(
+        WIDE, tune="prefix", rows=4, is_padded=True, weight_bytes=2, method="int4", embeddings="int8"
+    ),
+    "prefix, int8 head": work(WIDE, tune="prefix", rows=4, is_padded=True, embeddings="int8"),
+    "lora, int4-e8": work(WIDE, tune="lora", rows=4, is_padded=True, method="int4", embeddings="int8"),
     "prefix, checkpointing": work(WIDE, tune="prefix", rows=16, is_padded=True, checkpointing=True),
     "lora": work(WIDE, tune="lora", rows=8, is_padded=True),
     "lora, checkpointing": work(WIDE, tune="lora", rows=16, checkpointing=True),
@@ -113,6 +118,9 @@ CASES = {
     "lora, checkpointing, replay": replayed(work(WIDE, tune="lora", rows=15, checkpointing=True)),
     "first, full": work(WIDE_FIRST, rows=8),
     "first, prefix": work(WIDE_FIRST, tune="prefix", rows=8, is_padded=True),
+    "first, prefix, int4-e8": work(
+        WIDE_FIRST, tune="prefix", rows=4, is_padded=True, method="int4", embeddings="int8"
+    ),
 }
 
 

@@ -134,9 +134,8 @@ def test_released_sizes() -> None:
 
 @pytest.mark.parametrize("kind", ["glm4_moe", "glm4_moe_lite"])
 def test_plan_of_a_folder(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    KINDS[kind][0](**({"head_dim": 128} if kind == "glm4_moe" else {})).save_pretrained(
-        tmp_path
-    )  # the release's sizes; weights are not read
+    # The release's sizes; weights are not read.
+    KINDS[kind][0](**({"head_dim": 128} if kind == "glm4_moe" else {})).save_pretrained(tmp_path)
     given = ["plan", f"model={tmp_path}", "hardware=8x80GB+1024GB"]
     # 106 billion 16-bit numbers are 198 GiB, which no card of 80 GB holds; 30 billion are 56 GiB
     assert main([*given, "+recipe=lora"]) == (3 if kind == "glm4_moe" else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -187,6 +188,67 @@ def test_a_quantized_base_is_as_large_as_its_tensors() -> None:
         quantize_model(model, method)
         assert math.isclose(
             base_bytes(work), sum(weight.nbytes for weight in model.parameters()), rel_tol=1e-6
+        )
+
+
+@pytest.mark.parametrize("method", [None, "int4", "int4-g32-asym"])
+def test_an_int8_embedding_and_head_are_as_large_as_their_tensors(method: str | None) -> None:
+    from glmtune.quantization.layers.apply import quantize_model
+    from glmtune.quantization.layers.embeddings import round_embeddings
+
+    words = ["+recipe=ptuning", "quantization_embeddings=int8"] + (
+        [f"quantization={method}"] if method else []
+    )
+    for is_first in (False, True):
+        geometry = read_geometry("glm-tiny")
+        if is_first:
+            geometry = dataclasses.replace(
+                geometry, is_first=True, num_kv_heads=geometry.num_heads, is_tied=True, vocab_size=4864
+            )
+        work = workload_of(plan_settings(*words), geometry, parse_hardware("cpu:8GB"))
+        family = Family.CHATGLM if is_first else Family.CHATGLM2
+        model = build_model(native_config(official_values(geometry), family))
+        if method is not None:
+            quantize_model(model, method)
+        round_embeddings(model)
+        held = sum(weight.nbytes for weight in model.parameters())
+        assert math.isclose(base_bytes(work), held, rel_tol=1e-6)
+
+
+def test_what_an_int8_head_saves_where_it_decides() -> None:
+    """GLM-4-9B in INT4: embedding and head are 2.3 GiB in bfloat16, 1.2 in INT8."""
+    card = parse_hardware("1x8GB")
+    words = ("model=glm-4-9b", "+recipe=ptuning", "quantization=int4")
+    plain = work_of(*words, hardware=card)
+    rounded = work_of(*words, "quantization_embeddings=int8", hardware=card)
+    saved = base_bytes(plain) - base_bytes(rounded)
+    assert saved == pytest.approx(2 * 151552 * 4096 * (1 - 2 / 4096))
+    assert base_bytes(rounded) < 5 * GIB < 6.1 * GIB < base_bytes(plain)
+
+
+def test_a_folder_says_how_its_embedding_is_stored(oracles: Path, tmp_path: Path) -> None:
+    from glmtune.quantization.files.write import QuantizeJob, quantize_checkpoint
+
+    assert read_geometry(str(oracles / "v1" / "int4_embeddings")).embeddings == "int4"
+    assert read_geometry(str(oracles / "v1" / "int4")).embeddings is None
+    source = str(oracles / "v2" / "checkpoint_bin")
+    quantize_checkpoint(QuantizeJob(source, "int4-g32", tmp_path / "e8", embeddings="int8"))
+    geometry = read_geometry(str(tmp_path / "e8"))
+    assert (geometry.quantization, geometry.embeddings) == ("int4-g32", "int8")
+    for more in ((), ("quantization_embeddings=int8",)):
+        work = work_of(
+            f"model={tmp_path / 'e8'}", "+recipe=ptuning", *more, hardware=parse_hardware("cpu:8GB")
+        )
+        assert (work.method, work.embeddings) == ("int4-g32", "int8")
+    for words, message in (
+        (("deepspeed=zero3",), r"\(stage 3\), but `.*e8` is quantized \(int4-g32\), and DeepSpeed computes"),
+        (("distributed=fsdp",), r"`distributed` is `fsdp`, but `.*e8` is quantized \(int4-g32\), and codes"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            work_of(f"model={tmp_path / 'e8'}", "+recipe=ptuning", *words)
+    with pytest.raises(ConfigError, match=r"`quantization_embeddings` is `int8`, but .* stored as `int4`"):
+        work_of(
+            f"model={oracles / 'v1' / 'int4_embeddings'}", "+recipe=ptuning", "quantization_embeddings=int8"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,9 +31,23 @@ MAY = {
 }
 
 
-def trees() -> Iterator[tuple[str, ast.Module]]:
-    for path in FILES:
-        yield path.relative_to(REPO).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+@functools.cache
+def trees() -> list[tuple[str, ast.Module]]:
+    """Return every file's name and tree, which are read once for all tests."""
+    return [
+        (path.relative_to(REPO).as_posix(), ast.parse(path.read_text(encoding="utf-8"))) for path in FILES
+    ]
+
+
+@functools.cache
+def calls() -> list[tuple[str, ast.Call, str]]:
+    """Return every call with the name of its file, and what is called as text."""
+    return [
+        (name, node, ast.unparse(node.func))
+        for name, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+    ]
 
 
 def asked_for(tree: ast.AST) -> frozenset[str]:
@@ -94,22 +109,21 @@ def test_no_path_of_unix() -> None:
 
 def test_no_shell() -> None:
     """No process is started through a shell, nor a shell itself; ssh's other end is a Unix machine by its rule."""
-    for name, tree in trees():
-        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-            assert ast.unparse(call.func) not in ("os.system", "os.popen", "subprocess.getoutput"), name
-            assert not any(word.arg == "shell" for word in call.keywords), name
+    for name, call, called in calls():
+        assert called not in ("os.system", "os.popen", "subprocess.getoutput"), name
+        assert not any(word.arg == "shell" for word in call.keywords), name
+        if called.startswith("subprocess."):
             words = {node.value for node in ast.walk(call) if isinstance(node, ast.Constant)}
-            if ast.unparse(call.func).startswith("subprocess."):
-                assert not words & {"sh", "bash", "/bin/sh"}, name
+            assert not words & {"sh", "bash", "/bin/sh"}, name
 
 
-def is_text_without_encoding(call: ast.Call) -> bool:
+def is_text_without_encoding(call: ast.Call, called: str) -> bool:
     """Whether a call opens a text file in whatever encoding the system has."""
     words = {word.arg for word in call.keywords}
     method = call.func.attr if isinstance(call.func, ast.Attribute) else None
     if method in ("read_text", "write_text"):
         return "encoding" not in words and len(call.args) < (1 if method == "read_text" else 2)
-    is_open = method == "open" or ast.unparse(call.func) == "open"
+    is_open = method == "open" or called == "open"
     modes = [
         each.value for each in call.args if isinstance(each, ast.Constant) and isinstance(each.value, str)
     ]
@@ -121,10 +135,7 @@ def is_text_without_encoding(call: ast.Call) -> bool:
 
 def test_text_files_are_utf8() -> None:
     found = [
-        f"{name}:{node.lineno}"
-        for name, tree in trees()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and is_text_without_encoding(node)
+        f"{name}:{node.lineno}" for name, node, called in calls() if is_text_without_encoding(node, called)
     ]
     assert found == []
 
@@ -133,10 +144,8 @@ def test_programs_are_read_as_utf8() -> None:
     """`text=True` would read what another program says in whatever encoding the system has."""
     found = [
         f"{name}:{node.lineno}"
-        for name, tree in trees()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and any(word.arg in ("text", "universal_newlines") for word in node.keywords)
-        and ast.unparse(node.func).startswith("subprocess.")
+        for name, node, called in calls()
+        if any(word.arg in ("text", "universal_newlines") for word in node.keywords)
+        and called.startswith("subprocess.")
     ]
     assert found == []

@@ -11,13 +11,7 @@ from glmtune.cli import main
 from recipes.eval import FAILED_QUESTIONS
 from tests.evaluation.backends.openai_server import serve
 
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-    for name in ("GLMTUNE_DATA", "RANK", "WORLD_SIZE", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def saying(text):

@@ -18,12 +18,7 @@ ASK = ("benchmark=gsm8k", "benchmark.data_dir=sample", "benchmark.limit=4", "ben
        "num_threads=1")  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-    for name in ("GLMTUNE_DATA", "RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def read(path: str) -> dict:

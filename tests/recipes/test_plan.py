@@ -77,9 +77,8 @@ def test_methods_of_every_origin_are_planned(capsys: pytest.CaptureFixture[str],
     _, values = values_of(
         capsys, "model=chatglm2-6b", "+recipe=ptuning", f"quantization={method}", "hardware=1x24GB"
     )
-    codes = 5.7e9 * (
-        1 if method == "int8" else 0.5
-    )  # of blocks; embedding and head are 0.5e9 weights of 2 bytes
+    # Of blocks; embedding and head are 0.5e9 weights of 2 bytes.
+    codes = 5.7e9 * (1 if method == "int8" else 0.5)
     assert codes + 1e9 < values["device_bytes"]["weights"] < 1.1 * codes + 1.2e9
 
 

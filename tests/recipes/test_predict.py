@@ -20,6 +20,7 @@ from glmtune.inference.predict import predict as inference_run
 from glmtune.inference.settings import DraftSettings, EngineSettings, GenerationSettings
 from glmtune.models.settings import ModelSettings
 from recipes.predict import PredictConfig, run
+from tests.warm.start import warm_python
 
 SUMMARIES = ("面料柔软，穿着舒服。", "颜色很白。", "小明有3个苹果。", "早点休息。", "今天想去哪里？", "裙子")
 OFFICIAL = {
@@ -238,7 +239,7 @@ def test_a_second_process_is_refused_and_goes_on_when_the_first_is_killed(config
         assert len(before) == 3
         words = f"is being written by another process (process {first.pid} on {socket.gethostname()}, since"
         second = subprocess.run(
-            [sys.executable, "-m", "glmtune", *command], capture_output=True, text=True, check=False
+            [*warm_python(), "-m", "glmtune", *command], capture_output=True, text=True, check=False
         )
         assert second.returncode == 2
         assert words in " ".join(second.stderr.split())

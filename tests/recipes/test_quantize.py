@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from glmtune.cli import main
 from glmtune.errors import CheckpointError, ConfigError
@@ -67,6 +68,58 @@ def test_the_embedded_model_in_four_bits(capsys: pytest.CaptureFixture[str]) -> 
     capsys.readouterr()
 
 
+def test_int8_embeddings_in_a_folder_of_every_command(
+    tiny_base: Path, tiny_rows: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["quantize", f"model={tiny_base}", "quantization=int4-g32"]
+    assert command(*words, "quantization_embeddings=int8") == 0  # its name in the other commands
+    shown = capsys.readouterr()
+    assert "glmtune's own format" in shown.out
+    folder = next(Path("runs").glob("quantize-*-int4-g32-e8")).absolute()
+    assert command(*words, "quantization.embeddings=int8", "output_dir=again") == 0
+    assert (Path("again") / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert command("info", folder) == 0
+    assert "embeddings: int8" in " ".join(capsys.readouterr().out.split())
+
+    rows = [f"data.train_file={tiny_rows['train']}", "data.prompt_column=content", "data=files"]
+    rows += [f"data.validation_file={tiny_rows['validation']}", "data.response_column=summary"]
+    train = [
+        "train",
+        "+recipe=ptuning",
+        *rows,
+        "retention=null",
+        "trainer.max_steps=2",
+        "trainer.save_steps=2",
+    ]
+    train += ["trainer.per_device_train_batch_size=2"]
+    rounded = [f"model={tiny_base}", "quantization=int4-g32", "quantization_embeddings=int8"]
+    assert command(*train, f"model={folder}", "output_dir=tuned") == 0
+    assert command(*train, *rounded, "output_dir=tuned-on-loading") == 0
+    # The same codes, so the same steps.
+    name = "last/prefix_encoder.safetensors"
+    assert Path("tuned", name).is_file()
+    tensors = [load_file(Path(run, name)) for run in ("tuned", "tuned-on-loading")]
+    assert all(torch.equal(tensor, tensors[1][key]) for key, tensor in tensors[0].items())
+    card = Path("tuned-on-loading/README.md").read_text()
+    assert "embedding and head in INT8" in card
+    assert 'quantization="int4-g32", quantization_embeddings="int8"' in card
+
+    asked = [f"data.test_file={tiny_rows['validation']}", "data=files", "data.prompt_column=content"]
+    asked += ["data.response_column=summary", "generation.max_new_tokens=3", "data.max_predict_samples=2"]
+    answers = []
+    for number, base in enumerate(([f"model={folder}"], rounded)):
+        out = f"out-{number}"
+        assert command("predict", *base, "prefix_path=tuned", *asked, f"output_dir={out}") == 0
+        answers.append((Path(out) / "generated_predictions.jsonl").read_text())
+    assert answers[0] == answers[1]
+    # Another head answers otherwise, if by little: the folder is not gone on with.
+    plain = ["predict", f"model={tiny_base}", "quantization=int4-g32", "prefix_path=tuned", *asked]
+    capsys.readouterr()
+    assert command(*plain, "output_dir=out-1") != 0
+    assert "quantization_embeddings" in capsys.readouterr().err
+
+
 def test_lora_over_weights_quantized_on_loading(tiny_base: Path, tiny_rows: dict[str, Path]) -> None:
     words = [
         "train", "+recipe=lora", f"model={tiny_base}", "quantization_bit=8", "output_dir=tuned", "data=files",
@@ -91,8 +144,6 @@ def test_official_checkpoints_of_both_generations(name: str, bits: int, oracles:
     written = run(QuantizeConfig(model=CheckpointSettings(source=source), bits=bits, output_dir="out"))
     assert written.is_official
     official = torch.load(oracles / name / f"int{bits}" / "pytorch_model.bin", weights_only=True)
-    from safetensors.torch import load_file
-
     found = load_file(written.folder / "model.safetensors")
     for key, value in official.items():
         assert "inv_freq" in key or torch.equal(found[key], value), key
@@ -133,6 +184,10 @@ def test_settings_that_contradict_each_other(capsys: pytest.CaptureFixture[str])
             bits=8,
             quantization=QuantizationSettings(method="int4-g64"),
         )
+    with pytest.raises(ConfigError, match=r"`quantization.embeddings` is `int4`, .*Valid: int8, true, false"):
+        QuantizationSettings(embeddings="int4")
+    for typed, meant in ((None, False), ("int8", "int8"), ("True", True), ("true", True), ("False", False)):
+        assert QuantizationSettings(embeddings=typed).layout_embeddings == meant
     with pytest.raises(ConfigError, match=r"`model.source` is null"):
         QuantizeConfig()
     with pytest.raises(ConfigError, match=r"`model.quantization_bit` is 5, but it must be 4 or 8"):

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from glmtune.cli import main
 from glmtune.sweep import running
 from glmtune.sweep.processes import Ended
 from tests.conftest import REPO
+from tests.warm.start import warm_python
 
 RATES = "trainer.learning_rate=1e-3,5e-3"
 SMALL = (
@@ -28,7 +28,7 @@ SMALL = (
 
 def in_own_process(words: list[str], folder: Path, **options: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    command = [sys.executable, "-m", "glmtune", "sweep", *words]
+    command = [*warm_python(), "-m", "glmtune", "sweep", *words]
     return subprocess.Popen(
         command,
         cwd=folder,

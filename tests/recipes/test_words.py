@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -382,6 +383,26 @@ def test_a_file_like_a_run_writes(tmp_path: Path) -> None:
     assert load_settings(command("train"), read_words([str(file)], command("train")).overrides) == before
     changed = values(["train", str(file), "seed=7", "deepspeed.stage=2"])
     assert (changed["seed"], changed["deepspeed.stage"]) == (7, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        # `dial` was `sweep` once
+        (["sweep", "strengths=[0,1]"], "`strengths` is no setting of `glmtune sweep`. It is a setting of `glmtune dial`."),
+        (["sweep", "rouge=true"], "It is a setting of `glmtune dial`."),
+        (["sweep", "prefix_path=runs/a"], "nothing to sweep. .* `glmtune dial prefix_path=RUN`"),
+        (["predict", "benchmark=mmlu"], "It is a setting of `glmtune eval` or `glmtune compare`."),
+        (["chat", "trainer.max_steps=3"], "of `glmtune quickstart`, `glmtune train`, `glmtune plan` or others. See"),
+        (["chat", "draft.max_tokens=3"], "Did you mean `draft.num_tokens`?"),
+        (["chat", "nothing_like_it=3"], "is no setting of `glmtune chat`. See"),
+    ],
+)  # fmt: skip
+def test_settings_of_other_commands_and_old_names_say_where_to_go(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

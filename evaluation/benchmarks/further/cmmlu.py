@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.backend import Limits
-from evaluation.benchmarks.benchmark import Ask, Benchmark, check_rows, sample_set_rows, subject_table
+from evaluation.benchmarks.benchmark import (
+    Ask,
+    Benchmark,
+    check_rows,
+    expected_rows,
+    sample_set_rows,
+    subject_table,
+)
 from evaluation.benchmarks.multiple_choice import (
     COT_TOKENS,
     OFFICIAL,
@@ -72,7 +79,7 @@ def load(folder: Path, split: str, subjects: Sequence[str]) -> list[Sample]:
                 line=1,
             )
         expected = DEV_ROWS if split == "dev" else SUBJECTS[subject]["test"]
-        check_rows(path, len(rows), expected if own is None else own.get(subject, 0), name=NAME)
+        check_rows(path, len(rows), expected_rows(own, subject, expected), name=NAME)
         for index, (row_id, question, *choices, answer) in enumerate(rows):
             check_letter(answer, path, index + 2, name=NAME)
             samples.append(Sample(NAME, subject, index, question, tuple(choices), answer, row_id=row_id))

@@ -20,6 +20,7 @@ from evaluation.benchmarks.benchmark import (
     Ask,
     Benchmark,
     check_rows,
+    expected_rows,
     field_of,
     json_lines,
     read_text,
@@ -74,7 +75,7 @@ def _load(release: _Release, folder: Path, split: str, subjects: Sequence[str]) 
     for subject in subjects:
         rows = release.read(folder, subject)
         path = rows[0][1] if rows else folder
-        expected = release.rows[subject] if own is None else own.get(subject, 0)
+        expected = expected_rows(own, subject, release.rows[subject])
         check_rows(path, len(rows), expected, name=f"{release.name} (`{subject}`)")
         samples += [
             _sample(release.name, row, subject, index, place, line)

@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.benchmarks.benchmark import Benchmark, check_rows, field_of, json_lines, sample_set_rows
+from evaluation.benchmarks.benchmark import (
+    Benchmark,
+    check_rows,
+    expected_rows,
+    field_of,
+    json_lines,
+    sample_set_rows,
+)
 from evaluation.benchmarks.gsm8k import EN_PROTOCOLS, gold, without_marks
 from evaluation.metrics import MACRO, Groups
 from evaluation.sample import Sample
@@ -42,7 +49,7 @@ def load(folder: Path, split: str, subjects: Sequence[str]) -> list[Sample]:
             _sample(row, subject, index, path, line)
             for index, (line, row) in enumerate(json_lines(path, name=NAME))
         ]
-        expected = ROWS[subject] if own is None else own.get(subject, 0)
+        expected = expected_rows(own, subject, ROWS[subject])
         check_rows(path, len(rows), expected, name=f"{NAME} (`{subject}`)")
         samples += rows
     return samples

@@ -22,6 +22,7 @@ from evaluation.benchmarks.benchmark import (
     Ask,
     Benchmark,
     check_rows,
+    expected_rows,
     field_of,
     json_lines,
     read_text,
@@ -74,7 +75,7 @@ def load(folder: Path, split: str, subjects: Sequence[str]) -> list[Sample]:
     for subject in subjects:
         path = _file(folder, subject)
         rows = [_sample(row, subject, index, path, line) for index, (line, row) in enumerate(_rows(path))]
-        expected = SUBJECTS[subject][1] if own is None else own.get(subject, 0)
+        expected = expected_rows(own, subject, SUBJECTS[subject][1])
         check_rows(path, len(rows), expected, name=f"{NAME} (`{subject}`)")
         samples += rows
     return samples

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.backend import Limits
-from evaluation.benchmarks.benchmark import WAY_OUT, Ask, Benchmark, check_rows, json_lines, sample_set_rows
+from evaluation.benchmarks.benchmark import (
+    WAY_OUT,
+    Ask,
+    Benchmark,
+    check_rows,
+    expected_rows,
+    json_lines,
+    sample_set_rows,
+)
 from evaluation.extraction import many_letters, mmlu_pro
 from evaluation.fewshot import Exemplar, FewShot, as_text, text_prompt
 from evaluation.metrics import MICRO, Groups
@@ -85,9 +93,7 @@ def load(folder: Path, split: str, subjects: Sequence[str]) -> list[Sample]:
             )
         found[subject].append(_sample(row, subject, len(found[subject]), path, line))
     for subject in subjects:
-        expected = (
-            (DEV_ROWS if split == "validation" else ROWS[subject]) if own is None else own.get(subject, 0)
-        )
+        expected = expected_rows(own, subject, DEV_ROWS if split == "validation" else ROWS[subject])
         check_rows(path, len(found[subject]), expected, name=f"{NAME} (`{subject}`)", way_out=_way_out())
     return [sample for subject in subjects for sample in found[subject]]
 
@@ -176,6 +182,8 @@ def few_shot_cot(ask: Ask) -> PreparedProtocol:
     """Five worked examples of the subject; the letter is read from the completion, as published."""
     shots: dict[str, list[Exemplar]] = {}
     for row in load(ask.folder, "validation", ask.subjects):
+        # The data begin a solution with a cue of another wording; the official code puts its own there, which
+        # here stands at the end of the question already.
         worked = row.explanation.replace(_CUE_OF_DATA, CUE)
         shots.setdefault(row.subject, []).append(Exemplar(asked(row), worked.removeprefix(CUE)))
 

@@ -201,6 +201,7 @@ def read_description(path: Path) -> tuple[Description, dict[str, int]]:
 
 
 def _worded(found: Any) -> str:
+    # pydantic also names the types and validators that it went through, which no file has.
     place = [
         str(part) for part in found["loc"] if not str(part).startswith(("constrained", "list[", "function"))
     ]

@@ -6,7 +6,8 @@ A line is a question under one filter; the layout is that of 0.4 (read with 0.4.
      "resps": [...], "filtered_resps": [...], "metrics": ["acc", "acc_norm"], "acc": 1.0, "acc_norm": 0.0,
      "doc_hash": ..., "prompt_hash": ..., "target_hash": ...}
 
-The harness has scored each question; that score is taken, nothing is read anew.
+The harness has scored each question; that score is taken, nothing is read anew. A line also repeats the whole
+prompt and all that was answered, some hundred times what is needed of it, so files are read line by line.
 """
 
 from __future__ import annotations
@@ -48,8 +49,23 @@ class _Line(Record):
     metrics: Annotated[list[str], Field(min_length=1, description="names of metrics")]
 
 
-LoggedLine = tuple[_Line, dict[str, Any], int]
-"""What is described of a line, all that it holds, and its number."""
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """What is kept of a line.
+
+    Attributes:
+        doc_id: number of the question.
+        filter: through which its answer went.
+        scores: by metric, the first one first; as written, since only the chosen one has to be a score.
+        text: of the question.
+        line: its number, for errors.
+    """
+
+    doc_id: int
+    filter: str
+    scores: Mapping[str, object]
+    text: QuestionText
+    line: int
 
 
 def is_samples(path: Path) -> bool:
@@ -92,7 +108,7 @@ def read_samples(path: Path, *, metric: str | None = None, filter: str | None = 
                 f" {file.name}). Name one file, or move the other away."
             )
         by_task[task] = file
-    lines = {task: _lines(file) for task, file in by_task.items()}
+    lines = {task: _samples(file) for task, file in by_task.items()}
     chosen = _Chosen(metric, filter)
     chosen.check(path, lines)
     starts = {task: next((start for start in FAMILIES if task.startswith(start)), task) for task in by_task}
@@ -115,12 +131,12 @@ class _Chosen:
     metric: str | None
     filter: str | None
 
-    def check(self, path: Path, lines: Mapping[str, Sequence[LoggedLine]]) -> None:
+    def check(self, path: Path, lines: Mapping[str, Sequence[_Sample]]) -> None:
         """Refuse what no task has."""
-        every = [line for several in lines.values() for line, _, _ in several]
+        every = [line for several in lines.values() for line in several]
         known = {
             "filter": list(dict.fromkeys(line.filter for line in every)),
-            "metric": list(dict.fromkeys(name for line in every for name in line.metrics)),
+            "metric": list(dict.fromkeys(name for line in every for name in line.scores)),
         }
         for name, given in (("filter", self.filter), ("metric", self.metric)):
             if given is not None and given not in known[name]:
@@ -132,7 +148,7 @@ class _Chosen:
 
 
 def _run(
-    benchmark: str, path: Path, tasks: Mapping[str, tuple[Path, Sequence[LoggedLine]]], chosen: _Chosen
+    benchmark: str, path: Path, tasks: Mapping[str, tuple[Path, Sequence[_Sample]]], chosen: _Chosen
 ) -> ScoredRun:
     rows: list[tuple[Outcome, QuestionText]] = []
     taken: dict[str, None] = {}
@@ -145,54 +161,61 @@ def _run(
 
 
 def _scores(
-    task: str, file: Path, lines: Sequence[LoggedLine], chosen: _Chosen
+    task: str, file: Path, lines: Sequence[_Sample], chosen: _Chosen
 ) -> tuple[str, list[tuple[Outcome, QuestionText]]]:
     """Return the metric of a file with its filter in words, and the questions."""
-    filters = list(dict.fromkeys(line.filter for line, _, _ in lines))
+    filters = list(dict.fromkeys(line.filter for line in lines))
     filter = chosen.filter if chosen.filter in filters else filters[0]
     rows: list[tuple[Outcome, QuestionText]] = []
     seen: dict[int, int] = {}
     measured = ""
-    for line, values, number in lines:
+    for line in lines:
         if line.filter != filter:
             continue
-        measured = chosen.metric if chosen.metric in line.metrics else line.metrics[0]
+        first = next(iter(line.scores))
+        measured = chosen.metric if chosen.metric is not None and chosen.metric in line.scores else first
         if line.doc_id in seen:
             raise DataError(
                 f"`doc_id` {line.doc_id} is there a second time (first in line {seen[line.doc_id]}), and"
                 " pairs need every question once. Keep one of the lines.",
                 path=file,
-                line=number,
+                line=line.line,
             )
-        seen[line.doc_id] = number
-        score = _score(values.get(measured), measured, file, number)
-        rows.append((outcome_of(task, line.doc_id, score), _text(line.doc, file, number)))
+        seen[line.doc_id] = line.line
+        score = _score(line.scores[measured], measured, file, line.line)
+        rows.append((outcome_of(task, line.doc_id, score), line.text))
     return measured if filter == "none" else f"{measured}, {filter}", rows
 
 
-def _lines(file: Path) -> list[LoggedLine]:
+def _samples(file: Path) -> list[_Sample]:
+    found: list[_Sample] = []
+    # A question stands in as many lines as there are filters; its text is kept once.
+    texts: dict[QuestionText, QuestionText] = {}
     try:
-        content = file.read_bytes()
+        with file.open("rb") as lines:
+            for number, raw in enumerate(lines, start=1):
+                if raw.strip():
+                    found.append(_sample(raw, file, number, texts))
     except OSError as error:
         raise DataError(f"it cannot be read ({error.strerror or error}).", path=file) from None
-    found: list[LoggedLine] = []
-    for number, raw in enumerate(content.split(b"\n"), start=1):
-        if not raw.strip():
-            continue
-        try:
-            values = json.loads(raw)
-            if not isinstance(values, dict):
-                raise ValueError("an object was expected")
-            found.append((validated(_Line, values), values, number))
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"it is no sample of {TOOL}: {error}. Write them with `--log_samples`.",
-                path=file,
-                line=number,
-            ) from None
     if not found:
         raise DataError(f"it holds no samples. Write them with `--log_samples` of {TOOL}.", path=file)
     return found
+
+
+def _sample(raw: bytes, file: Path, number: int, texts: dict[QuestionText, QuestionText]) -> _Sample:
+    try:
+        values = json.loads(raw)
+        if not isinstance(values, dict):
+            raise ValueError("an object was expected")
+        line = validated(_Line, values)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"it is no sample of {TOOL}: {error}. Write them with `--log_samples`.", path=file, line=number
+        ) from None
+    text = _text(line.doc, file, number)
+    scores = {name: values.get(name) for name in line.metrics}
+    return _Sample(line.doc_id, line.filter, scores, texts.setdefault(text, text), number)
 
 
 def _score(value: object, metric: str, file: Path, number: int) -> float:

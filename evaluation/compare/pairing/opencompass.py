@@ -5,6 +5,8 @@ told ``--dump-eval-details``::
 
     predictions/m/gsm8k.json   {"0": {"origin_prompt": [{"role": "HUMAN", "prompt": ...}], "prediction": ...}}
     results/m/gsm8k.json       {"accuracy": 50.0, "details": {"type": "GEN", "0": {"correct": true, ...}}}
+
+Each file is one JSON object, which cannot be read in parts; one data set is held at a time.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.compare.reporting.table_files import write_tables
 from evaluation.compare.reporting.tables import p_text
 from evaluation.compare.statistics.pairwise import Difference
 from evaluation.metrics import Score, interval
@@ -16,9 +17,9 @@ from evaluation.reporting.figures import readable, readable_names, save_figure
 from evaluation.reporting.tables import NOTHING, percent
 from evaluation.running.run_files import LATEX_NAME, holds_evaluations
 from glmtune.storage.checksums import checked_json, json_with_checksum
-from glmtune.storage.files import json_text, write_text_atomically
+from glmtune.storage.files import json_text
 from glmtune.storage.journal import refuse_foreign_folder
-from glmtune.tables import TextTable, latex_document
+from glmtune.tables import TextTable
 
 if TYPE_CHECKING:
     from glmtune.terminal.console import Console
@@ -72,6 +73,7 @@ def curve_table(name: str, curve: Curve) -> TextTable:
     for point in curve.points:
         low, high = interval(point.score)
         change = point.change
+        # `+ 0.0` below turns minus zero, which rounding leaves behind, into a plain one.
         rows.append(
             (
                 f"{point.step:,}" if point.step else "base",
@@ -106,6 +108,7 @@ def is_curve(folder: Path) -> bool:
     try:
         values = checked_json((folder / JSON_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        # Written when all steps are evaluated: one that was stopped before has their folders alone.
         inside = [path for path in folder.iterdir() if path.is_dir()]
         return bool(inside) and any(holds_evaluations(path) for path in inside)
     return {"run", "benchmarks"} <= values.keys()
@@ -130,18 +133,16 @@ def write_curves(run: str, curves: Mapping[str, Curve], folder: Path, *, paper: 
     refuse_foreign_folder(folder, is_curve, result="curve")
     folder.mkdir(parents=True, exist_ok=True)
     tables = [curve_table(name, curve) for name, curve in curves.items()]
-    texts = {
-        MARKDOWN_NAME: "\n".join([f"# Checkpoints of {run}", "", *(table.to_markdown() for table in tables)]),
-        JSON_NAME: json_text(json_with_checksum(curves_json(run, curves))),
-    }
-    if paper:
-        texts[LATEX_NAME] = latex_document(tables)
-    for name, text in texts.items():
-        write_text_atomically(folder / name, text)
-    return [
-        *(folder / name for name in texts),
-        *draw_curves(run, curves, folder / FIGURE_NAME, paper=paper),
-    ]
+    written = write_tables(
+        folder,
+        f"Checkpoints of {run}",
+        tables,
+        json_text(json_with_checksum(curves_json(run, curves))),
+        markdown=MARKDOWN_NAME,
+        json=JSON_NAME,
+        latex=LATEX_NAME if paper else None,
+    )
+    return [*written, *draw_curves(run, curves, folder / FIGURE_NAME, paper=paper)]
 
 
 def curves_json(run: str, curves: Mapping[str, Curve]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from glmtune.tables import TextTable
 
 
 def _outcomes(each: Compared) -> tuple[list[Outcome], list[Outcome]]:
+    # Subjects that a user has added are in no published average; they count where there is nothing else.
     own = each.pair.baseline.results.get("own_subjects") or []
     rows = [rows for rows in each.pair.rows if rows[0].answer.subject not in own] or list(each.pair.rows)
     return [before.outcome for before, _ in rows], [after.outcome for _, after in rows]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.compare.reporting.report import JSON_NAME, MARKDOWN_NAME, is_comparison
+from evaluation.compare.reporting.table_files import write_tables
 from evaluation.compare.reporting.tables import p_text
 from evaluation.compare.statistics.pairwise import Difference, Pooled
 from evaluation.metrics import Score, interval
@@ -19,9 +20,9 @@ from evaluation.running.run_files import LATEX_NAME
 from evaluation.statistics.adjusted import holm
 from evaluation.statistics.paired import ROUNDING
 from glmtune.storage.checksums import json_with_checksum
-from glmtune.storage.files import json_text, write_text_atomically
+from glmtune.storage.files import json_text
 from glmtune.storage.journal import refuse_foreign_folder
-from glmtune.tables import TextTable, latex_document
+from glmtune.tables import TextTable
 
 if TYPE_CHECKING:
     from glmtune.terminal.console import Console
@@ -333,17 +334,16 @@ def write_matrix(matrix: Matrix, folder: Path, *, paper: bool = False) -> list[P
     refuse_foreign_folder(folder, is_comparison, result="comparison")
     folder.mkdir(parents=True, exist_ok=True)
     tables = matrix_tables(matrix)
-    texts = {
-        JSON_NAME: json_text(json_with_checksum(matrix_json(matrix))),  # first: it marks the folder as ours
-        MARKDOWN_NAME: "\n".join([f"# {matrix.title}", "", *(table.to_markdown() for table in tables)]),
-    }
-    if paper:
-        texts[LATEX_NAME] = latex_document(tables)
-    for name, text in texts.items():
-        write_text_atomically(folder / name, text)
-    figures = draw_matrix(matrix, folder / FIGURE_NAME, paper=paper)
-    names = [MARKDOWN_NAME, *(name for name in texts if name != MARKDOWN_NAME)]
-    return [*(folder / name for name in names), *figures]
+    written = write_tables(
+        folder,
+        matrix.title,
+        tables,
+        json_text(json_with_checksum(matrix_json(matrix))),
+        markdown=MARKDOWN_NAME,
+        json=JSON_NAME,
+        latex=LATEX_NAME if paper else None,
+    )
+    return [*written, *draw_matrix(matrix, folder / FIGURE_NAME, paper=paper)]
 
 
 def show_matrix(matrix: Matrix, console: Console) -> None:

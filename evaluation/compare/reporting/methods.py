@@ -11,13 +11,14 @@ from typing import Any
 
 from evaluation.compare.pairing.runs import Run
 from evaluation.compare.reporting.charts import COLORS, NEUTRAL
+from evaluation.compare.reporting.table_files import write_tables
 from evaluation.compare.reporting.tables import ComparisonReport, points
 from evaluation.compare.statistics.gate import EXIT_CODES, IN_WORDS, worst
 from evaluation.reporting.figures import readable, save_figure
 from evaluation.reporting.tables import NOTHING
 from evaluation.statistics.adjusted import holm
-from glmtune.storage.files import json_text, write_text_atomically
-from glmtune.tables import TextTable, latex_document
+from glmtune.storage.files import json_text
+from glmtune.tables import TextTable
 
 METHODS_NAME = "methods"
 PARETO_NAME = "pareto.png"
@@ -243,16 +244,16 @@ def write_methods(table: MethodTable, title: str, folder: Path, *, paper: bool =
         GlmtuneError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {
-        f"{METHODS_NAME}.md": f"# {title}\n\n{method_table(table).to_markdown()}",
-        f"{METHODS_NAME}.json": json_text(methods_json(table)),
-    }
-    if paper:
-        texts[f"{METHODS_NAME}.tex"] = latex_document([method_table(table)])
-    for name, text in texts.items():
-        write_text_atomically(folder / name, text)
-    figures = draw_pareto(table, title, folder / PARETO_NAME, paper=paper)
-    return [*(folder / name for name in texts), *figures]
+    written = write_tables(
+        folder,
+        title,
+        [method_table(table)],
+        json_text(methods_json(table)),
+        markdown=f"{METHODS_NAME}.md",
+        json=f"{METHODS_NAME}.json",
+        latex=f"{METHODS_NAME}.tex" if paper else None,
+    )
+    return [*written, *draw_pareto(table, title, folder / PARETO_NAME, paper=paper)]
 
 
 def draw_pareto(table: MethodTable, title: str, path: Path, *, paper: bool = False) -> list[Path]:

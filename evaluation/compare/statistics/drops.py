@@ -8,13 +8,14 @@ question only, so both go through the same functions, as ``Strata``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluation.compare.settings import HEADLINE, GateSettings
 from evaluation.compare.statistics.counts import PairCounts, Strata, count_pairs
 from evaluation.compare.statistics.gate import Verdict, judge_drop
 from evaluation.compare.statistics.intervals import (
+    Resampled,
     bootstrap,
     mcnemar,
     min_detectable_drop,
@@ -107,24 +108,70 @@ def compare_outcomes(
         gate: tolerance, confidence and draws.
     """
     counts = count_pairs(baseline, candidate)
-    before, after = summarize_outcomes(baseline, groups), summarize_outcomes(candidate, groups)
 
     def drop(names: Sequence[str], how: str, scores: tuple[Score, Score]) -> Drop:
         return _drop([counts[name] for name in names], how, scores, gate)
 
-    members: dict[str, list[str]] = {}
-    for name in counts:
-        if name in groups.categories:
-            members.setdefault(groups.categories[name], []).append(name)
-    averaged = groups.averaged(counts)
-    micro = drop(averaged, MICRO, (before.micro, after.micro))
-    judged = AVERAGES[groups.headline] if gate.average == HEADLINE else gate.average
-    judged_counts = [counts[name] for name in averaged]
-    strata = (Strata.micro if judged == "micro" else Strata.macro)(judged_counts)
-    pooled = Strata.micro(judged_counts)
+    def judge(names: Sequence[str], average: str, scores: tuple[Score, Score]) -> JudgedAverage:
+        chosen = [counts[name] for name in names]
+        strata = (Strata.micro if average == "micro" else Strata.macro)(chosen)
+        pooled = Strata.micro(chosen)
+        return JudgedAverage(
+            unpaired_z(*scores),
+            paired_z(pooled.drop, pooled.discordant_frac, pooled.num_samples),
+            min_detectable_drop(strata, gate.confidence),
+            judge_drop(strata, average, gate),
+        )
+
+    return compare_averages(baseline, candidate, groups, gate, list(counts), drop, judge)
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedAverage:
+    """What is found out of the averaged subjects together.
+
+    Attributes:
+        unpaired_z: see `Comparison`.
+        paired_z: see `Comparison`.
+        min_detectable: smallest drop of the judged average that would show, as a fraction.
+        verdict: of the judged average.
+    """
+
+    unpaired_z: float | None
+    paired_z: float | None
+    min_detectable: float
+    verdict: Verdict
+
+
+def compare_averages(
+    baseline: Sequence[Outcome],
+    candidate: Sequence[Outcome],
+    groups: Groups,
+    gate: GateSettings,
+    subjects: Sequence[str],
+    drop: Callable[[Sequence[str], str, tuple[Score, Score]], Drop],
+    judge: Callable[[Sequence[str], str, tuple[Score, Score]], JudgedAverage],
+) -> Comparison:
+    """Compare every average that a benchmark has, whatever the outcomes are: right and wrong, or grades.
+
+    Args:
+        baseline: one outcome per question.
+        candidate: of the same questions in the same order.
+        groups: how the benchmark averages.
+        gate: which average is judged.
+        subjects: of the questions.
+        drop: subjects, average (``accuracy_micro`` or ``accuracy_macro``) and scores of both runs to what
+            was lost.
+        judge: the averaged subjects, the judged average (``micro`` or ``macro``) and both micro averages to
+            the verdict.
+    """
+    before, after = summarize_outcomes(baseline, groups), summarize_outcomes(candidate, groups)
+    averaged = groups.averaged(subjects)
+    average = AVERAGES[groups.headline] if gate.average == HEADLINE else gate.average
+    judged = judge(averaged, average, (before.micro, after.micro))
     return Comparison(
         headline=AVERAGES[groups.headline],
-        micro=micro,
+        micro=drop(averaged, MICRO, (before.micro, after.micro)),
         macro=drop(averaged, MACRO, (before.macro, after.macro)),
         # Two families of tests: whoever looks at four categories should not pay for 52 subjects.
         categories=corrected(
@@ -132,16 +179,16 @@ def compare_outcomes(
                 title: drop(
                     names, groups.category_average, (before.categories[title], after.categories[title])
                 )
-                for title, names in members.items()
+                for title, names in groups.members(subjects).items()
             }
         ),
         subjects=corrected(
-            {name: drop([name], MICRO, (before.subjects[name], after.subjects[name])) for name in counts}
+            {name: drop([name], MICRO, (before.subjects[name], after.subjects[name])) for name in subjects}
         ),
-        unpaired_z=unpaired_z(micro.baseline, micro.candidate),
-        paired_z=paired_z(pooled.drop, pooled.discordant_frac, pooled.num_samples),
-        min_detectable_pp=100 * min_detectable_drop(strata, gate.confidence),
-        verdict=judge_drop(strata, judged, gate),
+        unpaired_z=judged.unpaired_z,
+        paired_z=judged.paired_z,
+        min_detectable_pp=100 * judged.min_detectable,
+        verdict=judged.verdict,
     )
 
 
@@ -151,6 +198,25 @@ def _drop(counts: Sequence[PairCounts], how: str, scores: tuple[Score, Score], g
         strata, confidence=gate.confidence, num_resamples=gate.num_resamples, seed=gate.seed
     )
     pooled = sum(counts, PairCounts())
+    return drop_of(scores, resampled, pooled.num_samples, (pooled.lost, pooled.gained), mcnemar(pooled))
+
+
+def drop_of(
+    scores: tuple[Score, Score],
+    resampled: Resampled,
+    num_samples: int,
+    changed: tuple[int, int],
+    p_value: float,
+) -> Drop:
+    """Return what was lost between two scores, as percentage points.
+
+    Args:
+        scores: of baseline and candidate.
+        resampled: intervals, as fractions.
+        num_samples: questions.
+        changed: questions that were lost and gained.
+        p_value: two-sided, of no difference.
+    """
     before, after = scores
     retention = resampled.retention
     return Drop(
@@ -162,10 +228,10 @@ def _drop(counts: Sequence[PairCounts], how: str, scores: tuple[Score, Score], g
         retention=after.accuracy / before.accuracy if before.accuracy else None,
         retention_low=None if retention is None else retention.low,
         retention_high=None if retention is None else retention.high,
-        num_samples=pooled.num_samples,
-        num_lost=pooled.lost,
-        num_gained=pooled.gained,
-        p_value=mcnemar(pooled),
+        num_samples=num_samples,
+        num_lost=changed[0],
+        num_gained=changed[1],
+        p_value=p_value,
     )
 
 

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from evaluation.compare.settings import HEADLINE, GateSettings
-from evaluation.compare.statistics.drops import AVERAGES, Comparison, Drop, corrected
+from evaluation.compare.settings import GateSettings
+from evaluation.compare.statistics.drops import Comparison, Drop, JudgedAverage, compare_averages, drop_of
 from evaluation.compare.statistics.gate import Verdict, conclude
-from evaluation.compare.statistics.intervals import POWER, Interval
-from evaluation.metrics import MACRO, MICRO, Groups, Outcome, Score, summarize_outcomes
+from evaluation.compare.statistics.intervals import POWER, Interval, Resampled
+from evaluation.metrics import MICRO, Groups, Outcome, Score
 
 if TYPE_CHECKING:
     import numpy as np
@@ -182,37 +182,21 @@ def compare_grades(
         gate: tolerance, confidence and draws.
     """
     pairs = _pairs(baseline, candidate)
-    before, after = summarize_outcomes(baseline, groups), summarize_outcomes(candidate, groups)
 
     def drop(names: Sequence[str], how: str, scores: tuple[Score, Score]) -> Drop:
         return _drop([pairs[name] for name in names], how, scores, gate)
 
-    members: dict[str, list[str]] = {}
-    for name in pairs:
-        if name in groups.categories:
-            members.setdefault(groups.categories[name], []).append(name)
-    averaged = groups.averaged(pairs)
-    micro = drop(averaged, MICRO, (before.micro, after.micro))
-    judged = AVERAGES[groups.headline] if gate.average == HEADLINE else gate.average
-    chosen = [pairs[name] for name in averaged]
-    strata = (GradedStrata.micro if judged == "micro" else GradedStrata.macro)(chosen)
-    categories = {
-        title: drop(names, groups.category_average, (before.categories[title], after.categories[title]))
-        for title, names in members.items()
-    }
-    return Comparison(
-        headline=AVERAGES[groups.headline],
-        micro=micro,
-        macro=drop(averaged, MACRO, (before.macro, after.macro)),
-        categories=corrected(categories),
-        subjects=corrected(
-            {name: drop([name], MICRO, (before.subjects[name], after.subjects[name])) for name in pairs}
-        ),
-        unpaired_z=_unpaired_z(micro.baseline, micro.candidate),
-        paired_z=_paired_z(GradedStrata.micro(chosen)),
-        min_detectable_pp=100 * _min_detectable(strata, gate.confidence),
-        verdict=judge_grades(strata, judged, gate),
-    )
+    def judge(names: Sequence[str], average: str, scores: tuple[Score, Score]) -> JudgedAverage:
+        chosen = [pairs[name] for name in names]
+        strata = (GradedStrata.micro if average == "micro" else GradedStrata.macro)(chosen)
+        return JudgedAverage(
+            _unpaired_z(*scores),
+            _paired_z(GradedStrata.micro(chosen)),
+            _min_detectable(strata, gate.confidence),
+            judge_grades(strata, average, gate),
+        )
+
+    return compare_averages(baseline, candidate, groups, gate, list(pairs), drop, judge)
 
 
 def judge_grades(strata: GradedStrata, average: str, gate: GateSettings) -> Verdict:
@@ -239,26 +223,12 @@ def _pairs(baseline: Sequence[Outcome], candidate: Sequence[Outcome]) -> dict[st
 
 def _drop(groups: Sequence[PairedGrades], how: str, scores: tuple[Score, Score], gate: GateSettings) -> Drop:
     strata = (GradedStrata.micro if how == MICRO else GradedStrata.macro)(groups)
-    change, retention = bootstrap_grades(strata, gate)
     pooled = sum(groups, PairedGrades((), ()))
-    before, after = scores
-    return Drop(
-        baseline=before,
-        candidate=after,
-        drop_pp=100 * (before.accuracy - after.accuracy),
-        low_pp=100 * change.low,
-        high_pp=100 * change.high,
-        retention=after.accuracy / before.accuracy if before.accuracy else None,
-        retention_low=None if retention is None else retention.low,
-        retention_high=None if retention is None else retention.high,
-        num_samples=pooled.num_samples,
-        num_lost=int((pooled.differences > 0).sum()),
-        num_gained=int((pooled.differences < 0).sum()),
-        p_value=_paired_p(pooled),
-    )
+    changed = int((pooled.differences > 0).sum()), int((pooled.differences < 0).sum())
+    return drop_of(scores, bootstrap_grades(strata, gate), pooled.num_samples, changed, _paired_p(pooled))
 
 
-def bootstrap_grades(strata: GradedStrata, gate: GateSettings) -> tuple[Interval, Interval | None]:
+def bootstrap_grades(strata: GradedStrata, gate: GateSettings) -> Resampled:
     """Draw questions with replacement, both runs' grades together, and take percentiles.
 
     Args:
@@ -267,8 +237,7 @@ def bootstrap_grades(strata: GradedStrata, gate: GateSettings) -> tuple[Interval
         gate: confidence, draws and seed.
 
     Returns:
-        The interval of the drop, as a fraction, and that of candidate / baseline; None where the baseline has
-        no grade above 0.
+        Both intervals; that of the retention is None where the baseline has no grade above 0.
     """
     import numpy as np
 
@@ -290,7 +259,7 @@ def bootstrap_grades(strata: GradedStrata, gate: GateSettings) -> tuple[Interval
     retention = None
     if any(any(each.before) for each in strata.groups) and kept.any():
         retention = Interval(*map(float, np.percentile(after[kept] / before[kept], ends)))
-    return Interval(float(low), float(high)), retention
+    return Resampled(Interval(float(low), float(high)), retention)
 
 
 def _paired_p(pairs: PairedGrades) -> float:

@@ -28,7 +28,7 @@ EXACT = "Tango's score interval, McNemar's exact test"
 SCORE = "Tango's score interval and test, subjects weighing alike"
 STUDENT = "Student's t of paired differences"
 CLUSTERS = "t over clusters (Miller 2024, eq. 4)"
-POOLED = "mean over benchmarks, variances added; z test"
+POOLED = "mean over benchmarks, variances of their intervals added; z test"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,15 +207,26 @@ class Pooled:
 def pool(differences: Sequence[Difference], *, confidence: float = 0.95) -> Pooled:
     """Test one pair of runs over several benchmarks.
 
-    The benchmarks' questions are different ones, so their differences are independent and variances add. If
-    there is no difference, a flip goes either way with the same chance in every benchmark, so the exact test
-    may count them together: nothing is assumed about how hard a benchmark is.
+    The benchmarks' questions are different ones, so their differences are independent and variances add. They
+    are not added as standard errors: that of a benchmark without a flip is 0, as if no further question could
+    flip, and those of benchmarks with few flips are too small. The intervals know better, so the variances
+    are recovered from them, for each side by itself (MOVER, method of variance estimates recovery)::
+
+        low end    mean - sqrt(sum((difference - low)^2)) / k        high end likewise
+
+    The z test takes the variance of the side on which 0 lies, so that it and the interval agree.
+
+    If there is no difference, a flip goes either way with the same chance in every benchmark, so the exact
+    test may count them together: nothing is assumed about how hard a benchmark is.
 
     Args:
-        differences: one per benchmark.
-        confidence: of the two-sided interval.
+        differences: one per benchmark, with intervals of the same confidence.
+        confidence: of all intervals, two-sided.
 
     Source:
+        Tang 2021, arXiv:2110.12636 (strata), after Newcombe 1998 and Zou and Donner 2008. Miller 2024,
+        arXiv:2411.00640, adds standard errors; Bowyer et al. 2025, arXiv:2503.01747, show how far too small
+        these are near 0 and 100 %.
         For the exact test: Mantel and Haenszel 1959 in its exact form for matched pairs, the binomial test
         on the discordant pairs of all strata.
     """
@@ -223,13 +234,14 @@ def pool(differences: Sequence[Difference], *, confidence: float = 0.95) -> Pool
 
     count = len(differences)
     mean = sum(each.difference_pp for each in differences) / count
+    below = math.hypot(*(each.difference_pp - each.low_pp for each in differences)) / count
+    above = math.hypot(*(each.high_pp - each.difference_pp for each in differences)) / count
     errors = [each.stderr_pp for each in differences]
     known = [error for error in errors if error is not None]
     stderr = math.hypot(*known) / count if len(known) == count else None
-    half = 100.0 if stderr is None else float(norm.ppf((1 + confidence) / 2)) * stderr
-    p_value = 1.0
-    if stderr is not None:
-        p_value = two_sided_p(mean / stderr) if stderr else float(mean == 0)
+    towards_0 = below if mean > 0 else above
+    z = float(norm.ppf((1 + confidence) / 2))
+    p_value = two_sided_p(z * mean / towards_0) if mean else 1.0
     flips = [(each.num_first, each.num_second) for each in differences if each.num_clusters is None]
     first = [one for one, _ in flips if one is not None]
     second = [two for _, two in flips if two is not None]
@@ -238,8 +250,8 @@ def pool(differences: Sequence[Difference], *, confidence: float = 0.95) -> Pool
     return Pooled(
         Difference(
             mean,
-            mean - half,
-            mean + half,
+            max(-100.0, mean - below),
+            min(100.0, mean + above),
             stderr,
             p_value,
             sum(each.num_questions for each in differences),

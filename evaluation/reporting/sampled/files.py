@@ -11,7 +11,7 @@ from evaluation.reporting.clusters import cluster_table
 from evaluation.reporting.figures import readable, save_figure
 from evaluation.reporting.files import ANSWERS_CHECKSUM
 from evaluation.reporting.sampled.result import FIRST, MAJORITY, MEAN, SampledResult, sampled_json
-from evaluation.reporting.tables import measure_name, percent, run_table, subject_table
+from evaluation.reporting.tables import measure_name, percent, run_table, subject_table, undecided_note
 from evaluation.running.run_files import (
     ANSWERS_NAME,
     CHART_NAME,
@@ -72,6 +72,8 @@ def estimates_table(result: SampledResult) -> TextTable:
         f"{result.num_unparsed_answers:,} of {num_all:,} answers not understood,"
         f" {result.num_truncated_answers:,} truncated"
     )
+    if result.num_undecided:
+        notes.append(undecided_note(result.num_undecided, num_all))
     if result.failed:
         notes.append(result.failure_note)
     return TextTable(result.title, columns, tuple(rows), ". ".join(notes) + ".")
@@ -162,6 +164,7 @@ def _status(result: SampledResult, draws: Draws) -> str:
         return "unparsed"
     if result.is_graded:
         return "graded"
+    # Equal answers are judged alike, so any one of the voted says how the vote went.
     return "correct" if draws.scores[draws.answers.index(draws.voted)] == 1 else "wrong"
 
 

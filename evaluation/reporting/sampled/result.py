@@ -29,6 +29,7 @@ class SampledResult(Result):
         num_answers: to each question.
         num_unparsed_answers: of all answers, those in which nothing was found.
         num_truncated_answers: of all answers, those cut at their length limit.
+        num_undecided_answers: of all answers, those that the rule could not compare (see `num_undecided`).
         are_truncated: of each question, whether every answer was cut; such questions count as truncated.
     """
 
@@ -37,6 +38,7 @@ class SampledResult(Result):
     num_answers: int = 0
     num_unparsed_answers: int = 0
     num_truncated_answers: int = 0
+    num_undecided_answers: int = 0
     are_truncated: tuple[bool, ...] = ()
 
     @property
@@ -51,6 +53,11 @@ class SampledResult(Result):
         assert drawing is not None, "a sampled run draws"
         many = "1 answer" if self.num_answers == 1 else f"{self.num_answers} answers"
         return f", {many} at temperature {drawing.temperature:g}"
+
+    @property
+    def num_undecided(self) -> int:
+        """Of all answers, not of the first ones that stand for the questions in ``judgements``."""
+        return self.num_undecided_answers
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -94,7 +101,7 @@ def put_together(results: Sequence[Result], fingerprint: Mapping[str, Any]) -> S
         task = dataclasses.replace(task, is_partial=True)
     rows = [[found[each.sample.key] for found in by_key] for each in kept]
     draws = tuple(_draws(row, first.rule) for row in rows)
-    judgements = tuple(kept)
+    judgements = tuple(kept)  # of the first answers: what all answers share (prompt, exemplars) is read there
     answers = [judgement for row in rows for judgement in row]
     made = SampledResult(
         task=task,
@@ -108,6 +115,7 @@ def put_together(results: Sequence[Result], fingerprint: Mapping[str, Any]) -> S
         num_answers=len(results),
         num_unparsed_answers=sum(each.extracted.get(first.rule) is None for each in answers),
         num_truncated_answers=sum(each.is_truncated for each in answers),
+        num_undecided_answers=sum(first.rule in each.undecided for each in answers),
         are_truncated=tuple(all(each.is_truncated for each in row) for row in rows),
     )
     estimates = _estimates(made, task.groups, is_graded=task.is_graded(first.rule))

@@ -94,9 +94,8 @@ def keep(root: Path, key: str, fill: Callable[[Path], dict[str, Any]], read: Cal
     found = _read(folder, read)
     if found is None:
         try:
-            root.mkdir(
-                parents=True, exist_ok=True, mode=0o700
-            )  # rows are as private as the files they are of
+            # Rows are as private as the files they are of.
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
             with _locked(folder):
                 found = _read(folder, read)  # by whoever was waited for
                 if found is None:

@@ -175,6 +175,7 @@ def _buffered(unpacked: _Unpacked, path: Path) -> BinaryIO:
 
 def _check_text(head: bytes, path: Path) -> None:
     _refuse_other_kinds(head[:8], path)
+    # tar has its mark behind the name, size and owner of the first file.
     if head[257:262] == b"ustar":
         raise DataError(
             f"this is a tar archive, of which no single file is meant. Unpack it (`tar xf {path.name}`), and"

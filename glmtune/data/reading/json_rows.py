@@ -10,49 +10,13 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator
 
 from glmtune.data.reading.json_values import end_of_value, kind_of, read_value
 from glmtune.data.records import BadRow, RawRow, RowProblem
 from glmtune.errors import DataError
 
 _BLANK = re.compile(r"[ \t\r\n]*")
-
-
-@dataclass(frozen=True, slots=True)
-class JsonRows:
-    """What a JSON file holds.
-
-    Attributes:
-        rows: rows that are JSON objects.
-        bad: rows that are no objects or no JSON (single lines of JSON Lines only).
-        kind: ``json`` or ``jsonl``.
-    """
-
-    rows: Sequence[RawRow]
-    bad: Sequence[BadRow]
-    kind: str
-
-
-def parse_json_rows(text: str, path: str, limit: int | None = None) -> JsonRows:
-    """Read all rows of a JSON file, whatever its extension says about arrays or lines.
-
-    Args:
-        text: the decoded file, not blank.
-        path: the file, for messages.
-        limit: stop after so many rows that can be read; what follows is not looked at.
-
-    Returns:
-        Rows and bad rows with 1-based line numbers.
-
-    Raises:
-        DataError: see `iterate_json_rows`.
-    """
-    bad: list[BadRow] = []
-    kind, rows = iterate_json_rows(text, path, bad)
-    return JsonRows(list(islice(rows, limit)), bad, kind)
 
 
 def iterate_json_rows(text: str, path: str, bad: list[BadRow]) -> tuple[str, Iterator[RawRow]]:

@@ -148,6 +148,8 @@ class StreamedRows(Dataset[dict[str, Any]]):
             skipped = start.drawn if number == start.number else 0
             count = 0
             for drawn, (file, raw) in enumerate(self._drawn(number), start=1):
+                # Going on: rows drawn before are drawn again, as the buffer's state follows from them, and
+                # dropped unencoded; of the last one `rest` encoded rows may still be due.
                 if drawn < skipped or (drawn == skipped and not start.rest):
                     continue
                 rows = self._encoded(file, raw)
@@ -157,6 +159,7 @@ class StreamedRows(Dataset[dict[str, Any]]):
                 for place, row in enumerate(rows, start=1):
                     self._place = Place(number, drawn, len(rows) - place)
                     yield row
+            # A whole pass without a row would be followed by another, for ever.
             if not count and not skipped:
                 raise DataError(
                     "no row of it can be used. Correct the file, or name another.",

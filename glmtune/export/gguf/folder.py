@@ -156,6 +156,7 @@ def _write_file(
             # float32 only says that the shape counts weights, not bytes.
             writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind)
             total += size
+        # All places of tensors are in the header, so every size is told before the first tensor is made.
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()

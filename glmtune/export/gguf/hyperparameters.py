@@ -19,7 +19,6 @@ from glmtune.errors import CheckpointError, ConfigError
 ARCHITECTURES = {"glm": "chatglm", "glm4": "glm4"}
 """model_type of transformers → ``general.architecture`` of llama.cpp."""
 _CLASSES: dict[str, type[GlmConfig] | type[Glm4Config]] = {"chatglm": GlmConfig, "glm4": Glm4Config}
-_SCALINGS = ("none", "linear", "yarn")
 _YARN_KEYS = {
     "rope_type",
     "rope_theta",

@@ -172,6 +172,7 @@ def score_next_tokens(
     def compute(places: Sequence[int]) -> Iterator[tuple[int, Scores]]:
         cache, chosen = PromptCache(model), [ids[place] for place in places]
         asked = [candidates[place] for place in places]
+        # A switch leaves some prompts to the base: these are read apart, and share with one another alone.
         for group in groups if len(places) == len(ids) else _groups(model, settings, chosen):
             for place, scores in score_group(model, budget, cache, group, chosen, asked):
                 yield places[place], scores
@@ -196,11 +197,23 @@ def _context(model: EngineModel) -> int:
 
 
 def _check_context(model: EngineModel, lengths: Sequence[tuple[int, int]]) -> None:
-    """Refuse a prompt that does not fit with what is to be generated; lengths of both, in tokens."""
+    check_fits(lengths, _context(model))
+
+
+def check_fits(lengths: Sequence[tuple[int, int]], max_context_tokens: int) -> None:
+    """Refuse a prompt that does not fit with what is to be generated.
+
+    Args:
+        lengths: tokens of each prompt, and most tokens of its answer.
+        max_context_tokens: of the model.
+
+    Raises:
+        ConfigError: prompt and answer are longer.
+    """
     longest, max_new_tokens = max(lengths, key=sum, default=(0, 0))
-    if longest + max_new_tokens > _context(model):
+    if longest + max_new_tokens > max_context_tokens:
         raise ConfigError(
             f"The longest prompt has {longest} tokens, with `max_new_tokens` {max_new_tokens} that is"
-            f" {longest + max_new_tokens}, and the model's context is {_context(model)} tokens."
+            f" {longest + max_new_tokens}, and the model's context is {max_context_tokens} tokens."
             " Shorten the prompts (fewer exemplars), or lower `max_new_tokens`."
         )

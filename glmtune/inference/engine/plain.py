@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.inference.engine.engine import Engine
-from glmtune.inference.engine.many_prompts import GeneratedText
+from glmtune.inference.engine.many_prompts import GeneratedText, check_fits
 from glmtune.inference.engine.model import Drafting
 from glmtune.inference.engine.stop_text import Decode, StopText
 from glmtune.inference.requests.sampling import Sampling
@@ -82,7 +82,7 @@ class PlainEngine:
                 " whose draws depend on the batch and could not be repeated. Ask it greedily, or behind a"
                 " server (`backend=openai`)."
             )
-        self._check(max((len(prompt) for prompt in prompts), default=0), max_new_tokens)
+        check_fits([(len(prompt), max_new_tokens) for prompt in prompts], self.max_context_tokens)
         stop_text, ends = StopText(decode, stop), frozenset(stop_ids)
         for places in self._batches(prompts):
             inputs = self._padded([prompts[place] for place in places])
@@ -103,7 +103,7 @@ class PlainEngine:
         self, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
     ) -> Iterator[tuple[int, tuple[float, ...]]]:
         """Return log-probabilities of a few next tokens; see `Engine.score_next`."""
-        self._check(max((len(prompt) for prompt in prompts), default=0), 0)
+        check_fits([(len(prompt), 0) for prompt in prompts], self.max_context_tokens)
         for places in self._batches(prompts):
             inputs = self._padded([prompts[place] for place in places])
             logits_BV = self._model(**inputs, use_cache=False).logits[:, -1].float()
@@ -141,14 +141,6 @@ class PlainEngine:
     @property
     def _pad(self) -> int:
         return int(getattr(self._config, "pad_token_id", None) or 0)
-
-    def _check(self, longest: int, max_new_tokens: int) -> None:
-        if longest + max_new_tokens > self.max_context_tokens:
-            raise ConfigError(
-                f"The longest prompt has {longest} tokens, with `max_new_tokens` {max_new_tokens} that is "
-                f"{longest + max_new_tokens}, and the model's context is {self.max_context_tokens} tokens. "
-                "Shorten the prompts (fewer exemplars), or lower `max_new_tokens`."
-            )
 
 
 def engine_for(
@@ -197,6 +189,8 @@ def engine_computes(model: PreTrainedModel) -> bool:
     kinds = set(getattr(config, "layer_types", None) or [FULL])
     if getattr(config, "sliding_window", None) or kinds != {FULL}:
         return False
+    # Prompts of rising length with one beginning, which is read once (a gain of one token is enough here): so
+    # reading, sharing, and several steps of generation are each tried on numbers that must agree.
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, config.vocab_size, (PROBE_TOKENS + PROBE_STEPS,), generator=generator).tolist()
     prompts = [ids[: PROBE_TOKENS + step] for step in range(PROBE_STEPS)]

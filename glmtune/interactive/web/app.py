@@ -52,9 +52,8 @@ def build_app(
     with blocks.route(CHINESE.other, CHINESE.path, show_in_navbar=False):
         connect(blocks, CHINESE)
     blocks.queue(max_size=settings.max_waiting, api_open=False, default_concurrency_limit=None)
-    with (
-        warnings.catch_warnings()
-    ):  # it would warn that two pages cannot be rendered here, which is off anyway
+    # It would warn that two pages cannot be rendered here, which is off anyway.
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="SSR mode", category=UserWarning)
         app = gr.mount_gradio_app(
             FastAPI(openapi_url=None),

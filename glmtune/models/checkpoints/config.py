@@ -25,6 +25,7 @@ from glmtune.models.checkpoints.quantized_layout import (
     QuantizedLayout,
     official_keys,
     stored_layout,
+    without_our_mark,
 )
 from glmtune.models.checkpoints.transformers_format import (
     PER_HEAD_KEY,
@@ -161,6 +162,7 @@ def native_config(official: Mapping[str, Any], family: Family) -> NativeConfig:
         config = transformers_config(official, family)
         setattr(config, PER_HEAD_KEY, False)
         return config
+    official = without_our_mark(official)
     # First: read as another generation, nearly every key would be reported as missing or unknown.
     _refuse_other_generation(official, family)
     is_first = family is Family.CHATGLM

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import CheckpointError
-from glmtune.models.checkpoints.quantized_layout import LAYOUT_KEY
+from glmtune.models.checkpoints.quantized_layout import INT8_EMBEDDINGS, LAYOUT_KEY
 from glmtune.models.releases.families import NATIVE_TYPES, is_known_to_transformers
 from glmtune.storage.json_files import read_json_object, shown
 from glmtune.tuned_files import found_instead
@@ -99,10 +99,13 @@ _LAYOUT_FIELDS: dict[str, Callable[[Any], bool]] = {
     "bits": lambda value: _is_whole(value, low=1, high=8),
     "group_size": lambda value: value is None or _is_whole(value, low=1, high=MAX_WIDTH),
     "has_zero": lambda value: isinstance(value, bool),
-    "embeddings": lambda value: isinstance(value, bool),
+    "embeddings": lambda value: isinstance(value, bool) or value == INT8_EMBEDDINGS,
     "skipped": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
     "method": lambda value: isinstance(value, str),
     "source_fingerprint": lambda value: isinstance(value, str),
+    "outer_signs": lambda value: (
+        isinstance(value, dict) and all(isinstance(part, str) for pair in value.items() for part in pair)
+    ),
 }
 
 

@@ -8,6 +8,7 @@ elements per tensor: hashing all of a 9B model would take longer than loading it
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -20,8 +21,14 @@ from torch import Tensor
 
 from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.checkpoints.config import FIRST_SIZES, SIZES, NativeConfig, rope_ratio
-from glmtune.models.checkpoints.names import name_table
-from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO, QuantizedLayout
+from glmtune.models.checkpoints.names import Entry, name_table
+from glmtune.models.checkpoints.quantized_layout import (
+    SCALE,
+    ZERO,
+    QuantizedLayout,
+    unpacked_signs,
+    without_layout,
+)
 from glmtune.models.checkpoints.transformers_format import is_transformers_format
 
 SAMPLES_PER_TENSOR = 4096
@@ -35,7 +42,8 @@ def weights_fingerprint(config: Any, weights: Mapping[str, Tensor]) -> str:
     """Identify a base by architecture and weights.
 
     Only signs enter, because a sign survives every cast: float32, bfloat16 and float16 have one fingerprint.
-    Training the weights changes it, and so does quantizing them.
+    Training the weights changes it, and so does quantizing them; rounding embedding and head to INT8 beside
+    blocks of any kind does not (`QuantizedLayout.of_base`).
 
     Args:
         config: as made by `native_config`.
@@ -44,8 +52,50 @@ def weights_fingerprint(config: Any, weights: Mapping[str, Tensor]) -> str:
     Returns:
         64 hexadecimal digits.
     """
+    known = stored_signs(config)
     names = fingerprinted_names(config)
-    return signs_fingerprint(config, {name: sampled_signs(weights[name]) for name in names})
+    return signs_fingerprint(
+        config, {name: known[name] if name in known else sampled_signs(weights[name]) for name in names}
+    )
+
+
+def stored_signs(config: Any) -> dict[str, bytes]:
+    """Return native name → signs of the weights that config.json tells: of embedding and head in INT8.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    layout = QuantizedLayout.of(config)
+    if layout is None or not layout.has_int8_embeddings:
+        return {}
+    return {
+        entry.native[0]: unpacked_signs(layout.outer_signs[place])
+        for place, entry in outer_entries(config).items()
+        if place in layout.outer_signs
+    }
+
+
+def outer_entries(config: Any) -> dict[str, Entry]:
+    """Return the weights of embedding and head by these words; no head where it is tied to the embedding.
+
+    Args:
+        config: as made by `native_config`; whether it has codes does not matter.
+    """
+    plain = copy.copy(config)
+    without_layout(plain)
+    table = name_table(plain)  # embedding first, head last
+    entries = {"embedding": table[0], "head": table[-1]}
+    return {place: entry for place, entry in entries.items() if not entry.is_copy}
+
+
+def base_config(config: Any) -> Any:
+    """Return a configuration whose fingerprint and names are those of `QuantizedLayout.of_base`."""
+    layout = QuantizedLayout.of(config)
+    if layout is None or not layout.has_int8_embeddings:
+        return config
+    found = copy.copy(config)
+    layout.of_base.put_into(found)
+    return found
 
 
 def signs_fingerprint(config: Any, signs: Mapping[str, bytes]) -> str:
@@ -67,7 +117,8 @@ def fingerprinted_names(config: Any) -> list[str]:
     Either format gives the same order: in the official one query, key and value are one tensor, whose codes
     come before its scales.
     """
-    names = [name for entry in name_table(config) if not entry.is_copy for name in entry.native]
+    table = name_table(base_config(config))
+    names = [name for entry in table if not entry.is_copy for name in entry.native]
     if not is_transformers_format(config):
         return names
     runs = itertools.groupby(names, key=lambda name: _PROJECTION.sub("", name))

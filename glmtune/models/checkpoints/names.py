@@ -139,6 +139,7 @@ def _stored(entry: Entry, layout: QuantizedLayout) -> Iterator[Entry]:
     if kind != "weight" or not layout.holds(module):
         yield entry
         return
+    layout = layout.of_layer(module)
     if layout.bits == 4 and entry.shape[1] % 2:
         raise CheckpointError(
             f"config.json asks for codes of 4 bits, but {module} has {entry.shape[1]} input columns, and 4 "

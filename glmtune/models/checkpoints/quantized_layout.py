@@ -6,6 +6,8 @@ floor above: a loader is handed it as a `Quantizer` (see quantizer.py).
 
 from __future__ import annotations
 
+import base64
+import binascii
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +17,19 @@ from glmtune.errors import CheckpointError
 
 LAYOUT_KEY = "glmtune_quantization"
 """Key we write into config.json of every quantized folder, official formats included."""
+OUR_CODES = {"made_by": "glmtune, which alone reads these codes; `glmtune export` makes weights of them"}
+"""``quantization_config`` of quantized folders that only we read. It names no ``quant_method``, at which
+transformers stops: of a method that it does not know it only warns, and takes codes of 8 bits for weights."""
 OFFICIAL_BITS = (4, 8)
 """The widths that the released code can read."""
 BLOCK_LINEARS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 """Official names of the linear layers of a block, the ones that are quantized."""
 TRANSFORMERS_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")
 """The same in transformers' format."""
+OUTER_MATRICES = ("word_embeddings", "embed_tokens", "output_layer", "lm_head")
+"""Names of embedding and head in either format."""
+INT8_EMBEDDINGS = "int8"
+"""What `QuantizedLayout.embeddings` is where embedding and head are INT8, whatever the blocks are."""
 SCALE, ZERO = "weight_scale", "weight_zero"
 
 
@@ -32,24 +41,55 @@ class QuantizedLayout:
         bits: 8, or 4: two codes per byte, so half the columns are stored.
         group_size: columns that share a scale; None: one scale per row, as in the official formats.
         has_zero: every group has a zero point beside its scale.
-        embeddings: the embedding (and the head tied to it) is stored so, too; first generation only.
+        embeddings: True: the embedding (and the head tied to it) is stored so, too; first generation only.
+            `INT8_EMBEDDINGS`: embedding and head are INT8 with a scale per row beside these blocks.
         skipped: official names of linear layers left as they were.
         method: name in `glmtune.quantization.arithmetic.methods`.
         source_fingerprint: of the weights before quantization; empty where nothing tells it.
+        outer_signs: with `INT8_EMBEDDINGS`: ``embedding`` or ``head`` → the signs sampled of its weight
+            before (`packed_signs`), which enter the fingerprint in the place of the codes.
     """
 
     bits: int
     group_size: int | None = None
     has_zero: bool = False
-    embeddings: bool = False
+    embeddings: bool | str = False
     skipped: tuple[str, ...] = ()
     method: str = ""
     source_fingerprint: str = ""
+    outer_signs: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def is_official(self) -> bool:
         """Whether the released code reads it."""
-        return self.group_size is None and not self.has_zero and not self.skipped
+        is_plain = self.group_size is None and not self.has_zero and not self.skipped
+        return is_plain and not self.has_int8_embeddings
+
+    @property
+    def has_int8_embeddings(self) -> bool:
+        """Whether embedding and head are INT8 beside blocks that may be of another width."""
+        return self.embeddings == INT8_EMBEDDINGS
+
+    @property
+    def embeddings_method(self) -> str | None:
+        """Name of the method of embedding and head, None where they are floating point."""
+        if not self.embeddings:
+            return None
+        return INT8_EMBEDDINGS if self.has_int8_embeddings else self.method or f"int{self.bits}"
+
+    @property
+    def name(self) -> str:
+        """The method as users see it: `-e8` behind it says that embedding and head are INT8, too."""
+        return f"{self.method}-e8" if self.has_int8_embeddings else self.method
+
+    @property
+    def of_base(self) -> QuantizedLayout:
+        """The layout with embedding and head in floating point, where they are INT8.
+
+        Fingerprints are made of it: what was tuned over the one fits the other, as where embedding and head
+        are rounded in memory (`glmtune.quantization.layers.embeddings`).
+        """
+        return dataclasses.replace(self, embeddings=False) if self.has_int8_embeddings else self
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -57,8 +97,26 @@ class QuantizedLayout:
 
         The method is left out: how codes were found does not matter once they are there.
         """
-        origin = ("method", "source_fingerprint")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in origin}
+        origin = ("method", "source_fingerprint", "outer_signs")
+        return {name: value for name, value in self.of_base.plain().items() if name not in origin}
+
+    def plain(self) -> dict[str, Any]:
+        """Return plain values, as JSON holds them; `from_plain` reads them."""
+        values = dataclasses.asdict(self) | {"skipped": list(self.skipped)}
+        values["outer_signs"] = dict(self.outer_signs)
+        if not self.outer_signs:  # files without keep the keys that they always had
+            del values["outer_signs"]
+        return values
+
+    def of_layer(self, module: str) -> QuantizedLayout:
+        """Return how one layer that is stored as codes is: most are as the layout says.
+
+        Args:
+            module: its name, of which the end tells embedding and head.
+        """
+        if self.has_int8_embeddings and module.rpartition(".")[2] in OUTER_MATRICES:
+            return QuantizedLayout(8, method=INT8_EMBEDDINGS)
+        return self
 
     def holds(self, module: str) -> bool:
         """Say whether a layer is stored as codes.
@@ -69,10 +127,10 @@ class QuantizedLayout:
         kind = module.rpartition(".")[2]
         if kind in BLOCK_LINEARS or kind in TRANSFORMERS_LINEARS:
             return ".layers." in module and module not in self.skipped
-        return self.embeddings and kind in ("word_embeddings", "lm_head")
+        return bool(self.embeddings) and kind in OUTER_MATRICES
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """Return the tensors of a layer, codes first.
+        """Return the tensors of a layer (see `of_layer`), codes first.
 
         Args:
             shape: of its unquantized weight, ``[out, in]``.
@@ -100,7 +158,42 @@ class QuantizedLayout:
 
     def put_into(self, config: Any) -> None:
         """Write the layout into a configuration, as plain values."""
-        setattr(config, LAYOUT_KEY, dataclasses.asdict(self) | {"skipped": list(self.skipped)})
+        setattr(config, LAYOUT_KEY, self.plain())
+
+
+def packed_signs(signs: bytes) -> str:
+    """Return sampled signs, a byte each, as text of eight to a byte.
+
+    >>> packed_signs(bytes([1, 0, 0, 0, 0, 0, 0, 0, 1]))
+    '9:gIA='
+    """
+    eights = (signs[start : start + 8] for start in range(0, len(signs), 8))
+    packed = bytes(sum(sign << (7 - place) for place, sign in enumerate(eight)) for eight in eights)
+    return f"{len(signs)}:{base64.b64encode(packed).decode('ascii')}"
+
+
+def unpacked_signs(text: str) -> bytes:
+    r"""Return what `packed_signs` was given.
+
+    Raises:
+        CheckpointError: the text is none of its.
+
+    >>> unpacked_signs("9:gIA=")
+    b'\x01\x00\x00\x00\x00\x00\x00\x00\x01'
+    """
+    count, _, coded = text.partition(":")
+    try:
+        packed = base64.b64decode(coded, validate=True)
+        signs = [byte >> (7 - place) & 1 for byte in packed for place in range(8)][: int(count)]
+        fits = len(packed) == -(-int(count) // 8)
+    except (ValueError, binascii.Error):
+        fits, signs = False, []
+    if not fits:
+        raise CheckpointError(
+            f"config.json: outer_signs of {LAYOUT_KEY} cannot be read (`{text[:20]}`). Restore the file that "
+            "was written with the weights."
+        )
+    return bytes(signs)
 
 
 def without_layout(config: Any) -> None:
@@ -151,13 +244,23 @@ def official_keys(layout: QuantizedLayout | None, *, has_embeddings: bool) -> di
     """Return the keys of config.json that tell a layout.
 
     The official ``quantization_bit`` is written only for layouts that the released code can read: with groups
-    or zero points it would take our scales for its own and answer nonsense, without an error.
+    or zero points it would take our scales for its own and answer nonsense, without an error. At the others
+    transformers stops before that code runs, which would take codes of 8 bits for weights.
     """
     if layout is None:
         return {}
-    keys: dict[str, Any] = {LAYOUT_KEY: dataclasses.asdict(layout) | {"skipped": list(layout.skipped)}}
+    keys: dict[str, Any] = {LAYOUT_KEY: layout.plain()}
     if layout.is_official:
         keys["quantization_bit"] = layout.bits
         if has_embeddings:
             keys["quantization_embeddings"] = layout.embeddings
+    else:
+        keys["quantization_config"] = OUR_CODES
     return keys
+
+
+def without_our_mark(official: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Leave out of an official config.json the key that stops transformers; another tool's stays."""
+    if official.get("quantization_config") != OUR_CODES or official.get(LAYOUT_KEY) is None:
+        return official
+    return {name: value for name, value in official.items() if name != "quantization_config"}

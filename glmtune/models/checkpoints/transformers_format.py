@@ -17,7 +17,7 @@ from transformers import Glm4Config, GlmConfig
 
 from glmtune.errors import CheckpointError
 from glmtune.models.checkpoints.config_rules import value_problems
-from glmtune.models.checkpoints.quantized_layout import LAYOUT_KEY, QuantizedLayout
+from glmtune.models.checkpoints.quantized_layout import LAYOUT_KEY, OUR_CODES, QuantizedLayout
 from glmtune.models.releases.families import FAMILY_KEY, SECOND_GENERATION, Family, family_of_config
 from glmtune.storage.json_files import shown
 
@@ -67,9 +67,6 @@ REFUSED = {
     "quantize it on loading (`quantization=int4`)",
 }
 """Keys that change what the weights mean → what to do instead."""
-OUR_CODES = {"made_by": "glmtune, which alone reads these codes; `glmtune export` makes weights of them"}
-"""``quantization_config`` of our quantized folders. It names no ``quant_method``, at which transformers
-stops: of a method that it does not know it only warns, and takes codes of 8 bits for weights."""
 
 
 def is_transformers_format(config: object) -> bool:

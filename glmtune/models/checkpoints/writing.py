@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.checkpoints.config import NativeConfig, stored_config
 from glmtune.models.checkpoints.names import Entry, FusedLayout, listed, official_tensor, written_table
-from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO
+from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO, QuantizedLayout
 from glmtune.models.checkpoints.shard_writer import LazyTensors, write_shards
 from glmtune.models.releases.families import family_of_config
 from glmtune.storage.files import write_json
@@ -47,7 +47,7 @@ def save_official(
         The files written, config.json last.
 
     Raises:
-        ConfigError: embedding and head were rounded in memory.
+        ConfigError: embedding and head were rounded in memory beside blocks in floating point.
         CheckpointError: parameters of the model are missing from ``state_dict``; its configuration names no
             family.
         OSError: the disk is full or the folder not writable.
@@ -56,10 +56,14 @@ def save_official(
     folder.mkdir(parents=True, exist_ok=True)
     config: Any = model.config
     family_of_config(config)  # raises before anything is written
-    if any(getattr(module, "source_signs", None) is not None for module in model.modules()):
+    layout = QuantizedLayout.of(config)
+    if (layout is None or not layout.has_int8_embeddings) and any(
+        getattr(module, "source_signs", None) is not None for module in model.modules()
+    ):
         raise ConfigError(
             f"Cannot save {folder}: embedding and head were rounded to INT8 in memory "
-            "(`quantization_embeddings=int8`), which no checkpoint holds. Load it without that to save it."
+            "(`quantization_embeddings=int8`) beside blocks in floating point, which no checkpoint holds. "
+            "Load it without that to save it, or quantize the blocks, too."
         )
     state = model.state_dict() if state_dict is None else state_dict
     table = written_table(config)

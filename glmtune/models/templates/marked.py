@@ -175,6 +175,8 @@ def pieces_of(text: str, with_marks: str, given: MarkedMessages) -> list[Piece]:
                 f"The checkpoint's chat template does not show all of message {place + 1} (`{role}`). Leave "
                 "it out, or put what it says into a question."
             )
+    # What stands between two marks stands in the text as well, so each content reaches from one literal to
+    # the next; `_found` knows the few ways in which templates change it.
     pieces = [Piece(literals[0], False)]
     place, is_exact = len(literals[0]), text.startswith(literals[0])
     for number, literal in zip(numbers, literals[1:], strict=True):

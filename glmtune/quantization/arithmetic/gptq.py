@@ -115,9 +115,8 @@ def _inverse_factor(moments_II: Tensor) -> Tensor:
     positive definite. Those rows are, up to their scale, the rows of this factor, which is computed
     in a stable way (step 3 of the paper).
     """
-    moments = (
-        moments_II.double()
-    )  # H has eigenvalues over many orders of magnitude; float32 fails to factor some
+    # H has eigenvalues over many orders of magnitude; float32 fails to factor some.
+    moments = moments_II.double()
     diagonal = moments.diagonal()
     mean = float(diagonal.mean())
     damped = moments + torch.eye(len(moments), dtype=torch.float64) * (DAMPING * mean if mean > 0 else 1.0)

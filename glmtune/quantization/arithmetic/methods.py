@@ -89,7 +89,7 @@ class QuantizationMethod:
         return self.bits + groups * stored * SCALE_BITS / in_features
 
     def layout(
-        self, name: str, *, embeddings: bool = False, skipped: tuple[str, ...] = ()
+        self, name: str, *, embeddings: bool | str = False, skipped: tuple[str, ...] = ()
     ) -> QuantizedLayout:
         """Return how a checkpoint of this method is stored."""
         return QuantizedLayout(

@@ -34,7 +34,7 @@ from glmtune.models.checkpoints.quantized_layout import SCALE, ZERO, QuantizedLa
 from glmtune.models.checkpoints.shards import OpenShards
 from glmtune.quantization.arithmetic.chunking import quantize_in_chunks
 from glmtune.quantization.arithmetic.methods import method_named
-from glmtune.quantization.layers.apply import replace_layers
+from glmtune.quantization.layers.apply import note_outer_signs, replace_layers, with_outer_signs
 from glmtune.quantization.layers.finished_layers import FinishedLayer, FinishedLayers
 from glmtune.quantization.layers.plan import plain_config, plan_layout, planned_layers
 from glmtune.quantization.layers.report import LayerReport, QuantizationReport, layer_report
@@ -51,7 +51,7 @@ class QuantizingReader:
         method: str | None = None,
         *,
         skip: tuple[str, ...] = (),
-        embeddings: bool = False,
+        embeddings: bool | str = False,
         measure: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
         finished: FinishedLayers | None = None,
@@ -88,8 +88,8 @@ class QuantizingReader:
         for layer in planned_layers(self._config, layout):
             if not layer.entry.is_copy:
                 signal, noise, dtype = self._found.get(layer.name, (0.0, 0.0, self._config.dtype))
-                method = method_named(self._method)
-                layers.append(layer_report(layer, self._method, method, dtype, signal, noise))
+                name = layout.of_layer(layer.name).method
+                layers.append(layer_report(layer, name, method_named(name), dtype, signal, noise))
         return QuantizationReport(self._method, tuple[LayerReport, ...](layers))
 
     def layout(self, stored: QuantizedLayout | None, config: Any) -> QuantizedLayout | None:
@@ -101,9 +101,8 @@ class QuantizingReader:
         self._config = plain_config(config)
         wanted = None
         if self._method is not None:
-            wanted = plan_layout(
-                self._config, self._method, skip=self._skip, embeddings=self._embeddings and stored is None
-            )
+            embeddings = self._embeddings if stored is None else False
+            wanted = plan_layout(self._config, self._method, skip=self._skip, embeddings=embeddings)
         if stored is None and wanted is not None and method_named(wanted.method).calibrated:
             raise ConfigError(
                 f"`quantization` is `{wanted.method}`, which needs rows to calibrate with, so it cannot be "
@@ -131,7 +130,7 @@ class QuantizingReader:
         Raises:
             CheckpointError: the weight is not finite.
         """
-        assert self._method is not None
+        assert self._layout is not None
         name = entry.official.removesuffix(".weight")
         earlier = None if self._finished is None else self._finished.get(name)
         if earlier is not None:  # its weight is not read again, so its signs come from the earlier run, too
@@ -147,9 +146,8 @@ class QuantizingReader:
             self._count(rows.numel())
             return rows
 
-        found = quantize_in_chunks(
-            method_named(self._method), entry.shape, read, name=name, measure=self._measure
-        )
+        method = method_named(self._layout.of_layer(name).method)
+        found = quantize_in_chunks(method, entry.shape, read, name=name, measure=self._measure)
         self._found[name] = (found.signal, found.noise, record.dtype)
         self._signs |= samples.signs()
         if self._finished is not None:
@@ -178,7 +176,9 @@ class QuantizingReader:
             # signs were sampled on reading.
             signs = {n: self._signs[n] if n in self._signs else sampled_signs(parameters[n]) for n in names}
             fingerprint = signs_fingerprint(self._config, signs)
-            dataclasses.replace(self._layout, source_fingerprint=fingerprint).put_into(config)
+            layout = dataclasses.replace(self._layout, source_fingerprint=fingerprint)
+            with_outer_signs(layout, self._config, signs.__getitem__).put_into(config)
+        note_outer_signs(cast(PreTrainedModel, model))
 
 
 def check_scales(model: nn.Module, config: Any) -> None:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.models.checkpoints.config_rules import read_config
 from glmtune.models.checkpoints.names import FusedLayout, official_tensor, written_table
-from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
+from glmtune.models.checkpoints.quantized_layout import INT8_EMBEDDINGS, QuantizedLayout
 from glmtune.models.checkpoints.shards import OpenShards, read_records, weight_files
 from glmtune.models.checkpoints.transformers_format import is_transformers_format
 from glmtune.models.checkpoints.writing import DEFAULT_SHARD_BYTES, save_official
@@ -70,7 +70,7 @@ class QuantizeJob:
     output_dir: Path
     family: str | None = None
     skip: tuple[str, ...] = ()
-    embeddings: bool = False
+    embeddings: bool | str = False
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
     overwrite: bool = False
     calibration_rows: tuple[tuple[int, ...], ...] = ()
@@ -134,7 +134,7 @@ def _quantize_into(
     layout = QuantizedLayout.of(config)
     if layout is not None:
         raise ConfigError(
-            f"`model.source` is `{job.source}`, which is quantized already ({layout.method}). Name the "
+            f"`model.source` is `{job.source}`, which is quantized already ({layout.name}). Name the "
             "unquantized release: what was rounded once does not come back."
         )
     if final.exists() and folder.resolve().is_relative_to(final.resolve()):
@@ -210,13 +210,20 @@ def _quantized_model(
         reader = QuantizingReader(job.method, on_progress=on_progress, finished=finished, **options)
         model = load_official(job.source, dtype=dtype, device="cpu", family=job.family, quantizer=reader)
         return model, reader.report
-    if job.embeddings:
+    if job.embeddings is True:
         raise ConfigError(
-            f"`embeddings` is true, but `{job.method}` calibrates linear layers of blocks only. Leave it out."
+            f"`embeddings` is true, but `{job.method}` calibrates linear layers of blocks only. Use "
+            f"`{INT8_EMBEDDINGS}`, which looks at no rows, or leave it out."
         )
     model = load_official(job.source, dtype=dtype, device="cpu", family=job.family)
     return model, quantize_calibrated(
-        model, job.method, job.calibration_rows, skip=job.skip, on_progress=on_progress, finished=finished
+        model,
+        job.method,
+        job.calibration_rows,
+        skip=job.skip,
+        embeddings=job.embeddings,
+        on_progress=on_progress,
+        finished=finished,
     )
 
 

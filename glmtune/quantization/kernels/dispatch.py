@@ -46,6 +46,8 @@ from torch import Tensor, nn
 from glmtune.errors import ConfigError, unknown_name
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.quantization.arithmetic.primitives import QuantizedTensor, round_activations
+from glmtune.quantization.kernels.between_products import use_calls_between_products
+from glmtune.quantization.kernels.decoding_layers import use_decoding_layers
 from glmtune.quantization.kernels.fused_projections import fuse_attention_projections
 from glmtune.quantization.kernels.gated_mlp import fuse_gates
 from glmtune.quantization.kernels.int4pack import Int4Packed, packed_int4, panel_outputs
@@ -164,9 +166,8 @@ class Int8Product:
         """See `Kernel`."""
         if layer.bits != 8 or layer.group_size is not None:
             return "codes are not INT8 with a scale per row"
-        if (
-            layer.in_features % INT8_COLUMNS
-        ):  # torch 2.13 reads beyond the end of the row: a segmentation fault
+        # torch 2.13 reads beyond the end of the row: a segmentation fault.
+        if layer.in_features % INT8_COLUMNS:
             return f"{layer.in_features} input features are no multiple of {INT8_COLUMNS}"
         return _cpu_refusal(layer, dtype, "_weight_int8pack_mm")
 
@@ -304,6 +305,8 @@ def prepare_for_inference(
         used["plain" if kernel is None else kernel.name] += 1
     fuse_attention_projections(model)  # both look at the products that the layers have by now
     fuse_gates(model)
+    use_calls_between_products(model)
+    use_decoding_layers(model)
     if input_dtype == torch.bfloat16:
         use_small_batch_products(model)
     return dict(used)

@@ -71,6 +71,23 @@ class FusedProducts:
         return output
 
 
+@dataclass(frozen=True, slots=True)
+class FusedPart:
+    """One of several products that are computed as one.
+
+    Attributes:
+        fused: all of them.
+        index: which.
+    """
+
+    fused: FusedProducts
+    index: int
+
+    def __call__(self, x_RI: Tensor) -> Tensor:
+        """Return ``x @ weight.T``, ``[R, O]``."""
+        return self.fused.multiply(self.index, x_RI)
+
+
 def fuse_attention_projections(model: nn.Module) -> int:
     """Fuse query, key and value projections wherever their products are native and fit each other.
 
@@ -105,10 +122,7 @@ def _fuse(layers: Sequence[QuantizedLinear]) -> bool:
     fused = FusedProducts(PackedProduct(whole, rounded), [PackedProduct(view, rounded) for view in views])
     for index, (layer, product, view) in enumerate(zip(layers, products, views, strict=True)):
         assert product is not None
-
-        def multiply(x_RI: Tensor, index: int = index) -> Tensor:
-            return fused.multiply(index, x_RI)
-
+        multiply = FusedPart(fused, index)
         storage = None if product.storage is None else view
         # Not `layer.use`, which would unpack the codes from the product that is replaced, to pack them again.
         layer.product = replace(product, multiply=multiply, storage=storage, weight=view.weight)

@@ -163,6 +163,16 @@ def _described(functions: Any, *, matrix_unit: bool) -> NativeLibrary:
         *(pointer, ctypes.c_int64, ctypes.c_int64),
         *(number, pointer, number),
     ]
+    long = ctypes.c_int64
+    functions.glmtune_rms_norm.argtypes = [
+        *(pointer, pointer, long, long, ctypes.c_float),
+        *(number, pointer, number),
+    ]
+    functions.glmtune_rotate.argtypes = [
+        *(pointer, pointer, pointer, pointer),
+        *(long, long, long),
+        *(number, pointer, number),
+    ]
     rounds = bool(functions.glmtune_products() & 2)
     return NativeLibrary(functions, rounds_activations=rounds, matrix_unit=matrix_unit)
 

@@ -160,9 +160,8 @@ class TritonProduct:
 
     def _run(self, kernel: triton.JITFunction, grid: tuple[int, int], given: Tensor, out: Tensor) -> None:
         given = given if given.stride(-1) == 1 else given.contiguous()
-        zero = (
-            self._scale if self._zero is None else self._zero
-        )  # a kernel without zero points never reads it
+        # A kernel without zero points never reads it.
+        zero = self._scale if self._zero is None else self._zero
         groups = 1 if self._group is None else self._scale.shape[1]
         kernel[grid](
             given, self._codes, self._scale, zero, out, len(given), *self._size, groups,

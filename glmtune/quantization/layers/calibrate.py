@@ -24,7 +24,13 @@ from glmtune.errors import ConfigError
 from glmtune.models.checkpoints.quantized_layout import QuantizedLayout
 from glmtune.quantization.arithmetic.gptq import output_signal_and_noise, quantize_gptq
 from glmtune.quantization.arithmetic.methods import QuantizationMethod, method_named
-from glmtune.quantization.layers.apply import layout_for, replace_layer
+from glmtune.quantization.layers.apply import (
+    layout_for,
+    note_outer_signs,
+    quantize_layer,
+    replace_layer,
+    tie_head,
+)
 from glmtune.quantization.layers.finished_layers import FinishedLayer, FinishedLayers
 from glmtune.quantization.layers.plan import PlannedLayer, planned_layers
 from glmtune.quantization.layers.report import QuantizationReport, layer_report
@@ -36,6 +42,7 @@ def quantize_calibrated(
     rows: Sequence[Sequence[int]],
     *,
     skip: tuple[str, ...] = (),
+    embeddings: bool | str = False,
     on_progress: Callable[[int, int], None] | None = None,
     finished: FinishedLayers | None = None,
 ) -> QuantizationReport:
@@ -46,6 +53,7 @@ def quantize_calibrated(
         method: a calibrated name in ``METHODS``.
         rows: token ids, special tokens included, as the model sees them in use.
         skip: see `plan_layout`.
+        embeddings: see `plan_layout`; rounded without looking at rows, before the first block is done.
         on_progress: called with the number of blocks done and of all blocks.
         finished: keeps every layer, and gives those that an earlier run finished.
 
@@ -60,11 +68,18 @@ def quantize_calibrated(
             f"`quantization` is `{method}`, which needs rows to calibrate with, but there are none."
         )
     config: Any = model.config
-    layout = layout_for(model, method, skip=skip)
+    layout = layout_for(model, method, skip=skip, embeddings=embeddings)
     layers = [layer for layer in planned_layers(config, layout) if not layer.entry.is_copy]
     # Taken now, as afterwards the layers hold codes.
     dtypes = {layer.name: model.get_parameter(layer.entry.native[0]).dtype for layer in layers}
     chosen, energies = method_named(method), dict[str, tuple[float, float]]()
+    # First, as blocks are to see the inputs that they will see in use.
+    outer = {
+        layer.name: quantize_layer(model, layer, layout)
+        for layer in layers
+        if not layer.reason and ".layers." not in layer.name
+    }
+    tie_head(model, layout)
     blocks: Any = cast(Any, model.base_model).layers
     for number, block in enumerate(blocks):
         inside = [layer for layer in layers if not layer.reason and f".layers.{number}." in layer.name]
@@ -84,8 +99,10 @@ def quantize_calibrated(
         if on_progress is not None:
             on_progress(number + 1, len(blocks))
     layout.put_into(config)
+    note_outer_signs(model)
     reports = tuple(
-        layer_report(layer, method, chosen, dtypes[layer.name], *energies.get(layer.name, (0.0, 0.0)))
+        outer.get(layer.name)
+        or layer_report(layer, method, chosen, dtypes[layer.name], *energies.get(layer.name, (0.0, 0.0)))
         for layer in layers
     )
     return QuantizationReport(method, reports, measured="outputs")

@@ -93,10 +93,11 @@ class FinishedLayers:
 
     def put(self, name: str, layer: FinishedLayer) -> None:
         """Keep a layer."""
+        # `repr` keeps every bit of a float.
         metadata = {
             "signal": repr(layer.signal),
             "noise": repr(layer.noise),
-        }  # `repr` keeps every bit of a float
+        }
         tensors = {key: value.detach().cpu().contiguous() for key, value in layer.tensors.items()}
         for key, sampled in layer.signs.items():
             tensors[SIGNS + key] = torch.frombuffer(bytearray(sampled), dtype=torch.uint8)

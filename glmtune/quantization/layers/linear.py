@@ -30,6 +30,10 @@ OUTPUTS_AT_ONCE = 512
 """Outputs whose weights are in floating point at the same time on a CPU, in forward and backward: 8 MiB in
 float32 at 4,096 inputs, where the gate and up projection of a 6B model (27,392 outputs) would be 428 MiB. A
 multiple of every panel that kernels pack outputs into, so that a piece can be unpacked alone."""
+WHOLE_ELSEWHERE, OUTPUTS_AT_ONCE_ELSEWHERE = 2**15, 2**13
+"""On other devices, where every piece costs several kernel launches, up to so many outputs are formed at
+once, which is enough for the blocks of 6B and 9B models; wider layers, above all heads of 65,024 to 151,552
+outputs (4 GiB at 4,096 inputs), are formed in pieces of the second number."""
 
 
 class PackedStorage(Protocol):
@@ -369,10 +373,11 @@ class _WeightPieces:
         self._dtype, self._format = dtype, {"bits": ctx.bits, "group_size": ctx.group_size}
         packed = tensors[0]
         assert packed is not None
-        # Elsewhere all at once, as every piece would cost several kernel launches.
         # Meta: a CPU product holds the codes.
         on_cpu = packed.device.type in ("cpu", "meta")
         step = OUTPUTS_AT_ONCE if on_cpu else len(packed)
+        if step > WHOLE_ELSEWHERE:
+            step = OUTPUTS_AT_ONCE_ELSEWHERE
         self.ranges = [(start, min(start + step, len(packed))) for start in range(0, len(packed), step)]
 
     def weight(self, start: int, stop: int) -> Tensor:

@@ -1,9 +1,9 @@
 """Which layers of a model become codes, and why the others do not.
 
 Decided by the names in the checkpoint and shapes alone, before any weight is read: every way to quantize (on
-loading, in memory, calibrated) and the memory planner follow the same plan. Only the linear layers of blocks
-are taken: they hold about nine tenths of the weights, and only the first generation has an official format
-for the rest.
+loading, in memory, calibrated) and the memory planner follow the same plan. The linear layers of blocks are
+taken: they hold about nine tenths of the weights. Embedding and head are taken where that is asked for: in
+INT8, or in the width of the blocks, for which only the first generation has an official format.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from glmtune.models.architectures.chatglm_config import ChatGlmConfig
 from glmtune.models.checkpoints.names import Entry, name_table
 from glmtune.models.checkpoints.quantized_layout import (
     BLOCK_LINEARS,
+    INT8_EMBEDDINGS,
     TRANSFORMERS_LINEARS,
     QuantizedLayout,
     without_layout,
@@ -46,7 +47,7 @@ class PlannedLayer:
 
 
 def plan_layout(
-    config: Any, method: str, *, skip: Sequence[str] = (), embeddings: bool = False
+    config: Any, method: str, *, skip: Sequence[str] = (), embeddings: bool | str = False
 ) -> QuantizedLayout:
     """Decide how a model is stored when quantized.
 
@@ -54,7 +55,8 @@ def plan_layout(
         config: as made by `native_config`.
         method: a name in ``METHODS``.
         skip: official names of layers to leave, or patterns of them (``*.dense_4h_to_h``), or names of kinds.
-        embeddings: quantize the embedding and the head tied to it.
+        embeddings: ``int8``: embedding and head become INT8, too. True: the embedding and the head tied to it
+            become codes as the blocks do.
 
     Raises:
         ConfigError: unknown method; a pattern that no layer has; embeddings that no format can hold; 4 bits
@@ -73,13 +75,14 @@ def plan_layout(
                 f"Layers: {linears[0]}, ... (kinds: {', '.join(kinds)}; `*` stands for anything)."
             )
         skipped.update(found)
-    if embeddings and not isinstance(config, ChatGlmConfig):
+    if embeddings is True and not isinstance(config, ChatGlmConfig):
         raise ConfigError(
-            "`embeddings` is true, but only ChatGLM-6B has a format for quantized embeddings. Leave it out."
+            "`embeddings` is true, but only ChatGLM-6B has an official format for quantized embeddings. Use "
+            f"`{INT8_EMBEDDINGS}`, which every model can have, or leave it out."
         )
     layout = chosen.layout(method, embeddings=embeddings, skipped=tuple(n for n in linears if n in skipped))
     for name, entry in _matrices(plain):
-        if layout.holds(name) and layout.bits == 4 and entry.shape[1] % 2:
+        if layout.holds(name) and layout.of_layer(name).bits == 4 and entry.shape[1] % 2:
             raise ConfigError(
                 f"`quantization` is `{method}`, but {name} has {entry.shape[1]} input columns, and 4 bits "
                 "need an even number: a byte holds two. Use `int8`, or leave this layer out (`skip`)."

@@ -103,6 +103,7 @@ def _read(state: ServingState, raw: bytes) -> AskedOriginal:
             param="max_length",
             code="context_length_exceeded",
         )
+    # `or`: the official file, too, takes its default for 0.
     sampling = replace(
         chat.sampling_defaults,
         max_new_tokens=context - len(prompt_ids),

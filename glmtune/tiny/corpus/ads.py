@@ -14,7 +14,9 @@ from glmtune.tiny.corpus.sample import Sample, chat, lexicon, pick
 
 Attributes = list[tuple[str, str]]
 VALUE_TO_PROSE = 0.75
+"""Share of values put into words of their own, where there are some; others are named as they are."""
 UNKNOWN_VALUES = 0.15
+"""Share of values that are replaced by random characters."""
 REQUESTS = (
     "为下面的商品写广告：\n{}",
     "{}\n写成广告。",

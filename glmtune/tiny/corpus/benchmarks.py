@@ -99,6 +99,7 @@ def _problems(salt: str, *, zh: bool) -> Iterator[Problem]:
     for number in count():
         rng = Random(f"{SALT}:{salt}:{number}")
         ask, worked, result = rng.choice([arithmetic.one_step, arithmetic.two_steps])(rng)
+        # Exercises come in either language; English ones are ASCII throughout, Chinese ones never.
         if ask.isascii() != zh and ask not in seen:
             seen.add(ask)
             yield ask, worked, result

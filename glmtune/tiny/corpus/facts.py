@@ -11,6 +11,7 @@ from typing import Any
 from glmtune.tiny.corpus.sample import LETTERS, Sample, chat, lexicon, pick
 
 RARITY = 0.6
+"""Skew of the draw (see `pick`): common facts stand first in the lexicon, and are to be known best."""
 LETTER_ONLY_ZH = ("只回答选项字母。", "只写字母。")
 LETTER_ONLY_EN = ("Answer with the letter only.", "Give only the letter.")
 EXTRACT_ZH = ("综上所述，ABCD中正确的选项是：", "所以正确的选项是：")
@@ -60,6 +61,7 @@ def all_facts() -> dict[str, tuple[tuple[Fact, ...], ...]]:
         for language in ("zh", "en"):
             if f"ask_{language}" not in relation:
                 continue
+            # Rows of four hold both languages: Chinese first, English behind it.
             columns = slice(2, 4) if language == "en" and len(rows[0]) == 4 else slice(0, 2)
             found[language].append(tuple(_one_language(relation, language, [row[columns] for row in rows])))
     return {language: tuple(relations) for language, relations in found.items()}

@@ -29,6 +29,7 @@ def boolean(rng: Random) -> Exercise:
     text = pick(rng, ["", "", "not "]) + side()
     for _ in range(rng.randint(1, 2)):
         text += f" {pick(rng, ['and', 'or'])} {side()}"
+    # An expression of this function's own words: True, False, not, and, or, brackets.
     result = str(eval(text, {"__builtins__": {}}))
     return f"{text} is", f"So the answer is {result}.", result
 

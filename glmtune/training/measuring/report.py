@@ -70,6 +70,7 @@ def _seconds(entries: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """Return how long measuring retention took, and everything that the log tells of."""
     retention = sum(entry.get("eval_retention_runtime", 0.0) for entry in entries)
     total = retention + sum(entry.get("eval_runtime", 0.0) for entry in entries)
+    # A run that goes on from another run's checkpoint begins at its step, and took no time for those before.
     before = next((entry["step"] for entry in entries if entry.get("alert") == BRANCHED), 0)
     for entry in entries:
         if "loss" in entry:

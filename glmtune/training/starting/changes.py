@@ -87,6 +87,7 @@ IMPOSSIBLE = {
     "adapter_path": BEGINNING,
     "init_from": BEGINNING,
     "model.quantization": BASE,
+    "model.quantization_embeddings": BASE,
     "retain.prompts": ANSWERS,
     "retain.max_new_tokens": ANSWERS,
     "preference.loss": "it decided what of the rows is an example",

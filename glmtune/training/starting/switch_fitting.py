@@ -218,6 +218,7 @@ class SwitchFitting:
         tuned = sum_over_tokens(model, self._off_batches(trainer, {}), device)
         with trainer.tuned.bypassed() as keywords:
             base = sum_over_tokens(model, self._off_batches(trainer, keywords), device)
+        # Only rows that are switched off are read again: their part is exchanged in the sums of all rows.
         switched = sums.cpu() - tuned.cpu() + base.cpu()
         return {f"{prefix}_switched_loss": per_token(switched, prefix=prefix)[f"{prefix}_loss"]}
 

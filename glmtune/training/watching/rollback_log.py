@@ -125,9 +125,8 @@ def scale_rate(scheduler: LambdaLR, factor: float) -> None:
     scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
     places = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
     for group, base, shape in places:
-        group["lr"] = base * shape(
-            scheduler.last_epoch
-        )  # the schedule itself writes it only in its next step
+        # The schedule itself writes it only in its next step.
+        group["lr"] = base * shape(scheduler.last_epoch)
     scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
 
 

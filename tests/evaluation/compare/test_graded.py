@@ -101,9 +101,8 @@ def test_the_paired_t_test_is_scipys() -> None:
 
 def test_the_bootstrap_is_that_of_questions_drawn_one_by_one() -> None:
     before, after = map(np.array, pairs(2, 40))
-    change, retention = bootstrap_grades(
-        GradedStrata.micro([PairedGrades(tuple(before), tuple(after))]), GATE
-    )
+    found = bootstrap_grades(GradedStrata.micro([PairedGrades(tuple(before), tuple(after))]), GATE)
+    change, retention = found.drop, found.retention
     generator = np.random.default_rng(7)
     places = generator.integers(0, 40, (20_000, 40))
     low, high = np.percentile((before - after)[places].mean(axis=1), [2.5, 97.5])

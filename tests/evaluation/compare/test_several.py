@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,26 @@ def test_filters_of_the_harness(tmp_path: Path) -> None:
         read_sides([path], ImportSettings(filter="none"), None)
     with pytest.raises(DataError, match=r"`imported.metric` is `f1`, but there are acc, acc_norm"):
         read_sides([path], ImportSettings(metric="f1"), None)
+
+
+def test_samples_are_not_held_as_a_whole(tmp_path: Path) -> None:
+    """A line is mostly prompt and answer; what is kept of 24 MB of them is a small part."""
+    sample = make_samples({"law": 1})[0]
+    lines = [
+        harness_line(sample, right=True, doc_id=place, filter=name, resps=[["x" * 60_000]])
+        for place in range(200)
+        for name in ("strict-match", "flexible-extract")
+    ]
+    path = write_lines(tmp_path / "samples_quiz.jsonl", lines)
+    del lines
+    tracemalloc.start()
+    try:
+        (side,) = read_sides([str(path)], PLAIN, None)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(side["quiz"].outcomes) == 200
+    assert most < path.stat().st_size / 4
 
 
 def test_one_benchmark_asked_in_two_ways_is_two(tmp_path: Path) -> None:

@@ -127,6 +127,44 @@ def test_the_page_shows_mistakes_escaped(tmp_path):
     assert "未能提取答案" in page
 
 
+def test_answers_that_could_not_be_compared_are_told_apart(tmp_path):
+    """`B` is what no comparison comes to an end with: unknown, counted as wrong, and asked of once."""
+    asked: list[str] = []
+
+    def matches(extracted, sample):
+        asked.append(extracted)
+        return None if extracted == "B" else extracted == sample.answer
+
+    task = make_task()
+    rules = {name: dataclasses.replace(rule, matches=matches) for name, rule in task.rules.items()}
+    task = dataclasses.replace(task, prepared=dataclasses.replace(task.prepared, rules=rules))
+    result = result_of(task, tmp_path)
+    values = results_json(result)
+    # In 12 questions: "it is B or A" four times, "B" three times, nothing three times, "C, no: D" twice.
+    assert values["num_undecided"] == 3
+    assert values["accuracy_micro"] == pytest.approx(6 / 12)
+    assert values["num_unparsed"] == 3
+    assert "3 of 12 answers could not be compared" in tables(result)[0].caption
+    page = mistakes_page(result)
+    assert page.count('class="is-wrong is-undecided"') == 3
+    assert "未能及时比较" in page
+    write_report(result, tmp_path / "report")
+    lines = (tmp_path / "report" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    marked = [row for row in map(json.loads, lines) if row.get("undecided")]
+    assert [row["status"] for row in marked] == ["wrong"] * 3
+    # Both rules read `B` in three answers, and ask once; `A`, `B` and `C`, `D` are two questions each.
+    asked.clear()
+    make_result(task, [each.answer for each in result.judgements], result.fingerprint)
+    assert len(asked) == 4 * 2 + 3 * 1 + 2 * 2
+
+
+def test_without_such_answers_nothing_is_said_of_them(tmp_path):
+    result = result_of(make_task(), tmp_path)
+    assert "num_undecided" not in results_json(result)
+    assert "compared" not in tables(result)[0].caption
+    assert "undecided" not in mistakes_page(result)
+
+
 def test_a_long_page_is_thinned_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluation.reporting.mistakes.MAX_SHOWN", 2)
     page = mistakes_page(result_of(make_task(), tmp_path))

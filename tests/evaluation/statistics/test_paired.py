@@ -128,21 +128,60 @@ def test_the_pooled_test_is_exact_over_strata() -> None:
     assert (pooled.mean.num_questions, pooled.num_benchmarks) == (8, 2)
     errors = [each.stderr_pp or 0 for each in found]
     assert pooled.mean.stderr_pp == pytest.approx(math.hypot(*errors) / 2)
-    z = pooled.mean.difference_pp / (math.hypot(*errors) / 2)
-    assert pooled.mean.p_value == pytest.approx(2 * stats.norm.sf(z))
 
 
-def test_the_mean_over_benchmarks_holds_the_truth_as_often_as_it_says() -> None:
+def test_the_pooled_interval_adds_the_variances_of_the_intervals() -> None:
+    found = [
+        difference_of(rows([1, 1, 1, 0, 1]), rows([0, 0, 0, 1, 1]), MICRO, confidence=0.9),
+        difference_of(rows([1, 1, 0]), rows([0, 0, 0]), MICRO, confidence=0.9),
+    ]
+    pooled = pool(found, confidence=0.9).mean
+    below = math.hypot(*(each.difference_pp - each.low_pp for each in found)) / 2
+    above = math.hypot(*(each.high_pp - each.difference_pp for each in found)) / 2
+    assert (pooled.low_pp, pooled.high_pp) == pytest.approx(
+        (pooled.difference_pp - below, pooled.difference_pp + above)
+    )
+    # 0 is below: the test takes the variance of that side, so that it and the interval agree.
+    z = pooled.difference_pp / (below / stats.norm.ppf(0.95))
+    assert pooled.p_value == pytest.approx(2 * stats.norm.sf(z))
+    assert (pooled.p_value < 0.1) == (pooled.low_pp > 0)
+
+
+def test_a_benchmark_without_a_flip_is_no_certainty() -> None:
+    silent = difference_of(rows([1] * 50), rows([1] * 50), MICRO)
+    assert silent.stderr_pp == 0
+    both = pool([silent, silent]).mean
+    assert both.low_pp < -1 < 1 < both.high_pp
+    assert both.p_value == 1
+    flipped = difference_of(rows([1] * 6 + [0] * 44), rows([0] * 50), MICRO)
+    one_of_two = pool([flipped, silent]).mean
+    assert one_of_two.high_pp - one_of_two.low_pp > (flipped.high_pp - flipped.low_pp) / 2
+    alike = [difference_of(rows([1] * 3), rows([0] * 3), MICRO)] * 2
+    assert pool(alike).mean.p_value > 0.001, "six questions that all flip have no spread, and are still six"
+    assert pool(alike).mean.high_pp == 100
+
+
+@pytest.mark.parametrize(
+    ("benchmarks", "most"),
+    [
+        pytest.param(((0.7, 0.6, 150), (0.5, 0.5, 80)), 0.98, id="middle"),
+        # Added standard errors hold it in 72 of 100: many draws have no flip at all in one of the two.
+        pytest.param(((1.0, 0.99, 60), (1.0, 0.99, 60)), 1.0, id="near-100-percent"),
+    ],
+)
+def test_the_mean_over_benchmarks_holds_the_truth_as_often_as_it_says(
+    benchmarks: tuple[tuple[float, float, int], ...], most: float
+) -> None:
     generator, held = np.random.default_rng(7), 0
-    truth = 100 * ((0.7 - 0.6) + (0.5 - 0.5)) / 2
+    truth = 100 * sum(before - after for before, after, _ in benchmarks) / len(benchmarks)
     for _ in range(400):
         found = []
-        for before, after, size in ((0.7, 0.6, 150), (0.5, 0.5, 80)):
+        for before, after, size in benchmarks:
             one, two = (generator.random(size) < chance for chance in (before, after))
             found.append(difference_of(rows(one.tolist()), rows(two.tolist()), MICRO))
         pooled = pool(found).mean
         held += pooled.low_pp <= truth <= pooled.high_pp
-    assert 0.92 <= held / 400 <= 0.98
+    assert 0.92 <= held / 400 <= most
 
 
 def test_holm_is_over_all_pairs() -> None:

@@ -37,20 +37,6 @@ def ask(prompt, count=8, **settings):
     return Request(prompt_ids=tuple(prompt), sampling=Sampling(max_new_tokens=count, **settings), **fields)
 
 
-@pytest.fixture
-def passes(monkeypatch):
-    """Rows and tokens of every forward pass."""
-    sizes: list[tuple[int, ...]] = []
-    real = engine_model.EngineModel._forward
-
-    def spy(self, states, **inputs):
-        sizes.append(tuple(inputs["input_ids"].shape))
-        return real(self, states, **inputs)
-
-    monkeypatch.setattr(engine_model.EngineModel, "_forward", spy)
-    return sizes
-
-
 # ---- reading
 
 

@@ -265,9 +265,8 @@ def test_case_01_stop_text(tokenizers: dict[Family, Any], family: Family):
     engine = ScriptedEngine(written(tokenizer, "\n 为您的公司服务"))
     sampling = Sampling(stop=("您的公", "\n"))
     text, _, finished = summed(list(ChatEngine(engine, tokenizer).answer([USER], sampling=sampling)))
-    assert text.strip() == (
-        "" if family is Family.CODEGEEX2 else "为"
-    )  # which keeps its blanks, so they count
+    # The text keeps its blanks, so they count.
+    assert text.strip() == ("" if family is Family.CODEGEEX2 else "为")
     assert finished.reason == "stop"
 
 

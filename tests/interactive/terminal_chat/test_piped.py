@@ -15,8 +15,9 @@ import pytest
 from glmtune.interactive.terminal_chat.piped import questions, run_piped, standard_input
 from glmtune.interactive.terminal_chat.session import Session
 from tests.interactive.scripted import ScriptedAnswerer, called, said
+from tests.warm.start import warm_python
 
-COMMAND = [sys.executable, "-m", "glmtune", "chat", "temperature=0", "max_new_tokens=12"]
+WORDS = ["-m", "glmtune", "chat", "temperature=0", "max_new_tokens=12"]
 
 
 def test_every_line_is_a_turn(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,15 +53,15 @@ def test_bytes_that_are_no_text_and_a_mark_at_the_start(monkeypatch: pytest.Monk
     assert list(standard_input()) == ["a\ufffd\n", "b"]
 
 
-def run(text: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HOME": str(cwd)}
+def run(text: str, *command: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **variables}
     return subprocess.run(
-        [*COMMAND, *words], input=text, capture_output=True, text=True, env=environment, cwd=cwd, timeout=120
+        command, input=text, capture_output=True, text=True, env=environment, cwd=cwd, timeout=120
     )
 
 
 def test_the_command_answers_lines_and_says_nothing_else(tmp_path: Path) -> None:
-    done = run("你好\n你好\n", cwd=tmp_path)
+    done = run("你好\n你好\n", sys.executable, *WORDS, cwd=tmp_path, HOME=str(tmp_path))
     lines = done.stdout.splitlines()
     assert (done.returncode, done.stderr, len(lines)) == (0, "", 2)
     assert lines[0].startswith("你好")
@@ -68,15 +69,15 @@ def test_the_command_answers_lines_and_says_nothing_else(tmp_path: Path) -> None
 
 
 def test_an_empty_pipe_is_fine_and_wrong_settings_are_not(tmp_path: Path) -> None:
-    assert run("", cwd=tmp_path).returncode == 0
-    refused = run("", "prefix_strength=0.5", cwd=tmp_path)
+    assert run("", *warm_python(), *WORDS, cwd=tmp_path).returncode == 0
+    refused = run("", *warm_python(), *WORDS, "prefix_strength=0.5", cwd=tmp_path)
     assert refused.returncode == 2
     assert "`prefix_strength` is 0.5, but no prefix was loaded" in refused.stderr
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        COMMAND,
+        [*warm_python(), *WORDS],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path,
     )  # fmt: skip
     assert process.stdin is not None

@@ -53,6 +53,10 @@ def test_a_talk_begins_with_what_was_chosen(tmp_path: Path) -> None:
         (["url=localhost:1", "model.dtype=float32"], "`model.dtype` is of a model in this process"),
         (["url=localhost:1", "prefix_path=runs/a"], "`prefix_path` is of a model in this process"),
         (["url=localhost:1", "quantization=int4"], "`quantization` is of a model in this process"),
+        (
+            ["url=localhost:1", "quantization_embeddings=int8"],
+            "`quantization_embeddings` is of a model in this process",
+        ),
         (["url=ftp://x"], "`url` is `ftp://x`, but it must start with http"),
         (["url=127.0.0.1:1"], "http://127.0.0.1:1/v1 cannot be reached"),
         (["prefix_path=runs/a", "adapter_path=other/a"], "both have the name `a`"),

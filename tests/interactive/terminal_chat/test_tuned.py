@@ -10,10 +10,13 @@ from tests.interactive.conftest import KEY
 from tests.interactive.pseudo_terminal import Terminal, chat
 from tests.interactive.tuned import Tuned
 from tests.serving.service.served import Served, serve
+from tests.warm.start import warm_python
 
 READY = r"\n> ?$"
 QUESTION = "Hello, who are you?"
 GREEDY = ("temperature=0", "max_new_tokens=16")
+LATE = ("HOME", "PROMPT_TOOLKIT_NO_CPR")
+"""Variables of a terminal here, which nothing reads that was imported."""
 END = r"\[\d+ tokens[^\]]*\]"
 
 
@@ -56,7 +59,7 @@ def assert_each_is_its_own(answers: dict[str, str]) -> None:
 
 def test_a_prefix_its_strength_and_a_lora(tuned: Tuned, tmp_path: Path) -> None:
     words = (f"prefix_path={tuned.prefix}", f"adapter_path={tuned.lora}")
-    with Terminal(chat(*words, *GREEDY), home=tmp_path) as terminal:
+    with Terminal(chat(*words, *GREEDY, python=warm_python(*LATE)), home=tmp_path) as terminal:
         assert "adapter ads" in terminal.until(READY)
         assert "ads (prefix), low (lora)" in say(terminal, "/adapter")
         assert_each_is_its_own(with_each(terminal))
@@ -66,7 +69,9 @@ def test_a_prefix_its_strength_and_a_lora(tuned: Tuned, tmp_path: Path) -> None:
 
 def test_the_same_of_a_server(tuned_server: Served, tmp_path: Path) -> None:
     words = (f"url={tuned_server.url}", "url_model=ads", *GREEDY)
-    with Terminal(chat(*words), environment={"GLMTUNE_API_KEY": KEY}, home=tmp_path) as terminal:
+    with Terminal(
+        chat(*words, python=warm_python(*LATE)), environment={"GLMTUNE_API_KEY": KEY}, home=tmp_path
+    ) as terminal:
         assert f"glm-tiny at {tuned_server.url}/v1; adapter ads" in terminal.until(READY)
         assert "ads (prefix), low (lora)" in say(terminal, "/adapter")
         assert_each_is_its_own(with_each(terminal))
@@ -83,7 +88,9 @@ def test_tools_of_a_model_here_and_of_a_server(tools_base: tuple[Path, Path], tm
     said: list[str] = []
     with serve(f"model={model}") as served:
         for place in (f"model={model}", f"url={served.url}"):
-            with Terminal(chat(place, f"tools={tools}", *GREEDY), home=tmp_path) as terminal:
+            with Terminal(
+                chat(place, f"tools={tools}", *GREEDY, python=warm_python(*LATE)), home=tmp_path
+            ) as terminal:
                 terminal.until(READY)
                 assert "tools: get_weather" in say(terminal, "/tools")
                 said.append(answer_to(terminal, "天气？"))

@@ -351,9 +351,8 @@ def test_the_old_name_of_the_cache_is_obeyed_not_ignored() -> None:
 
 
 def test_a_prompt_cut_into_pieces_is_refused() -> None:
-    with pytest.raises(
-        DataError, match="has no sop"
-    ):  # the first piece would not see the rest of the context
+    # The first piece would not see the rest of the context.
+    with pytest.raises(DataError, match="has no sop"):
         make_model().generate(torch.tensor([ROW[:6]]), max_new_tokens=2, prefill_chunk_size=2)
 
 

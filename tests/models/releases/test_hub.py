@@ -85,9 +85,8 @@ def test_a_mirror_that_knows_only_the_older_name(hub: Hub, tmp_path: Path) -> No
     assert "models--THUDM--chatglm2-6b" in done.stdout
     hub.repositories["zai-org/chatglm2-6b"] = hub.repositories["THUDM/chatglm2-6b"]
     sent = len(hub.files_sent)
-    assert (
-        resolve("chatglm2-6b", hub, tmp_path).stdout == done.stdout
-    )  # what the cache has is not fetched again
+    # What the cache has is not fetched again.
+    assert resolve("chatglm2-6b", hub, tmp_path).stdout == done.stdout
     assert len(hub.files_sent) == sent
 
 

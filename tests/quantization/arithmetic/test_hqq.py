@@ -31,9 +31,8 @@ def test_our_format_holds_what_the_library_decides() -> None:
     found = dequantize(OPTIONAL["int4-g64-hqq"].quantize(weight))
     codes, meta = Quantizer.quantize(weight, nbits=4, group_size=64, axis=1, device="cpu")
     expected = Quantizer.dequantize(codes, meta | {"compute_dtype": torch.float32})
-    torch.testing.assert_close(
-        found, expected, atol=2e-3 * float(weight.abs().max()), rtol=0
-    )  # float16 scales
+    # Float16 scales.
+    torch.testing.assert_close(found, expected, atol=2e-3 * float(weight.abs().max()), rtol=0)
 
 
 @needs_hqq

@@ -134,7 +134,7 @@ def test_settings_that_no_layer_can_obey() -> None:
         load(method="int4-g12")
     with pytest.raises(ConfigError, match=r"`skip` names `dense_x`, but no linear layer.*query_key_value"):
         load(method="int4", skip=("dense_x",))
-    with pytest.raises(ConfigError, match="only ChatGLM-6B has a format for quantized embeddings"):
+    with pytest.raises(ConfigError, match="only ChatGLM-6B has an official format for quantized embeddings"):
         load(method="int4", embeddings=True)
 
 

@@ -69,7 +69,7 @@ def test_a_candidate_may_differ_in_it_alone() -> None:
 
 
 def test_training_and_servers_refuse_it() -> None:
-    with pytest.raises(ConfigError, match="`int8`, but training takes activations, embedding"):
+    with pytest.raises(ConfigError, match="`int8`, but training takes activations as they are"):
         RunConfig(model=INT8)
     with pytest.raises(ConfigError, match=r"`model.quantization_activations` is `int8`, but `backend` is"):
         EvalConfig(backend="openai", model=ModelSettings(quantization_activations="int8"))

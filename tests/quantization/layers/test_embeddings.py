@@ -20,6 +20,7 @@ from glmtune.quantization.kernels.dispatch import prepare_for_inference
 from glmtune.quantization.kernels.native import native_library
 from glmtune.quantization.layers.embeddings import round_embeddings
 from glmtune.quantization.layers.linear import QuantizedEmbedding, QuantizedLinear
+from glmtune.training.distributed.deepspeed_settings import DeepSpeedSettings
 from recipes.train import TrainConfig
 from tests.inference.engine.cases import shared_prompts
 from tests.inference.engine.requests import alone
@@ -39,7 +40,8 @@ def test_embedding_and_head_are_their_codes():
         (head, plain.get_output_embeddings().weight),
     ):
         step_O1 = weight.abs().amax(dim=1, keepdim=True) / 127
-        assert ((codes.dequantized() - weight).abs() <= 0.51 * step_O1).all()
+        # Half a step, and what a scale in float16 is off at the largest codes.
+        assert ((codes.dequantized() - weight).abs() <= 0.6 * step_O1).all()
     with torch.no_grad():
         plain.get_input_embeddings().weight.copy_(embedding.dequantized())
         plain.get_output_embeddings().weight.copy_(head.dequantized())
@@ -85,13 +87,23 @@ def test_the_inputs_of_the_head_are_not_rounded():
     used = prepare_for_inference(model, activations="int8", embeddings="int8")
     assert used["native"] == 1
     assert used["native-a8"] == 36  # six layers of six blocks
-    with pytest.raises(ConfigError, match=r"`quantization_embeddings` is `int8`, but .* are codes already"):
-        round_embeddings(model)
+    codes = model.get_output_embeddings()
+    round_embeddings(model)  # they are so already
+    assert model.get_output_embeddings() is codes
 
 
-def test_it_is_not_saved(tmp_path: Path):
+def test_codes_of_another_width_are_left(oracles: Path):
+    with pytest.raises(
+        ConfigError, match=r"`quantization_embeddings` is `int8`, but .* codes of 4 bits already"
+    ):
+        load_model(oracles / "v1" / "int4_embeddings", device="cpu", quantization_embeddings="int8")
+
+
+def test_it_is_not_saved_beside_blocks_in_floating_point(tmp_path: Path):
     model = load_model("glm-tiny", device="cpu", quantization_embeddings="int8")
-    with pytest.raises(ConfigError, match=r"rounded to INT8 in memory .*quantization_embeddings"):
+    with pytest.raises(
+        ConfigError, match=r"rounded to INT8 in memory .*quantization_embeddings.*floating point"
+    ):
         model.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -101,7 +113,7 @@ def test_settings_reach_the_model_and_are_named_in_results():
     assert backend.identity.quantization == "int4-e8"
     plain = load_backend(dataclasses.replace(ROUNDED, quantization_embeddings=None))
     assert plain.identity.quantization == "int4"
-    assert plain.identity.weights_hash == backend.identity.weights_hash
+    assert plain.identity.weights_hash != backend.identity.weights_hash  # the codes are part of it
     assert backend.weight_bytes < plain.weight_bytes
     side = SideSettings(quantization="int4-a8-e8").applied_to(ModelSettings())
     assert (side.method, side.quantization_activations, side.quantization_embeddings) == (
@@ -118,5 +130,19 @@ def test_wrong_values_and_uses_are_refused():
         ModelSettings(quantization_embeddings="int4")
     with pytest.raises(ConfigError, match=r"`quantization_embeddings` is `int4`"):
         load_model("glm-tiny", quantization_embeddings="int4")
-    with pytest.raises(ConfigError, match=r"`model.quantization_embeddings` is `int8`, but training"):
-        TrainConfig(model=ROUNDED)
+    rounded = dataclasses.replace(ROUNDED, quantization=None)
+    with pytest.raises(ConfigError, match=r"`model.quantization_embeddings` is `int8`, but `tune` is `full`"):
+        TrainConfig(model=rounded, tune="full", prefix=None)
+    with pytest.raises(
+        ConfigError, match=r"`fsdp`, but `model.quantization_embeddings` is `int8`, and codes"
+    ):
+        TrainConfig(model=rounded, distributed="fsdp")
+    zero3 = DeepSpeedSettings(stage=3)
+    with pytest.raises(ConfigError, match=r"\(stage 3\), but `model.quantization_embeddings` is .*zero2"):
+        TrainConfig(model=rounded, deepspeed=zero3)
+    config = TrainConfig(deepspeed=zero3)
+    with pytest.raises(
+        ConfigError, match=r"\(stage 3\), but `x` is quantized \(int4\), and DeepSpeed computes"
+    ):
+        config.check_division("`x` is quantized (int4)", has_outer_codes=True)
+    config.check_division("`x` is quantized (int4)", has_outer_codes=False)  # codes of blocks alone are taken

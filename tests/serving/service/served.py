@@ -9,16 +9,17 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.warm.start import warm_python
 
 REPO = Path(__file__).resolve().parents[3]
 START_SECONDS = 120
@@ -167,15 +168,21 @@ def events(stream: bytes) -> list[Any]:
 
 
 @contextmanager
-def serve(*words: str, environment: Mapping[str, str] | None = None, waits: bool = True) -> Iterator[Served]:
+def serve(
+    *words: str,
+    environment: Mapping[str, str] | None = None,
+    waits: bool = True,
+    python: Sequence[str] | None = None,
+) -> Iterator[Served]:
     """Run `glmtune serve` with settings while the block runs.
 
     Args:
         words: settings.
         environment: further variables.
         waits: whether to wait until it takes requests.
+        python: the command line's beginning, if not a warm Python.
     """
-    command = [sys.executable, "-m", "glmtune", "serve", "port=0", *words]
+    command = [*(python or warm_python()), "-m", "glmtune", "serve", "port=0", *words]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), **(environment or {})}
     process = subprocess.Popen(
         command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPO

@@ -53,9 +53,8 @@ def partition(columns: Sequence[int], cost: float) -> list[list[int]]:
         if columns[row] < (columns[order[starts[-1]]] * 15 // 16 if cost else columns[order[starts[-1]]]):
             starts.append(place)
     ends = [*starts[1:], len(order)]
-    best: list[tuple[float, int]] = [
-        (0.0, 0)
-    ]  # least cost of the first classes; where their last bank starts
+    # Least cost of the first classes; where their last bank starts.
+    best: list[tuple[float, int]] = [(0.0, 0)]
     for end in ends:
         best.append(
             min(

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cfloat>
+#include <cmath>
 #include <cstdint>
 
 #include "vectors.h"
@@ -41,31 +43,88 @@ struct Activations {
   const int32_t* sum;  // [rows, blocks]: sum of the codes, rounded only
 };
 
-// Round one row to INT8, a scale per block: code = x * (127 / largest magnitude). The same operations in the same
-// order as `round_activations` in primitives.py, which tests compare it with. `sum` and `total` are what the offset of
-// the weight's codes and the zero points multiply: both belong to all columns of a block alike.
-void round_row(const Weight& w, const void* x, int64_t start, int type, int64_t block, int8_t* codes, float* scale,
-               float* total, int32_t* sum) {
-  // Bytes in the order in which a product of bytes meets the columns, which is that of the bits of a word (see
-  // packed_product.cpp). INT8: columns 0 2 1 3. INT4, lower halves of the four bytes first: 0 4 1 5, then 2 6 3 7.
-  const __m128i order = w.bits == 4 ? _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15)
-                                    : _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
-  for (int64_t from = 0, b = 0; from < w.inputs; from += block, ++b) {
-    int64_t to = std::min(from + block, w.inputs);
-    Floats largest = all(0.0f);
-    for (int64_t k = from; k < to; k += LANES)
-      largest = larger(largest, magnitude(load(x, start + k, first(to - k), type)));
-    float most = largest_of(largest);
-    Floats inverse = all(most > 0 ? 127.0f / most : 0.0f);
-    Words counted = all_words(0);
-    for (int64_t k = from; k < to; k += LANES) {
-      const Words code = nearest(load(x, start + k, first(to - k), type) * inverse);
-      counted = add_words(counted, code);
-      store_bytes(codes + k, code, order);
-    }
-    scale[b] = most / 127.0f;
+// The bytes of a row in the order in which `vpdpbusd` meets the columns, which is that of the bits of a word (see
+// packed_product.cpp). INT8: columns 0 2 1 3. INT4, lower halves of the four bytes first: 0 4 1 5, then 2 6 3 7.
+__m128i order_of_bytes(const Weight& w) {
+  return w.bits == 4 ? _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15)
+                     : _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+}
+
+// The largest magnitude of some columns; NaN if one is infinite or NaN, so that a row with such a number becomes NaN.
+float largest_of(const void* x, int64_t from, int64_t to, int type) {
+  Floats largest = all(0.0f);
+  Flags not_finite = 0;
+  for (int64_t k = from; k < to; k += LANES) {
+    const Floats size = magnitude(load(x, k, first(to - k), type));
+    not_finite |= not_at_most(size, all(FLT_MAX));
+    largest = larger(largest, size);
+  }
+  return not_finite ? NAN : largest_lane(largest);
+}
+
+// Where a row of bytes goes, and what belongs to its blocks: `sum` and `total` are what the offset of the weight's codes
+// and the zero points multiply, both for all columns of a block alike.
+struct Bytes {
+  int8_t* codes;
+  float *scale, *total;
+  int32_t* sum;
+
+  void finish_block(int64_t b, float unit, Words counted) const {
+    scale[b] = unit;
     sum[b] = added_words(counted);
-    total[b] = scale[b] * static_cast<float>(sum[b]);
+    total[b] = unit * static_cast<float>(sum[b]);
+  }
+};
+
+// Round one row to INT8, a scale per block: code = x * (127 / largest magnitude). The same operations in the same
+// order as `round_activations` in primitives.py, which tests compare it with.
+void round_row(const Weight& w, const void* x, int64_t start, int type, int64_t block, const Bytes& to) {
+  const __m128i order = order_of_bytes(w);
+  for (int64_t from = 0, b = 0; from < w.inputs; from += block, ++b) {
+    const int64_t end = std::min(from + block, w.inputs);
+    const float most = largest_of(x, start + from, start + end, type);
+    const Floats inverse = all(most > 0 ? 127.0f / most : 0.0f);
+    Words counted = all_words(0);
+    for (int64_t k = from; k < end; k += LANES) {
+      const Words code = nearest(load(x, start + k, first(end - k), type) * inverse);
+      counted = add_words(counted, code);
+      store_bytes(to.codes + k, code, order);
+    }
+    to.finish_block(b, most / 127.0f, counted);
+  }
+}
+
+// Write one row as integers of some bytes, the lowest first, each byte a row of its own: x = unit * (d0 + 256 d1 + 65536 d2
+// ...) with digits from -128 to 127 and a unit per block, a power of two. Integers have two bits less than their bytes, so
+// the last digit is at most 64. With three bytes a bfloat16 (8 bits) is exact unless it is below 2^-14 of the largest of
+// its block, and what is lost of others is below 2^-23 of that one, where a sum in float32 rounds, too. float32 has 24
+// bits of its own and takes four.
+constexpr int MOST_DIGITS = 4;
+int digits_for(int type) { return type == FLOAT32 ? 4 : 3; }
+
+template <class F>  // a digit's number to its `Bytes`
+void digits_of_row(const Weight& w, const void* x, int64_t start, int type, int64_t block, F to) {
+  const int digits = digits_for(type), bits = 8 * digits - 2;
+  const __m128i order = order_of_bytes(w);
+  for (int64_t from = 0, b = 0; from < w.inputs; from += block, ++b) {
+    const int64_t end = std::min(from + block, w.inputs);
+    const float most = largest_of(x, start + from, start + end, type);
+    int exponent = 0;
+    std::frexp(most, &exponent);
+    exponent = std::max(exponent, -80);  // 2^(bits - exponent) must not be infinite
+    const Floats inverse = all(most > 0 ? std::ldexp(1.0f, bits - exponent) : 0.0f);
+    float unit = std::isnan(most) ? most : std::ldexp(1.0f, exponent - bits);
+    Words counted[MOST_DIGITS] = {};
+    for (int64_t k = from; k < end; k += LANES) {
+      Words rest = nearest(load(x, start + k, first(end - k), type) * inverse);
+      for (int d = 0; d < digits; ++d) {
+        const Words digit = signed_byte(rest);  // the lowest byte with its sign
+        rest = without_byte(less(rest, digit));
+        counted[d] = add_words(counted[d], digit);
+        store_bytes(to(d).codes + k, digit, order);
+      }
+    }
+    for (int d = 0; d < digits; ++d, unit *= 256) to(d).finish_block(b, unit, counted[d]);
   }
 }
 

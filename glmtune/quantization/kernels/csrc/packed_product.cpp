@@ -7,7 +7,8 @@
 //   - a shift brings the codes of columns 2t and 2t + 1 to the bottom of the two halves of every word, where
 //     `vpermw` turns them into a pair of bfloat16 for `vdpbf16ps` (weight-only product, exact products); INT8
 //     takes two shifts per pair, the upper four bits count sixteen;
-//   - a mask leaves bytes for `vpdpbusd` (activations rounded to INT8 by blocks of columns).
+//   - a mask leaves bytes for `vpdpbusd`: activations rounded to INT8 by blocks of columns, or, exactly, the digits of
+//     integers that they are multiples of (`digits_of_row`), where that is the faster way.
 // Both read the weight once per tile of up to ROWS rows, in registers; one row runs at the speed of memory.
 //
 // A tile is ROWS rows times a panel. Its sums stay in registers over all columns (AVX2: `tiles_avx2.h`):
@@ -47,7 +48,7 @@ constexpr int MANY_ROWS = 48;  // rows (8 tiles) from which INT8 codes are widen
 constexpr int VECTORS = 4;   // registers of 16 outputs that make a panel
 constexpr int ROWS = 6;      // rows of a tile: 24 accumulators of 32 registers
 constexpr bool WIDENS = true;          // see MANY_ROWS
-constexpr bool DEFERS_SCALES = true;   // see `rounded_tile`
+constexpr bool DEFERS_SCALES = true;   // see `byte_tile`
 constexpr int EXACT_BYTES = 2;         // of an activation ready for exact products, a bfloat16
 
 // Rows of bfloat16 that add up to a row of this type: bfloat16 has 8 bits of mantissa, float16 11, float32 24. So inputs
@@ -97,11 +98,12 @@ inline void add_scaled(const Weight& w, int64_t place, __m512 sum, float factor,
   _mm512_storeu_ps(result, all);
 }
 
-// Exact products: codes become bfloat16 (which holds them exactly) through a table of 16 entries in a register. An INT8
-// code is taken in two nibbles: the even steps s bring the lower one (0 .. 15), the odd ones the upper one, whose table
-// counts sixteen and takes the offset of 128 off. BITS == 16: codes that `widen_panel` has made bfloat16 already.
+// Exact products of bfloat16: codes become such numbers (which hold them exactly) through a table of 16 entries in a
+// register. An INT8 code is taken in two nibbles: the even steps s bring the lower one (0 .. 15), the odd ones the upper
+// one, whose table counts sixteen and takes the offset of 128 off. BITS == 16: codes that `widen_panel` has made bfloat16
+// already.
 template <int BITS, int COUNT>
-void weight_only_tile(const Weight& w, const uint32_t* words, int64_t panel, const Activations& x, int64_t row,
+void widened_tile(const Weight& w, const uint32_t* words, int64_t panel, const Activations& x, int64_t row,
                       float (*out)[PANEL]) {
   const __m512i even = BITS == 4 ? table(8, 1) : table(0, 1), odd = BITS == 4 ? table(8, 1) : table(8, 16);
   const int64_t steps = ceil_div(w.inputs, 32 / BITS), groups = groups_of(w), row_bytes = x.row_bytes;
@@ -116,6 +118,7 @@ void weight_only_tile(const Weight& w, const uint32_t* words, int64_t panel, con
       EACH(s, BITS == 16 ? 1 : 4)  // shifts by a nibble: 4 pairs of INT4 columns; 2 of INT8, two nibbles each
         __m512i weight[VECTORS];
         EACH(n, VECTORS)
+          if (s == 0) FETCH_FROM(from + 16 * n);
           weight[n] = _mm512_loadu_si512(from + 16 * n);
           if (BITS < 16) weight[n] = _mm512_permutexvar_epi16(_mm512_srli_epi16(weight[n], 4 * s), s % 2 ? odd : even);
         END;
@@ -141,14 +144,14 @@ inline __attribute__((always_inline)) Ints dot_bytes(Ints sum, __m512i weight, _
   return reinterpret_cast<Ints>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), weight, four));
 }
 
-// Rounded activations: sums of INT8 times codes, exact in int32, scaled once per block of columns. `vpdpbusd`
+// Activations in bytes: sums of INT8 times codes, exact in int32, scaled once per block of columns. `vpdpbusd`
 // multiplies unsigned bytes by signed ones and adds four neighbours; AVX-512 has no product of signed by signed. The
 // activations are the signed ones, so the codes have to be unsigned, stored with their offset, and
 //     sum x (code + offset) = sum x code + offset * sum x :
-// every sum starts at -offset * (sum of the activations' codes), which `round_row` has added up.
+// every sum starts at -offset * (sum of the activations' codes), which was added up with them.
 // SAME_SCALE: a row has one scale and no zero point, so blocks are added up first and the scale comes at the end.
 template <int BITS, int COUNT, bool SAME_SCALE>
-void rounded_tile(const Weight& w, const uint32_t* words, int64_t panel, const Activations& x, int64_t row,
+void byte_tile(const Weight& w, const uint32_t* words, int64_t panel, const Activations& x, int64_t row,
                   float (*out)[PANEL]) {
   const __m512i low = _mm512_set1_epi8(0x0F);
   const int64_t steps = steps_of(w), groups = groups_of(w), block_steps = x.block * BITS / 32, row_bytes = x.row_bytes;
@@ -170,6 +173,7 @@ void rounded_tile(const Weight& w, const uint32_t* words, int64_t panel, const A
       EACH(s, 8 / BITS)  // INT4: the lower half of every byte, then the upper one
         __m512i weight[VECTORS];
         EACH(n, VECTORS)
+          if (s == 0) FETCH_FROM(from + 16 * n);
           weight[n] = _mm512_loadu_si512(from + 16 * n);
           if (s == 1) weight[n] = _mm512_srli_epi16(weight[n], 4);
           if (BITS == 4) weight[n] = _mm512_and_si512(weight[n], low);
@@ -204,8 +208,23 @@ void rounded_tile(const Weight& w, const uint32_t* words, int64_t panel, const A
 }
 #else
 template <int BITS, int COUNT, bool SAME_SCALE>
-void rounded_tile(const Weight&, const uint32_t*, int64_t, const Activations&, int64_t, float (*)[PANEL]) {}
+void byte_tile(const Weight&, const uint32_t*, int64_t, const Activations&, int64_t, float (*)[PANEL]) {}
 #endif
+
+// Exact products of bytes, three or four to a number (`digits_of_row`), or of bfloat16? On AMD (Zen 4 and later)
+// `vdpbf16ps` takes as long as `vpdpbusd`, which has twice the columns; on Intel four times as long (0.8 and 0.2 ns,
+// Emerald Rapids: one row reads INT4 codes from the cache at 13 GB/s by pairs of bfloat16, at 33 by three bytes), and
+// where it is missing its stand-in takes longer still.
+bool products_by_digits(int64_t) {
+#if defined(__AVX512VNNI__) && defined(__AVX512BF16__)
+  static const bool slow = !__builtin_cpu_is("amd");
+  return slow;
+#elif defined(__AVX512VNNI__)
+  return true;
+#else
+  return false;
+#endif
+}
 
 // INT8 codes of a panel as pairs of bfloat16: worth it for many rows, as the tiles then need neither tables nor two
 // products per code. A thread's own memory, in the layout of a panel with steps of two columns.
@@ -237,14 +256,14 @@ int products() {
 
 using Tile = void (*)(const Weight&, const uint32_t*, int64_t, const Activations&, int64_t, float (*)[PANEL]);
 
-enum Way { EXACT, ROUNDED, ROUNDED_SAME_SCALE };
+enum Way { WIDENED, BYTES, BYTES_SAME_SCALE };
 
 template <int BITS, int... I>
 Tile tile_for(Way way, int64_t rows, std::integer_sequence<int, I...>) {
   constexpr int CODE_BITS = BITS == 16 ? 8 : BITS;  // widened codes are never met by rounded activations
-  static constexpr Tile tiles[][sizeof...(I)] = {{weight_only_tile<BITS, I + 1>...},
-                                                 {rounded_tile<CODE_BITS, I + 1, false>...},
-                                                 {rounded_tile<CODE_BITS, I + 1, DEFERS_SCALES>...}};
+  static constexpr Tile tiles[][sizeof...(I)] = {{widened_tile<BITS, I + 1>...},
+                                                 {byte_tile<CODE_BITS, I + 1, false>...},
+                                                 {byte_tile<CODE_BITS, I + 1, DEFERS_SCALES>...}};
   return tiles[way][rows - 1];
 }
 
@@ -326,37 +345,45 @@ void glmtune_unpack(const Weight* w, int8_t* codes, int threads) {
 void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type, void* out, int rounded, int gated,
                      int threads) {
   const Weight& w = *weight;
-  const int parts = rounded ? 1 : parts_of(type);
-  const int64_t width = ceil_div(w.inputs, 64) * 64 + 64, bytes = rounded ? 1 : EXACT_BYTES;
+  const bool digits = !rounded && products_by_digits(w.bits), bytes = rounded || digits;
+  const int parts = rounded ? 1 : digits ? digits_for(type) : parts_of(type);
+  const int64_t width = ceil_div(w.inputs, 64) * 64 + 64;
   Activations a{};
-  a.block = w.group ? w.group : rounded ? BLOCK : w.inputs;
+  a.block = w.group ? w.group : bytes ? BLOCK : w.inputs;
   a.blocks = ceil_div(w.inputs, a.block);
-  const bool as_they_are = !rounded && is_read_in_place(w, type);
-  a.row_bytes = as_they_are ? 2 * w.inputs : width * bytes;
+  const bool as_they_are = !bytes && is_read_in_place(w, type);
+  a.row_bytes = as_they_are ? 2 * w.inputs : bytes ? width : EXACT_BYTES * width;
   std::unique_ptr<char[]> copied(as_they_are ? nullptr : new char[rows * parts * a.row_bytes]);
-  std::unique_ptr<float[]> scale(rounded ? new float[rows * a.blocks] : nullptr);
-  std::unique_ptr<float[]> total(rounded || w.zero ? new float[rows * parts * a.blocks]() : nullptr);
-  std::unique_ptr<int32_t[]> sum(rounded ? new int32_t[rows * a.blocks] : nullptr);
+  std::unique_ptr<float[]> scale(bytes ? new float[rows * parts * a.blocks] : nullptr);
+  std::unique_ptr<float[]> total(bytes || w.zero ? new float[rows * parts * a.blocks]() : nullptr);
+  std::unique_ptr<int32_t[]> sum(bytes ? new int32_t[rows * parts * a.blocks] : nullptr);
   a.data = as_they_are ? static_cast<const char*>(x) : copied.get();
   a.scale = scale.get(), a.total = total.get(), a.sum = sum.get();
+  auto bytes_of = [&](int64_t row) {  // of all rows times parts
+    const int64_t at = row * a.blocks;
+    int8_t* codes = reinterpret_cast<int8_t*>(copied.get() + row * a.row_bytes);
+    return Bytes{codes, scale.get() + at, total.get() + at, sum.get() + at};
+  };
 
   // Tiles of equal height: 7 rows are 4 + 3, not 6 + 1, as a tile of one row decodes the weight for one row alone.
   const int64_t most = ROWS / parts, tiles = ceil_div(rows, most), tall = ceil_div(rows, tiles);
   const int64_t steps = steps_of(w), halves = gated ? 2 : 1;
   const int64_t outputs = w.outputs / halves, panels = panels_of(w) / halves;
-  const Way way = !rounded ? EXACT : w.group || w.zero ? ROUNDED : ROUNDED_SAME_SCALE;
-  const bool widened = WIDENS && !rounded && w.bits == 8 && rows * parts >= MANY_ROWS;
+  const Way way = !bytes ? WIDENED : w.group || w.zero ? BYTES : BYTES_SAME_SCALE;
+  const bool widened = WIDENS && !bytes && w.bits == 8 && rows * parts >= MANY_ROWS;
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; ++r) {
+      const int64_t start = r * w.inputs;
       if (!as_they_are) std::memset(copied.get() + r * parts * a.row_bytes, 0, parts * a.row_bytes);
       if (rounded)
-        round_row(w, x, r * w.inputs, type, a.block, reinterpret_cast<int8_t*>(copied.get() + r * a.row_bytes),
-                  scale.get() + r * a.blocks, total.get() + r * a.blocks, sum.get() + r * a.blocks);
+        round_row(w, x, start, type, a.block, bytes_of(r));
+      else if (digits)
+        digits_of_row(w, x, start, type, a.block, [&](int digit) { return bytes_of(parts * r + digit); });
       else if (!as_they_are)
-        split_row(w, x, r * w.inputs, type, parts, copied.get() + r * parts * a.row_bytes, a.row_bytes);
-      if (!rounded && w.zero) add_up_row(w, x, r * w.inputs, type, total.get() + r * parts * a.blocks);
+        split_row(w, x, start, type, parts, copied.get() + r * parts * a.row_bytes, a.row_bytes);
+      if (!bytes && w.zero) add_up_row(w, x, start, type, total.get() + r * parts * a.blocks);
     }
     std::unique_ptr<uint32_t[]> pairs(widened ? new uint32_t[halves * 2 * steps * PANEL] : nullptr);
     // Panels are handed out one by one: threads may share a core with others and then fall behind.

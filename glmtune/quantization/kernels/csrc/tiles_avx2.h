@@ -6,15 +6,17 @@
 //     run 0: strip 0, strip 1, ...    run 1: strip 0, strip 1, ...      (a strip: 8 registers of outputs for one row,
 //                                                                         4 for two or three, 2 for four to six)
 //
-// Exact products are of float32, as there is no dot product of bfloat16. A code is used where it lies: the mask of its
+// Exact products are of bytes, too, three or four digits to a number (`digits_of_row`), but for INT8 without `vpdpbusd`.
+// Those are of float32, as there is no dot product of bfloat16. A code is used where it lies: the mask of its
 // bits leaves code * 2^p, with p the place of its lowest bit, which float32 holds exactly, and the activation it meets
 // has been multiplied by 2^-p. Per register of codes that is a mask, a subtraction (the offset), a conversion and a
 // multiplication with addition. Inputs of every type become float32, so float32 ones cost no more than others.
 //
-// Rounded activations: `vpdpbusd`, where the processor has it for 256 bits (AVX-VNNI), else two steps: `vpmaddubsw`
+// Bytes: `vpdpbusd`, where the processor has it for 256 bits (AVX-VNNI), else two steps: `vpmaddubsw`
 // adds two products of unsigned and signed bytes to 16 bits, which `vpmaddwd` by ones adds in pairs to 32 bits. The
 // first saturates, INT4 never reaches that (15 * 127 * 2 = 3,810). INT8 codes with their offset would
-// (255 * 127 * 2 = 64,770), so there the code's sign goes to the activation: 128 * 127 * 2 = 32,512 < 32,768.
+// (255 * 127 * 2 = 64,770), so there the code's sign goes to the activation: 128 * 127 * 2 = 32,512 < 32,768. A digit
+// can be -128, for which that would not do (-128 has no opposite, and 128 * 128 * 2 is too large).
 #pragma once
 
 #include <algorithm>
@@ -57,7 +59,7 @@ inline void add_scaled(const Weight& w, int64_t place, Floats sum, float factor,
 }
 
 template <int BITS, int COUNT>
-void weight_only_tile(const Weight& w, const uint32_t* words, int64_t panel, const Activations& x, int64_t row,
+void widened_tile(const Weight& w, const uint32_t* words, int64_t panel, const Activations& x, int64_t row,
                       float (*out)[PANEL]) {
   constexpr int STRIP = strip_of(COUNT), WIDTH = 32 / BITS;
   const int64_t steps = steps_of(w), groups = groups_of(w), row_floats = x.row_bytes / 4;
@@ -75,7 +77,10 @@ void weight_only_tile(const Weight& w, const uint32_t* words, int64_t panel, con
           constexpr int p = place_of(k, BITS);
           const Words mask = all_words(((1u << BITS) - 1) << p), offset = all_words(1u << (BITS - 1) << p);
           Floats weight[STRIP];
-          EACH(n, STRIP) weight[n] = as_floats(less(both(words_at(from + n * LANES), mask), offset)); END;
+          EACH(n, STRIP)
+            if (k == 0 && n % 2 == 0) FETCH_FROM(from + n * LANES);
+            weight[n] = as_floats(less(both(words_at(from + n * LANES), mask), offset));
+          END;
           EACH(r, COUNT)
             const Floats number = all(at[r * row_floats + k]);
             EACH(n, STRIP) sum[r][n] = fma(weight[n], number, sum[r][n]); END;
@@ -107,9 +112,9 @@ inline __attribute__((always_inline)) Ints dot_bytes(Ints sum, Words weight, Wor
 }
 #endif
 
-// See `rounded_tile` in packed_product.cpp for the offset, which sums begin with. SIGNED: codes without it.
+// See `byte_tile` in packed_product.cpp for the offset, which sums begin with. SIGNED: codes without it.
 template <int BITS, int COUNT, bool>
-void rounded_tile(const Weight& w, const uint32_t* words, int64_t panel, const Activations& x, int64_t row,
+void byte_tile(const Weight& w, const uint32_t* words, int64_t panel, const Activations& x, int64_t row,
                   float (*out)[PANEL]) {
   constexpr int STRIP = strip_of(COUNT);
   constexpr bool SIGNED = BITS == 8 && !HAS_DOT;
@@ -130,6 +135,7 @@ void rounded_tile(const Weight& w, const uint32_t* words, int64_t panel, const A
         EACH(s, 8 / BITS)  // INT4: the lower half of every byte, then the upper one
           Words weight[STRIP];
           EACH(n, STRIP)
+            if (s == 0 && n % 2 == 0) FETCH_FROM(from + n * LANES);
             weight[n] = words_at(from + n * LANES);
             if (s == 1) weight[n] = _mm256_srli_epi16(weight[n], 4);
             if (BITS == 4) weight[n] = both(weight[n], low);
@@ -155,6 +161,10 @@ void rounded_tile(const Weight& w, const uint32_t* words, int64_t panel, const A
     }
   }
 }
+
+// Exact products by digits (`digits_of_row`): two or three instructions for four columns and a digit, where the way by
+// float32 takes four for one column. INT8 needs `vpdpbusd`, as a digit can be -128 (see above).
+bool products_by_digits(int64_t bits) { return HAS_DOT || bits == 4; }
 
 inline int products() { return 3; }
 

@@ -9,6 +9,7 @@ using Floats = __m256;
 using Words = __m256i;
 using Halves = __m128i;
 using Mask = int;  // how many of the LANES are there
+using Flags = int;
 
 inline Mask first(int64_t count) { return count >= LANES ? LANES : count <= 0 ? 0 : static_cast<int>(count); }
 
@@ -19,13 +20,15 @@ inline Floats smaller(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 inline Floats magnitude(Floats x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
 inline Floats whole(Floats x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
+inline Flags not_at_most(Floats a, Floats b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLE_UQ)); }
+
 inline float added(Floats x) {
   __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   four = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
-inline float largest_of(Floats x) {
+inline float largest_lane(Floats x) {
   __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   four = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
@@ -43,6 +46,8 @@ inline Words add_words(Words a, Words b) { return _mm256_add_epi32(a, b); }
 inline Words less(Words a, Words b) { return _mm256_sub_epi32(a, b); }
 inline Words both(Words a, Words b) { return _mm256_and_si256(a, b); }
 inline Words shifted_down(Words x, int64_t by) { return _mm256_srl_epi32(x, _mm_cvtsi64_si128(by)); }
+inline Words signed_byte(Words x) { return _mm256_srai_epi32(_mm256_slli_epi32(x, 24), 24); }  // the lowest
+inline Words without_byte(Words x) { return _mm256_srai_epi32(x, 8); }
 inline Words nearest(Floats x) { return _mm256_cvtps_epi32(x); }
 inline Floats as_floats(Words x) { return _mm256_cvtepi32_ps(x); }
 

@@ -8,6 +8,7 @@ using Floats = __m512;
 using Words = __m512i;
 using Halves = __m256i;
 using Mask = __mmask16;
+using Flags = __mmask16;
 
 inline Mask first(int64_t count) { return count >= 16 ? 0xFFFF : count <= 0 ? 0 : (1u << count) - 1; }
 
@@ -16,8 +17,9 @@ inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c
 inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 inline Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 inline Floats magnitude(Floats x) { return _mm512_abs_ps(x); }
+inline Flags not_at_most(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
 inline float added(Floats x) { return _mm512_reduce_add_ps(x); }
-inline float largest_of(Floats x) { return _mm512_reduce_max_ps(x); }
+inline float largest_lane(Floats x) { return _mm512_reduce_max_ps(x); }
 inline Floats whole(Floats x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline Floats times_power_of_two(Floats x, Floats n) { return _mm512_scalef_ps(x, n); }
 
@@ -27,6 +29,8 @@ inline Words add_words(Words a, Words b) { return _mm512_add_epi32(a, b); }
 inline Words less(Words a, Words b) { return _mm512_sub_epi32(a, b); }
 inline Words both(Words a, Words b) { return _mm512_and_si512(a, b); }
 inline Words shifted_down(Words x, int64_t by) { return _mm512_srl_epi32(x, _mm_cvtsi64_si128(by)); }
+inline Words signed_byte(Words x) { return _mm512_srai_epi32(_mm512_slli_epi32(x, 24), 24); }  // the lowest
+inline Words without_byte(Words x) { return _mm512_srai_epi32(x, 8); }
 inline int32_t added_words(Words x) { return _mm512_reduce_add_epi32(x); }
 inline Words nearest(Floats x) { return _mm512_cvtps_epi32(x); }
 inline Floats as_floats(Words x) { return _mm512_cvtepi32_ps(x); }

@@ -10,6 +10,8 @@ from glmtune.serving.api.errors import ApiError
 from glmtune.serving.api.fields.body import shown_value
 from glmtune.serving.api.fields.common import CommonFields, broken_rule, check_logprobs
 
+# What /openapi.json says of messages and tools. Requests are not checked by these: pydantic would answer a
+# wrong message with a problem for every form that it might have had, and our own checks name the one rule.
 _TEXT_PARTS = {
     "type": "array",
     "items": {

@@ -207,7 +207,7 @@ def sampling_of(
         name: getattr(fields, name) for name in names if getattr(fields, name) is not None
     }
     if fields.top_k is not None:
-        given["top_k"] = max(fields.top_k, 0)
+        given["top_k"] = max(fields.top_k, 0)  # vLLM's clients write -1 for all
     try:
         return replace(
             defaults,
