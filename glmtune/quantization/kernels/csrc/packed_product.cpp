@@ -215,7 +215,7 @@ void byte_tile(const Weight&, const uint32_t*, int64_t, const Activations&, int6
 // `vdpbf16ps` takes as long as `vpdpbusd`, which has twice the columns; on Intel four times as long (0.8 and 0.2 ns,
 // Emerald Rapids: one row reads INT4 codes from the cache at 13 GB/s by pairs of bfloat16, at 33 by three bytes), and
 // where it is missing its stand-in takes longer still.
-bool products_by_digits(int64_t) {
+bool products_by_digits() {
 #if defined(__AVX512VNNI__) && defined(__AVX512BF16__)
   static const bool slow = !__builtin_cpu_is("amd");
   return slow;
@@ -345,7 +345,7 @@ void glmtune_unpack(const Weight* w, int8_t* codes, int threads) {
 void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type, void* out, int rounded, int gated,
                      int threads) {
   const Weight& w = *weight;
-  const bool digits = !rounded && products_by_digits(w.bits), bytes = rounded || digits;
+  const bool digits = !rounded && products_by_digits(), bytes = rounded || digits;
   const int parts = rounded ? 1 : digits ? digits_for(type) : parts_of(type);
   const int64_t width = ceil_div(w.inputs, 64) * 64 + 64;
   Activations a{};

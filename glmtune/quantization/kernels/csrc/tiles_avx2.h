@@ -6,8 +6,8 @@
 //     run 0: strip 0, strip 1, ...    run 1: strip 0, strip 1, ...      (a strip: 8 registers of outputs for one row,
 //                                                                         4 for two or three, 2 for four to six)
 //
-// Exact products are of bytes, too, three or four digits to a number (`digits_of_row`), but for INT8 without `vpdpbusd`.
-// Those are of float32, as there is no dot product of bfloat16. A code is used where it lies: the mask of its
+// Exact products are of bytes, too, three or four digits to a number (`digits_of_row`), where there is `vpdpbusd`. Else
+// they are of float32, as there is no dot product of bfloat16. A code is used where it lies: the mask of its
 // bits leaves code * 2^p, with p the place of its lowest bit, which float32 holds exactly, and the activation it meets
 // has been multiplied by 2^-p. Per register of codes that is a mask, a subtraction (the offset), a conversion and a
 // multiplication with addition. Inputs of every type become float32, so float32 ones cost no more than others.
@@ -162,9 +162,10 @@ void byte_tile(const Weight& w, const uint32_t* words, int64_t panel, const Acti
   }
 }
 
-// Exact products by digits (`digits_of_row`): two or three instructions for four columns and a digit, where the way by
-// float32 takes four for one column. INT8 needs `vpdpbusd`, as a digit can be -128 (see above).
-bool products_by_digits(int64_t bits) { return HAS_DOT || bits == 4; }
+// Exact products by digits (`digits_of_row`) need `vpdpbusd`. In its two steps they would gain 6 % for one row of INT4 and
+// lose a third to two fifths from four rows on; for INT8 a digit can be -128 (see above). One way for any number of rows,
+// as a row's result must not depend on how many there are.
+bool products_by_digits() { return HAS_DOT; }
 
 inline int products() { return 3; }
 
