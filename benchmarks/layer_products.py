@@ -6,7 +6,8 @@ All take turns; medians are reported, after a round that warms caches up. The se
 and in our products, what a lesser processor than this would run (`avx2-vnni`: with a dot product of bytes).
 
 python benchmarks/layer_products.py --inputs 2048 --outputs 2048 --rows 1 4 16 64 256
-ATEN_CPU_CAPABILITY=avx2 GLMTUNE_NATIVE_KERNELS=avx2 python benchmarks/layer_products.py --layers 6
+ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 GLMTUNE_NATIVE_KERNELS=avx2 \\
+    python benchmarks/layer_products.py --layers 6
 """
 
 from __future__ import annotations

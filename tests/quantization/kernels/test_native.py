@@ -48,7 +48,8 @@ def assert_equal_but_for_rounding(found: Tensor, exact: Tensor, terms: Tensor | 
 
 def takes_matrix_unit(made: QuantizedLinear, x: Tensor) -> bool:
     """Whether a processor with one (AMX) multiplies there, where weights have the type of the input."""
-    return isinstance(made.product.multiply, PackedProduct) and made.product.multiply.prefers_matrices(x)
+    multiply = None if made.product is None else made.product.multiply
+    return isinstance(multiply, PackedProduct) and multiply.prefers_matrices(x)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -163,7 +163,7 @@ void byte_tile(const Weight& w, const uint32_t* words, int64_t panel, const Acti
 }
 
 // Exact products by digits (`digits_of_row`) need `vpdpbusd`. In its two steps they would gain 6 % for one row of INT4 and
-// lose a third to two fifths from four rows on; for INT8 a digit can be -128 (see above). One way for any number of rows,
+// take 1.5 times as long from four rows on; for INT8 a digit can be -128 (see above). One way for any number of rows,
 // as a row's result must not depend on how many there are.
 bool products_by_digits() { return HAS_DOT; }
 
