@@ -1,4 +1,4 @@
-"""A layer of codes by every product that a processor can have: the plain path, PyTorch's, the compiled ones.
+r"""A layer of codes by every product that a processor can have: the plain path, PyTorch's, the compiled ones.
 
 Answers two questions. Do PyTorch's products earn their place (`glmtune/quantization/kernels/int4pack.py`)? On
 Windows, a Mac or a machine without a compiler they are all there is. And do the compiled ones, as on Linux?
@@ -6,7 +6,7 @@ All take turns; medians are reported, after a round that warms caches up. The se
 and in our products, what a lesser processor than this would run (`avx2-vnni`: with a dot product of bytes).
 
 python benchmarks/layer_products.py --inputs 2048 --outputs 2048 --rows 1 4 16 64 256
-ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 GLMTUNE_NATIVE_KERNELS=avx2 \\
+ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 GLMTUNE_NATIVE_KERNELS=avx2 \
     python benchmarks/layer_products.py --layers 6
 """
 
