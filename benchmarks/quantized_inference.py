@@ -117,7 +117,7 @@ def prepare(model: nn.Module, how: str) -> Mapping[str, int]:
         return use_released_products(model)
     if how == "plain":
         return {}
-    os.environ[SWITCH] = "0" if how == "torch" else "1"
+    os.environ[SWITCH] = "0" if how == "torch" else os.environ.get(SWITCH, "1")
     rounded = how.split()
     return prepare_for_inference(
         model,

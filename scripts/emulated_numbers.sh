@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What PyTorch's products of INT4 and INT8 codes give on processors that are not here: the numbers, not the speed.
+# What products of INT4 and INT8 codes, PyTorch's and ours, give on processors that are not here: numbers, not speed.
 #   bash scripts/emulated_numbers.sh avx2          an x86-64 processor with AVX2 and without AVX-512
 #   bash scripts/emulated_numbers.sh arm ROOT      64-bit ARM, from a folder of Debian's packages, made if it is absent
 # Needs Debian's qemu-user-static; `arm` also apt sources for arm64 (`dpkg --add-architecture arm64`, `apt-get update`)

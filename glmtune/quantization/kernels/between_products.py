@@ -92,6 +92,7 @@ def _native_rotation(original: Rotation) -> Rotation:
     @functools.wraps(original)
     def rotation(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> Any:
         taken = unsqueeze_dim == 1 and q.dim() == k.dim() == 4 and _takes(q, k, cos, sin)
+        taken = taken and native_library().functions is not None
         if not taken or not _has_whole_tokens(q) or not _has_whole_tokens(k) or cos.stride() != sin.stride():
             return original(q, k, cos, sin, unsqueeze_dim)
         return rotated(q, cos, sin), rotated(k, cos, sin)

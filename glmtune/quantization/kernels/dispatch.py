@@ -4,9 +4,9 @@ A kernel takes some layers and, of those, some inputs by their number of rows. W
 on the plain path of `glmtune.quantization.layers.linear`, so no kernel is ever needed::
 
     where                                  rows     product
-    CPU with AVX-512 and a C++ compiler    any      native: codes in panels, compiled on the machine
+    CPU with AVX-512 or AVX2, C++ compiler any      native: codes in panels, compiled on the machine
       float32, or bfloat16 with AMX        >= 64      PyTorch's product, the weight formed in parts
-      with activations=int8 (VNNI)         any      native-a8: the same with inputs rounded to INT8
+      activations=int8 (AVX2, or VNNI)     any      native-a8: the same with inputs rounded to INT8
     other CPUs, bfloat16 inputs, int8      <= 16    int8pack: PyTorch's product with codes
                                            > 16       codes cast to bfloat16, PyTorch's product
     other CPUs, bfloat16 inputs, int4      <= 256   int4pack: PyTorch's product with codes
@@ -20,7 +20,7 @@ Few rows (decoding) are bound by reading the weight, so codes should be read as 
 by arithmetic, so forming the weight once pays.
 
 PyTorch's products (int8pack, int4pack) stay although the native ones are faster: many machines have no
-compiler (Windows, a Mac) or no AVX-512. Milliseconds of plain path / PyTorch's product, 2,048 x 2,048, one
+compiler (Windows, a Mac) or are no x86-64. Milliseconds of plain path / PyTorch's product, 2,048 x 2,048, one
 thread without bfloat16 instructions, torch 2.13 (``benchmarks/layer_products.py``)::
 
     rows              1            4            16          64         256
@@ -101,7 +101,7 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NativeProduct:
-    """INT8 and INT4 of any shape on CPUs with AVX-512; codes, scales and zero points are held in panels.
+    """INT8 and INT4 of any shape on CPUs with AVX-512 or AVX2; codes, scales and zero points are in panels.
 
     Attributes:
         name: what the log calls it.
@@ -122,7 +122,7 @@ class NativeProduct:
         library = native_library()
         if library.refusal or library.rounds_activations or not self.rounded:
             return library.refusal
-        return "the processor has no AVX-512 VNNI"
+        return "the processor has AVX-512 without VNNI"
 
     def prepared(self, layer: QuantizedLinear) -> Product:
         """See `Kernel`."""

@@ -1,17 +1,19 @@
 """The products of ``csrc/``: compiled once into the user's cache, called through ctypes.
 
-Compiled on the user's machine, as the fast instructions differ by processor (AVX-512 BF16, VNNI): with
-``-march=native`` the compiler takes what is there, which one wheel for all could not. Plain C functions and
-ctypes rather than an extension of PyTorch, whose headers take a minute to compile, want a compiler that fits
-PyTorch's, and tie the result to its version; without them it is a matter of seconds.
+Compiled on the user's machine, as the fast instructions differ by processor (AVX2, AVX-VNNI, AVX-512 BF16 and
+VNNI): with ``-march=native`` the compiler takes what is there, which one wheel for all could not. Plain C
+functions and ctypes rather than an extension of PyTorch, whose headers take a minute to compile, want a
+compiler that fits PyTorch's, and tie the result to its version; without them it is a matter of seconds.
 
 What must hold, in the order in which it is checked; the first that does not is the reason given in the log::
 
-    GLMTUNE_NATIVE_KERNELS is not 0 -> Linux on x86-64, AVX-512 -> a C++ compiler -> it compiles -> loads
+    GLMTUNE_NATIVE_KERNELS is not 0 -> Linux on x86-64 -> AVX-512 or AVX2 -> a C++ compiler -> it compiles
+    -> loads
 
 Otherwise products of PyTorch or the plain path run instead
 (`glmtune.quantization.kernels.dispatch`). Nothing is compiled on import. ``GLMTUNE_CACHE`` moves the
-cache (default ``~/.cache/glmtune``; ``library_cache.py``), ``CXX`` names the compiler.
+cache (default ``~/.cache/glmtune``; ``library_cache.py``), ``CXX`` names the compiler. To see here what runs
+on processors that have less, ``GLMTUNE_NATIVE_KERNELS`` can be one of `LESSER`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,13 +40,35 @@ LOGGER = logging.getLogger(__name__)
 
 SWITCH = "GLMTUNE_NATIVE_KERNELS"
 SOURCES = Path(__file__).parent / "csrc"
-# -march=native: whatever this processor has. -w: warnings of a compiler we never saw
-# would only confuse a user.
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-w")
+# -w: warnings of a compiler we never saw would only confuse a user.
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-w")
 COMPILERS = ("g++", "c++", "clang++")
-REQUIRED_ISA = frozenset({"avx512f", "avx512bw", "avx512vl", "f16c"})
-"""Instruction sets without which the sources do not compile: 512-bit vectors, of 16-bit numbers, masked
-256-bit loads of those, and float16. BF16 and VNNI are used where the compiler defines them."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionSet:
+    """What the sources are compiled for.
+
+    Attributes:
+        needs: names in ``/proc/cpuinfo`` of what the sources do not compile or run without.
+        flags: of the compiler; by themselves, whatever this processor has.
+    """
+
+    needs: frozenset[str]
+    flags: tuple[str, ...] = ("-march=native",)
+
+
+AVX512 = InstructionSet(frozenset({"avx512f", "avx512bw", "avx512vl", "f16c"}))
+"""512-bit vectors, of 16-bit numbers, masked 256-bit loads of those, and float16. BF16 and VNNI are used
+where the compiler defines them."""
+AVX2 = InstructionSet(frozenset({"avx2", "fma", "f16c"}))
+"""256-bit vectors, multiplication with addition, and float16. AVX-VNNI is used where the compiler has it."""
+LESSER = {
+    "avx2": InstructionSet(AVX2.needs, ("-mavx2", "-mfma", "-mf16c")),
+    "avx2-vnni": InstructionSet(AVX2.needs | {"avx_vnni"}, ("-mavx2", "-mfma", "-mf16c", "-mavxvnni")),
+}
+"""Value of ``GLMTUNE_NATIVE_KERNELS`` → what processors without AVX-512 have, the second from Intel's 12th
+generation on. For tests and measurements."""
 CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -84,25 +109,31 @@ def native_library() -> NativeLibrary:
 
     Never raises: what is missing is said in ``refusal``, and once in the log if it was worth a try.
     """
-    if os.environ.get(SWITCH, "1") == "0":
+    switch = os.environ.get(SWITCH, "1")
+    if switch == "0":
         return NativeLibrary(None, f"{SWITCH} is 0")
+    if switch not in ("1", *LESSER):
+        return _refused(f"{SWITCH} is {switch!r}, not 1, 0, {' or '.join(LESSER)}")
     if sys.platform != "linux" or not hasattr(os, "geteuid"):
         # Elsewhere no file describes the processor, and on Windows none says whose a file in the cache is.
         return NativeLibrary(None, f"they are compiled on Linux only, and this is {platform.system()}")
     flags = _cpu_flags()
-    if platform.machine() != "x86_64" or not flags >= REQUIRED_ISA:
-        return NativeLibrary(None, "the processor has no AVX-512")
+    candidates = (LESSER[switch],) if switch in LESSER else (AVX512, AVX2)
+    chosen = next((each for each in candidates if flags >= each.needs), None)
+    if platform.machine() != "x86_64" or chosen is None:
+        wanted = "neither AVX-512 nor AVX2" if switch == "1" else f"not what {SWITCH}={switch} names"
+        return NativeLibrary(None, f"the processor has {wanted}")
     compiler = _compiler()
     if compiler is None:
         return _refused(f"no C++ compiler found ({', '.join(COMPILERS)}, or CXX)")
     try:
-        functions: Any = _load_library(compiler, flags)
+        functions: Any = _load_library([compiler, *FLAGS, *chosen.flags], flags)
     except OSError as error:
         return _refused(f"they cannot be kept or loaded: {error}")
     except subprocess.SubprocessError as error:
         said = str(getattr(error, "stderr", None) or error).strip() or repr(error)
         return _refused(f"compiling them failed: {said.splitlines()[-1]}")
-    return _described(functions, matrix_unit="amx_bf16" in flags)
+    return _described(functions, matrix_unit=chosen is AVX512 and "amx_bf16" in flags)
 
 
 def _refused(reason: str) -> NativeLibrary:
@@ -146,7 +177,7 @@ def _described(functions: Any, *, matrix_unit: bool) -> NativeLibrary:
     return NativeLibrary(functions, rounds_activations=rounds, matrix_unit=matrix_unit)
 
 
-def _load_library(compiler: str, cpu_flags: frozenset[str]) -> ctypes.CDLL:
+def _load_library(command: Sequence[str], cpu_flags: frozenset[str]) -> ctypes.CDLL:
     """Load the library, compiled if there is no whole one of this kind.
 
     The digest covers all that decides what is in it: sources, compiler, flags and the processor's features.
@@ -154,10 +185,10 @@ def _load_library(compiler: str, cpu_flags: frozenset[str]) -> ctypes.CDLL:
     illegal instruction. PyTorch's version is in it for caution, as both run in one OpenMP runtime.
     """
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(SOURCES.iterdir())))
-    for part in (torch.__version__, compiler, *FLAGS, *sorted(cpu_flags)):
+    for part in (torch.__version__, *command, *sorted(cpu_flags)):
         digest.update(part.encode())
     sources = sorted(SOURCES.glob("*.cpp"))
-    return ctypes.CDLL(str(cached_library([compiler, *FLAGS], sources, digest.digest())))
+    return ctypes.CDLL(str(cached_library(command, sources, digest.digest())))
 
 
 def _compiler() -> str | None:

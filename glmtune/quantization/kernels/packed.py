@@ -1,8 +1,8 @@
 """Codes and scales in the layout of the native kernels, the only copy: multiplied, or unpacked on demand.
 
-The kernels compute 64 outputs at a time: four registers of 16 float32 sums. So the codes that they need
-together lie together. A *panel* is 64 outputs; a *step* is the run of columns whose codes fill a 32-bit word:
-8 columns of INT4, 4 of INT8. In memory, panel after panel, step after step, output after output::
+The kernels compute 64 outputs at a time: four registers of 16 float32 sums (AVX-512). So the codes that they
+need together lie together. A *panel* is 64 outputs; a *step* is the run of columns whose codes fill a 32-bit
+word: 8 columns of INT4, 4 of INT8. In memory, panel after panel, step after step, output after output::
 
     panel 0                                              panel 1
       step 0: columns 0..7      step 1: columns 8..15      ...
@@ -19,7 +19,8 @@ halves are the codes of columns 2t and 2t + 1.
 
 Codes are stored with an offset (code + 8, code + 128), unsigned, for two reasons: four bits
 can then be used as an index into a table of bfloat16 numbers, and ``vpdpbusd``, the dot
-product of bytes, takes one operand unsigned.
+product of bytes, takes one operand unsigned. AVX2 reads the same panels, eight outputs to a register
+(``csrc/tiles_avx2.h``), so that nothing outside ``csrc`` knows for which of both it was compiled.
 
 Shapes: R rows, O output features, I input features, P panels of 64 outputs, G groups.
 """

@@ -18,19 +18,14 @@ from glmtune.quantization.arithmetic.methods import METHODS
 from glmtune.quantization.kernels import decoding_layers
 from glmtune.quantization.kernels.decoding_layers import LAYERS, use_decoding_layers
 from glmtune.quantization.kernels.dispatch import prepare_for_inference
-from glmtune.quantization.kernels.native import native_library
 from glmtune.quantization.layers.linear import QuantizedLinear
+
+pytestmark = pytest.mark.usefixtures("compiled")
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "glm": (modeling_glm.GlmForCausalLM, modeling_glm.GlmConfig),
     "glm4": (modeling_glm4.Glm4ForCausalLM, modeling_glm4.Glm4Config),
 }
-
-
-@pytest.fixture(autouse=True)
-def _native() -> None:
-    if native_library().refusal:
-        pytest.skip(f"no native kernels: {native_library().refusal}")
 
 
 def model_of(kind: str, *, bias: bool = True) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,26 +13,36 @@ from glmtune.quantization.arithmetic.methods import METHODS
 from glmtune.quantization.kernels import native, packed
 from glmtune.quantization.kernels.dispatch import prepare_for_inference
 from glmtune.quantization.kernels.library_cache import cached_library
-from glmtune.quantization.kernels.native import NativeLibrary, native_library
+from glmtune.quantization.kernels.native import LESSER, SWITCH, NativeLibrary, native_library
 from glmtune.quantization.layers.linear import QuantizedLinear
 
 COLUMNS = 712
 """Two blocks of 256 columns and a part of one, no multiple of a step's 8."""
 
 
-@pytest.fixture(params=["as this processor has it", "-mno-avx512vnni"])
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> NativeLibrary:
-    """Without VNNI the products of bfloat16 pairs run, which this processor may do without."""
-    if native_library().refusal:
-        pytest.skip(f"no native kernels: {native_library().refusal}")
-    found = native_library()
-    if request.param.startswith("-m"):
-        command = ["g++", *native.FLAGS, request.param]
-        sources = sorted(native.SOURCES.glob("*.cpp"))
-        path = cached_library(command, sources, b"without VNNI" + b"".join(s.read_bytes() for s in sources))
-        found = native._described(ctypes.CDLL(str(path)), matrix_unit=False)
-        monkeypatch.setattr(packed, "native_library", lambda: found)
-    return found
+WITHOUT_VNNI = "-mno-avx512vnni"
+
+
+@pytest.fixture(params=["1", *LESSER, WITHOUT_VNNI])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[NativeLibrary]:
+    """What this processor has and what lesser ones have; without VNNI it multiplies pairs of bfloat16."""
+    lacks_vnni = request.param == WITHOUT_VNNI
+    monkeypatch.setenv(SWITCH, "1" if lacks_vnni else request.param)
+    native_library.cache_clear()
+    try:
+        found = native_library()
+        if found.refusal:
+            pytest.skip(f"no native kernels: {found.refusal}")
+        if lacks_vnni:
+            command = ["g++", *native.FLAGS, "-march=native", WITHOUT_VNNI]
+            sources = sorted(native.SOURCES.glob("*.cpp"))
+            content = b"".join(file.read_bytes() for file in sorted(native.SOURCES.iterdir()))
+            path = cached_library(command, sources, b"without VNNI" + content)
+            found = native._described(ctypes.CDLL(str(path)), matrix_unit=False)
+            monkeypatch.setattr(packed, "native_library", lambda: found)
+        yield found
+    finally:
+        native_library.cache_clear()
 
 
 def layer(method: str) -> QuantizedLinear:

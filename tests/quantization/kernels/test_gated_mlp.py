@@ -12,19 +12,13 @@ from transformers.models.glm4.modeling_glm4 import Glm4MLP
 from glmtune.quantization.arithmetic.methods import METHODS
 from glmtune.quantization.kernels.dispatch import KERNELS, prepare_for_inference
 from glmtune.quantization.kernels.gated_mlp import GatedGlm4MLP, GatedMLP
-from glmtune.quantization.kernels.native import native_library
 from glmtune.quantization.kernels.packed import PackedProduct
 from glmtune.quantization.layers.linear import QuantizedLinear
 
+pytestmark = pytest.mark.usefixtures("compiled")
+
 EPSILON = {torch.float32: 2e-6, torch.bfloat16: 4.1e-3, torch.float16: 6e-4}
 """Of the largest output: half a unit in the last place."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled() -> None:
-    reason = native_library().refusal
-    if reason:
-        pytest.skip(f"no native kernels: {reason}")
 
 
 def layer(method: str, out_features: int, in_features: int) -> QuantizedLinear:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,25 +14,20 @@ from glmtune.errors import ConfigError
 from glmtune.loading import load_base
 from glmtune.quantization.arithmetic.methods import METHODS
 from glmtune.quantization.arithmetic.primitives import round_activations
-from glmtune.quantization.kernels import native, packed
-from glmtune.quantization.kernels.dispatch import KERNELS, choose_kernel, prepare_for_inference
+from glmtune.quantization.kernels import packed
+from glmtune.quantization.kernels.dispatch import KERNELS, prepare_for_inference
 from glmtune.quantization.kernels.fused_projections import FusedProducts, fuse_attention_projections
-from glmtune.quantization.kernels.native import SWITCH, native_library
+from glmtune.quantization.kernels.native import native_library
 from glmtune.quantization.kernels.packed import ACTIVATION_BLOCK, PackedProduct
 from glmtune.quantization.layers.linear import QuantizedLinear
+
+pytestmark = pytest.mark.usefixtures("compiled")
 
 DATA_FREE = [name for name, method in METHODS.items() if not method.calibrated]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EPSILON = {torch.float32: 2e-6, torch.bfloat16: 4.1e-3, torch.float16: 6e-4}
 """Of the largest output: half a unit in the last place, and float32 sums in another order."""
 SHAPES = [(16, 32), (33, 64), (48, 96), (7, 10), (1, 2), (64, 320), (24, 160), (130, 264)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled() -> None:
-    reason = native_library().refusal
-    if reason:
-        pytest.skip(f"no native kernels: {reason}")
 
 
 def layer(method: str, out_features: int = 72, in_features: int = 256, seed: int = 2) -> QuantizedLinear:
@@ -55,7 +48,8 @@ def assert_equal_but_for_rounding(found: Tensor, exact: Tensor, terms: Tensor | 
 
 def takes_matrix_unit(made: QuantizedLinear, x: Tensor) -> bool:
     """Whether a processor with one (AMX) multiplies there, where weights have the type of the input."""
-    return isinstance(made.product.multiply, PackedProduct) and made.product.multiply.prefers_matrices(x)
+    multiply = None if made.product is None else made.product.multiply
+    return isinstance(multiply, PackedProduct) and multiply.prefers_matrices(x)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -102,6 +96,51 @@ def test_rounded_activations(method: str, dtype: torch.dtype) -> None:
             multiplied = rounded_weight if on_matrices else weight
             terms = rounded.abs() @ multiplied.abs().T
             assert_equal_but_for_rounding(made(x), rounded @ multiplied.T, terms)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", ["int8", "int4", "int4-g64"])
+def test_activations_are_rounded_as_the_plain_path_rounds_them(method: str, dtype: torch.dtype) -> None:
+    """Bit for bit: behind the identity the codes themselves can be seen, halves of a code and tails included."""
+    if not native_library().rounds_activations:
+        pytest.skip("the processor has no AVX-512 VNNI")
+    for width in (32, 256, 320, 1000):
+        chosen = METHODS[method]
+        if chosen.layout(method).group_size is not None and width % 32:
+            continue
+        made = QuantizedLinear(width, width, layout=chosen.layout(method))
+        quantized = chosen.quantize(torch.eye(width))
+        codes_OI = torch.eye(width, dtype=torch.int8)
+        made.put(replace(quantized, codes_OI=codes_OI, scale=torch.ones_like(quantized.scale)))
+        product = KERNELS["int8"][0].prepared(made).multiply
+        block = made.group_size or ACTIVATION_BLOCK
+        x = torch.randn(4, width).to(dtype)
+        x[1] = torch.arange(width).remainder(255).sub(127) / 2  # half of them lie midway between two codes,
+        x[1, ::32] = 127.0  # as a code stands for 1
+        x[2, ::3], x[3] = 1000.0, 0.0
+        found = product(x)
+        assert found is not None
+        assert torch.equal(found, round_activations(x.float(), block=block).to(dtype))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_largest_codes_meet_the_largest_activations(bits: int) -> None:
+    """Sums of 16 bits, which AVX2 has in between, must not saturate: every code is the lowest or the highest."""
+    if not native_library().rounds_activations:
+        pytest.skip("the processor has no AVX-512 VNNI")
+    made = layer(f"int{bits}", 64, 512)
+    lowest, highest = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    codes_OI = torch.full((64, 512), highest, dtype=torch.int8)
+    codes_OI[::2] = lowest
+    codes_OI[1::4, ::2] = lowest
+    made.put(replace(made.quantized(), codes_OI=codes_OI, scale=torch.ones(64)))
+    product = KERNELS["int8"][0].prepared(made).multiply
+    for sign in (1.0, -1.0):
+        x = torch.full((7, 512), sign)
+        x[3, 1::2] = -sign
+        found = product(x)
+        assert found is not None
+        assert_equal_but_for_rounding(found, x.double() @ codes_OI.double().T)
 
 
 @pytest.mark.parametrize("activations", list(KERNELS))
@@ -264,62 +303,3 @@ def test_activations_that_cannot_be_rounded_are_refused() -> None:
         prepare_for_inference(layer("int4"), activations="int7")
     with pytest.raises(ConfigError, match="`int8`, but the model is not quantized"):
         prepare_for_inference(nn.Linear(4, 4), activations="int8")
-
-
-class TestWhereNothingCanBeCompiled:
-    @pytest.fixture(autouse=True)
-    def _fresh(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path))
-        native_library.cache_clear()
-        yield
-        native_library.cache_clear()
-
-    def test_no_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("CXX", "no-such-compiler")
-        assert "no C++ compiler found" in native_library().refusal
-        kernel = choose_kernel(layer("int4", 16), torch.bfloat16)
-        assert kernel is not None
-        assert kernel.name == "int4pack"
-
-    def test_a_compiler_that_fails(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        compiler = tmp_path / "broken"
-        compiler.write_text("#!/bin/sh\necho 'fatal: no space' >&2\nexit 1\n")
-        compiler.chmod(0o755)
-        monkeypatch.setenv("CXX", str(compiler))
-        with caplog.at_level(logging.WARNING):
-            for _ in range(3):
-                assert native_library().refusal == "compiling them failed: fatal: no space"
-        assert len(caplog.records) == 1
-        assert not list(tmp_path.glob("*.so"))
-
-    def test_the_switch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv(SWITCH, "0")
-        assert native_library().refusal == f"{SWITCH} is 0"
-
-    def test_another_processor(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / "cpuinfo").write_text("flags : fpu avx2\n")
-        monkeypatch.setattr(native, "CPU_INFO", tmp_path / "cpuinfo")
-        assert native_library().refusal == "the processor has no AVX-512"
-
-    def test_rounded_activations_take_the_plain_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv(SWITCH, "0")
-        made = layer("int4-g64")
-        x = torch.randn(3, 256)
-        weight = made.dequantized(torch.float64)
-        assert prepare_for_inference(made, torch.float32, activations="int8") == {"plain-a8": 1}
-        assert_equal_but_for_rounding(made(x), round_activations(x, block=64).double() @ weight.T)
-
-
-def test_it_is_compiled_once_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path))
-    try:
-        for _ in range(2):
-            native_library.cache_clear()
-            assert native_library().refusal == ""
-        [file] = tmp_path.iterdir()
-        assert file.name.startswith("products-")
-        assert file.suffix == ".so"
-    finally:
-        native_library.cache_clear()

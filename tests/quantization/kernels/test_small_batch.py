@@ -10,15 +10,10 @@ from torch import nn
 
 from glmtune.quantization.kernels import small_batch
 from glmtune.quantization.kernels.dispatch import prepare_for_inference
-from glmtune.quantization.kernels.native import NativeLibrary, native_library
+from glmtune.quantization.kernels.native import NativeLibrary
 from glmtune.quantization.kernels.small_batch import MAX_ROWS, SmallBatchLinear, use_small_batch_products
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled() -> None:
-    reason = native_library().refusal
-    if reason:
-        pytest.skip(f"no native kernels: {reason}")
+pytestmark = pytest.mark.usefixtures("compiled")
 
 
 def changed(inputs: int, outputs: int, *, bias: bool = False) -> nn.Linear:

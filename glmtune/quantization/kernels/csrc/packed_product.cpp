@@ -1,4 +1,4 @@
-// Activations times INT4 or INT8 weights on a CPU with AVX-512, and the layout that makes it fast.
+// Activations times INT4 or INT8 weights on a CPU with AVX-512 or AVX2, and the layout that makes it fast.
 //
 // A weight is packed once into panels of 64 outputs. A step is a run of neighbouring columns whose codes fill a
 // 32-bit word per output: 8 columns of INT4, 4 of INT8. A panel holds its steps one after the other, a step the
@@ -11,7 +11,7 @@
 //     integers that they are multiples of (`digits_of_row`), where that is the faster way.
 // Both read the weight once per tile of up to ROWS rows, in registers; one row runs at the speed of memory.
 //
-// A tile is ROWS rows times a panel. Its sums stay in registers over all columns:
+// A tile is ROWS rows times a panel. Its sums stay in registers over all columns (AVX2: `tiles_avx2.h`):
 //
 //              weight: 4 vectors of 16 outputs      32 registers: 24 sums
 //              [  n=0  ][  n=1  ][  n=2  ][  n=3  ]                4 weights
@@ -24,7 +24,6 @@
 //
 // Plain C interface, no PyTorch headers: it compiles in seconds and does not depend on PyTorch's version.
 
-#include <immintrin.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -35,12 +34,41 @@
 
 #include "activations.h"
 
+#ifndef HAS_AVX512
+#include "tiles_avx2.h"
+#endif
+
 namespace {
+
+constexpr int BLOCK = 256;  // columns of activations that share a scale where the weight has no groups (packed.py too)
+constexpr int MANY_ROWS = 48;  // rows (8 tiles) from which INT8 codes are widened once instead of in every tile
+
+#ifdef HAS_AVX512
 
 constexpr int VECTORS = 4;   // registers of 16 outputs that make a panel
 constexpr int ROWS = 6;      // rows of a tile: 24 accumulators of 32 registers
-constexpr int MANY_ROWS = 48;  // rows (8 tiles) from which INT8 codes are widened once instead of in every tile
-constexpr int BLOCK = 256;   // columns of activations that share a scale where the weight has no groups (packed.py too)
+constexpr bool WIDENS = true;          // see MANY_ROWS
+constexpr bool DEFERS_SCALES = true;   // see `byte_tile`
+constexpr int EXACT_BYTES = 2;         // of an activation ready for exact products, a bfloat16
+
+// Rows of bfloat16 that add up to a row of this type: bfloat16 has 8 bits of mantissa, float16 11, float32 24. So inputs
+// of any type have exact products with codes, by one kernel.
+int parts_of(int type) { return type == BFLOAT16 ? 1 : type == FLOAT16 ? 2 : 3; }
+
+// bfloat16 rows of whole steps are read where they lie; all else is converted, with zeros beyond the last column, as a
+// step or a vector may reach over it.
+bool is_read_in_place(const Weight& w, int type) { return type == BFLOAT16 && w.inputs % columns_of_step(w) == 0; }
+
+void split_row(const Weight& w, const void* x, int64_t start, int type, int parts, char* to, int64_t row_bytes) {
+  for (int64_t k = 0; k < w.inputs; k += 16) {
+    __m512 rest = load(x, start + k, first(w.inputs - k), type);
+    for (int part = 0; part < parts; ++part) {
+      __m256i piece = narrowed(rest);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + part * row_bytes + 2 * k), piece);
+      rest = _mm512_sub_ps(rest, widened(piece));
+    }
+  }
+}
 
 // --- tiles: `rows` rows times a panel ---------------------------------------------------------------------
 
@@ -183,10 +211,6 @@ template <int BITS, int COUNT, bool SAME_SCALE>
 void byte_tile(const Weight&, const uint32_t*, int64_t, const Activations&, int64_t, float (*)[PANEL]) {}
 #endif
 
-using Tile = void (*)(const Weight&, const uint32_t*, int64_t, const Activations&, int64_t, float (*)[PANEL]);
-
-enum Way { WIDENED, BYTES, BYTES_SAME_SCALE };
-
 // Exact products of bytes, three or four to a number (`digits_of_row`), or of bfloat16? On AMD (Zen 4 and later)
 // `vdpbf16ps` takes as long as `vpdpbusd`, which has twice the columns; on Intel four times as long (0.8 and 0.2 ns,
 // Emerald Rapids: one row reads INT4 codes from the cache at 13 GB/s by pairs of bfloat16, at 33 by three bytes), and
@@ -200,21 +224,6 @@ bool products_by_digits() {
 #else
   return false;
 #endif
-}
-
-template <int BITS, int... I>
-Tile tile_for(Way way, int64_t rows, std::integer_sequence<int, I...>) {
-  constexpr int CODE_BITS = BITS == 16 ? 8 : BITS;  // widened codes are never met by rounded activations
-  static constexpr Tile tiles[][sizeof...(I)] = {{widened_tile<BITS, I + 1>...},
-                                                 {byte_tile<CODE_BITS, I + 1, false>...},
-                                                 {byte_tile<CODE_BITS, I + 1, true>...}};
-  return tiles[way][rows - 1];
-}
-
-Tile tile_for(int bits, Way way, int64_t rows) {
-  constexpr std::make_integer_sequence<int, ROWS> counts;
-  if (bits == 16) return tile_for<16>(way, rows, counts);
-  return bits == 4 ? tile_for<4>(way, rows, counts) : tile_for<8>(way, rows, counts);
 }
 
 // INT8 codes of a panel as pairs of bfloat16: worth it for many rows, as the tiles then need neither tables nor two
@@ -235,10 +244,39 @@ void widen_panel(const uint32_t* words, int64_t steps, uint32_t* pairs) {
   }
 }
 
-// The sum of 16 outputs over the parts that a row was split into (`split_row`): each part was a row of the tile.
-__m512 added_up(const float (*result)[PANEL], int parts, int64_t o) {
-  __m512 number = _mm512_loadu_ps(result[0] + o);
-  for (int part = 1; part < parts; ++part) number = _mm512_add_ps(number, _mm512_loadu_ps(result[part] + o));
+int products() {
+#ifdef __AVX512VNNI__
+  return 3;
+#else
+  return 1;
+#endif
+}
+
+#endif  // HAS_AVX512
+
+using Tile = void (*)(const Weight&, const uint32_t*, int64_t, const Activations&, int64_t, float (*)[PANEL]);
+
+enum Way { WIDENED, BYTES, BYTES_SAME_SCALE };
+
+template <int BITS, int... I>
+Tile tile_for(Way way, int64_t rows, std::integer_sequence<int, I...>) {
+  constexpr int CODE_BITS = BITS == 16 ? 8 : BITS;  // widened codes are never met by rounded activations
+  static constexpr Tile tiles[][sizeof...(I)] = {{widened_tile<BITS, I + 1>...},
+                                                 {byte_tile<CODE_BITS, I + 1, false>...},
+                                                 {byte_tile<CODE_BITS, I + 1, DEFERS_SCALES>...}};
+  return tiles[way][rows - 1];
+}
+
+Tile tile_for(int bits, Way way, int64_t rows) {
+  constexpr std::make_integer_sequence<int, ROWS> counts;
+  if (WIDENS && bits == 16) return tile_for<WIDENS ? 16 : 8>(way, rows, counts);
+  return bits == 4 ? tile_for<4>(way, rows, counts) : tile_for<8>(way, rows, counts);
+}
+
+// The sum of LANES outputs over the parts that a row was split into (`split_row`): each part was a row of the tile.
+Floats added_up(const float (*result)[PANEL], int parts, int64_t o) {
+  Floats number = masked_floats(result[0] + o, first(LANES));
+  for (int part = 1; part < parts; ++part) number = number + masked_floats(result[part] + o, first(LANES));
   return number;
 }
 
@@ -247,13 +285,7 @@ __m512 added_up(const float (*result)[PANEL], int parts, int64_t o) {
 extern "C" {
 
 // Bit 0: the weight-only product, bit 1: that with rounded activations.
-int glmtune_products() {
-#ifdef __AVX512VNNI__
-  return 3;
-#else
-  return 1;
-#endif
-}
+int glmtune_products() { return products(); }
 
 int64_t glmtune_words(const Weight* w) { return panels_of(*w) * steps_of(*w) * PANEL; }
 
@@ -314,15 +346,13 @@ void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type
                      int threads) {
   const Weight& w = *weight;
   const bool digits = !rounded && products_by_digits(), bytes = rounded || digits;
-  const int parts = rounded ? 1 : digits ? digits_for(type) : type == BFLOAT16 ? 1 : type == FLOAT16 ? 2 : 3;
+  const int parts = rounded ? 1 : digits ? digits_for(type) : parts_of(type);
   const int64_t width = ceil_div(w.inputs, 64) * 64 + 64;
   Activations a{};
   a.block = w.group ? w.group : bytes ? BLOCK : w.inputs;
   a.blocks = ceil_div(w.inputs, a.block);
-  // bfloat16 rows of whole steps are read where they lie; all else is converted, with zeros beyond the last column,
-  // as a step or a vector may reach over it.
-  const bool as_they_are = !bytes && type == BFLOAT16 && w.inputs % columns_of_step(w) == 0;
-  a.row_bytes = as_they_are ? 2 * w.inputs : bytes ? width : 2 * width;
+  const bool as_they_are = !bytes && is_read_in_place(w, type);
+  a.row_bytes = as_they_are ? 2 * w.inputs : bytes ? width : EXACT_BYTES * width;
   std::unique_ptr<char[]> copied(as_they_are ? nullptr : new char[rows * parts * a.row_bytes]);
   std::unique_ptr<float[]> scale(bytes ? new float[rows * parts * a.blocks] : nullptr);
   std::unique_ptr<float[]> total(bytes || w.zero ? new float[rows * parts * a.blocks]() : nullptr);
@@ -340,7 +370,7 @@ void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type
   const int64_t steps = steps_of(w), halves = gated ? 2 : 1;
   const int64_t outputs = w.outputs / halves, panels = panels_of(w) / halves;
   const Way way = !bytes ? WIDENED : w.group || w.zero ? BYTES : BYTES_SAME_SCALE;
-  const bool widened = !bytes && w.bits == 8 && rows * parts >= MANY_ROWS;
+  const bool widened = WIDENS && !bytes && w.bits == 8 && rows * parts >= MANY_ROWS;
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
@@ -373,9 +403,9 @@ void glmtune_product(const Weight* weight, const void* x, int64_t rows, int type
         for (int64_t half = 0; half < halves; ++half)
           tile(w, words[half], panel + half * panels, a, row * parts, result[half]);
         for (int64_t r = 0; r < count; ++r)
-          for (int64_t o = 0; o < PANEL && panel * PANEL + o < outputs; o += 16) {
-            __m512 number = added_up(result[0] + r * parts, parts, o);
-            if (gated) number = _mm512_mul_ps(silu(number), added_up(result[1] + r * parts, parts, o));
+          for (int64_t o = 0; o < PANEL && panel * PANEL + o < outputs; o += LANES) {
+            Floats number = added_up(result[0] + r * parts, parts, o);
+            if (gated) number = silu(number) * added_up(result[1] + r * parts, parts, o);
             store(out, (row + r) * outputs + panel * PANEL + o, first(outputs - panel * PANEL - o), type, number);
           }
       }
