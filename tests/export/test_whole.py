@@ -125,7 +125,7 @@ for words, limit in json.loads(sys.argv[1]):
     if not (child := os.fork()):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         os._exit(main(words))
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)  # not again by the next child
 """
 
 
