@@ -305,8 +305,9 @@ def prepare_for_inference(
         used["plain" if kernel is None else kernel.name] += 1
     fuse_attention_projections(model)  # both look at the products that the layers have by now
     fuse_gates(model)
-    use_calls_between_products(model)
-    use_decoding_layers(model)
+    if layers or input_dtype == torch.bfloat16:  # a small model in float32 is not worth a compilation
+        use_calls_between_products(model)
+        use_decoding_layers(model)
     if input_dtype == torch.bfloat16:
         use_small_batch_products(model)
     return dict(used)
