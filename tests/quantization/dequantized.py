@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from glmtune.models.checkpoints.quantized_layout import without_layout
@@ -31,3 +33,17 @@ def dequantize_model(model: PreTrainedModel) -> None:
         del model._tied_weights_keys  # the class's own again
         model.tie_weights()
     without_layout(model.config)
+
+
+def ids(model: Any) -> Tensor:
+    """Some tokens, ``[1, S]``, with those that ChatGLM-6B's positions are counted from."""
+    row = torch.arange(5, 17)[None]
+    if hasattr(model.config, "gmask_token_id"):
+        row[0, 6:8] = torch.tensor([model.config.gmask_token_id, model.config.bos_token_id])
+    return row
+
+
+def logits(model: Any) -> Tensor:
+    """What a model says to them."""
+    with torch.no_grad():
+        return model(input_ids=ids(model), use_cache=False).logits

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.answer import Answer
+from evaluation.compare.settings import ImportSettings
+from evaluation.compare.several import Matrix, compare_each, read_sides
 from evaluation.compare.statistics.counts import PairCounts
 from evaluation.metrics import Outcome
 from evaluation.reporting.files import write_report
@@ -81,3 +83,15 @@ def write_run(
     )
     (folder / "run.json").write_text(json.dumps(values), encoding="utf-8")
     return folder
+
+
+def own_task(sizes: dict[str, int], benchmark: str = "quiz") -> Task:
+    """A task of one's own, with so many questions a subject."""
+    return make_task(sizes=sizes, benchmark=benchmark, file="quiz.yaml")
+
+
+def compared(names: list[str], **options: Any) -> Matrix:
+    """Compare every two of some runs."""
+    sides = read_sides(names, ImportSettings(), None)
+    chosen: dict[str, Any] = {"confidence": 0.95, "average": None, "cluster": None, **options}
+    return compare_each(sides, names, **chosen)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers.quantizers import AutoHfQuantizer
 
 from glmtune.errors import CheckpointError, ConfigError
@@ -34,21 +33,9 @@ from glmtune.quantization.layers.apply import quantize_model
 from glmtune.quantization.layers.embeddings import rounded_embeddings
 from glmtune.quantization.layers.linear import QuantizedEmbedding, QuantizedLinear
 from tests.quantization.conftest import GOLDEN
-from tests.quantization.dequantized import dequantize_model
+from tests.quantization.dequantized import dequantize_model, ids, logits
 
 METHODS = ("int4", "int4-g32-asym", "int8")
-
-
-def ids(model: Any) -> Tensor:
-    row = torch.arange(5, 17)[None]
-    if hasattr(model.config, "gmask_token_id"):
-        row[0, 6:8] = torch.tensor([model.config.gmask_token_id, model.config.bos_token_id])
-    return row
-
-
-def logits(model: Any) -> Tensor:
-    with torch.no_grad():
-        return model(input_ids=ids(model), use_cache=False).logits
 
 
 def write(source: Path, folder: Path, method: str = "int4", **options: Any) -> Path:

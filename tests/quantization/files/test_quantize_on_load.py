@@ -23,22 +23,10 @@ from glmtune.quantization.arithmetic.methods import METHODS
 from glmtune.quantization.files.quantize_on_load import QuantizingReader
 from glmtune.quantization.layers.apply import quantize_model
 from tests.quantization.conftest import GOLDEN, REPO
-from tests.quantization.dequantized import dequantize_model
+from tests.quantization.dequantized import dequantize_model, logits
 
 Spoil = Callable[..., Path]
 LIMIT = 1.3
-
-
-def ids(model: Any) -> Tensor:
-    row = torch.arange(5, 17)[None]
-    if hasattr(model.config, "gmask_token_id"):
-        row[0, 6:8] = torch.tensor([model.config.gmask_token_id, model.config.bos_token_id])
-    return row
-
-
-def logits(model: Any) -> Tensor:
-    with torch.no_grad():
-        return model(input_ids=ids(model), use_cache=False).logits
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.calibrated])
