@@ -264,8 +264,9 @@ def prepare_for_inference(
 ) -> dict[str, int]:
     """Give every layer of codes the fastest product its device, type and shape allow.
 
-    Where products are native, query, key and value become one product, and MLPs apply their gate inside it;
-    unquantized layers in bfloat16 get a product of their own for few rows. A cast or a move of the model
+    Where products are native, query, key and value become one product, MLPs apply their gate inside it, norms
+    and rotary embeddings are one call each, and layers call all of them directly for a few tokens; unquantized
+    layers in bfloat16 get a product of their own for few rows. A cast or a move of the model
     takes the products away again.
 
     Args:
