@@ -265,8 +265,8 @@ def prepare_for_inference(
     """Give every layer of codes the fastest product its device, type and shape allow.
 
     Where products are native, query, key and value become one product, MLPs apply their gate inside it, norms
-    and rotary embeddings are one call each, and layers call all of them directly for a few tokens; unquantized
-    layers in bfloat16 get a product of their own for few rows. A cast or a move of the model
+    and rotary embeddings are one call each, and layers call all of them directly for a few tokens;
+    unquantized layers in bfloat16 get a product of their own for few rows. A cast or a move of the model
     takes the products away again.
 
     Args:
